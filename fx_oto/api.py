@@ -1,0 +1,122 @@
+"""The facade: prepare, compress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+from torch.fx import GraphModule
+
+from fx_oto.context import Context
+from fx_oto.dhspg import DHSPG
+from fx_oto.errors import MissingResultError
+from fx_oto.pipeline import Pipeline
+from fx_oto.tracing import trace
+from passes.dependency_analysis import DependencyAnalysis
+from passes.mask_insertion import MaskInsertion
+from passes.physical_slicing import PhysicalSlicing
+from passes.verification import Verification
+from passes.zig_partition import ZIGPartition
+
+__all__ = ["compress", "default_pipeline", "prepare"]
+
+
+def default_pipeline(unprunable: Iterable[str] = ()) -> Pipeline:
+    """The passes that ``prepare`` runs, in order."""
+    return Pipeline(
+        (
+            DependencyAnalysis(),  # which indices of which axes must go together
+            ZIGPartition(tuple(unprunable)),  # families of groups that can go
+            MaskInsertion(),  # one switch for each group
+        )
+    )
+
+
+def prepare(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    passes: Pipeline | None = None,
+    unprunable: Iterable[str] = (),
+) -> GraphModule:
+    """Trace a model, find its zero-invariant groups and insert their masks.
+
+    Args:
+        model: any module, or a GraphModule; it is not changed, and the result shares its parameters.
+        example_inputs: a tensor, a tuple, a dict of keyword arguments or ``(args, kwargs)``; may be left out for
+            a GraphModule that was traced by ``fx_oto.trace``.
+        passes: the pipeline to run instead of ``default_pipeline(unprunable)``.
+        unprunable: glob patterns of parameter or module names that must be kept whole.
+
+    Returns:
+        A GraphModule that behaves as the model in both training modes.
+
+    Raises:
+        TraceError: the model cannot be captured.
+        InputError: the model does not run on the example inputs.
+        SettingsError: a pattern matches nothing.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> fx_oto.partition(gm).group_sparsity()
+        0.0
+    """
+    if example_inputs is None:
+        if not isinstance(model, GraphModule) or "fx_oto" not in model.meta:
+            raise MissingResultError("prepare needs example_inputs, such as torch.randn(2, 3, 224, 224), to trace a model")
+        gm = trace(model, Context.of(model).inputs)
+    else:
+        gm = trace(model, example_inputs)
+    pipeline = passes if passes is not None else default_pipeline(unprunable)
+    return pipeline(gm).graph_module
+
+
+def compress(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    train: Callable[[GraphModule, DHSPG], object] | None = None,
+    unprunable: Iterable[str] = (),
+    verify: bool = True,
+    **optimizer: Any,
+) -> GraphModule:
+    """Cut every zero ZIG out of a model; with ``train``, prepare and train it first.
+
+    Args:
+        model: a prepared GraphModule, trained so that some ZIGs are zero; with ``train``, any model. Not changed
+            by the cutting.
+        example_inputs: needed with ``train`` if the model is not prepared.
+        train: called once with the prepared GraphModule and a ``DHSPG`` optimizer: the user's training loop.
+        unprunable: as for ``prepare``.
+        verify: compare the outputs of the compact and the group-sparse model on the example inputs.
+        optimizer: arguments of ``DHSPG``, such as ``lr=0.1, target_group_sparsity=0.7``.
+
+    Returns:
+        A GraphModule with parameters of its own and the outputs of the group-sparse model.
+
+    Raises:
+        MissingResultError: the model is not prepared and no ``train`` is given.
+        NothingToCompressError: no ZIG is zero.
+        SlicingError: every ZIG of a family is zero.
+        VerificationError: the outputs differ.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> _ = fx_oto.partition(gm).zero_(0.5)
+        >>> fx_oto.compress(gm).get_submodule("0")
+        Linear(in_features=4, out_features=4, bias=True)
+    """
+    gm = model
+    if train is not None:
+        prepared = isinstance(model, GraphModule) and "fx_oto" in model.meta and example_inputs is None
+        gm = model if prepared else prepare(model, example_inputs, unprunable=unprunable)
+        train(gm, DHSPG(gm, **optimizer))  # type: ignore[arg-type]
+    Context.of(gm)
+    assert isinstance(gm, GraphModule)
+    stages = Pipeline((PhysicalSlicing(), Verification(gm)) if verify else (PhysicalSlicing(),))
+    return stages(gm).graph_module

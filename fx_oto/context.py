@@ -1,0 +1,99 @@
+"""What the passes learn about a GraphModule, in one typed, immutable object: ``gm.meta["fx_oto"]``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from fx_oto.errors import InputError, MissingResultError
+
+__all__ = ["Context", "ExampleInputs"]
+
+_KEY = "fx_oto"
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class ExampleInputs:
+    """The arguments of one call of the model, as given by the user."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, inputs: Any) -> ExampleInputs:
+        """Read what a user passes: a tensor, a tuple, a dict of keyword arguments, or ``(args, kwargs)``."""
+        if isinstance(inputs, ExampleInputs):
+            return inputs
+        if isinstance(inputs, dict):
+            return cls((), dict(inputs))
+        if isinstance(inputs, tuple | list):
+            if len(inputs) == 2 and isinstance(inputs[0], tuple | list) and isinstance(inputs[1], dict):
+                return cls(tuple(inputs[0]), dict(inputs[1]))
+            return cls(tuple(inputs))
+        if isinstance(inputs, Tensor):
+            return cls((inputs,))
+        raise InputError(
+            "example_inputs must be a tensor, a tuple of positional arguments, a dict of keyword arguments, or "
+            f"(args, kwargs); found {type(inputs).__name__}"
+        )
+
+
+@dataclass(frozen=True)
+class Context:
+    """The example inputs and the results of analyses, by type.
+
+    A transformation that changes the graph replaces the context by one that keeps only what it preserves.
+    """
+
+    inputs: ExampleInputs
+    results: dict[type, Any] = field(default_factory=dict)
+    records: tuple[Any, ...] = ()
+
+    @classmethod
+    def of(cls, gm: nn.Module) -> Context:
+        """The context of a GraphModule that was traced or prepared.
+
+        Raises:
+            MissingResultError: the module carries none.
+        """
+        context = gm.meta.get(_KEY) if isinstance(gm, GraphModule) else None
+        if not isinstance(context, Context):
+            raise MissingResultError(
+                f"expected a GraphModule that fx_oto has traced, found {type(gm).__name__} without fx_oto's data in "
+                "gm.meta; call fx_oto.prepare(model, example_inputs) first (copy.deepcopy keeps the data, pickle does not)"
+            )
+        return context
+
+    def attach(self, gm: GraphModule) -> GraphModule:
+        """Make this the context of ``gm`` and return ``gm``."""
+        gm.meta[_KEY] = self
+        return gm
+
+    def get(self, kind: type[_Result]) -> _Result:
+        """The result of type ``kind``.
+
+        Raises:
+            MissingResultError: no pass has provided it; the text names the pass that does.
+        """
+        if kind not in self.results:
+            provider = getattr(kind, "provided_by", "an analysis")
+            raise MissingResultError(
+                f"no {kind.__name__} is known for this GraphModule: run the pass {provider!r} first, "
+                "or fx_oto.prepare, which runs every pass up to the masks"
+            )
+        found: _Result = self.results[kind]
+        return found
+
+    def provide(self, result: object) -> Context:
+        """A context that also holds ``result``."""
+        return replace(self, results={**self.results, type(result): result})
+
+    def keep(self, kinds: Iterable[type]) -> Context:
+        """A context that holds only the results of these types."""
+        kept = set(kinds)
+        return replace(self, results={kind: value for kind, value in self.results.items() if kind in kept})

@@ -1,0 +1,114 @@
+"""What dependency analysis finds: typed, immutable, and naming nodes and parameters by string."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fx_oto.labels import Layer
+
+__all__ = ["Adjustment", "Axis", "Dependencies", "Gather", "Reason"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One dimension of one parameter or buffer; its atoms are ``start … start + size - 1``."""
+
+    tensor: str
+    dim: int
+    start: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.tensor}[{self.dim}]"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why something is kept whole: what was asked of it, by which op, where in the user's source."""
+
+    why: str
+    op: str = ""
+    node: str = ""
+    source: str = ""
+
+    def __str__(self) -> str:
+        place = " ".join(part for part in (self.op and f"op {self.op}", self.source and f"at {self.source}") if part)
+        return f"{self.why} ({place})" if place else self.why
+
+
+@dataclass(frozen=True, eq=False)
+class Adjustment:
+    """A node that stays exact only if slicing also changes how it computes.
+
+    Attributes:
+        kind: ``"norm"`` and ``"mean"`` divide by the original count; ``"fold"`` adds to the bias what the
+            removed input channels, worth a constant, contributed.
+        node: name of the FX node.
+        labels: atoms of the axis that is summed over, shape ``(channels,)``.
+        removed: for ``"fold"``: the constant that each channel is worth once removed, shape ``(channels,)``.
+    """
+
+    kind: str
+    node: str
+    labels: Tensor
+    removed: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Gather:
+    """A node whose value is a reordering of an earlier node's value along one dimension.
+
+    Attributes:
+        entry: name of the earlier FX node.
+        dim: the dimension, the same in both values.
+        positions: index into the earlier value for each index of this one, shape ``(size,)``.
+    """
+
+    entry: str
+    dim: int
+    positions: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Dependencies:
+    """Which indices of which parameter axes must be kept or removed together, and which cannot go.
+
+    Attributes:
+        axes: every axis of every parameter and buffer, in the order of their atoms.
+        roots: class of each atom, shape ``(atoms,)``.
+        produced: whether an atom's index is a variable that its class drives to zero, shape ``(atoms,)``.
+        macs: multiply-adds that a weight's index takes part in, on the example inputs, shape ``(atoms,)``.
+        reasons: for each frozen class, by root, the first reason.
+        values: for each FX node, the layers of each tensor in its value.
+        producers: FX nodes that use variables, each with the atoms of those variables.
+        adjustments: nodes that slicing must compute differently.
+        gathers: nodes that slicing replaces by an ``index_select``, by name.
+        unknown: reasons of the ops without a rule.
+    """
+
+    provided_by: ClassVar[str] = "dependency-analysis"
+
+    axes: tuple[Axis, ...]
+    roots: Tensor
+    produced: Tensor
+    macs: Tensor
+    reasons: dict[int, Reason]
+    values: dict[str, tuple[tuple[Layer, ...], ...]]
+    producers: tuple[tuple[str, Tensor], ...]
+    adjustments: tuple[Adjustment, ...]
+    gathers: dict[str, Gather]
+    unknown: tuple[Reason, ...]
+
+    def axis_of(self, atoms: Tensor) -> Tensor:
+        """Position in ``axes`` of each atom; ``len(axes)`` or more for atoms of created dimensions."""
+        starts = torch.tensor([axis.start for axis in self.axes] + [self.num_axis_atoms])
+        return torch.searchsorted(starts, atoms, right=True) - 1
+
+    @property
+    def num_axis_atoms(self) -> int:
+        """One past the last atom that belongs to a parameter or buffer."""
+        return self.axes[-1].start + self.axes[-1].size if self.axes else 1

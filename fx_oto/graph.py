@@ -1,0 +1,122 @@
+"""Small helpers on FX graphs and modules that the rest of the library shares."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+__all__ = [
+    "clone_module",
+    "evaluating",
+    "graph_copy",
+    "op_name",
+    "source_line",
+    "tensor_names",
+    "training_modes",
+]
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def source_line(node: Node) -> str:
+    """Where in the user's source a node was traced: ``"path/net.py:12"``, or ``""`` when not recorded."""
+    frames = _FRAME.findall(node.stack_trace or "")
+    return f"{frames[-1][0]}:{frames[-1][1]}" if frames else ""
+
+
+def op_name(node: Node) -> str:
+    """The bare name of what a node calls, the same for ``torch.relu``, ``x.relu()`` and ``aten.relu``."""
+    if node.op == "call_module":
+        return type(_submodule(node)).__name__
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target._schema.name).split("::")[1]
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return name.strip("_") if name.startswith("__") else name
+
+
+def _submodule(node: Node) -> nn.Module:
+    owner = node.graph.owning_module
+    assert owner is not None and isinstance(node.target, str)
+    return owner.get_submodule(node.target)
+
+
+def training_modes(module: nn.Module) -> dict[str, bool]:
+    """The ``training`` flag of every submodule by name."""
+    return {name: child.training for name, child in module.named_modules(remove_duplicate=False)}
+
+
+@contextmanager
+def evaluating(module: nn.Module, training: bool = False) -> Iterator[None]:
+    """Put a module and its children in one mode for a while, then restore each child's own."""
+    before = [(child, child.training) for child in module.modules()]
+    try:
+        for child, _ in before:
+            child.training = training
+        yield
+    finally:
+        for child, mode in before:
+            child.training = mode
+
+
+def graph_copy(gm: GraphModule) -> GraphModule:
+    """A GraphModule with a graph and a tree of its own that shares the input's leaf modules, parameters and buffers."""
+    graph = Graph(tracer_cls=gm.graph._tracer_cls)
+    renamed: dict[Node, Node] = {}
+    output = graph.graph_copy(gm.graph, renamed)
+    old = next(node for node in gm.graph.nodes if node.op == "output")
+    renamed[old] = graph.output(output)
+    for before, after in renamed.items():
+        after.meta = dict(before.meta)
+    graph.set_codegen(copy.deepcopy(gm.graph._codegen))
+    return _inherit(GraphModule(gm, graph, gm.__class__.__name__), gm)
+
+
+def _inherit(new: GraphModule, old: GraphModule) -> GraphModule:
+    new.meta = dict(old.meta)
+    modes = training_modes(old)
+    for name, child in new.named_modules(remove_duplicate=False):
+        child.training = modes.get(name, old.training)
+    return new
+
+
+def clone_module(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Copy a module tree without copying its tensors: each parameter and buffer becomes ``replace(tensor)``.
+
+    What occurs twice in the original, a module or a tensor, occurs twice in the copy.
+    """
+    modules: dict[nn.Module, nn.Module] = {}
+
+    def clone(old: nn.Module) -> nn.Module:
+        if old in modules:
+            return modules[old]
+        new = old.__new__(type(old))
+        new.__dict__.update(old.__dict__)
+        modules[old] = new
+        for registry in ("_parameters", "_buffers"):
+            tensors = old.__dict__[registry]
+            new.__dict__[registry] = {key: None if t is None else replace(t) for key, t in tensors.items()}
+        new.__dict__["_modules"] = {key: child and clone(child) for key, child in old._modules.items()}
+        for key, value in old.__dict__.items():
+            if isinstance(value, MethodType) and value.__self__ is old:
+                new.__dict__[key] = MethodType(value.__func__, new)
+        return new
+
+    return clone(module)
+
+
+def tensor_names(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters, then buffers, by name; a tensor under several names is listed under its first."""
+    return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def plain(value: Any) -> Any:
+    """``value`` with every FX node in it replaced by the fake value it was traced with."""
+    return torch.fx.node.map_arg(value, lambda node: node.meta.get("val"))

@@ -1,0 +1,107 @@
+"""Provenance layers: which atom's removal removes an element, and what the element is worth then.
+
+A layer holds two tensors that broadcast to the value they describe. Both have the value's number of
+dimensions and size 1 wherever they do not vary, so a layer along the channels of a feature map
+``(N, C, H, W)`` is ``(1, C, 1, 1)``. Data movement is followed by running the movement itself on layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["UNKNOWN", "ZERO", "Layer", "align", "compress", "reshape", "varying"]
+
+UNKNOWN = torch.full((), math.nan, dtype=torch.float64)
+ZERO = torch.zeros((), dtype=torch.float64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """One axis along which elements of a value can be removed.
+
+    Attributes:
+        labels: int64 atoms, broadcastable to the value; varies along at least one dimension.
+        removed: float64, broadcastable to the value: the value of an element once the group of its
+            atom is zero; NaN where that depends on data.
+    """
+
+    labels: Tensor
+    removed: Tensor
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The dimensions along which the labels vary."""
+        return varying(self.labels)
+
+    def map(self, move: Callable[[Tensor], Tensor]) -> Layer:
+        """The layer after a data movement that treats labels and removed values alike."""
+        removed = move(self.removed) if self.removed.numel() > 1 else self.removed
+        labels = move(self.labels)
+        if removed.numel() == 1:
+            removed = removed.reshape((1,) * labels.ndim)
+        return Layer(labels, removed)
+
+
+def varying(labels: Tensor) -> tuple[int, ...]:
+    """The dimensions of size greater than 1: in compressed labels, those along which they vary."""
+    return tuple(dim for dim, size in enumerate(labels.shape) if size > 1)
+
+
+def align(tensor: Tensor, ndim: int) -> Tensor:
+    """Put dimensions of size 1 in front until ``tensor`` has ``ndim`` dimensions, as broadcasting does."""
+    missing = ndim - tensor.ndim
+    return tensor[(None,) * missing] if missing else tensor
+
+
+def compress(tensor: Tensor, dims: Sequence[int] | None = None) -> Tensor:
+    """Shrink to size 1 every dimension (of ``dims``) along which the tensor does not vary."""
+    for dim in range(tensor.ndim) if dims is None else dims:
+        size = tensor.size(dim)
+        if size < 2:
+            continue
+        first = tensor.narrow(dim, 0, 1)
+        if tensor.stride(dim) == 0 or _same(first.expand_as(tensor), tensor):
+            tensor = first
+    return tensor
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    if left.is_floating_point():
+        return bool(((left == right) | (left.isnan() & right.isnan())).all())
+    return torch.equal(left, right)
+
+
+def reshape(tensor: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
+    """Reshape compressed labels of a value of shape ``old`` to those of its reshape to ``new``.
+
+    The two shapes are cut into the shortest runs of equal product; only runs in which the labels vary
+    are expanded, so that labels stay as small as they were.
+    """
+    middle, result, touched = [], [], []
+    for left, right in _runs(old, new):
+        varies = any(tensor.size(dim) > 1 for dim in left)
+        middle += [old[dim] if varies else 1 for dim in left]
+        result += [new[dim] if varies else 1 for dim in right]
+        touched += list(right) if varies and (len(left), len(right)) != (1, 1) else []
+    return compress(tensor.expand(middle).reshape(result), touched)
+
+
+def _runs(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
+    runs, i, j = [], 0, 0
+    while i < len(old) or j < len(new):
+        start_i, start_j = i, j
+        left = right = 1
+        while True:
+            if left < right or (left == right and i == start_i and i < len(old)):
+                left, i = left * old[i], i + 1
+            elif right < left or (j == start_j and j < len(new)):
+                right, j = right * new[j], j + 1
+            else:
+                break
+        runs.append((range(start_i, i), range(start_j, j)))
+    return runs

@@ -1,0 +1,42 @@
+"""Masks: one buffer per family, 1 for each ZIG that is kept and 0 for each that is gone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["MASKS", "Masks", "apply_mask", "mask_of"]
+
+MASKS = "zig_masks"
+
+
+class Masks(nn.Module):
+    """Holds the mask of every family as a buffer ``family_i`` of shape ``(num_zigs,)``."""
+
+    def __init__(self, sizes: list[int], device: torch.device | None = None) -> None:
+        super().__init__()
+        for i, size in enumerate(sizes):
+            self.register_buffer(f"family_{i}", torch.ones(size, device=device))
+
+
+def mask_of(module: nn.Module, family: int) -> Tensor | None:
+    """The mask of a family, or None where no masks were inserted."""
+    masks = getattr(module, MASKS, None)
+    return None if masks is None else masks.get_buffer(f"family_{family}")
+
+
+def apply_mask(value: Tensor, dim: int, mask: Tensor, index: Tensor | None = None) -> Tensor:
+    """Multiply a tensor by a family's mask along one dimension.
+
+    Args:
+        value: any tensor.
+        dim: the dimension along which its ZIGs lie.
+        mask: shape ``(num_zigs,)``.
+        index: for each index of ``dim``, one more than the position of its ZIG in the family, 0 if it has none;
+            None if they coincide.
+    """
+    if index is not None:
+        mask = torch.cat([mask.new_ones(1), mask])[index]
+    shape = [1] * value.ndim
+    shape[dim] = -1
+    return value * mask.to(value.dtype).view(shape)

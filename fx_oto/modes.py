@@ -1,0 +1,121 @@
+"""One graph for both training modes.
+
+Python code may read ``self.training`` while it is traced, and a trace sees only one answer. ``merge_modes``
+joins the graph traced in training mode with the one traced in evaluation mode: what both have occurs once,
+and where they differ ``by_mode`` chooses when the graph runs.
+"""
+
+from __future__ import annotations
+
+from difflib import SequenceMatcher
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
+
+__all__ = ["TrainingFlag", "by_mode", "merge_modes"]
+
+FLAG = "training_mode"
+_Value = TypeVar("_Value")
+
+
+def by_mode(training: bool, in_training: _Value, in_evaluation: _Value) -> _Value:
+    """Choose between the values that the two modes compute."""
+    return in_training if training else in_evaluation
+
+
+class TrainingFlag(nn.Module):
+    """Tells a graph which mode it runs in: ``.train()`` and ``.eval()`` reach it like any submodule."""
+
+    def forward(self) -> bool:
+        """The mode, True in training."""
+        return self.training
+
+
+def merge_modes(train: Graph, evaluation: Graph) -> Graph:
+    """Join two graphs of one model; the result calls the submodule ``training_mode`` if they differ."""
+    if _equal(train, evaluation):
+        return train
+    return _Merger(train, evaluation).merge()
+
+
+def _key(node: Node) -> tuple[str, Any]:
+    return node.op, node.target
+
+
+def _equal(left: Graph, right: Graph) -> bool:
+    if len(left.nodes) != len(right.nodes):
+        return False
+    twin = dict(zip(right.nodes, left.nodes, strict=True))
+    return all(
+        _key(a) == _key(b) and _same((a.args, a.kwargs), map_arg((b.args, b.kwargs), twin.__getitem__))
+        for b, a in twin.items()
+    )
+
+
+def _same(left: Any, right: Any) -> bool:
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, tuple | list):
+        return len(left) == len(right) and all(map(_same, left, right))
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(_same(left[key], right[key]) for key in left)
+    if isinstance(left, slice):
+        return _same((left.start, left.stop, left.step), (right.start, right.stop, right.step))
+    return left is right or bool(left == right)
+
+
+class _Merger:
+    def __init__(self, train: Graph, evaluation: Graph) -> None:
+        self.sources = (list(train.nodes), list(evaluation.nodes))
+        self.merged: tuple[dict[Node, Node], dict[Node, Node]] = ({}, {})
+        self.graph = Graph(tracer_cls=train._tracer_cls)
+        self.flag: Node | None = None
+
+    def merge(self) -> Graph:
+        train, evaluation = self.sources
+        matcher = SequenceMatcher(None, [_key(n) for n in train], [_key(n) for n in evaluation], autojunk=False)
+        for kind, i, i_end, j, j_end in matcher.get_opcodes():
+            if kind == "equal":
+                for left, right in zip(train[i:i_end], evaluation[j:j_end], strict=True):
+                    self._copy_both(left, right)
+            else:
+                self._copy_one(train[i:i_end], self.merged[0])
+                self._copy_one(evaluation[j:j_end], self.merged[1])
+        return self.graph
+
+    def _copy_one(self, nodes: list[Node], merged: dict[Node, Node]) -> None:
+        for node in nodes:
+            merged[node] = self.graph.node_copy(node, merged.__getitem__)
+
+    def _copy_both(self, left: Node, right: Node) -> None:
+        args, kwargs = self._join((left.args, left.kwargs), (right.args, right.kwargs))
+        copy = self.graph.create_node(left.op, left.target, args, kwargs, left.name, left.type)
+        copy.meta = dict(left.meta)
+        self.merged[0][left] = self.merged[1][right] = copy
+
+    def _join(self, left: Any, right: Any) -> Any:
+        if isinstance(left, Node) and isinstance(right, Node) and self.merged[0][left] is self.merged[1][right]:
+            return self.merged[0][left]
+        alike = type(left) is type(right)
+        if alike and isinstance(left, dict) and left.keys() == right.keys():
+            return {key: self._join(left[key], right[key]) for key in left}
+        if alike and isinstance(left, tuple | list) and len(left) == len(right):
+            parts = [self._join(a, b) for a, b in zip(left, right, strict=True)]
+            return type(left)(*parts) if hasattr(left, "_fields") else type(left)(parts)
+        if not isinstance(left, Node) and alike and _same(left, right):
+            return left
+        return self._choose(left, right)
+
+    def _choose(self, left: Any, right: Any) -> Node:
+        if self.flag is None:
+            last = [node for node in self.graph.nodes if node.op == "placeholder"][-1]
+            with self.graph.inserting_after(last):
+                self.flag = self.graph.call_module(FLAG)
+        if left is True and right is False:
+            return self.flag
+        choice = (map_arg(left, self.merged[0].__getitem__), map_arg(right, self.merged[1].__getitem__))
+        return self.graph.call_function(by_mode, (self.flag, *choice))
+
+

@@ -1,0 +1,97 @@
+"""Leaf modules: which ones slicing can resize, and what changes with their parameters.
+
+A module of another class that holds parameters is kept whole; user code behind a leaf is opaque, so that
+sizes hidden inside cannot be rewritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch._ops import OpOverload
+from torch.fx import GraphModule, Node
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from fx_oto.modes import TrainingFlag
+
+__all__ = ["is_opaque", "keeps_parameters_whole", "resize"]
+
+
+def _conv(module: Any, inputs: int, outputs: int) -> None:
+    module.in_channels, module.out_channels = inputs, outputs
+    module.groups = (outputs if module.transposed else inputs) // module.weight.shape[1]
+
+
+def _linear(module: Any, inputs: int, outputs: int) -> None:
+    module.out_features, module.in_features = module.weight.shape
+
+
+def _norm(module: Any, inputs: int, outputs: int) -> None:
+    module.num_features = inputs
+
+
+def _group_norm(module: Any, inputs: int, outputs: int) -> None:
+    module.num_groups = module.num_groups * inputs // module.num_channels
+    module.num_channels = inputs
+
+
+def _embedding(module: Any, inputs: int, outputs: int) -> None:
+    module.num_embeddings, module.embedding_dim = module.weight.shape
+
+
+def _prelu(module: Any, inputs: int, outputs: int) -> None:
+    module.num_parameters = module.weight.shape[0]
+
+
+_RESIZERS: tuple[tuple[type[nn.Module], Callable[[Any, int, int], None]], ...] = (
+    (_ConvNd, _conv),
+    (nn.Linear, _linear),
+    (_NormBase, _norm),
+    (nn.GroupNorm, _group_norm),
+    (nn.Embedding, _embedding),
+    (nn.PReLU, _prelu),
+)
+# Replaced as a whole, by a norm over the original count (see passes/physical_slicing.py).
+_REPLACED = (nn.LayerNorm,)
+
+
+def _resizer(module: nn.Module) -> Callable[[Any, int, int], None] | None:
+    if not _is_torchs(type(module)):
+        return None
+    return next((resizer for kind, resizer in _RESIZERS if isinstance(module, kind)), None)
+
+
+def _is_torchs(kind: Any) -> bool:
+    module = getattr(kind, "__module__", None) or ""
+    return module.split(".")[0] in ("torch", "_operator", "builtins", "math") or not module
+
+
+def keeps_parameters_whole(module: nn.Module) -> bool:
+    """Whether a leaf holds parameters that slicing does not know how to cut."""
+    known = _resizer(module) is not None or type(module) in _REPLACED
+    return not known and next(module.parameters(), None) is not None
+
+
+def is_opaque(node: Node, gm: GraphModule) -> bool:
+    """Whether a node runs Python code that slicing can neither rewrite nor see into."""
+    if node.op == "call_module":
+        module = gm.get_submodule(str(node.target))
+        return not isinstance(module, TrainingFlag) and not _is_torchs(type(module))
+    if node.op == "call_function":
+        return not isinstance(node.target, OpOverload) and not _is_torchs(node.target)
+    return False
+
+
+def resize(module: nn.Module, inputs: int, outputs: int) -> None:
+    """Bring a module's attributes in line with its sliced parameters.
+
+    Args:
+        module: a leaf module whose parameters were sliced.
+        inputs: channels (dimension 1) of its input, after slicing.
+        outputs: channels (dimension 1) of its output, after slicing.
+    """
+    if resizer := _resizer(module):
+        resizer(module, inputs, outputs)

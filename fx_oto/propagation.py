@@ -1,0 +1,335 @@
+"""The engine of dependency analysis: it plays the ATen tape on provenance layers.
+
+Each rule (``fx_oto.rules``) is handed one ATen call and this engine, and says what the call does to labels:
+which it unites, which it freezes and why, what it lets through. The engine owns the union-find, remembers
+layers by value, defers choices that depend on later unions, and settles them at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves
+
+from fx_oto.atoms import Atoms
+from fx_oto.closure import Grouped, Rectangle, settle
+from fx_oto.dependencies import Adjustment, Axis, Dependencies, Gather, Reason
+from fx_oto.graph import op_name, source_line
+from fx_oto.labels import UNKNOWN, ZERO, Layer
+from fx_oto.modules import is_opaque, keeps_parameters_whole
+from fx_oto.tape import OpCall, Tape, macs_of
+
+__all__ = ["Propagation", "Region", "Rule"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Region:
+    """Pure data movement since a value whose one tracked dimension was split into a grid.
+
+    Attributes:
+        entry: the value before the split.
+        dim: its tracked dimension.
+        atoms: fresh atoms of that dimension, consecutive, each united with the label it stands for.
+        coordinates: for every dimension of ``entry``, where each element came from.
+    """
+
+    entry: Tensor
+    dim: int
+    atoms: Tensor
+    coordinates: tuple[Layer, ...]
+
+
+class Propagation:
+    """State of one analysis; rules call its methods.
+
+    Args:
+        gm: the GraphModule, for source lines and leaf modules.
+        tape: its ATen calls.
+        rule_for: finds the rule of an operator.
+    """
+
+    def __init__(self, gm: GraphModule, tape: Tape, rule_for: Callable[[Any], Rule]) -> None:
+        self.atoms = Atoms()
+        self.call: OpCall | None = None
+        self._nodes: dict[str, Node] = {node.name: node for node in gm.graph.nodes}
+        self._gm, self._tape, self._rule_for = gm, tape, rule_for
+        self._layers: dict[int, tuple[Layer, ...]] = {}
+        self._alive: list[Tensor] = []
+        self._storages: dict[int, list[Tensor]] = {}
+        self._weights: set[int] = set()
+        self._regions: dict[int, Region] = {}
+        self._frozen: list[tuple[Tensor, Reason]] = []
+        self._produced: list[Tensor] = []
+        self._producers: list[tuple[str, Tensor]] = []
+        self._obligations: list[Rectangle | Grouped] = []
+        self._adjustments: list[Adjustment] = []
+        self._gathers: dict[int, tuple[Tensor, int, Tensor]] = {}
+        self._unknown: dict[tuple[str, str], Reason] = {}
+        self._macs: list[tuple[Tensor, float]] = []
+        self.node = ""
+        self.memo: dict[Any, Tensor] = {}
+
+    # -- what rules read -------------------------------------------------------------------------------
+
+    def layers(self, value: Any) -> tuple[Layer, ...]:
+        """The layers of a tensor; none when it is untracked or not a tensor."""
+        return self._layers.get(id(value), ())
+
+    def is_weight(self, value: Any) -> bool:
+        """Whether a tensor is a parameter, or one that was only moved around."""
+        return id(value) in self._weights
+
+    def constant(self, value: Tensor) -> Tensor | None:
+        """The real content of a buffer, None for any other tensor."""
+        return self._tape.constants.get(id(value))
+
+    def region(self, value: Tensor) -> Region | None:
+        """The movement region that a tensor is part of."""
+        return self._regions.get(id(value))
+
+    @property
+    def rewritable(self) -> bool:
+        """Whether slicing can rewrite what the current node computes: not inside opaque leaves."""
+        return not is_opaque(self._nodes[self.node], self._gm)
+
+    @property
+    def has_bias_slot(self) -> bool:
+        """Whether slicing can add a constant to what the current node computes."""
+        return self.rewritable and op_name(self._nodes[self.node]).lower() in _WITH_BIAS
+
+    # -- what rules say --------------------------------------------------------------------------------
+
+    def put(self, value: Tensor, layers: Iterable[Layer]) -> None:
+        """Give a value its layers; those that do not vary are frozen, for they cannot be cut out."""
+        kept = []
+        for layer in layers:
+            if layer.dims:
+                kept.append(layer)
+            else:
+                self.freeze(layer.labels, "a single index is selected, and nothing of it would be left")
+        self._layers[id(value)] = tuple(kept)
+        self._alive.append(value)
+
+    def put_weight(self, value: Tensor) -> None:
+        """Remember that a value is a parameter that was only moved around."""
+        self._weights.add(id(value))
+
+    def put_region(self, value: Tensor, region: Region) -> None:
+        """Remember that a value is part of a movement region."""
+        self._regions[id(value)] = region
+
+    def put_gather(self, value: Tensor, entry: Tensor, dim: int, positions: Tensor) -> None:
+        """Remember that a value is ``entry.index_select(dim, positions)``."""
+        self._gathers[id(value)] = (entry, dim, positions)
+
+    def unite(self, left: Tensor, right: Tensor, why: str = "it is combined with something that is kept whole") -> None:
+        """Couple atoms elementwise under broadcasting; what meets atom 0 is frozen."""
+        if left is right:
+            return
+        for one, other in ((left, right), (right, left)):
+            if not one.all():
+                self.freeze(torch.where(one == 0, other, 0), why)
+        self.atoms.unite(left, right)
+
+    def freeze(self, labels: Tensor, why: str) -> None:
+        """Keep whole the classes of these atoms."""
+        labels = labels.reshape(-1)
+        if labels.any():
+            self._frozen.append((labels, self.reason(why)))
+
+    def freeze_where(self, bad: Tensor, labels: Tensor, why: str) -> None:
+        """Keep whole the classes of those atoms for which ``bad``, broadcastable to them, is true."""
+        if bad.any():
+            self.freeze(torch.where(bad, labels, 0), why)
+
+    def freeze_value(self, value: Any, why: str) -> None:
+        """Keep whole everything that a value depends on."""
+        for layer in self.layers(value):
+            self.freeze(layer.labels, why)
+
+    def produce(self, labels: Tensor) -> None:
+        """Mark atoms whose indices are variables that the zero-invariant group drives to zero."""
+        self._produced.append(labels.reshape(-1))
+        self._producers.append((self.node, labels.reshape(-1)))
+
+    def rectangle(self, labels: Tensor) -> None:
+        """Ask that whatever is removed from these labels leaves a rectangle."""
+        self._obligations.append(Rectangle(labels))
+
+    def grouped(self, grid: Grouped) -> None:
+        """Ask that a grouped contraction stays a grid of equal groups."""
+        self._obligations.append(grid)
+
+    def narrow_to(self, layer: Layer, dims: Iterable[int], why: str) -> Layer | None:
+        """Restrict a layer to some dimensions: along the others its labels are united.
+
+        Returns:
+            The layer with size 1 along every other dimension, or None (and frozen) if it does not vary along ``dims``.
+        """
+        keep = set(dims)
+        if not keep.intersection(layer.dims):
+            self.freeze(layer.labels, why)
+            return None
+        labels, removed = layer.labels, layer.removed
+        for dim in layer.dims:
+            if dim not in keep:
+                self.unite(labels, labels.narrow(dim, 0, 1))
+                labels = labels.narrow(dim, 0, 1)
+        for dim, size in enumerate(removed.shape):
+            if size > 1 and dim not in keep:
+                removed = torch.where(_uniform(removed, dim), removed.narrow(dim, 0, 1), UNKNOWN)
+        return Layer(labels, removed)
+
+    def adjust(self, kind: str, labels: Tensor, removed: Tensor = ZERO) -> None:
+        """Ask slicing to compute the current node over the original count, or with a corrected bias."""
+        if not self.rewritable:
+            self.freeze(labels, f"the {kind} over it is computed inside an opaque function")
+            return
+        labels = labels.reshape(-1)
+        self._adjustments.append(Adjustment(kind, self.node, labels, removed.reshape(-1).expand(labels.shape)))
+
+    def unknown_op(self, name: str) -> None:
+        """Note that the current call has no rule and something tracked enters it."""
+        reason = self.reason(f"no rule is known for the op {name}")
+        self._unknown.setdefault((name, reason.source), reason)
+
+    def reason(self, why: str) -> Reason:
+        """``why``, with op, node and source line of the current call."""
+        node = self._nodes.get(self.node)
+        if node is None:
+            return Reason(why)
+        op = self.call.name if self.call is not None else op_name(node)
+        return Reason(why, op, node.name, source_line(node))
+
+    # -- the run ---------------------------------------------------------------------------------------
+
+    def run(self, attention: str = "heads") -> Dependencies:
+        """Play the tape, settle the deferred choices, and report."""
+        axes = self._parameter_axes()
+        values = {}
+        for name, calls, value in self._tape.steps:
+            self.node, self.call = name, None
+            self._enter(self._nodes[name], value)
+            for self.call in calls:
+                self._play(self.call)
+            leaves = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+            values[name] = tuple(self.layers(leaf) for leaf in leaves)
+        settle(self.atoms, self._obligations, [labels for labels, _ in self._frozen])
+        return self._result(axes, values)
+
+    def _parameter_axes(self) -> tuple[Axis, ...]:
+        axes = []
+        parameters = dict(self._gm.named_parameters())
+        for name, tensor in self._tape.tensors.items():
+            layers = []
+            for dim, size in enumerate(tensor.shape):
+                atoms = self.atoms.fresh(size)
+                axes.append(Axis(name, dim, int(atoms[0]) if size else len(self.atoms), size))
+                if size > 1:
+                    shape = [1] * tensor.ndim
+                    shape[dim] = size
+                    worth = ZERO if name in parameters else UNKNOWN
+                    layers.append(Layer(atoms.view(shape), worth.view((1,) * tensor.ndim)))
+            self._layers[id(tensor)] = tuple(layers)
+            self._weights.add(id(tensor))
+        return tuple(axes)
+
+    def _enter(self, node: Node, value: Any) -> None:
+        if node.op == "output":
+            for leaf in tree_leaves(value):
+                self.freeze_value(leaf, "it is part of the model's output")
+        elif node.op == "call_module":
+            module = self._gm.get_submodule(str(node.target))
+            if keeps_parameters_whole(module):
+                for name, _ in module.named_parameters():
+                    stand_in = self._tape.tensors.get(f"{node.target}.{name}")
+                    self.freeze_value(stand_in, f"slicing does not know the module class {type(module).__name__}")
+
+    def _play(self, call: OpCall) -> None:
+        rule = self._rule_for(call.func)
+        if not getattr(rule, "moves_data", False):
+            for value in call.inputs:
+                for layer in self.layers(value):
+                    if len(layer.dims) > 1:
+                        self.rectangle(layer.labels)
+        before = self.layers(call.args[0]) if call.mutates else ()
+        rule(call, self)
+        self._price(call)
+        if call.mutates:
+            self._check_aliases(call.args[0], before)
+        for out in call.outputs:
+            self._storages.setdefault(_storage(out), []).append(out)
+
+    def _price(self, call: OpCall) -> None:
+        """Spread a call's multiply-adds over the indices of its weights' axes."""
+        for value in call.inputs if (macs := macs_of(call)) else ():
+            if self.is_weight(value):
+                for layer in self.layers(value):
+                    self._macs.append((layer.labels.reshape(-1), macs / layer.labels.numel()))
+
+    def _check_aliases(self, target: Tensor, before: tuple[Layer, ...]) -> None:
+        """A write into a view changes its base, whose layers were recorded before."""
+        after = self.layers(target)
+        if len(after) == len(before) and all(map(_equivalent, before, after)):
+            return
+        for other in self._storages.get(_storage(target), ()):
+            if other is not target:
+                for value in (target, other):
+                    self.freeze_value(value, "it is written in place through a view")
+
+    def _result(self, axes: tuple[Axis, ...], values: dict[str, tuple[tuple[Layer, ...], ...]]) -> Dependencies:
+        roots = self.atoms.roots()
+        produced = torch.zeros(len(self.atoms), dtype=torch.bool)
+        if self._produced:
+            produced[torch.cat(self._produced)] = True
+        macs = torch.zeros(len(self.atoms), dtype=torch.float64)
+        for labels, price in self._macs:
+            macs[labels] += price
+        named = {id(leaf): name for name, _, value in self._tape.steps for leaf in tree_leaves(value)}
+        gathers = {
+            named[key]: Gather(named[id(entry)], dim, positions)
+            for key, (entry, dim, positions) in self._gathers.items()
+            if key in named and id(entry) in named
+        }
+        return Dependencies(
+            axes=axes,
+            roots=roots,
+            produced=produced,
+            macs=macs,
+            reasons=self._reasons(roots),
+            values=values,
+            producers=tuple(self._producers),
+            adjustments=tuple(self._adjustments),
+            gathers=gathers,
+            unknown=tuple(self._unknown.values()),
+        )
+
+    def _reasons(self, roots: Tensor) -> dict[int, Reason]:
+        reasons: dict[int, Reason] = {}
+        for labels, reason in self._frozen:
+            for root in roots[labels[labels > 0]].unique().tolist():
+                reasons.setdefault(root, reason)
+        return reasons
+
+
+Rule = Callable[[OpCall, Propagation], None]
+_WITH_BIAS = {"linear", "conv1d", "conv2d", "conv3d"}
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _uniform(tensor: Tensor, dim: int) -> Tensor:
+    return (tensor == tensor.narrow(dim, 0, 1)).all(dim, keepdim=True)
+
+
+def _equivalent(left: Layer, right: Layer) -> bool:
+    return left.labels is right.labels and (left.removed is right.removed or torch.equal(left.removed, right.removed))
+
+

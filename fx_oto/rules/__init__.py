@@ -1,0 +1,97 @@
+"""Rules of dependency analysis: what one ATen op does to provenance layers.
+
+Most ops are recognised by what ATen says of them (``torch.Tag.pointwise``, ``torch.Tag.reduction``,
+``is_view``); the table below holds the rest. What is in neither freezes what it touches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fx_oto.modes import by_mode
+from fx_oto.propagation import Rule
+from fx_oto.rules import contraction, movement, normalisation, pointwise, windows
+
+__all__ = ["register_rule", "rule_for"]
+
+_BY_NAME: dict[str, Rule] = {
+    **dict.fromkeys(("mm", "bmm", "mv", "dot"), contraction.matmul),
+    **dict.fromkeys(("addmm", "baddbmm"), contraction.add_matmul),
+    "convolution": contraction.convolution,
+    "embedding": contraction.embedding,
+    **dict.fromkeys(
+        ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"),
+        normalisation.batch_norm,
+    ),
+    "_batch_norm_with_update": normalisation.batch_norm,
+    "native_layer_norm": normalisation.layer_norm,
+    "native_group_norm": normalisation.group_norm,
+    **dict.fromkeys(("clone", "_to_copy", "lift_fresh_copy", "alias", "detach", "detach_", "lift_fresh"), movement.identity),
+    **dict.fromkeys(("view", "_unsafe_view", "_reshape_alias", "reshape"), movement.view),
+    **dict.fromkeys(
+        ("flip", "roll", "pixel_shuffle", "pixel_unshuffle", "native_channel_shuffle", "channel_shuffle", "repeat"),
+        movement.movement,
+    ),
+    **dict.fromkeys(("index", "index_select"), movement.index),
+    "cat": movement.concatenate,
+    "stack": movement.stack,
+    "expand": movement.expand,
+    **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), movement.create),
+    "constant_pad_nd": movement.pad,
+    "as_strided": windows.freeze_inputs,
+    "copy_": pointwise.overwrite,
+    **dict.fromkeys(
+        ("hardswish", "hardswish_", "_prelu_kernel", "native_dropout", "zeros_like", "ones_like", "full_like",
+         "rand_like", "randn_like", "empty_like", "bernoulli", "bernoulli_", "rrelu_with_noise"),
+        pointwise.pointwise,
+    ),
+    **dict.fromkeys(("_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "topk", "glu"), windows.along),
+}  # fmt: skip
+
+_WINDOWS = ("pool", "upsample", "reflection_pad", "replication_pad", "grid_sampler")
+
+_registered: dict[Any, Rule] = {by_mode: pointwise.join}
+
+
+def register_rule(op: Any) -> Any:
+    """Decorator: make a function the rule of an ATen or custom operator, in front of the built-in ones.
+
+    Args:
+        op: an ``OpOverload`` such as ``torch.ops.mylib.scale.default``.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> @fx_oto.register_rule(torch.ops.aten.erfinv.default)
+        ... def keep_whole(call, p):
+        ...     p.freeze_value(call.args[0], "erfinv is kept whole here")
+    """
+
+    def register(rule: Rule) -> Rule:
+        _registered[op] = rule
+        return rule
+
+    return register
+
+
+def rule_for(op: Any) -> Rule:
+    """The rule of an operator: registered, named in the table, or told by ATen's own tags."""
+    if op in _registered:
+        return _registered[op]
+    name = str(op._schema.name)
+    namespace, _, bare = name.partition("::")
+    if namespace == "aten":
+        if bare in _BY_NAME:
+            return _BY_NAME[bare]
+        if op.is_view:
+            return movement.movement
+        if any(part in bare for part in _WINDOWS):
+            return windows.window
+    if torch.Tag.pointwise in op.tags:
+        return pointwise.pointwise
+    if torch.Tag.reduction in op.tags:
+        return windows.reduction
+    if not any("Tensor" in str(arg.type) for arg in op._schema.arguments):
+        return movement.create
+    return windows.freeze_inputs

@@ -1,0 +1,208 @@
+"""Rules for contractions: each is *pointwise multiply, then sum*.
+
+The channels that are summed over tie the input to the weight's input axis; the weight's other axis makes the
+output's channels. A sum loses nothing when what is removed is worth 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fx_oto.closure import Grouped
+from fx_oto.labels import UNKNOWN, ZERO, Layer, align
+from fx_oto.propagation import Propagation
+from fx_oto.rules.pointwise import Operand, combine
+from fx_oto.tape import OpCall
+
+__all__ = ["add_matmul", "convolution", "embedding", "matmul"]
+
+_NOT_ZERO = "its value is not zero once removed, and the sum over it would change"
+
+
+def matmul(call: OpCall, p: Propagation) -> None:
+    """``mm``, ``bmm``, ``mv``, ``dot`` and their like."""
+    left, right = call.args[:2]
+    p.put(call.out, _product(p, left, right))
+
+
+def add_matmul(call: OpCall, p: Propagation) -> None:
+    """``addmm``, ``baddbmm``: a product plus a bias."""
+    bias, left, right = call.args[:3]
+    scale_is_one = call.kwargs.get("beta", 1) == 1 and call.kwargs.get("alpha", 1) == 1
+    product = Operand(call.out.shape, _product(p, left, right, foldable=scale_is_one))
+    p.put(call.out, _add(p, product, Operand(bias.shape, p.layers(bias), p.is_weight(bias)), call.out.ndim))
+
+
+def _product(p: Propagation, left: Tensor, right: Tensor, foldable: bool = True) -> list[Layer]:
+    batch = "ab"[: max(left.ndim, right.ndim) - 2]
+    rows, columns = ("n" if left.ndim > 1 else ""), ("m" if right.ndim > 1 else "")
+    terms = (batch[: max(left.ndim - 2, 0)] + rows + "k", batch[: max(right.ndim - 2, 0)] + "k" + columns)
+    sides = [_side(p, left, p.layers(left)), _side(p, right, p.layers(right))]
+    return contract(p, sides, terms, batch + rows + columns, foldable and p.is_weight(right))
+
+
+def _side(p: Propagation, tensor: Tensor, layers: Sequence[Layer]) -> Operand:
+    return Operand(tensor.shape, layers, p.is_weight(tensor))
+
+
+def contract(
+    p: Propagation, sides: Sequence[Operand], terms: tuple[str, str], result: str, foldable: bool
+) -> list[Layer]:
+    """Layers of ``einsum("terms[0],terms[1]->result")``.
+
+    Args:
+        p: the engine.
+        sides: the two operands; a weight's columns are only read, never driven to zero.
+        terms: a letter for each dimension of each side.
+        result: a letter for each dimension of the result.
+        foldable: whether a constant contribution of removed channels can move into a bias.
+    """
+    letters = result + "".join(letter for letter in dict.fromkeys(terms[0]) if letter not in result)
+    lifted = []
+    for side, term in zip(sides, terms, strict=True):
+        order = sorted(range(len(term)), key=lambda d, term=term: letters.index(term[d]))  # type: ignore[misc]
+        place = [letters.index(term[d]) for d in order]
+        layers = [layer.map(lambda t: _lift(t, order, place, len(letters))) for layer in side.layers]  # noqa: B023
+        shape = [1] * len(letters)
+        for d, letter in enumerate(term):
+            shape[letters.index(letter)] = side.shape[d]
+        if side.weight:
+            layers = [_as_weight(p, layer, len(result)) for layer in layers]
+        lifted.append(Operand(shape, layers))
+    product = combine(p, lifted, len(letters), _times)
+    return [total for layer in product if (total := _sum_out(p, layer, lifted[0], len(result), foldable))]
+
+
+def _lift(tensor: Tensor, order: list[int], place: list[int], ndim: int) -> Tensor:
+    tensor = tensor.permute(order)
+    for position in range(ndim):
+        if position not in place:
+            tensor = tensor.unsqueeze(position)
+    return tensor
+
+
+def _as_weight(p: Propagation, layer: Layer, kept: int) -> Layer:
+    """A weight's rows are variables; its columns are only read, so nothing makes them zero."""
+    if all(dim < kept for dim in layer.dims):
+        p.produce(layer.labels)
+        return layer
+    return Layer(layer.labels, UNKNOWN.view((1,) * layer.labels.ndim))
+
+
+def _times(values: list[Tensor]) -> Tensor:
+    left, right = values
+    zero = (left == 0) | (right == 0)
+    return torch.where(zero, ZERO, left * right)
+
+
+def _sum_out(p: Propagation, layer: Layer, left: Operand, kept: int, foldable: bool) -> Layer | None:
+    """Sum over the dimensions from ``kept`` on."""
+    survives = [dim for dim in layer.dims if dim < kept]
+    if not survives:
+        _consume(p, layer, left, foldable)
+        return None
+    narrowed = p.narrow_to(layer, survives, "")
+    assert narrowed is not None
+    removed = torch.where(narrowed.removed == 0, ZERO, UNKNOWN)
+    shape = narrowed.labels.shape[:kept]
+    return Layer(narrowed.labels.reshape(shape), removed.reshape(removed.shape[:kept]))
+
+
+def _consume(p: Propagation, layer: Layer, left: Operand, foldable: bool) -> None:
+    bad = layer.removed != 0
+    if not bad.any():
+        return
+    inputs = next((mine for mine in left.layers if mine.dims == layer.dims), None)
+    worth = UNKNOWN if inputs is None else inputs.removed
+    if foldable and p.has_bias_slot and inputs is not None and not worth.isnan().any():
+        p.adjust("fold", inputs.labels, worth)
+    else:
+        p.freeze_where(bad, layer.labels, _NOT_ZERO)
+
+
+def _add(p: Propagation, value: Operand, bias: Operand, ndim: int) -> list[Layer]:
+    return combine(p, [value, bias], ndim, lambda values: values[0] + values[1])
+
+
+def embedding(call: OpCall, p: Propagation) -> None:
+    """Rows of a table: the table's columns become the result's last dimension."""
+    weight, indices = call.args[:2]
+    layers = []
+    for layer in p.layers(weight):
+        if layer.dims == (1,):
+            p.produce(layer.labels)
+            layers.append(layer.map(lambda t: align(t, indices.ndim + 1)))
+        else:
+            p.freeze(layer.labels, "it is the vocabulary that indices look up")
+    p.put(call.out, layers)
+
+
+def convolution(call: OpCall, p: Propagation) -> None:
+    """Convolution in any number of dimensions, transposed, grouped or depthwise."""
+    source, weight, bias = call.args[:3]
+    transposed, groups = call.arg("transposed"), call.arg("groups")
+    spatial = source.ndim - 2
+    inputs = _channels(p, p.layers(source), (0, 1), spatial)
+    plain = [layer for layer in p.layers(weight) if not p.is_weight(weight) or min(layer.dims) < 2]
+    kernel = _channels(p, plain, (0, 1), spatial)
+    sides = [Operand(source.shape[:2], inputs), Operand(weight.shape[:2], kernel, p.is_weight(weight))]
+    if groups == 1:
+        foldable = p.is_weight(weight) and not transposed and not any(call.arg("padding"))
+        layers = contract(p, sides, ("bc", "co" if transposed else "oc"), "bo", foldable)
+    else:
+        layers = _grouped(p, sides, groups, transposed, call.out.size(1))
+    if bias is not None:
+        side = Operand(bias.shape, p.layers(bias), p.is_weight(bias))
+        layers = _add(p, Operand(call.out.shape[:2], layers), side, 2)
+    p.put(call.out, [layer.map(lambda t: t[(...,) + (None,) * spatial]) for layer in layers])
+
+
+def _channels(p: Propagation, layers: Sequence[Layer], dims: tuple[int, ...], spatial: int) -> list[Layer]:
+    """Layers along batch and channels; what varies over the window only is summed, and kept whole."""
+    narrowed = (p.narrow_to(layer, dims, "a convolution slides along it") for layer in layers)
+    return [layer.map(lambda t: t.reshape(t.shape[:2])) for layer in narrowed if layer is not None]
+
+
+def _grouped(p: Propagation, sides: Sequence[Operand], groups: int, transposed: bool, width: int) -> list[Layer]:
+    inputs, kernel = sides
+    incoming = _along(inputs.layers, 1)
+    rows, shared = _along(kernel.layers, 0), _along(kernel.layers, 1)
+    if incoming is not None:
+        p.freeze_where(incoming.removed != 0, incoming.labels, _NOT_ZERO)
+    if not kernel.weight:
+        for layer in kernel.layers:
+            p.freeze(layer.labels, "a grouped convolution has a computed weight")
+    if rows is None:
+        return []
+    shared_labels = None if shared is None else shared.labels.reshape(-1)
+    if transposed:
+        outgoing = p.atoms.fresh(width)
+        if incoming is not None:
+            p.unite(incoming.labels.reshape(-1), rows.labels.reshape(-1))
+        if shared_labels is not None:
+            p.produce(shared_labels)
+        elif incoming is None:
+            p.freeze(outgoing, "each group has one output, and its input is kept whole")
+        _freeze_if(p, incoming is None, rows.labels)
+    else:
+        outgoing = rows.labels.reshape(-1)
+        p.produce(outgoing)
+        if shared_labels is not None:
+            _freeze_if(p, incoming is None, shared_labels)
+    grid = None if incoming is None else incoming.labels.reshape(groups, -1)
+    p.grouped(Grouped(grid, outgoing.view(groups, -1), shared_labels, not transposed))
+    return [Layer(outgoing.view(1, -1), ZERO.view(1, 1))]
+
+
+def _freeze_if(p: Propagation, condition: bool, labels: Tensor) -> None:
+    if condition:
+        p.freeze(labels, "it is combined with a tensor whose size is fixed")
+
+
+def _along(layers: Sequence[Layer], dim: int) -> Layer | None:
+    return next((layer for layer in layers if layer.dims == (dim,)), None)
+
+

@@ -1,0 +1,294 @@
+"""Rules for ops that only move data: the op itself is run on the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from fx_oto.labels import UNKNOWN, Layer, compress, reshape
+from fx_oto.propagation import Propagation, Region
+from fx_oto.tape import OpCall
+
+__all__ = ["concatenate", "create", "expand", "identity", "index", "movement", "pad", "view"]
+
+_Rule = TypeVar("_Rule", bound=Callable[[OpCall, Propagation], None])
+_Move = Callable[[Tensor], list[Tensor]]
+
+
+def _moves_data(rule: _Rule) -> _Rule:
+    """Mark a rule under which labels may form grids: nothing is asked of them until another op reads them."""
+    rule.moves_data = True  # type: ignore[attr-defined]
+    return rule
+
+
+@_moves_data
+def identity(call: OpCall, p: Propagation) -> None:
+    """Copies and casts: the same layers."""
+    source = call.args[0]
+    p.put(call.out, p.layers(source))
+    if p.is_weight(source):
+        p.put_weight(call.out)
+    if region := p.region(source):
+        p.put_region(call.out, region)
+
+
+@_moves_data
+def movement(call: OpCall, p: Propagation) -> None:
+    """Any op that moves elements of one tensor: permute, slice, split, flip, roll, pixel shuffle …"""
+    source = call.args[0]
+
+    def move(labels: Tensor) -> list[Tensor]:
+        args = (labels.expand(source.shape), *call.args[1:])
+        return [compress(leaf) for leaf in tree_leaves(call.func(*args, **call.kwargs)) if isinstance(leaf, Tensor)]
+
+    _follow(call, p, source, move)
+
+
+@_moves_data
+def view(call: OpCall, p: Propagation) -> None:
+    """Reshapes: only the dimensions that are merged or split, and vary, are touched."""
+    source = call.args[0]
+    if source.numel() == 0:
+        p.freeze_value(source, "it is reshaped without elements")
+        return
+    _follow(call, p, source, lambda labels: [reshape(labels, source.shape, call.out.shape)])
+
+
+def _follow(call: OpCall, p: Propagation, source: Tensor, move: _Move) -> None:
+    layers = p.layers(source)
+    if p.is_weight(source):
+        for out in call.outputs:
+            p.put_weight(out)
+    if not layers:
+        return
+    if not p.rewritable and call.func.name() not in _SIZE_FREE:
+        p.freeze_value(source, "it is reshaped inside an opaque function")
+    region = p.region(source)
+    results = [_run(layer, move, len(call.outputs)) for layer in layers]
+    if region is None and any(len(layer.dims) == 1 and _is_grid(result) for layer, result in zip(layers, results, strict=True)):
+        region, layers = _open_region(p, source, layers, results)
+        results = [_run(layer, move, len(call.outputs)) for layer in layers]
+    moved = [_run(layer, move, len(call.outputs)) for layer in region.coordinates] if region else []
+    for i, out in enumerate(call.outputs):
+        p.put(out, [result[i] for result in results])
+        if region is not None:
+            now = Region(region.entry, region.dim, region.atoms, tuple(result[i] for result in moved))
+            _continue_region(p, source, out, now)
+
+
+_SIZE_FREE = {"aten::permute", "aten::transpose.int", "aten::t", "aten::unsqueeze", "aten::squeeze.dim", "aten::alias"}
+
+
+def _run(layer: Layer, move: _Move, count: int) -> list[Layer]:
+    labels = move(layer.labels)
+    if layer.removed.numel() > 1:
+        return [Layer(*pair) for pair in zip(labels, move(layer.removed), strict=True)]
+    return [Layer(moved, layer.removed.reshape((1,) * moved.ndim)) for moved in labels[:count]]
+
+
+def _is_grid(results: list[Layer]) -> bool:
+    return any(len(layer.dims) > 1 for layer in results)
+
+
+def _open_region(
+    p: Propagation, source: Tensor, layers: Sequence[Layer], results: list[list[Layer]]
+) -> tuple[Region, list[Layer]]:
+    """Give the split dimension fresh atoms, so that each index can be told from every other."""
+    chosen = next(i for i, layer in enumerate(layers) if len(layer.dims) == 1 and _is_grid(results[i]))
+    layer = layers[chosen]
+    dim = layer.dims[0]
+    atoms = p.atoms.fresh(source.size(dim))
+    fresh = atoms.view(layer.labels.shape)
+    p.unite(fresh, layer.labels)
+    coordinates = []
+    for d, size in enumerate(source.shape):
+        shape = [1] * source.ndim
+        shape[d] = size
+        coordinates.append(Layer(torch.arange(size).view(shape), UNKNOWN.view((1,) * source.ndim)))
+    renamed = [Layer(fresh, layer.removed) if i == chosen else other for i, other in enumerate(layers)]
+    return Region(source, dim, atoms, tuple(coordinates)), renamed
+
+
+def _continue_region(p: Propagation, source: Tensor, out: Tensor, region: Region) -> None:
+    inside = [layer for layer in p.layers(out) if _belongs(layer, region)]
+    if any(len(layer.dims) > 1 for layer in inside):
+        p.put_region(out, region)
+        return
+    if inside and _is_gather(out, region):
+        positions = inside[0].labels.reshape(-1) - region.atoms[0]
+        p.put_gather(out, region.entry, region.dim, positions)
+        return
+    for layer in p.layers(source):
+        if _belongs(layer, region) and len(layer.dims) > 1:
+            p.rectangle(layer.labels)
+
+
+def _belongs(layer: Layer, region: Region) -> bool:
+    first = int(layer.labels.reshape(-1)[0])
+    return int(region.atoms[0]) <= first <= int(region.atoms[-1])
+
+
+def _is_gather(out: Tensor, region: Region) -> bool:
+    """Whether ``out`` has the entry's dimensions, all in place but the split one."""
+    if out.ndim != region.entry.ndim:
+        return False
+    for dim, coordinate in enumerate(region.coordinates):
+        if dim == region.dim:
+            if coordinate.dims != (dim,):
+                return False
+        elif out.size(dim) != region.entry.size(dim) or (
+            out.size(dim) > 1 and not torch.equal(coordinate.labels.reshape(-1), torch.arange(out.size(dim)))
+        ):
+            return False
+    return True
+
+
+@_moves_data
+def concatenate(call: OpCall, p: Propagation) -> None:
+    """``cat``: labels are concatenated as the values are; what has none gets atom 0."""
+    tensors = [t for t in call.args[0] if t.numel()]
+    dim = (call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)) % call.out.ndim
+    p.put(call.out, _joined(tensors, [p.layers(t) for t in tensors], dim))
+    if all(p.is_weight(t) for t in tensors):
+        p.put_weight(call.out)
+
+
+@_moves_data
+def stack(call: OpCall, p: Propagation) -> None:
+    """``stack``: ``cat`` along a new dimension."""
+    tensors = call.args[0]
+    dim = (call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)) % call.out.ndim
+    lifted = [[layer.map(lambda t: t.unsqueeze(dim)) for layer in p.layers(t)] for t in tensors]
+    p.put(call.out, _joined([t.unsqueeze(dim) for t in tensors], lifted, dim))
+    if all(p.is_weight(t) for t in tensors):
+        p.put_weight(call.out)
+
+
+def _joined(tensors: Sequence[Tensor], layers: Sequence[Sequence[Layer]], dim: int) -> list[Layer]:
+    joined = []
+    for dims in _clusters([layer.dims for operand in layers for layer in operand]):
+        chosen = [next((layer for layer in operand if dims.intersection(layer.dims)), None) for operand in layers]
+        spread = [[1 if layer is None else layer.labels.size(d) for layer in chosen] for d in range(tensors[0].ndim)]
+        shape = [max(sizes) for sizes in spread]
+        labels, removed = [], []
+        for tensor, layer in zip(tensors, chosen, strict=True):
+            shape[dim] = tensor.size(dim)
+            labels.append(torch.zeros((), dtype=torch.int64).expand(shape) if layer is None else layer.labels.expand(shape))
+            removed.append(UNKNOWN.expand(shape) if layer is None else layer.removed.expand(shape))
+        joined.append(Layer(compress(torch.cat(labels, dim)), compress(torch.cat(removed, dim))))
+    return joined
+
+
+def _clusters(all_dims: Sequence[tuple[int, ...]]) -> list[set[int]]:
+    """Sets of dimensions that some layer ties together."""
+    clusters: list[set[int]] = []
+    for dims in map(set, all_dims):
+        touching = [cluster for cluster in clusters if cluster & dims]
+        clusters = [cluster for cluster in clusters if not cluster & dims] + [dims.union(*touching)]
+    return clusters
+
+
+def expand(call: OpCall, p: Propagation) -> None:
+    """``expand``: every dimension it creates gets atoms of its own, to follow what it is combined with."""
+    source, out = call.args[0], call.out
+    lead = out.ndim - source.ndim
+    old = [1] * lead + list(source.shape)
+    layers = [layer.map(lambda t: t[(None,) * lead]) for layer in p.layers(source)]
+    created = [d for d in range(out.ndim) if old[d] == 1 and out.size(d) > 1]
+    p.put(out, layers + _fresh(p, out, created, UNKNOWN))
+
+
+def create(call: OpCall, p: Propagation) -> None:
+    """Factories (``zeros``, ``arange``, ``randn`` …): fresh atoms for every dimension."""
+    worth = {"zeros": 0.0, "new_zeros": 0.0, "ones": 1.0, "new_ones": 1.0}.get(call.name)
+    if call.name in ("full", "new_full") and isinstance(value := call.arg("fill_value"), int | float):
+        worth = float(value)
+    removed = UNKNOWN if worth is None else torch.tensor(worth, dtype=torch.float64)
+    for out in call.outputs:
+        p.put(out, _fresh(p, out, range(out.ndim), removed))
+
+
+def _fresh(p: Propagation, out: Tensor, dims: Sequence[int], removed: Tensor) -> list[Layer]:
+    layers: list[Layer] = []
+    if not p.rewritable:
+        return layers
+    for dim in dims:
+        if out.size(dim) > 1:
+            shape = [1] * out.ndim
+            shape[dim] = out.size(dim)
+            layers.append(Layer(p.atoms.fresh(out.size(dim)).view(shape), removed.view((1,) * out.ndim)))
+    return layers
+
+
+def pad(call: OpCall, p: Propagation) -> None:
+    """Constant padding: a padded tracked dimension gets fresh atoms for its new indices."""
+    source, amounts = call.args[0], call.args[1]
+    value = float(call.args[2] if len(call.args) > 2 else call.kwargs.get("value", 0.0) or 0.0)
+    around = {source.ndim - 1 - i: (amounts[2 * i], amounts[2 * i + 1]) for i in range(len(amounts) // 2)}
+    around = {dim: pair for dim, pair in around.items() if any(pair)}
+    layers = []
+    for layer in p.layers(source):
+        removed = torch.where(layer.removed == value, layer.removed, UNKNOWN) if around else layer.removed
+        tracked = [dim for dim in layer.dims if dim in around]
+        if tracked and (len(layer.dims) > 1 or not p.rewritable or min(around[tracked[0]]) < 0):
+            p.freeze(layer.labels, "it is padded along a tracked dimension")
+        elif tracked:
+            layers.append(_padded(layer, tracked[0], around[tracked[0]], value, p))
+        else:
+            layers.append(Layer(layer.labels, removed))
+    p.put(call.out, layers)
+
+
+def _padded(layer: Layer, dim: int, around: tuple[int, int], value: float, p: Propagation) -> Layer:
+    def grow(tensor: Tensor, make: Callable[[list[int]], Tensor]) -> Tensor:
+        shape = list(tensor.shape)
+        parts = []
+        for amount in around:
+            shape[dim] = amount
+            parts.append(make(list(shape)))
+        return torch.cat([parts[0], tensor, parts[1]], dim)
+
+    def atoms(shape: list[int]) -> Tensor:
+        return p.atoms.fresh(shape[dim]).view(shape)
+
+    removed = layer.removed.expand(layer.labels.shape)
+    return Layer(
+        grow(layer.labels, atoms),
+        compress(grow(removed, lambda shape: torch.full(shape, value, dtype=torch.float64))),
+    )
+
+
+@_moves_data
+def index(call: OpCall, p: Propagation) -> None:
+    """Indexing by tensors: along a tracked dimension the indices must be constants of the model."""
+    source = call.args[0]
+    real = [p.constant(t) for t in call.inputs[1:]]
+    known = all(t is not None for t in real)
+    if not known and any(_reads(call, layer) for layer in p.layers(source)):
+        p.freeze_value(source, "it is indexed by values that depend on data")
+        return
+    constants = iter(real)
+
+    def stand_in(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        content = next(constants)
+        return torch.zeros(leaf.shape, dtype=torch.int64) if content is None else content.cpu()
+
+    rest = tree_map(stand_in, call.args[1:])
+
+    def move(labels: Tensor) -> list[Tensor]:
+        return [compress(call.func(labels.expand(source.shape), *rest))]
+
+    _follow(call, p, source, move)
+
+
+def _reads(call: OpCall, layer: Layer) -> bool:
+    """Whether a tensor of indices applies to a dimension along which the layer varies."""
+    if call.name == "index_select":
+        return call.args[1] % layer.labels.ndim in layer.dims
+    return any(which is not None and dim in layer.dims for dim, which in enumerate(call.args[1]))

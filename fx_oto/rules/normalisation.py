@@ -1,0 +1,109 @@
+"""Rules for normalisations: what their statistics run over decides what can go.
+
+Statistics per channel lose nothing. Statistics over channels stay exact when they still divide by the
+original count, which slicing sees to; whole norm groups need not even that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fx_oto.labels import UNKNOWN, ZERO, Layer, align
+from fx_oto.propagation import Propagation
+from fx_oto.tape import OpCall
+
+__all__ = ["batch_norm", "group_norm", "layer_norm"]
+
+_NOT_ZERO = "its value is not zero once removed, and the statistics over it would change"
+
+
+def batch_norm(call: OpCall, p: Propagation) -> None:
+    """Statistics per channel (dimension 1): input, affine and running statistics are coupled."""
+    source, weight, bias = call.args[:3]
+    statistics = [t for t in call.inputs if t is not source and t is not weight and t is not bias]
+    layers = []
+    for layer in p.layers(source):
+        narrowed = p.narrow_to(layer, (1,), "its statistics are taken along it")
+        if narrowed is not None:
+            layers.append(Layer(narrowed.labels, _affine(p, weight, bias, narrowed, (1,), source.ndim)))
+            for tensor in statistics:
+                _couple(p, tensor, narrowed.labels.reshape(-1))
+    _keep_unmatched(p, (weight, bias, *statistics), layers)
+    p.put(call.out, layers)
+
+
+def layer_norm(call: OpCall, p: Propagation) -> None:
+    """Statistics over the last dimensions."""
+    source, shape, weight, bias = call.args[:4]
+    first = source.ndim - len(shape)
+    layers = []
+    for layer in p.layers(source):
+        if all(dim < first for dim in layer.dims):
+            layers.append(Layer(layer.labels, UNKNOWN.view((1,) * source.ndim)))
+            continue
+        narrowed = p.narrow_to(layer, range(first, source.ndim), "")
+        assert narrowed is not None
+        if len(shape) > 1:
+            p.freeze(narrowed.labels, "a norm runs over several dimensions")
+        _over_original_count(p, narrowed)
+        layers.append(Layer(narrowed.labels, _affine(p, weight, bias, narrowed, (source.ndim - 1,), source.ndim)))
+    _keep_unmatched(p, (weight, bias), [layer for layer in layers if source.ndim - 1 in layer.dims])
+    p.put(call.out, layers)
+
+
+def group_norm(call: OpCall, p: Propagation) -> None:
+    """Statistics over channel groups: whole groups can go, and single channels if there is one group."""
+    source, weight, bias = call.args[:3]
+    groups = call.arg("group")
+    layers = []
+    for layer in p.layers(source):
+        narrowed = p.narrow_to(layer, (1,), "its statistics are taken along it")
+        if narrowed is None:
+            continue
+        if groups == 1:
+            _over_original_count(p, narrowed)
+        else:
+            grid = narrowed.labels.reshape(groups, -1)
+            p.unite(grid, grid[:, :1])
+            if not p.rewritable:
+                p.freeze(grid, "it is normalised in groups inside an opaque function")
+        layers.append(Layer(narrowed.labels, _affine(p, weight, bias, narrowed, (1,), source.ndim)))
+    _keep_unmatched(p, (weight, bias), layers)
+    p.put(call.out, layers)
+
+
+def _over_original_count(p: Propagation, layer: Layer) -> None:
+    p.freeze_where(layer.removed != 0, layer.labels, _NOT_ZERO)
+    p.adjust("norm", layer.labels)
+
+
+def _affine(
+    p: Propagation, weight: Tensor | None, bias: Tensor | None, layer: Layer, dims: Sequence[int], ndim: int
+) -> Tensor:
+    """Couple a norm's weight and bias; the removed value of its result, (unknown) · weight + bias."""
+    worth = UNKNOWN if weight is None else _couple(p, weight, layer.labels.reshape(-1))
+    shift = ZERO if bias is None else _couple(p, bias, layer.labels.reshape(-1))
+    scaled = torch.where(worth == 0, ZERO, UNKNOWN)
+    return align((scaled + shift).reshape(-1), 1).reshape([-1 if dim in dims else 1 for dim in range(ndim)])
+
+
+def _couple(p: Propagation, tensor: Tensor, labels: Tensor) -> Tensor:
+    """Unite a per-channel tensor with the channels; its removed value, unknown if it is untracked."""
+    layers = p.layers(tensor)
+    if not layers:
+        if tensor.numel() > 1:
+            p.freeze(labels, "it is combined with a tensor whose size is fixed")
+        return UNKNOWN
+    p.unite(labels, layers[0].labels.reshape(-1))
+    if p.is_weight(tensor):
+        p.produce(layers[0].labels)
+    return layers[0].removed.reshape(-1)
+
+
+def _keep_unmatched(p: Propagation, tensors: Sequence[Tensor | None], layers: Sequence[Layer]) -> None:
+    if not layers:
+        for tensor in tensors:
+            p.freeze_value(tensor, "it is combined with a tensor whose size is fixed")

@@ -1,0 +1,174 @@
+"""Rules for elementwise ops: layers that vary along a common dimension are united."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from fx_oto.labels import UNKNOWN, Layer, align, compress
+from fx_oto.propagation import Propagation
+from fx_oto.tape import OpCall
+
+__all__ = ["Operand", "combine", "join", "overwrite", "pointwise"]
+
+# Stand-ins for a value that depends on data; a result that is the same for all of them does not depend on it.
+_PROBES = torch.tensor([-1.3, 0.7, 2.9, -41.0, 33.0], dtype=torch.float64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operand:
+    """A tensor operand: its shape and layers, and whether it is a parameter."""
+
+    shape: Sequence[int]
+    layers: Sequence[Layer]
+    weight: bool = False
+    dtype: torch.dtype = torch.float32
+
+
+def pointwise(call: OpCall, p: Propagation) -> None:
+    """Any elementwise op, under broadcasting."""
+    tensors = call.inputs
+    if not any(p.layers(t) for t in tensors):
+        return
+    operands = [Operand(t.shape, p.layers(t), p.is_weight(t), t.dtype) for t in tensors]
+    layers = combine(p, operands, call.out.ndim, lambda values: _evaluate(call, values, p.memo))
+    for out in call.outputs:
+        p.put(out, layers)
+
+
+def overwrite(call: OpCall, p: Propagation) -> None:
+    """``copy_``: the second operand's values in the place of the first."""
+    operands = [Operand(t.shape, p.layers(t), p.is_weight(t)) for t in call.inputs[:2]]
+    p.put(call.out, combine(p, operands, call.out.ndim, lambda values: values[1]))
+
+
+def join(call: OpCall, p: Propagation) -> None:
+    """``by_mode``: a value that is one of two, so what either needs, both need."""
+    _, *sides = call.args
+    left, right = ([leaf for leaf in tree_leaves(side) if isinstance(leaf, Tensor)] for side in sides)
+    if [t.shape for t in left] != [t.shape for t in right]:
+        for value in (*left, *right):
+            p.freeze_value(value, "training and evaluation return different things here")
+        return
+    for one, other in zip(left, right, strict=True):
+        operands = [Operand(t.shape, p.layers(t), p.is_weight(t)) for t in (one, other)]
+        layers = combine(p, operands, one.ndim, lambda values: torch.where(values[0] == values[1], values[0], UNKNOWN))
+        for value in (one, other):
+            p.put(value, layers)
+
+
+def combine(
+    p: Propagation, operands: Sequence[Operand], ndim: int, worth: Callable[[list[Tensor]], Tensor]
+) -> list[Layer]:
+    """Layers of an elementwise result.
+
+    Args:
+        p: the engine.
+        operands: the tensors that are combined under broadcasting.
+        ndim: dimensions of the result.
+        worth: the op on removed values, one tensor for each operand, NaN for unknown.
+    """
+    groups = _group(operands, ndim)
+    layers = []
+    for dims, members in groups:
+        labels = members[0][1].labels
+        for _, layer in members[1:]:
+            p.unite(labels, layer.labels)
+        present = {position for position, _ in members}
+        for position, operand in enumerate(operands):
+            if position not in present and _spans(operand.shape, ndim, dims):
+                p.freeze(labels, "it is combined with a tensor whose size is fixed")
+        for position, layer in members:
+            if operands[position].weight:
+                p.produce(layer.labels)
+        layers.append(Layer(labels, worth([_worth(position, members, ndim) for position in range(len(operands))])))
+    return layers
+
+
+def _group(operands: Sequence[Operand], ndim: int) -> list[tuple[set[int], list[tuple[int, Layer]]]]:
+    """Layers of all operands, grouped so that those that vary along a common dimension are together."""
+    groups: list[tuple[set[int], list[tuple[int, Layer]]]] = []
+    for position, operand in enumerate(operands):
+        for layer in operand.layers:
+            aligned = Layer(align(layer.labels, ndim), align(layer.removed, ndim))
+            dims, members = set(aligned.dims), [(position, aligned)]
+            apart = []
+            for group in groups:
+                if group[0] & dims:
+                    dims, members = dims | group[0], group[1] + members
+                else:
+                    apart.append(group)
+            groups = [*apart, (dims, members)]
+    return groups
+
+
+def _spans(shape: Sequence[int], ndim: int, dims: set[int]) -> bool:
+    lead = ndim - len(shape)
+    return any(dim >= lead and shape[dim - lead] > 1 for dim in dims)
+
+
+def _worth(position: int, members: list[tuple[int, Layer]], ndim: int) -> Tensor:
+    mine = [layer.removed for place, layer in members if place == position]
+    return mine[0] if len(mine) == 1 else UNKNOWN.view((1,) * ndim)
+
+
+def _evaluate(call: OpCall, values: list[Tensor], memo: dict[Any, Tensor]) -> Tensor:
+    """Run the op on removed values; where unknown ones decide the result, it is unknown."""
+    if any(value.numel() > 1 for value in values):
+        return _probe(call, values)
+    key = _key(call, values)
+    if key not in memo:
+        memo[key] = _probe(call, values)
+    return memo[key]
+
+
+def _key(call: OpCall, values: list[Tensor]) -> Any:
+    settings = tuple(
+        str(leaf) if not isinstance(leaf, Tensor) else str(leaf.dtype) for leaf in tree_leaves((call.args, call.kwargs))
+    )
+    numbers = tuple(None if math.isnan(value.item()) else value.item() for value in values)
+    return call.func, settings, tuple(call.kwargs), numbers, values[0].ndim
+
+
+def _probe(call: OpCall, values: list[Tensor]) -> Tensor:
+    unknown = UNKNOWN.view((1,) * values[0].ndim)
+    remaining = iter(range(len(values)))
+
+    def fill(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        position = next(remaining)
+        value = values[position].unsqueeze(0)
+        probes = _PROBES.roll(position).view(-1, *[1] * (value.ndim - 1))
+        filled = torch.where(value.isnan(), probes, value)
+        if leaf.dtype is torch.bool:
+            return filled > 0
+        return filled if leaf.dtype.is_floating_point else filled.to(leaf.dtype)
+
+    args, kwargs = tree_map(fill, (call.args, {k: v for k, v in call.kwargs.items() if k != "dtype"}))
+    try:
+        results = _functional(call.func)(*args, **kwargs).to(torch.float64)
+    except (RuntimeError, TypeError, NotImplementedError):
+        return unknown
+    if results.size(0) != len(_PROBES):  # nothing unknown came in, or the op ignores its operands
+        results = results.expand(len(_PROBES), *results.shape[1:])
+    agree = (results == results[0]).all(0)
+    return compress(torch.where(agree, results[0], UNKNOWN))
+
+
+def _functional(func: Any) -> Any:
+    """The op that returns what an in-place one writes."""
+    if not func._schema.is_mutable:
+        return func
+    name = func._schema.name.split("::")[1]
+    packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
+    overload = getattr(packet, func._overloadname, None)
+    if overload is None:
+        raise NotImplementedError(f"{func} has no functional form")
+    return overload

@@ -1,0 +1,109 @@
+"""Rules for ops that treat every channel alike, and for reductions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from fx_oto.labels import UNKNOWN, ZERO, Layer
+from fx_oto.propagation import Propagation
+from fx_oto.tape import OpCall
+
+__all__ = ["along", "freeze_inputs", "reduction", "window"]
+
+
+def window(call: OpCall, p: Propagation) -> None:
+    """Pooling, upsampling, reflection padding: channels pass, the spatial dimensions are mixed."""
+    source = call.args[0]
+    digit = re.search(r"([123])d", call.name)
+    spatial = int(digit.group(1)) if digit else source.ndim - 2
+    keep = range(source.ndim - spatial)
+    narrowed = (p.narrow_to(layer, keep, "a window slides along it") for layer in p.layers(source))
+    layers = [Layer(layer.labels, _zero_stays(layer.removed)) for layer in narrowed if layer is not None]
+    for value in call.inputs[1:]:
+        p.freeze_value(value, "it steers how values are sampled")
+    for out in call.outputs:
+        p.put(out, layers)
+
+
+def _zero_stays(removed: Tensor) -> Tensor:
+    return torch.where(removed == 0, ZERO, UNKNOWN)
+
+
+# Reductions that map zeros to zero; of these, the ones to which an element worth 0 adds nothing.
+_ZERO_TO_ZERO = {"sum", "nansum", "mean", "amax", "amin", "linalg_vector_norm", "norm", "var", "std", "prod"}
+_NEUTRAL = {"sum", "nansum", "mean", "linalg_vector_norm", "norm"}
+
+
+def reduction(call: OpCall, p: Propagation) -> None:
+    """``sum``, ``mean``, ``amax`` …: dimensions that are not tracked simply go."""
+    source = call.args[0]
+    dims = _reduced(call, source.ndim)
+    keepdim = bool(_optional(call, "keepdim"))
+    layers = []
+    for layer in p.layers(source):
+        survives = [dim for dim in layer.dims if dim not in dims]
+        if not survives:
+            _absorb(call, p, layer)
+            continue
+        narrowed = p.narrow_to(layer, survives, "")
+        assert narrowed is not None
+        removed = _zero_stays(narrowed.removed) if call.name in _ZERO_TO_ZERO else UNKNOWN.view((1,) * source.ndim)
+        if call.name == "mean":
+            removed = narrowed.removed
+        layers.append(Layer(narrowed.labels, removed).map(lambda t: t if keepdim else _drop(t, dims)))
+    for out in call.outputs:
+        p.put(out, layers)
+
+
+def _absorb(call: OpCall, p: Propagation, layer: Layer) -> None:
+    """Everything tracked by this layer is reduced away."""
+    if call.name not in _NEUTRAL or _optional(call, "ord") == 0:
+        p.freeze(layer.labels, f"{call.name} runs over it")
+        return
+    p.freeze_where(layer.removed != 0, layer.labels, "its value is not zero once removed, and the sum over it would change")
+    if call.name == "mean":
+        p.adjust("mean", layer.labels)
+
+
+def _optional(call: OpCall, name: str) -> object:
+    try:
+        return call.arg(name)
+    except KeyError:
+        return None
+
+
+def _reduced(call: OpCall, ndim: int) -> set[int]:
+    dims = _optional(call, "dim")
+    if dims is None or dims == []:
+        return set(range(ndim))
+    return {int(d) % ndim for d in (dims if isinstance(dims, Iterable) else [dims])}  # type: ignore[call-overload]
+
+
+def _drop(tensor: Tensor, dims: set[int]) -> Tensor:
+    return tensor.reshape([size for dim, size in enumerate(tensor.shape) if dim not in dims])
+
+
+def along(call: OpCall, p: Propagation) -> None:
+    """Softmax, cumulative sums, sorting: kept whole along their dimension, every other one passes."""
+    source = call.args[0]
+    dim = int(call.arg("dim")) % source.ndim
+    layers = []
+    for layer in p.layers(source):
+        narrowed = p.narrow_to(layer, set(range(source.ndim)) - {dim}, f"{call.name} runs along it")
+        if narrowed is not None and layer.dims == narrowed.dims:
+            layers.append(Layer(narrowed.labels, UNKNOWN.view((1,) * source.ndim)))
+    for out in call.outputs:
+        p.put(out, layers)
+
+
+def freeze_inputs(call: OpCall, p: Propagation) -> None:
+    """What has no rule keeps whole whatever enters it; its result is untracked."""
+    tracked = [value for value in call.inputs if p.layers(value)]
+    for value in tracked:
+        p.freeze_value(value, f"no rule is known for the op {call.name}")
+    if tracked:
+        p.unknown_op(call.name)

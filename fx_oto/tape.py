@@ -1,0 +1,235 @@
+"""The ATen tape: every ATen call that a GraphModule makes, recorded by running it once on fake tensors.
+
+A fake run costs no arithmetic and no memory for activations. What is recorded is independent of the front
+end and of how the user spelled an operation; analyses read the tape and never run the model again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import flop_registry
+
+from fx_oto.context import ExampleInputs
+from fx_oto.errors import InputError
+from fx_oto.modes import by_mode
+from fx_oto.graph import evaluating, source_line, tensor_names
+
+__all__ = ["OpCall", "Tape", "macs_of", "record_tape"]
+
+
+@lru_cache(maxsize=4096)
+def _parameters(func: Any) -> tuple[tuple[str, Any], ...]:
+    return tuple((arg.name, arg.default_value) for arg in func._schema.arguments)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpCall:
+    """One ATen call: the operator, its arguments with fake tensors, and its results.
+
+    Attributes:
+        node: name of the FX node during which the call was made.
+        func: the ``OpOverload``.
+        outputs: the tensors it returned, in order.
+    """
+
+    node: str
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[Tensor, ...]
+
+    @property
+    def name(self) -> str:
+        """The operator's name without namespace and overload: ``"convolution"``."""
+        if not hasattr(self.func, "_schema"):
+            return str(self.func.__name__)
+        return str(self.func._schema.name).split("::")[1]
+
+    def arg(self, name: str) -> Any:
+        """The argument that the operator's schema calls ``name``, or its default."""
+        for position, (key, default) in enumerate(_parameters(self.func)):
+            if key == name:
+                return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
+        raise KeyError(f"{self.func} has no argument {name!r}")
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """Every tensor among the arguments."""
+        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+
+    @property
+    def out(self) -> Tensor:
+        """The first tensor returned."""
+        return self.outputs[0]
+
+    @property
+    def mutates(self) -> bool:
+        """Whether the call writes into its first argument."""
+        return hasattr(self.func, "_schema") and bool(self.func._schema.is_mutable)
+
+
+@dataclass(frozen=True, eq=False)
+class Tape:
+    """What a GraphModule does, below every spelling.
+
+    Attributes:
+        steps: for each FX node, in order: its name, the calls made while it ran, and its fake value.
+        tensors: the fake stand-in of each parameter and buffer, by name.
+        constants: the real tensor behind a fake one whose content cannot change, by ``id``.
+    """
+
+    provided_by: ClassVar[str] = "record-tape"
+
+    steps: tuple[tuple[str, tuple[OpCall, ...], Any], ...]
+    tensors: dict[str, Tensor]
+    constants: dict[int, Tensor]
+
+
+def macs_of(call: OpCall) -> int:
+    """Multiply-adds of one call, after ``torch.utils.flop_counter``; 0 for what it does not count."""
+    formula = flop_registry.get(call.func._overloadpacket) if hasattr(call.func, "_overloadpacket") else None
+    if formula is None:
+        return 0
+    out = call.out if len(call.outputs) == 1 else call.outputs
+    return int(formula(*call.args, **call.kwargs, out_val=out)) // 2
+
+
+def record_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
+    """Run ``gm`` in eval mode on fake tensors, record its ATen calls and fill ``node.meta["val"]``.
+
+    Raises:
+        InputError: the example inputs do not fit the model; the text names node and source line.
+    """
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    real = tensor_names(gm)
+    tensors = {name: _fake(fake, tensor) for name, tensor in real.items()}
+    by_real = {id(tensor): tensors[name] for name, tensor in real.items()}
+    stand_ins = {f"gm.{name}": by_real[id(tensor)] for name, tensor in _every_name(gm).items()}
+    recorder = _Recorder(gm)
+    args, kwargs = tree_map_only(Tensor, lambda t: _fake(fake, t), (inputs.args, dict(inputs.kwargs)))
+    try:
+        with evaluating(gm), torch.no_grad(), fake, recorder.mode:
+            torch.func.functional_call(_Runner(gm, recorder), stand_ins, args, kwargs)
+    except Exception as error:
+        raise _explain(error, recorder, gm, inputs) from error
+    constants = {id(tensors[name]): buffer for name, buffer in gm.named_buffers()}
+    return Tape(tuple(recorder.steps), tensors, constants)
+
+
+def _every_name(gm: nn.Module) -> dict[str, Tensor]:
+    return dict(gm.named_parameters(remove_duplicate=False)) | dict(gm.named_buffers(remove_duplicate=False))
+
+
+def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
+    if isinstance(tensor, FakeTensor):
+        tensor = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
+    meta = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
+    return FakeTensor(mode, meta, tensor.device)
+
+
+@dataclass
+class _RecordingMode(TorchDispatchMode):
+    node: str = ""
+    calls: list[OpCall] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        restride = func is torch.ops.aten.as_strided_.default and _moves_nothing(*args)
+        result = func(*args, **(kwargs or {}))
+        if restride:
+            return result
+        self.record(func, args, kwargs or {}, result)
+        return result
+
+    def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        outputs = tuple(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        if outputs:
+            self.calls.append(OpCall(self.node, func, args, kwargs, outputs))
+
+
+def _moves_nothing(tensor: Tensor, size: list[int], stride: list[int], *_: Any) -> bool:
+    """Whether a restride only touches dimensions of size 1."""
+    fixed = [(before, after) for before, after, n in zip(tensor.stride(), stride, size, strict=False) if n > 1]
+    return list(tensor.shape) == list(size) and all(before == after for before, after in fixed)
+
+
+class _Recorder(Interpreter):
+    def __init__(self, gm: GraphModule) -> None:
+        super().__init__(gm)
+        self.mode = _RecordingMode()
+        self.steps: list[tuple[str, tuple[OpCall, ...], Any]] = []
+        self.current: Node | None = None
+
+    def run_node(self, n: Node) -> Any:
+        self.current, self.mode.node, self.mode.calls = n, n.name, []
+        value = super().run_node(n)
+        if n.target is by_mode:
+            self.mode.record(by_mode, *self.fetch_args_kwargs_from_env(n), value)
+        n.meta["val"] = value
+        self.steps.append((n.name, tuple(self.mode.calls), value))
+        return value
+
+
+class _Runner(nn.Module):
+    def __init__(self, gm: GraphModule, recorder: _Recorder) -> None:
+        super().__init__()
+        self.gm = gm
+        self._recorder = [recorder]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        recorder = self._recorder[0]
+        if isinstance(self.gm.graph._codegen, torch.fx.graph._PyTreeCodeGen):
+            flat = self.gm.graph._codegen.process_inputs(*args, **kwargs)
+            return recorder.run(*flat, enable_io_processing=False)
+        return recorder.run(*_positional(self.gm, args, kwargs))
+
+
+def _positional(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Order keyword arguments like the placeholders; a missing one takes the placeholder's default."""
+    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    names = [str(node.target) for node in placeholders]
+    unknown = set(kwargs) - set(names)
+    if unknown or len(args) > len(names):
+        raise TypeError(f"the graph takes {names}, found {len(args)} positional arguments and {sorted(kwargs)}")
+    values = list(args)
+    for node in placeholders[len(args) :]:
+        if node.target in kwargs:
+            values.append(kwargs[str(node.target)])
+        elif node.args:
+            values.append(node.args[0])
+        else:
+            raise TypeError(f"no value for the input {node.target!r}")
+    return values
+
+
+def _explain(error: Exception, recorder: _Recorder, gm: GraphModule, inputs: ExampleInputs) -> InputError:
+    node = recorder.current
+    where = f" at node {node.name!r} ({source_line(node) or 'no source line'})" if node is not None else ""
+    given = [leaf for leaf in tree_leaves((inputs.args, inputs.kwargs)) if isinstance(leaf, Tensor)]
+    shapes = ", ".join(f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in given) or "no tensor"
+    mine, theirs = {t.device for t in _every_name(gm).values()}, {t.device for t in given}
+    hint = "give inputs of the shape and type that model(*inputs) accepts"
+    if mine and theirs and mine != theirs:
+        hint = f"the model is on {_list(mine)}, the inputs are on {_list(theirs)}: move one to the other's device"
+    reason = str(error).split("\n\nWhile executing")[0].strip()
+    return InputError(f"the model does not run on the example inputs{where}: {reason}; found {shapes}; {hint}")
+
+
+def _list(devices: set[Any]) -> str:
+    return ", ".join(sorted(map(str, devices)))
+
+

@@ -1,0 +1,155 @@
+"""From an eager model to a GraphModule that behaves like it in both training modes."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node, Tracer
+
+from fx_oto.context import Context, ExampleInputs
+from fx_oto.errors import TraceError
+from fx_oto.graph import evaluating, graph_copy, training_modes
+from fx_oto.modes import FLAG, TrainingFlag, merge_modes
+from fx_oto.tape import record_tape
+
+__all__ = ["trace"]
+
+_NOT_USERS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
+
+
+def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
+    """Capture a model as a GraphModule that shares its parameters, buffers and leaf modules.
+
+    The graph keeps both training modes: where the model's Python code asks for ``self.training``, the graph
+    asks again each time it runs. Sizes that the code reads from its inputs stay dynamic.
+
+    Args:
+        model: any module; a GraphModule from ``torch.fx.symbolic_trace`` or ``torch.export`` is taken as it is.
+        example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or
+            ``(args, kwargs)``. Only their shapes, types and structure matter here.
+
+    Returns:
+        A GraphModule with each node's fake value in ``node.meta["val"]``.
+
+    Raises:
+        TraceError: the model's Python code cannot be captured; names the source line.
+        InputError: the model does not run on the example inputs.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> gm = fx_oto.trace(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU()), torch.randn(2, 4))
+        >>> [node.op for node in gm.graph.nodes]
+        ['placeholder', 'call_module', 'call_module', 'output']
+    """
+    inputs = ExampleInputs.of(example_inputs)
+    gm = graph_copy(model) if isinstance(model, GraphModule) else _symbolic_trace(model, inputs)
+    return Context(inputs).provide(record_tape(gm, inputs)).attach(gm)
+
+
+def _symbolic_trace(model: nn.Module, inputs: ExampleInputs) -> GraphModule:
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"expected a torch.nn.Module, found {type(model).__name__}: pass the model itself")
+    defaults = _defaults(model, inputs)
+    with _restored_attributes(model):
+        train, train_constants = _trace_in(True, model, defaults)
+        evaluation, _ = _trace_in(False, model, defaults, train_constants)
+        setattr(model, FLAG, TrainingFlag())
+        gm = GraphModule(model, merge_modes(train, evaluation), type(model).__name__)
+    return _with_modes_of(gm, model)
+
+
+def _with_modes_of(gm: GraphModule, model: nn.Module) -> GraphModule:
+    modes = training_modes(model)
+    for name, child in gm.named_modules(remove_duplicate=False):
+        child.training = modes.get(name, model.training)
+    return gm
+
+
+@contextmanager
+def _restored_attributes(model: nn.Module) -> Iterator[None]:
+    """Take back what tracing sets on the model: tensor constants and our flag."""
+    before = set(vars(model))
+    try:
+        yield
+    finally:
+        for name in set(vars(model)) - before:
+            delattr(model, name)
+        model._modules.pop(FLAG, None)
+
+
+def _trace_in(
+    training: bool, model: nn.Module, defaults: dict[str, Any], earlier: dict[str, Tensor] | None = None
+) -> tuple[Graph, dict[str, Tensor]]:
+    """Trace in one mode; returns the graph and the tensors that its code made while it was traced."""
+    tracer = _SourceTracer(earlier or {})
+    try:
+        with evaluating(model, training):
+            graph = tracer.trace(model, concrete_args=defaults or None)
+    except Exception as error:
+        raise _explain(error, model) from error
+    return graph, tracer.constants
+
+
+def _defaults(model: nn.Module, inputs: ExampleInputs) -> dict[str, Any]:
+    """The default of every argument that the example inputs leave out: the graph is specialised to them."""
+    signature = inspect.signature(model.forward)
+    try:
+        given = signature.bind_partial(*inputs.args, **inputs.kwargs).arguments
+    except TypeError as error:
+        raise TraceError(f"the example inputs do not match {type(model).__name__}.forward{signature}: {error}") from error
+    return {
+        name: parameter.default
+        for name, parameter in signature.parameters.items()
+        if name not in given and parameter.default is not inspect.Parameter.empty
+    }
+
+
+class _SourceTracer(Tracer):
+    """torch.fx's tracer, with each node's line in the user's code and constants shared between two traces."""
+
+    def __init__(self, earlier: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.constants: dict[str, Tensor] = {}
+        self._earlier = earlier
+
+    def create_node(self, *args: Any, **kwargs: Any) -> Node:
+        node = super().create_node(*args, **kwargs)
+        if frame := _user_frame(sys._getframe(1)):
+            code = frame.f_code
+            node.stack_trace = f'  File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}\n'
+        return node
+
+    def create_arg(self, a: Any) -> Any:
+        arg = super().create_arg(a)
+        if isinstance(a, Tensor) and isinstance(arg, Node) and str(arg.target).startswith("_tensor_constant"):
+            self.constants[str(arg.target)] = a
+            for name, tensor in self._earlier.items():
+                if tensor.dtype == a.dtype and torch.equal(tensor, a):
+                    arg.target = name
+        return arg
+
+
+def _user_frame(frame: FrameType | None) -> FrameType | None:
+    while frame is not None and frame.f_code.co_filename.startswith(_NOT_USERS):
+        frame = frame.f_back
+    return frame
+
+
+def _explain(error: Exception, model: nn.Module) -> TraceError:
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_USERS)]
+    where = f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
+    return TraceError(
+        f"{type(model).__name__} cannot be traced symbolically{where}: {error}. Control flow that depends on tensor "
+        "values, sizes or types cannot be captured: replace it by torch operations (torch.where), move it into a "
+        "function marked with torch.fx.wrap, or pass torch.export.export(model, args).module() instead of the model"
+    )

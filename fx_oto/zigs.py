@@ -1,0 +1,237 @@
+"""Zero-invariant groups: families of alike groups, the slots they fill, and why the rest is kept whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import networkx as nx
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from fx_oto.context import Context
+from fx_oto.dependencies import Reason
+from fx_oto.errors import MissingResultError, SettingsError
+from fx_oto.graph import tensor_names
+from fx_oto.masks import mask_of
+
+__all__ = ["Family", "FrozenAxis", "Partition", "Slot", "partition"]
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """The part of one axis of one parameter or buffer that belongs to a family.
+
+    Attributes:
+        tensor: name of the parameter or buffer.
+        dim: the axis.
+        index: indices along the axis, one row for each ZIG: int64, shape ``(num_zigs, indices per ZIG)``.
+        variable: True if DHSPG drives these entries to zero; False if they are only cut out.
+        numel: elements of the tensor at one index of the axis.
+    """
+
+    tensor: str
+    dim: int
+    index: Tensor
+    variable: bool
+    numel: int
+
+    def __str__(self) -> str:
+        return f"{self.tensor}[{self.dim}]"
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """ZIGs of the same structure: they fill the same slots with the same number of indices.
+
+    Attributes:
+        name: the first variable tensor, which tells the families apart.
+        classes: the root atom of each ZIG, shape ``(num_zigs,)``.
+        slots: every axis that the ZIGs have a part in.
+        macs_per_zig: multiply-adds, on the example inputs, in which one ZIG takes part while all others are there.
+    """
+
+    name: str
+    classes: Tensor
+    slots: tuple[Slot, ...]
+    macs_per_zig: float
+
+    def __len__(self) -> int:
+        """Number of ZIGs."""
+        return len(self.classes)
+
+    @property
+    def variables(self) -> tuple[Slot, ...]:
+        """The slots that DHSPG drives to zero."""
+        return tuple(slot for slot in self.slots if slot.variable)
+
+    @property
+    def params_per_zig(self) -> int:
+        """Parameters that go with one ZIG while all others are there."""
+        return sum(slot.index.shape[1] * slot.numel for slot in self.slots)
+
+
+@dataclass(frozen=True)
+class FrozenAxis:
+    """Indices of a parameter's axis that are kept whole, and why."""
+
+    tensor: str
+    dim: int
+    size: int
+    reason: Reason
+
+    def __str__(self) -> str:
+        return f"{self.tensor}[{self.dim}]: {self.reason}"
+
+
+@dataclass(frozen=True, eq=False)
+class Partition:
+    """The ZIGs of a model.
+
+    Obtained with ``fx_oto.partition(gm)``. ``str()`` prints a table, a notebook shows it as HTML.
+
+    Attributes:
+        families: what can go.
+        frozen: what cannot, with reasons.
+    """
+
+    provided_by: ClassVar[str] = "zig-partition"
+
+    families: tuple[Family, ...]
+    frozen: tuple[FrozenAxis, ...]
+    module: nn.Module | None = None
+
+    @property
+    def num_zigs(self) -> int:
+        """Prunable ZIGs of all families."""
+        return sum(len(family) for family in self.families)
+
+    def zeros(self) -> list[Tensor]:
+        """For each family, which ZIGs are zero (by mask, or in every variable): bool, shape ``(num_zigs,)``."""
+        module = self._bound()
+        tensors = tensor_names(module)
+        return [_is_zero(family, tensors) | ~_mask(module, i, family).bool() for i, family in enumerate(self.families)]
+
+    def group_sparsity(self) -> float:
+        """The fraction of prunable ZIGs that are zero, in [0, 1]."""
+        return sum(int(zero.sum()) for zero in self.zeros()) / max(self.num_zigs, 1)
+
+    @torch.no_grad()
+    def zero_(self, fraction: float, generator: torch.Generator | None = None) -> Partition:
+        """Set random ZIGs to zero in place, the same fraction of each family, keeping at least one of each.
+
+        Args:
+            fraction: in [0, 1]; rounded down to whole ZIGs in each family.
+            generator: source of randomness on the CPU; torch's default one if None.
+
+        Returns:
+            The partition itself.
+
+        Raises:
+            SettingsError: ``fraction`` is outside [0, 1].
+        """
+        if not 0 <= fraction <= 1:
+            raise SettingsError(f"fraction must be in [0, 1], found {fraction}")
+        for i, family in enumerate(self.families):
+            count = min(math.floor(fraction * len(family)), len(family) - 1)
+            self.zero_zigs_(i, torch.randperm(len(family), generator=generator)[:count])
+        return self
+
+    @torch.no_grad()
+    def zero_zigs_(self, family: int, zigs: Tensor) -> None:
+        """Set these ZIGs of a family to zero in place: every variable, and the mask if there is one.
+
+        Args:
+            family: position in ``families``.
+            zigs: positions in the family, int64, shape ``(n,)``.
+        """
+        module = self._bound()
+        tensors = tensor_names(module)
+        for slot in self.families[family].variables:
+            index = slot.index[zigs].reshape(-1).to(tensors[slot.tensor].device)
+            tensors[slot.tensor].index_fill_(slot.dim, index, 0)
+        mask = mask_of(module, family)
+        if mask is not None:
+            mask[zigs.to(mask.device)] = 0
+
+    def to_networkx(self) -> nx.Graph[str]:
+        """Parameter axes as nodes, joined where a family couples them; frozen axes carry their reason."""
+        graph: nx.Graph[str] = nx.Graph()
+        for family in self.families:
+            lead = str(family.variables[0])
+            for slot in family.slots:
+                graph.add_node(str(slot), tensor=slot.tensor, dim=slot.dim, variable=slot.variable, frozen=False)
+                if str(slot) != lead:
+                    graph.add_edge(lead, str(slot), family=family.name, zigs=len(family))
+        for axis in self.frozen:
+            graph.add_node(f"{axis.tensor}[{axis.dim}]", tensor=axis.tensor, dim=axis.dim, frozen=True, reason=str(axis.reason))
+        return graph
+
+    def __str__(self) -> str:
+        frozen = [(f"{axis.tensor}[{axis.dim}]", axis.size, axis.reason) for axis in self.frozen]
+        return "\n\n".join(
+            [
+                f"{self.num_zigs} zero-invariant groups in {len(self.families)} families",
+                tabulate(list(self._rows()), self._HEADERS),
+                tabulate(frozen, ("kept whole", "indices", "reason")),
+            ]
+        )
+
+    def _repr_html_(self) -> str:
+        frozen = [(f"{axis.tensor}[{axis.dim}]", axis.size, axis.reason) for axis in self.frozen]
+        return (
+            f"<b>{self.num_zigs} zero-invariant groups in {len(self.families)} families</b>"
+            + str(tabulate(list(self._rows()), self._HEADERS, tablefmt="html"))
+            + str(tabulate(frozen, ("kept whole", "indices", "reason"), tablefmt="html"))
+        )
+
+    _HEADERS: ClassVar[tuple[str, ...]] = ("family", "ZIGs", "params/ZIG", "MACs/ZIG", "slots")
+
+    def _rows(self) -> Iterator[tuple[Any, ...]]:
+        for family in self.families:
+            slots = ", ".join(str(slot) for slot in family.slots[:4]) + (" …" if len(family.slots) > 4 else "")
+            yield family.name, len(family), family.params_per_zig, round(family.macs_per_zig), slots
+
+    def _bound(self) -> nn.Module:
+        if self.module is None:
+            raise MissingResultError("this partition is bound to no module: obtain it with fx_oto.partition(gm)")
+        return self.module
+
+
+def partition(gm: GraphModule) -> Partition:
+    """The ZIGs that ``prepare`` found in a GraphModule, bound to it.
+
+    Args:
+        gm: a prepared GraphModule.
+
+    Raises:
+        MissingResultError: the module was not prepared.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> fx_oto.partition(fx_oto.prepare(net, torch.randn(2, 4))).num_zigs
+        8
+    """
+    return replace(Context.of(gm).get(Partition), module=gm)
+
+
+def _mask(module: nn.Module, position: int, family: Family) -> Tensor:
+    mask = mask_of(module, position)
+    return torch.ones(len(family)) if mask is None else mask.detach().cpu()
+
+
+def _is_zero(family: Family, tensors: dict[str, Tensor]) -> Tensor:
+    zero = torch.ones(len(family), dtype=torch.bool)
+    for slot in family.variables:
+        tensor = tensors[slot.tensor].detach()
+        dims = [dim for dim in range(tensor.ndim) if dim != slot.dim]
+        empty = (tensor == 0).all(dim=dims) if dims else tensor == 0
+        zero &= empty.cpu()[slot.index].all(1)
+    return zero
+
+

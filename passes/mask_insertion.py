@@ -1,0 +1,110 @@
+"""Masks in the graph: the one place that says which ZIGs are gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from fx_oto.context import Context
+from fx_oto.dependencies import Dependencies
+from fx_oto.labels import Layer, compress
+from fx_oto.masks import MASKS, Masks, apply_mask
+from fx_oto.pipeline import Pass
+from fx_oto.zigs import Partition
+
+__all__ = ["MaskInsertion"]
+
+
+@dataclass(frozen=True)
+class MaskInsertion(Pass):
+    """Multiply the outputs of each family's producers by its mask.
+
+    All masks are 1, so nothing changes numerically. A producer whose only reader is another producer of the
+    same family (a convolution before its normalisation) is left out, for the reader's mask covers it.
+    """
+
+    name: ClassVar[str] = "mask-insertion"
+    preserves: ClassVar[tuple[type, ...]] = (Dependencies, Partition)
+
+    def transform(self, gm: GraphModule, context: Context) -> GraphModule | None:
+        """Add the buffers and the multiplications."""
+        found, partition = context.get(Dependencies), context.get(Partition)
+        if hasattr(gm, MASKS) or not partition.families:
+            return None
+        device = next((p.device for p in gm.parameters()), None)
+        gm.add_submodule(MASKS, Masks([len(family) for family in partition.families], device))
+        _Inserter(gm, found, partition, device).run()
+        return gm
+
+
+class _Inserter:
+    def __init__(self, gm: GraphModule, found: Dependencies, partition: Partition, device: torch.device | None) -> None:
+        self.gm, self.found, self.device = gm, found, device
+        self.nodes = {node.name: node for node in gm.graph.nodes}
+        self.family_of = torch.full((len(found.roots),), -1, dtype=torch.int64)
+        self.position_of = torch.zeros(len(found.roots), dtype=torch.int64)
+        for i, family in enumerate(partition.families):
+            self.family_of[family.classes] = i
+            self.position_of[family.classes] = torch.arange(len(family))
+
+    def run(self) -> None:
+        sites = {(node.name, dim): layer for name, labels in self.found.producers for node, dim, layer in self._sites(name, labels)}
+        covered = {key: set(self.family_of[self.found.roots[layer.labels]].unique().tolist()) for key, layer in sites.items()}
+        for (name, dim), layer in sites.items():
+            readers = list(self.nodes[name].users)
+            if len(readers) == 1 and covered[name, dim] <= covered.get((readers[0].name, dim), set()):
+                continue
+            self._insert(self.nodes[name], dim, layer)
+
+    def _sites(self, name: str, labels: Tensor) -> Iterator[tuple[Node, int, Layer]]:
+        """Where a mask has the effect of zero variables: the node's value, or else the parameters it reads."""
+        classes = self.found.roots[labels]
+        classes = classes[self.family_of[classes] >= 0]
+        node = self.nodes[name]
+        candidates = [node, *(n for n in node.all_input_nodes if n.op == "get_attr")]
+        for candidate in candidates if classes.numel() else ():
+            layer = self._layer(candidate, classes)
+            if layer is not None and (layer.removed == 0).all():
+                roots = compress(self.found.roots[layer.labels])
+                dims = [dim for dim, size in enumerate(roots.shape) if size > 1]
+                if len(dims) == 1:
+                    yield candidate, dims[0], Layer(roots, layer.removed)
+                    return
+
+    def _layer(self, node: Node, classes: Tensor) -> Layer | None:
+        layers = self.found.values.get(node.name, ())
+        if len(layers) != 1:
+            return None
+        return next((layer for layer in layers[0] if torch.isin(self.found.roots[layer.labels], classes).any()), None)
+
+    def _insert(self, node: Node, dim: int, layer: Layer) -> None:
+        classes = layer.labels.reshape(-1)
+        families = self.family_of[classes]
+        value = node
+        readers = list(node.users)
+        for family in families[families >= 0].unique().tolist():
+            size = int((self.family_of == family).sum())
+            position = torch.where(families == family, self.position_of[classes] + 1, 0)
+            with self.gm.graph.inserting_after(value):
+                mask = self.gm.graph.get_attr(f"{MASKS}.family_{family}")
+            args = [value, dim, mask]
+            last = mask
+            if not torch.equal(position, torch.arange(1, size + 1)):
+                last = self._index(family, position, mask)
+                args.append(last)
+            with self.gm.graph.inserting_after(last):
+                value = self.gm.graph.call_function(apply_mask, tuple(args))
+        for reader in readers:
+            reader.replace_input_with(node, value)
+
+    def _index(self, family: int, position: Tensor, after: Node) -> Node:
+        masks = self.gm.get_submodule(MASKS)
+        name = f"index_{family}_{len(masks._buffers)}"
+        masks.register_buffer(name, position.to(self.device), persistent=False)
+        with self.gm.graph.inserting_after(after):
+            return self.gm.graph.get_attr(f"{MASKS}.{name}")

@@ -1,0 +1,184 @@
+"""Physical slicing: what the masks and the zero variables say is gone is cut out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from fx_oto.context import Context
+from fx_oto.cuts import Cuts
+from fx_oto.dependencies import Adjustment, Dependencies
+from fx_oto.errors import InputError, NothingToCompressError, SlicingError
+from fx_oto.graph import clone_module, graph_copy, tensor_names, training_modes
+from fx_oto.masks import MASKS
+from fx_oto.modules import resize
+from fx_oto.norms import GroupNormOver, LayerNormOver
+from fx_oto.pipeline import Pass
+from fx_oto.rewrite import Rewriter
+from fx_oto.tape import record_tape
+from fx_oto.zigs import partition
+
+__all__ = ["PhysicalSlicing", "SlicingPlan"]
+
+
+@dataclass(frozen=True, eq=False)
+class SlicingPlan:
+    """Which indices of which parameter axes were kept.
+
+    Attributes:
+        kept: by tensor name and dimension, the kept indices: int64, ascending.
+        cuts: the same for every node's value.
+    """
+
+    provided_by: ClassVar[str] = "physical-slicing"
+
+    kept: dict[tuple[str, int], Tensor]
+    cuts: Cuts
+
+
+@dataclass(frozen=True)
+class PhysicalSlicing(Pass):
+    """Index the parameters, resize the modules, rewrite the nodes and recompile.
+
+    The result owns its parameters; the input keeps its own, unchanged. Provides ``SlicingPlan``.
+    """
+
+    name: ClassVar[str] = "physical-slicing"
+
+    def transform(self, gm: GraphModule, context: Context) -> GraphModule:
+        """Build the compact GraphModule.
+
+        Raises:
+            NothingToCompressError: no ZIG is zero.
+            SlicingError: every ZIG of a family is zero, or a node cannot be rewritten.
+            InputError: a parameter holds NaN or infinite values.
+        """
+        found = context.get(Dependencies)
+        _check_finite(tensor_names(gm))
+        cuts = Cuts(found, _kept_atoms(gm, found))
+        plan = SlicingPlan(cuts.axes, cuts)
+        compact = _sliced_copy(gm, plan)
+        Rewriter(compact, cuts).run(lambda node, adjustment: _contribution(gm, cuts, node, adjustment))
+        _resize_modules(compact, cuts)
+        compact._modules.pop(MASKS, None)
+        compact.recompile()
+        _check_sizes(compact, context)
+        return Context(context.inputs, records=context.records).provide(plan).attach(compact)
+
+
+def _check_finite(tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise InputError(
+                f"{name} holds NaN or infinite values, so no output can be compared: the training diverged; "
+                "restore a checkpoint, or lower the learning rate"
+            )
+
+
+def _kept_atoms(gm: GraphModule, found: Dependencies) -> Tensor:
+    zigs = partition(gm)
+    if not zigs.families:
+        raise NothingToCompressError("no axis of this model can be pruned: print(fx_oto.partition(gm)) gives the reasons")
+    kept = torch.ones(len(found.roots), dtype=torch.bool)
+    for family, zero in zip(zigs.families, zigs.zeros(), strict=True):
+        if zero.all():
+            raise SlicingError(
+                f"all {len(family)} ZIGs of the family {family.name!r} are zero, so nothing of it would be left and the "
+                "network would be cut in two: keep at least one (a smaller target, or a minimum per family)"
+            )
+        kept[family.classes[zero]] = False
+    if kept.all():
+        raise NothingToCompressError(
+            f"none of the {zigs.num_zigs} ZIGs is zero, so there is nothing to cut: train with fx_oto.DHSPG(gm, …) until "
+            "its target is reached, pass train=… to compress, or try fx_oto.partition(gm).zero_(0.5)"
+        )
+    return kept[found.roots]
+
+
+def _sliced_copy(gm: GraphModule, plan: SlicingPlan) -> GraphModule:
+    """The same graph over copies of the modules whose tensors have been cut."""
+    names: dict[int, str] = {id(tensor): name for name, tensor in tensor_names(gm).items()}
+    done: dict[int, Tensor] = {}
+
+    def cut(tensor: Tensor) -> Tensor:
+        if id(tensor) not in done:
+            done[id(tensor)] = _cut_tensor(tensor, names.get(id(tensor), ""), plan)
+        return done[id(tensor)]
+
+    root = clone_module(gm, cut)
+    compact = graph_copy(gm)
+    compact = GraphModule(root, compact.graph, gm.__class__.__name__)
+    modes = training_modes(gm)
+    for name, child in compact.named_modules(remove_duplicate=False):
+        child.training = modes.get(name, gm.training)
+    return compact
+
+
+def _cut_tensor(tensor: Tensor, name: str, plan: SlicingPlan) -> Tensor:
+    data = tensor.detach()
+    for dim in range(tensor.ndim):
+        index = plan.kept.get((name, dim))
+        if index is not None:
+            data = data.index_select(dim, index.to(tensor.device))
+    data = data.clone() if data.data_ptr() == tensor.data_ptr() else data
+    return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+
+
+def _contribution(gm: GraphModule, cuts: Cuts, node: Node, adjustment: Adjustment) -> Tensor:
+    """What the removed channels, each worth a constant, added to each kept output of a linear node."""
+    if node.op == "call_module":
+        weight, name = gm.get_submodule(str(node.target)).weight, f"{node.target}.weight"
+    else:
+        name = str(node.args[1].target)  # type: ignore[union-attr]
+        weight = tensor_names(gm)[name]
+    gone = ~cuts.kept_labels(adjustment.labels)
+    columns = weight.detach()[:, gone.to(weight.device)].flatten(2).sum(-1) if weight.ndim > 2 else weight.detach()[:, gone.to(weight.device)]  # type: ignore[operator,index,union-attr]
+    total = columns @ adjustment.removed[gone].to(columns)
+    index = cuts.axes.get((name, 0))
+    return total if index is None else total[index.to(total.device)]
+
+
+def _resize_modules(compact: GraphModule, cuts: Cuts) -> None:
+    counted = {a.node: len(a.labels) for a in cuts.found.adjustments if a.kind == "norm" and not cuts.kept_labels(a.labels).all()}
+    for node in compact.graph.nodes:
+        if node.op != "call_module":
+            continue
+        module = compact.get_submodule(node.target)
+        if node.name in counted:
+            compact.set_submodule(node.target, _norm_over(module, counted[node.name]))
+            continue
+        source = node.all_input_nodes[0] if node.all_input_nodes else None
+        sizes = [_channels(cuts, n) for n in (source, node)]
+        if sizes != [0, 0]:
+            resize(module, *sizes)
+
+
+def _norm_over(module: nn.Module, count: int) -> nn.Module:
+    if isinstance(module, LayerNormOver | GroupNormOver):
+        return module
+    kind = GroupNormOver if isinstance(module, nn.GroupNorm) else LayerNormOver
+    new = kind(count, module.weight, module.bias, module.eps)  # type: ignore[arg-type]
+    return new.train(module.training)
+
+
+def _channels(cuts: Cuts, node: Node | None) -> int:
+    """Channels (dimension 1) that are left of a node's value; 0 where there is no such dimension."""
+    value = None if node is None else node.meta.get("val")
+    if not isinstance(value, Tensor) or value.ndim < 2 or node is None:
+        return 0
+    cut = cuts.of_tensor(node.name)
+    return len(cut[1]) if 1 in cut else value.shape[1]
+
+
+def _check_sizes(compact: GraphModule, context: Context) -> None:
+    """Run the compact graph on fake tensors: every size must fit."""
+    try:
+        record_tape(compact, context.inputs)
+    except InputError as error:
+        raise SlicingError(f"after slicing, {error}. Please report this model") from error
+
+

@@ -1,0 +1,118 @@
+"""Verification: the compact model returns what the group-sparse one returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from fx_oto.context import Context
+from fx_oto.errors import VerificationError
+from fx_oto.graph import evaluating, op_name, source_line
+from fx_oto.pipeline import Analysis
+from passes.physical_slicing import SlicingPlan
+
+__all__ = ["Verification", "VerificationReport", "relative_error"]
+
+_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """The largest difference of any output, relative to the largest value of that output, and what was allowed."""
+
+    provided_by: ClassVar[str] = "verification"
+
+    error: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Verification(Analysis):
+    """Run the compact model and the group-sparse one on the example inputs, in eval mode, and compare.
+
+    Provides ``VerificationReport``.
+
+    Attributes:
+        reference: the group-sparse GraphModule that the compact one was made from.
+    """
+
+    name: ClassVar[str] = "verification"
+
+    reference: GraphModule
+
+    def analyse(self, gm: GraphModule, context: Context) -> VerificationReport:
+        """Compare every output tensor.
+
+        Raises:
+            VerificationError: the outputs differ; names the first node that does.
+        """
+        expected = _outputs(self.reference, context)
+        found = _outputs(gm, context)
+        floating = [t.dtype for t in expected if t.is_floating_point()]
+        tolerance = max((_TOLERANCE.get(dtype, 1e-5) for dtype in floating), default=0.0)
+        error = relative_error(expected, found)
+        if not error <= tolerance:
+            raise VerificationError(
+                f"the compact model differs from the group-sparse one by {error:.1e} of the output (allowed: {tolerance:.0e})"
+                f"{_first_difference(self.reference, gm, context, tolerance)}. Nothing was changed; please report this model"
+            )
+        return VerificationReport(error, tolerance)
+
+
+def relative_error(expected: Any, found: Any) -> float:
+    """Largest absolute difference of two pytrees of tensors, each relative to the largest value expected there."""
+    left = [leaf for leaf in tree_leaves(expected) if isinstance(leaf, Tensor)]
+    right = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+    if [t.shape for t in left] != [t.shape for t in right]:
+        return float("inf")
+    errors = [0.0]
+    for one, other in zip(left, right, strict=True):
+        scale = one.abs().max().item() if one.numel() else 0
+        error = (one.double() - other.double()).abs().max().item() if one.numel() else 0.0
+        errors.append(error / scale if scale else error)
+    return max(errors)
+
+
+def _outputs(gm: GraphModule, context: Context) -> list[Tensor]:
+    with evaluating(gm), torch.no_grad():
+        args, kwargs = tree_map_only(Tensor, Tensor.clone, (context.inputs.args, context.inputs.kwargs))
+        result = gm(*args, **kwargs)
+    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
+class _Keeper(Interpreter):
+    def __init__(self, gm: GraphModule) -> None:
+        super().__init__(gm)
+        self.kept: dict[str, Tensor] = {}
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.kept[n.name] = value.clone()
+        return value
+
+
+def _values(gm: GraphModule, context: Context) -> dict[str, Tensor]:
+    keeper = _Keeper(gm)
+    with evaluating(gm), torch.no_grad():
+        keeper.run(*tree_map_only(Tensor, Tensor.clone, context.inputs.args))
+    return keeper.kept
+
+
+def _first_difference(reference: GraphModule, compact: GraphModule, context: Context, tolerance: float) -> str:
+    if context.inputs.kwargs:
+        return ""
+    cuts = context.get(SlicingPlan).cuts
+    expected = _values(reference, context)
+    found = _values(compact, context)
+    for node in compact.graph.nodes:
+        if node.name in expected and node.name in found and node.op != "get_attr":
+            left = cuts.apply(expected[node.name], cuts.of_tensor(node.name))
+            if relative_error(left, found[node.name]) > tolerance:
+                return f", first at node {node.name!r} ({op_name(node)} at {source_line(node) or 'no source line'})"
+    return ""
