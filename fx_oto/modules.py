@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from fx_oto.modes import TrainingFlag
 
-__all__ = ["is_opaque", "keeps_parameters_whole", "resize"]
+__all__ = ["is_opaque", "keeps_parameters_whole", "resizable", "resize"]
 
 
 def _conv(module: Any, inputs: int, outputs: int) -> None:
@@ -83,6 +83,11 @@ def is_opaque(node: Node, gm: GraphModule) -> bool:
     if node.op == "call_function":
         return not isinstance(node.target, OpOverload) and not _is_torchs(node.target)
     return False
+
+
+def resizable(module: nn.Module) -> bool:
+    """Whether ``resize`` knows what to do with a leaf module."""
+    return _resizer(module) is not None
 
 
 def resize(module: nn.Module, inputs: int, outputs: int) -> None:

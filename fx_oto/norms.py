@@ -9,7 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["GroupNormOver", "LayerNormOver", "group_norm_over", "layer_norm_over", "mean_over"]
+__all__ = [
+    "GroupNormOver",
+    "LayerNormOver",
+    "group_norm_over",
+    "layer_norm_over",
+    "mean_over",
+    "over_original_count",
+]
 
 
 def layer_norm_over(value: Tensor, count: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -74,3 +81,11 @@ class GroupNormOver(_NormOver):
     def forward(self, value: Tensor) -> Tensor:
         """Normalise ``(N, kept, …)``."""
         return group_norm_over(value, self.count, self.weight, self.bias, self.eps)
+
+
+def over_original_count(module: nn.Module, count: int) -> nn.Module:
+    """The norm that takes the place of ``nn.LayerNorm`` or one-group ``nn.GroupNorm`` with cut parameters."""
+    if isinstance(module, _NormOver):  # shared, and replaced before
+        return module
+    kind = GroupNormOver if isinstance(module, nn.GroupNorm) else LayerNormOver
+    return kind(count, module.weight, module.bias, module.eps).train(module.training)  # type: ignore[arg-type]

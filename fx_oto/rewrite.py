@@ -21,7 +21,8 @@ from fx_oto.errors import SlicingError
 from fx_oto.graph import op_name, plain, source_line
 from fx_oto.labels import compress
 from fx_oto.masks import apply_mask
-from fx_oto.norms import group_norm_over, layer_norm_over, mean_over
+from fx_oto.modules import resizable, resize
+from fx_oto.norms import group_norm_over, layer_norm_over, mean_over, over_original_count
 
 __all__ = ["Rewriter"]
 
@@ -55,9 +56,13 @@ class Rewriter:
             if node.target is apply_mask:
                 self._drop_mask(node)
         for node in list(self.graph.nodes):
+            if node.name not in self.nodes or self.nodes[node.name] is not node:
+                continue  # dropped while an earlier node was rewritten
+            name = node.name
             self._rewrite(node)
-            for adjustment in self.adjustments.get(node.name, ()):
-                self._adjust(node, adjustment, fold)
+            for adjustment in self.adjustments.get(name, ()):
+                if not self.cuts.kept_labels(adjustment.labels).all():
+                    self._adjust(self.nodes[name], adjustment, fold)
         self._erase_stale()
 
     def _drop_mask(self, node: Node) -> None:
@@ -65,6 +70,7 @@ class Rewriter:
         unused = [node, *(arg for arg in node.args if isinstance(arg, Node) and arg.op == "get_attr")]
         for part in unused:
             if not part.users:
+                del self.nodes[part.name]
                 self.graph.erase_node(part)
 
     def _rewrite(self, node: Node) -> None:
@@ -80,6 +86,8 @@ class Rewriter:
             handler(node)
 
     def _handler(self, node: Node) -> Callable[[Node], None] | None:
+        if node.op == "call_module" and resizable(self.gm.get_submodule(str(node.target))):
+            return self._resize
         name = op_name(node)
         if name == "getattr":
             name = str(node.args[1])
@@ -137,6 +145,7 @@ class Rewriter:
         for user in list(node.users):
             user.args = map_arg(user.args, lambda n: value if n is node else n)
             user.kwargs = map_arg(user.kwargs, lambda n: value if n is node else n)
+        del self.nodes[node.name]
         self.graph.erase_node(node)
 
     def _refuse(self, node: Node, why: str) -> SlicingError:
@@ -332,6 +341,18 @@ class Rewriter:
         places = _places(gather.positions[cut[gather.dim]], kept)
         self._replace(node, torch.index_select, entry, gather.dim, self._constant("order", places, node))
 
+    # -- modules ---------------------------------------------------------------------------------------
+
+    def _resize(self, node: Node) -> None:
+        """Let a leaf module's attributes follow its parameters."""
+        inputs, outputs = (self._channels(n) for n in (node.args[0], node))
+        resize(self.gm.get_submodule(str(node.target)), inputs, outputs)
+
+    def _channels(self, node: Any) -> int:
+        """What is left of dimension 1, the channels; 0 where there is none."""
+        shape = self._shape(node)
+        return len(self._cut(node)[1]) if 1 in self._cut(node) else shape[1] if len(shape) > 1 else 0
+
     # -- computation -----------------------------------------------------------------------------------
 
     def groups(self, node: Node) -> None:
@@ -342,24 +363,23 @@ class Rewriter:
         groups = self._argument(node, position, "groups", 1)
         if groups == 1:
             return
-        width = len(self._cut(weight).get(1, ())) or self._shape(weight)[1]  # type: ignore[arg-type]
-        side = node if transposed else source
-        channels = len(self._cut(side).get(1, ())) or self._shape(side)[1]  # type: ignore[arg-type]
-        self._set_argument(node, position, "groups", channels // width)
+        channels = self._channels(node if transposed else source)
+        self._set_argument(node, position, "groups", channels // self._channels(weight))
 
     def norm_groups(self, node: Node) -> None:
         """Functional group norm: whole groups went."""
         source = node.args[0]
         if 1 in self._cut(source):
             groups = self._argument(node, 1, "num_groups")
-            left = groups * len(self._cut(source)[1]) // self._shape(source)[1]  # type: ignore[arg-type]
+            left = groups * self._channels(source) // self._shape(source)[1]  # type: ignore[arg-type]
             self._set_argument(node, 1, "num_groups", left)
 
     def _adjust(self, node: Node, adjustment: Adjustment, fold: Callable[[Node, Adjustment], Tensor]) -> None:
         kept = self.cuts.kept_labels(adjustment.labels)
-        if kept.all() or node.op == "call_module" and adjustment.kind == "norm":
-            return
-        if adjustment.kind == "norm":
+        if adjustment.kind == "norm" and node.op == "call_module":
+            module = self.gm.get_submodule(str(node.target))
+            self.gm.set_submodule(str(node.target), over_original_count(module, len(kept)))
+        elif adjustment.kind == "norm":
             self._norm(node, len(kept))
         elif adjustment.kind == "mean":
             self._mean(node, float(kept.sum()) / len(kept))

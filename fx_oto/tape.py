@@ -6,7 +6,9 @@ end and of how the user spelled an operation; analyses read the tape and never r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -14,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
@@ -24,7 +26,7 @@ from fx_oto.errors import InputError
 from fx_oto.modes import by_mode
 from fx_oto.graph import evaluating, source_line, tensor_names
 
-__all__ = ["OpCall", "Tape", "macs_of", "record_tape"]
+__all__ = ["OpCall", "Tape", "fake_run", "macs_of", "record_tape"]
 
 
 @lru_cache(maxsize=4096)
@@ -110,20 +112,46 @@ def record_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
     Raises:
         InputError: the example inputs do not fit the model; the text names node and source line.
     """
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    real = tensor_names(gm)
-    tensors = {name: _fake(fake, tensor) for name, tensor in real.items()}
-    by_real = {id(tensor): tensors[name] for name, tensor in real.items()}
-    stand_ins = {f"gm.{name}": by_real[id(tensor)] for name, tensor in _every_name(gm).items()}
     recorder = _Recorder(gm)
-    args, kwargs = tree_map_only(Tensor, lambda t: _fake(fake, t), (inputs.args, dict(inputs.kwargs)))
-    try:
-        with evaluating(gm), torch.no_grad(), fake, recorder.mode:
-            torch.func.functional_call(_Runner(gm, recorder), stand_ins, args, kwargs)
-    except Exception as error:
-        raise _explain(error, recorder, gm, inputs) from error
+    tensors = fake_run(gm, inputs, recorder.mode, recorder)
     constants = {id(tensors[name]): buffer for name, buffer in gm.named_buffers()}
     return Tape(tuple(recorder.steps), tensors, constants)
+
+
+def fake_run(
+    model: nn.Module, inputs: ExampleInputs, mode: TorchDispatchMode, recorder: _Recorder | None = None
+) -> dict[str, Tensor]:
+    """Run a module in eval mode on fake tensors, under a dispatch mode.
+
+    Returns:
+        The fake stand-in of each parameter and buffer, by name.
+
+    Raises:
+        InputError: the example inputs do not fit the model.
+    """
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    real = tensor_names(model)
+    tensors = {name: _fake(fake, tensor) for name, tensor in real.items()}
+    by_real = {id(tensor): tensors[name] for name, tensor in real.items()}
+    stand_ins = {f"model.{name}": by_real[id(tensor)] for name, tensor in _every_name(model).items()}
+    args, kwargs = tree_map_only(Tensor, lambda t: _fake(fake, t), (inputs.args, dict(inputs.kwargs)))
+    try:
+        with _quiet(), evaluating(model), torch.no_grad(), fake, mode:
+            torch.func.functional_call(_Runner(model, recorder), stand_ins, args, kwargs)
+    except Exception as error:
+        raise _explain(error, recorder, model, inputs) from error
+    return tensors
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from logging errors that are about to be raised, and explained, anyway."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _every_name(gm: nn.Module) -> dict[str, Tensor]:
@@ -170,6 +198,7 @@ def _moves_nothing(tensor: Tensor, size: list[int], stride: list[int], *_: Any) 
 class _Recorder(Interpreter):
     def __init__(self, gm: GraphModule) -> None:
         super().__init__(gm)
+        self.gm = gm
         self.mode = _RecordingMode()
         self.steps: list[tuple[str, tuple[OpCall, ...], Any]] = []
         self.current: Node | None = None
@@ -185,22 +214,24 @@ class _Recorder(Interpreter):
 
 
 class _Runner(nn.Module):
-    def __init__(self, gm: GraphModule, recorder: _Recorder) -> None:
+    def __init__(self, model: nn.Module, recorder: _Recorder | None) -> None:
         super().__init__()
-        self.gm = gm
-        self._recorder = [recorder]
+        self.model = model
+        self.recorder = recorder
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        recorder = self._recorder[0]
-        if isinstance(self.gm.graph._codegen, torch.fx.graph._PyTreeCodeGen):
-            flat = self.gm.graph._codegen.process_inputs(*args, **kwargs)
-            return recorder.run(*flat, enable_io_processing=False)
-        return recorder.run(*_positional(self.gm, args, kwargs))
+        if self.recorder is None:
+            return self.model(*args, **kwargs)
+        graph = self.recorder.gm.graph
+        if isinstance(graph._codegen, torch.fx.graph._PyTreeCodeGen):
+            flat = graph._codegen.process_inputs(*args, **kwargs)
+            return self.recorder.run(*flat, enable_io_processing=False)
+        return self.recorder.run(*_positional(graph, args, kwargs))
 
 
-def _positional(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+def _positional(graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """Order keyword arguments like the placeholders; a missing one takes the placeholder's default."""
-    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     names = [str(node.target) for node in placeholders]
     unknown = set(kwargs) - set(names)
     if unknown or len(args) > len(names):
@@ -216,8 +247,8 @@ def _positional(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return values
 
 
-def _explain(error: Exception, recorder: _Recorder, gm: GraphModule, inputs: ExampleInputs) -> InputError:
-    node = recorder.current
+def _explain(error: Exception, recorder: _Recorder | None, gm: nn.Module, inputs: ExampleInputs) -> InputError:
+    node = recorder.current if recorder is not None else None
     where = f" at node {node.name!r} ({source_line(node) or 'no source line'})" if node is not None else ""
     given = [leaf for leaf in tree_leaves((inputs.args, inputs.kwargs)) if isinstance(leaf, Tensor)]
     shapes = ", ".join(f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in given) or "no tensor"

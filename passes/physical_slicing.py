@@ -15,8 +15,6 @@ from fx_oto.dependencies import Adjustment, Dependencies
 from fx_oto.errors import InputError, NothingToCompressError, SlicingError
 from fx_oto.graph import clone_module, graph_copy, tensor_names, training_modes
 from fx_oto.masks import MASKS
-from fx_oto.modules import resize
-from fx_oto.norms import GroupNormOver, LayerNormOver
 from fx_oto.pipeline import Pass
 from fx_oto.rewrite import Rewriter
 from fx_oto.tape import record_tape
@@ -63,7 +61,6 @@ class PhysicalSlicing(Pass):
         plan = SlicingPlan(cuts.axes, cuts)
         compact = _sliced_copy(gm, plan)
         Rewriter(compact, cuts).run(lambda node, adjustment: _contribution(gm, cuts, node, adjustment))
-        _resize_modules(compact, cuts)
         compact._modules.pop(MASKS, None)
         compact.recompile()
         _check_sizes(compact, context)
@@ -131,47 +128,16 @@ def _cut_tensor(tensor: Tensor, name: str, plan: SlicingPlan) -> Tensor:
 def _contribution(gm: GraphModule, cuts: Cuts, node: Node, adjustment: Adjustment) -> Tensor:
     """What the removed channels, each worth a constant, added to each kept output of a linear node."""
     if node.op == "call_module":
-        weight, name = gm.get_submodule(str(node.target)).weight, f"{node.target}.weight"
+        name = f"{node.target}.weight"
     else:
         name = str(node.args[1].target)  # type: ignore[union-attr]
-        weight = tensor_names(gm)[name]
+    weight = gm.get_parameter(name).detach()
     gone = ~cuts.kept_labels(adjustment.labels)
-    columns = weight.detach()[:, gone.to(weight.device)].flatten(2).sum(-1) if weight.ndim > 2 else weight.detach()[:, gone.to(weight.device)]  # type: ignore[operator,index,union-attr]
+    columns = weight[:, gone.to(weight.device)]
+    columns = columns.flatten(2).sum(-1) if columns.ndim > 2 else columns
     total = columns @ adjustment.removed[gone].to(columns)
     index = cuts.axes.get((name, 0))
     return total if index is None else total[index.to(total.device)]
-
-
-def _resize_modules(compact: GraphModule, cuts: Cuts) -> None:
-    counted = {a.node: len(a.labels) for a in cuts.found.adjustments if a.kind == "norm" and not cuts.kept_labels(a.labels).all()}
-    for node in compact.graph.nodes:
-        if node.op != "call_module":
-            continue
-        module = compact.get_submodule(node.target)
-        if node.name in counted:
-            compact.set_submodule(node.target, _norm_over(module, counted[node.name]))
-            continue
-        source = node.all_input_nodes[0] if node.all_input_nodes else None
-        sizes = [_channels(cuts, n) for n in (source, node)]
-        if sizes != [0, 0]:
-            resize(module, *sizes)
-
-
-def _norm_over(module: nn.Module, count: int) -> nn.Module:
-    if isinstance(module, LayerNormOver | GroupNormOver):
-        return module
-    kind = GroupNormOver if isinstance(module, nn.GroupNorm) else LayerNormOver
-    new = kind(count, module.weight, module.bias, module.eps)  # type: ignore[arg-type]
-    return new.train(module.training)
-
-
-def _channels(cuts: Cuts, node: Node | None) -> int:
-    """Channels (dimension 1) that are left of a node's value; 0 where there is no such dimension."""
-    value = None if node is None else node.meta.get("val")
-    if not isinstance(value, Tensor) or value.ndim < 2 or node is None:
-        return 0
-    cut = cuts.of_tensor(node.name)
-    return len(cut[1]) if 1 in cut else value.shape[1]
 
 
 def _check_sizes(compact: GraphModule, context: Context) -> None:

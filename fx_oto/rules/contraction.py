@@ -199,7 +199,7 @@ def _grouped(p: Propagation, sides: Sequence[Operand], groups: int, transposed: 
 
 def _freeze_if(p: Propagation, condition: bool, labels: Tensor) -> None:
     if condition:
-        p.freeze(labels, "it is combined with a tensor whose size is fixed")
+        p.freeze(labels, "it is combined with a tensor that is kept whole, such as the input")
 
 
 def _along(layers: Sequence[Layer], dim: int) -> Layer | None:

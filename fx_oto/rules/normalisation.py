@@ -95,7 +95,7 @@ def _couple(p: Propagation, tensor: Tensor, labels: Tensor) -> Tensor:
     layers = p.layers(tensor)
     if not layers:
         if tensor.numel() > 1:
-            p.freeze(labels, "it is combined with a tensor whose size is fixed")
+            p.freeze(labels, "it is combined with a tensor that is kept whole, such as the input")
         return UNKNOWN
     p.unite(labels, layers[0].labels.reshape(-1))
     if p.is_weight(tensor):
@@ -106,4 +106,4 @@ def _couple(p: Propagation, tensor: Tensor, labels: Tensor) -> Tensor:
 def _keep_unmatched(p: Propagation, tensors: Sequence[Tensor | None], layers: Sequence[Layer]) -> None:
     if not layers:
         for tensor in tensors:
-            p.freeze_value(tensor, "it is combined with a tensor whose size is fixed")
+            p.freeze_value(tensor, "it is combined with a tensor that is kept whole, such as the input")

@@ -83,7 +83,7 @@ def combine(
         present = {position for position, _ in members}
         for position, operand in enumerate(operands):
             if position not in present and _spans(operand.shape, ndim, dims):
-                p.freeze(labels, "it is combined with a tensor whose size is fixed")
+                p.freeze(labels, "it is combined with a tensor that is kept whole, such as the input")
         for position, layer in members:
             if operands[position].weight:
                 p.produce(layer.labels)

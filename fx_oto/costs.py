@@ -1,0 +1,45 @@
+"""What a model costs: parameters and multiply-adds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fx_oto.context import ExampleInputs
+from fx_oto.tape import fake_run
+
+__all__ = ["Cost", "cost"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, and multiply-adds (one multiply-add = one MAC) of one forward pass on the example inputs."""
+
+    params: int
+    macs: int
+
+    def __str__(self) -> str:
+        return f"{self.params:,} parameters, {self.macs / 1e6:,.2f}M MACs"
+
+
+def cost(model: nn.Module, example_inputs: Any) -> Cost:
+    """Count parameters and MACs of convolutions, matrix products and attention, in eval mode, on fake tensors.
+
+    Args:
+        model: any module.
+        example_inputs: as for ``fx_oto.trace``; MACs are those of this batch.
+
+    Raises:
+        InputError: the model does not run on the example inputs.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> fx_oto.cost(torch.nn.Linear(4, 8), torch.randn(1, 4))
+        Cost(params=40, macs=32)
+    """
+    counter = FlopCounterMode(display=False)
+    fake_run(model, ExampleInputs.of(example_inputs), counter)
+    return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)

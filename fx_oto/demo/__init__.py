@@ -1,0 +1,1 @@
+"""A complete job: train a small network once on real images, compress it, and compare."""
