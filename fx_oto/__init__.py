@@ -45,49 +45,76 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_EXPORTS = {
-    "fx_oto.api": ("compress", "default_pipeline", "prepare"),
-    "fx_oto.context": ("Context", "ExampleInputs"),
-    "fx_oto.costs": ("Cost", "cost"),
-    "fx_oto.dependencies": ("Dependencies", "Reason"),
-    "fx_oto.dhspg": ("DHSPG",),
-    "fx_oto.errors": (
-        "FxOtoError",
-        "FxOtoWarning",
-        "InputError",
-        "MissingResultError",
-        "NothingToCompressError",
-        "PassError",
-        "SettingsError",
-        "SlicingError",
-        "TraceError",
-        "VerificationError",
-    ),
-    "fx_oto.pipeline": ("Analysis", "Pass", "PassRecord", "Pipeline", "register_pass"),
-    "fx_oto.reports": ("Report", "report"),
-    "fx_oto.rules": ("register_rule",),
-    "fx_oto.tracing": ("trace",),
-    "fx_oto.zigs": ("Family", "FrozenAxis", "Partition", "Slot", "partition"),
-    "passes.dependency_analysis": ("DependencyAnalysis",),
-    "passes.mask_insertion": ("MaskInsertion",),
-    "passes.physical_slicing": ("PhysicalSlicing", "SlicingPlan"),
-    "passes.verification": ("Verification", "VerificationReport"),
-    "passes.zig_partition": ("ZIGPartition",),
-}
-_HOME = {name: module for module, names in _EXPORTS.items() for name in names}
+_HOMES = (
+    "fx_oto.api",
+    "fx_oto.context",
+    "fx_oto.costs",
+    "fx_oto.dependencies",
+    "fx_oto.dhspg",
+    "fx_oto.errors",
+    "fx_oto.pipeline",
+    "fx_oto.reports",
+    "fx_oto.rules",
+    "fx_oto.tracing",
+    "fx_oto.zigs",
+    "passes.dependency_analysis",
+    "passes.mask_insertion",
+    "passes.physical_slicing",
+    "passes.verification",
+    "passes.zig_partition",
+)
 
-__all__ = [  # noqa: PLE0604
-    "__version__",
-    *_HOME,
+__all__ = [
+    "DHSPG",
+    "Analysis",
+    "Context",
+    "Cost",
+    "Dependencies",
+    "DependencyAnalysis",
+    "ExampleInputs",
+    "Family",
+    "FrozenAxis",
+    "FxOtoError",
+    "FxOtoWarning",
+    "InputError",
+    "MaskInsertion",
+    "MissingResultError",
+    "NothingToCompressError",
+    "Partition",
+    "Pass",
+    "PassError",
+    "PassRecord",
+    "PhysicalSlicing",
+    "Pipeline",
+    "Reason",
+    "Report",
+    "SettingsError",
+    "SlicingError",
+    "SlicingPlan",
+    "Slot",
+    "TraceError",
+    "Verification",
+    "VerificationError",
+    "VerificationReport",
+    "ZIGPartition",
+    "compress",
+    "cost",
+    "default_pipeline",
+    "partition",
+    "prepare",
+    "register_pass",
+    "register_rule",
+    "report",
+    "trace",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module 'fx_oto' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
+    for home in map(import_module, _HOMES):
+        globals().update({public: getattr(home, public) for public in home.__all__ if public in __all__})
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

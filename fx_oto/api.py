@@ -66,12 +66,14 @@ def prepare(
     """
     if example_inputs is None:
         if not isinstance(model, GraphModule) or "fx_oto" not in model.meta:
-            raise MissingResultError("prepare needs example_inputs, such as torch.randn(2, 3, 224, 224), to trace a model")
+            raise MissingResultError(
+                "prepare needs example_inputs, such as torch.randn(2, 3, 224, 224), to trace a model"
+            )
         gm = trace(model, Context.of(model).inputs)
     else:
         gm = trace(model, example_inputs)
     pipeline = passes if passes is not None else default_pipeline(unprunable)
-    return pipeline(gm).graph_module
+    return pipeline.run(gm)
 
 
 def compress(
@@ -119,4 +121,4 @@ def compress(
     Context.of(gm)
     assert isinstance(gm, GraphModule)
     stages = Pipeline((PhysicalSlicing(), Verification(gm)) if verify else (PhysicalSlicing(),))
-    return stages(gm).graph_module
+    return stages.run(gm)

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from fx_oto.atoms import Atoms
+from fx_oto.dependencies import Reason
 from fx_oto.labels import compress, varying
 
 __all__ = ["Grouped", "Rectangle", "settle"]
+
+_Frozen = list[tuple[Tensor, Reason]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +38,14 @@ class Grouped:
         outputs: atoms of the output channels, shape ``(G, outputs per group)``.
         shared: atoms of the weight's axis that all groups share, shape ``(per group,)``, or None if of size 1.
         shared_by_inputs: whether that axis belongs to the inputs (convolution) or the outputs (transposed).
+        reason: why that axis is kept whole when whole groups go.
     """
 
     inputs: Tensor | None
     outputs: Tensor
     shared: Tensor | None
     shared_by_inputs: bool
+    reason: Reason
 
     def groups(self) -> list[tuple[Tensor, Tensor]]:
         """Unions that make whole groups the units."""
@@ -59,7 +64,7 @@ class Grouped:
         return unions
 
 
-def settle(atoms: Atoms, obligations: Sequence[Rectangle | Grouped], frozen: list[Tensor]) -> None:
+def settle(atoms: Atoms, obligations: Sequence[Rectangle | Grouped], frozen: _Frozen) -> None:
     """Meet every obligation, by unions in ``atoms`` and additions to ``frozen``, until nothing changes."""
     open_ones = list(obligations)
     changed = True
@@ -75,7 +80,7 @@ def settle(atoms: Atoms, obligations: Sequence[Rectangle | Grouped], frozen: lis
                 changed = True
 
 
-def _meet_rectangle(atoms: Atoms, obligation: Rectangle, frozen: list[Tensor]) -> bool:
+def _meet_rectangle(atoms: Atoms, obligation: Rectangle, frozen: _Frozen) -> bool:
     labels = obligation.labels
     units = compress(_units(atoms, labels, frozen))
     axes = varying(units)
@@ -88,25 +93,25 @@ def _meet_rectangle(atoms: Atoms, obligation: Rectangle, frozen: list[Tensor]) -
     return True
 
 
-def _meet_grouped(atoms: Atoms, grid: Grouped, frozen: list[Tensor]) -> None:
+def _meet_grouped(atoms: Atoms, grid: Grouped, frozen: _Frozen) -> None:
     positions, groups = grid.positions(), grid.groups() if grid.inputs is not None else None
     if groups is not None and _count(atoms, groups, frozen) > _count(atoms, positions, frozen):
         if grid.shared is not None:
-            frozen.append(grid.shared)
+            frozen.append((grid.shared, grid.reason))
         positions = groups
     for union in positions:
         atoms.unite(*union)
 
 
-def _units(atoms: Atoms, labels: Tensor, frozen: list[Tensor]) -> Tensor:
+def _units(atoms: Atoms, labels: Tensor, frozen: _Frozen) -> Tensor:
     """Root of each label, 0 for what is frozen."""
     roots = atoms.find(labels)
     if frozen:
-        roots = torch.where(torch.isin(roots, atoms.find(torch.cat(frozen))), 0, roots)
+        roots = torch.where(torch.isin(roots, atoms.find(torch.cat([labels for labels, _ in frozen]))), 0, roots)
     return roots
 
 
-def _count(atoms: Atoms, unions: list[tuple[Tensor, Tensor]], frozen: list[Tensor]) -> int:
+def _count(atoms: Atoms, unions: list[tuple[Tensor, Tensor]], frozen: _Frozen) -> int:
     """How many removable units these unions would leave."""
     sides = [torch.broadcast_tensors(*union) for union in unions]
     flat = _units(atoms, torch.cat([side.reshape(-1) for pair in sides for side in pair]), frozen)

@@ -65,7 +65,7 @@ class Context:
         if not isinstance(context, Context):
             raise MissingResultError(
                 f"expected a GraphModule that fx_oto has traced, found {type(gm).__name__} without fx_oto's data in "
-                "gm.meta; call fx_oto.prepare(model, example_inputs) first (copy.deepcopy keeps the data, pickle does not)"
+                "gm.meta; call fx_oto.prepare(model, example_inputs) first (copy.deepcopy keeps it, pickle does not)"
             )
         return context
 

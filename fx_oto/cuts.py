@@ -76,5 +76,3 @@ class Cuts:
     def kept_labels(self, labels: Tensor) -> Tensor:
         """Whether each of these atoms is kept."""
         return self.keep[labels]
-
-

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fx_oto.labels import Layer
 
-__all__ = ["Adjustment", "Axis", "Dependencies", "Gather", "Reason"]
+__all__ = ["ADJUSTABLE", "Adjustment", "Axis", "Dependencies", "Gather", "Reason"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,14 @@ class Reason:
     def __str__(self) -> str:
         place = " ".join(part for part in (self.op and f"op {self.op}", self.source and f"at {self.source}") if part)
         return f"{self.why} ({place})" if place else self.why
+
+
+# For each kind of adjustment, the ops, in lower case, that slicing knows to adjust.
+ADJUSTABLE = {
+    "norm": {"layernorm", "layer_norm", "groupnorm", "group_norm"},
+    "mean": {"mean"},
+    "fold": {"linear", "conv1d", "conv2d", "conv3d"},
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +93,7 @@ class Dependencies:
         reasons: for each frozen class, by root, the first reason.
         values: for each FX node, the layers of each tensor in its value.
         producers: FX nodes that use variables, each with the atoms of those variables.
+        contracting: FX nodes that sum over channels, by name.
         adjustments: nodes that slicing must compute differently.
         gathers: nodes that slicing replaces by an ``index_select``, by name.
         unknown: reasons of the ops without a rule.
@@ -99,6 +108,7 @@ class Dependencies:
     reasons: dict[int, Reason]
     values: dict[str, tuple[tuple[Layer, ...], ...]]
     producers: tuple[tuple[str, Tensor], ...]
+    contracting: frozenset[str]
     adjustments: tuple[Adjustment, ...]
     gathers: dict[str, Gather]
     unknown: tuple[Reason, ...]

@@ -109,7 +109,7 @@ class DHSPG(Optimizer):
         0.5
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - an optimizer's settings are keyword arguments by custom
         self,
         gm: nn.Module,
         base: type[Optimizer] | Optimizer = torch.optim.SGD,
@@ -144,8 +144,8 @@ class DHSPG(Optimizer):
             for slot, tensor in part.variables:
                 if id(tensor) not in mine and tensor.requires_grad:
                     raise SettingsError(
-                        f"the base optimizer does not hold {slot.tensor!r}, which belongs to prunable ZIGs: build it over "
-                        "gm.parameters() (or the model's own), or prepare with unprunable=… to keep that parameter whole"
+                        f"the base optimizer does not hold {slot.tensor!r}, which belongs to prunable ZIGs: build it "
+                        "over gm.parameters() (or the model's own), or keep it whole by prepare(…, unprunable=…)"
                     )
 
     @property
@@ -154,7 +154,7 @@ class DHSPG(Optimizer):
         return self.zigs.group_sparsity()
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; returns the closure's loss, if there is one."""
         loss = None
         if closure is not None:
@@ -249,7 +249,9 @@ class _Part:
         """The redundant ZIGs' variables, a tensor ``(redundant, n)`` for each slot."""
         if not len(self.redundant):
             return []
-        return [self._read(tensor, slot.dim, rows) for (slot, tensor), rows in zip(self.variables, self._rows, strict=True)]
+        return [
+            self._read(tensor, slot.dim, rows) for (slot, tensor), rows in zip(self.variables, self._rows, strict=True)
+        ]
 
     def _read(self, tensor: Tensor, dim: int, rows: Tensor) -> Tensor:
         return tensor.index_select(dim, rows).movedim(dim, 0).reshape(len(self.redundant), -1)
@@ -316,13 +318,17 @@ class _Part:
 
 def _buffers(base: Optimizer, tensor: Tensor) -> Iterable[Tensor]:
     state = base.state.get(tensor, {})
-    return [value for value in state.values() if isinstance(value, Tensor) and value.shape == tensor.shape and value.ndim]
+    return [
+        value for value in state.values() if isinstance(value, Tensor) and value.shape == tensor.shape and value.ndim
+    ]
 
 
 def _build(base: type[Optimizer] | Optimizer, gm: nn.Module, kwargs: dict[str, Any]) -> Optimizer:
     if isinstance(base, Optimizer):
         if kwargs:
-            raise SettingsError(f"base is an optimizer already, so {sorted(kwargs)} cannot be used: set them when building it")
+            raise SettingsError(
+                f"base is an optimizer already, so {sorted(kwargs)} cannot be used: set them when building it"
+            )
         return base
     return base(gm.parameters(), **kwargs)
 

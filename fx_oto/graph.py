@@ -44,8 +44,8 @@ def op_name(node: Node) -> str:
 
 def _submodule(node: Node) -> nn.Module:
     owner = node.graph.owning_module
-    assert owner is not None and isinstance(node.target, str)
-    return owner.get_submodule(node.target)
+    assert owner is not None
+    return owner.get_submodule(str(node.target))
 
 
 def training_modes(module: nn.Module) -> dict[str, bool]:
@@ -75,7 +75,7 @@ def graph_copy(gm: GraphModule) -> GraphModule:
     renamed[old] = graph.output(output)
     for before, after in renamed.items():
         after.meta = dict(before.meta)
-    graph.set_codegen(copy.deepcopy(gm.graph._codegen))
+    graph.set_codegen(copy.copy(gm.graph._codegen))
     return _inherit(GraphModule(gm, graph, gm.__class__.__name__), gm)
 
 
@@ -115,8 +115,3 @@ def clone_module(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.M
 def tensor_names(module: nn.Module) -> dict[str, Tensor]:
     """Parameters, then buffers, by name; a tensor under several names is listed under its first."""
     return dict(module.named_parameters()) | dict(module.named_buffers())
-
-
-def plain(value: Any) -> Any:
-    """``value`` with every FX node in it replaced by the fake value it was traced with."""
-    return torch.fx.node.map_arg(value, lambda node: node.meta.get("val"))

@@ -22,7 +22,7 @@ class Masks(nn.Module):
 def mask_of(module: nn.Module, family: int) -> Tensor | None:
     """The mask of a family, or None where no masks were inserted."""
     masks = getattr(module, MASKS, None)
-    return None if masks is None else masks.get_buffer(f"family_{family}")
+    return None if masks is None else masks._buffers.get(f"family_{family}")
 
 
 def apply_mask(value: Tensor, dim: int, mask: Tensor, index: Tensor | None = None) -> Tensor:

@@ -117,5 +117,3 @@ class _Merger:
             return self.flag
         choice = (map_arg(left, self.merged[0].__getitem__), map_arg(right, self.merged[1].__getitem__))
         return self.graph.call_function(by_mode, (self.flag, *choice))
-
-

@@ -48,7 +48,7 @@ def group_norm_over(value: Tensor, count: int, weight: Tensor | None, bias: Tens
     return flat if bias is None else flat + bias.view(shape)
 
 
-def mean_over(value: Tensor, dim: int | list[int], keepdim: bool, share: float) -> Tensor:
+def mean_over(value: Tensor, dim: int | list[int] | None, keepdim: bool, share: float) -> Tensor:
     """Mean over dimensions of which only ``share`` of the elements are left, the missing ones being zero."""
     return value.mean(dim, keepdim=keepdim) * share
 
@@ -58,6 +58,8 @@ class _NormOver(nn.Module):
 
     def __init__(self, count: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
         super().__init__()
+        self.weight: Tensor | None
+        self.bias: Tensor | None
         self.count, self.eps = count, eps
         self.register_parameter("weight", weight)  # type: ignore[arg-type]
         self.register_parameter("bias", bias)  # type: ignore[arg-type]

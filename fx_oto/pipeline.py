@@ -139,11 +139,18 @@ class Pipeline:
             except FxOtoError:
                 raise
             except Exception as error:
-                raise PassError(f"the pass {stage.name!r} ({stage!r}) failed: {type(error).__name__}: {error}") from error
+                raise PassError(
+                    f"the pass {stage.name!r} ({stage!r}) failed: {type(error).__name__}: {error}"
+                ) from error
             gm, modified = result.graph_module, modified or result.modified
             if self.on_pass is not None:
                 self.on_pass(Context.of(gm).records[-1])
         return PassResult(gm, modified)
+
+    def run(self, gm: GraphModule) -> GraphModule:
+        """Run every pass and return the GraphModule that comes out."""
+        result: GraphModule = self(gm).graph_module
+        return result
 
     def insert_after(self, name: str, *stages: _Stage) -> Pipeline:
         """A pipeline with ``stages`` after the pass called ``name``."""
@@ -188,5 +195,3 @@ def registered_passes() -> dict[str, type[_Stage]]:
 
 def _params(gm: GraphModule) -> int:
     return sum(parameter.numel() for parameter in gm.parameters())
-
-

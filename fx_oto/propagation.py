@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from fx_oto.atoms import Atoms
 from fx_oto.closure import Grouped, Rectangle, settle
-from fx_oto.dependencies import Adjustment, Axis, Dependencies, Gather, Reason
+from fx_oto.dependencies import ADJUSTABLE, Adjustment, Axis, Dependencies, Gather, Reason
 from fx_oto.graph import op_name, source_line
 from fx_oto.labels import UNKNOWN, ZERO, Layer
 from fx_oto.modules import is_opaque, keeps_parameters_whole
@@ -70,6 +70,7 @@ class Propagation:
         self._adjustments: list[Adjustment] = []
         self._gathers: dict[int, tuple[Tensor, int, Tensor]] = {}
         self._unknown: dict[tuple[str, str], Reason] = {}
+        self._contracting: set[str] = set()
         self._macs: list[tuple[Tensor, float]] = []
         self.node = ""
         self.memo: dict[Any, Tensor] = {}
@@ -97,10 +98,9 @@ class Propagation:
         """Whether slicing can rewrite what the current node computes: not inside opaque leaves."""
         return not is_opaque(self._nodes[self.node], self._gm)
 
-    @property
-    def has_bias_slot(self) -> bool:
-        """Whether slicing can add a constant to what the current node computes."""
-        return self.rewritable and op_name(self._nodes[self.node]).lower() in _WITH_BIAS
+    def can_adjust(self, kind: str) -> bool:
+        """Whether slicing can make the current node compute differently: see ``Adjustment.kind``."""
+        return self.rewritable and op_name(self._nodes[self.node]).lower() in ADJUSTABLE[kind]
 
     # -- what rules say --------------------------------------------------------------------------------
 
@@ -187,8 +187,8 @@ class Propagation:
 
     def adjust(self, kind: str, labels: Tensor, removed: Tensor = ZERO) -> None:
         """Ask slicing to compute the current node over the original count, or with a corrected bias."""
-        if not self.rewritable:
-            self.freeze(labels, f"the {kind} over it is computed inside an opaque function")
+        if not self.can_adjust(kind):
+            self.freeze(labels, f"the {kind} over it is computed in a way that slicing cannot rewrite")
             return
         labels = labels.reshape(-1)
         self._adjustments.append(Adjustment(kind, self.node, labels, removed.reshape(-1).expand(labels.shape)))
@@ -219,7 +219,7 @@ class Propagation:
                 self._play(self.call)
             leaves = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
             values[name] = tuple(self.layers(leaf) for leaf in leaves)
-        settle(self.atoms, self._obligations, [labels for labels, _ in self._frozen])
+        settle(self.atoms, self._obligations, self._frozen)
         return self._result(axes, values)
 
     def _parameter_axes(self) -> tuple[Axis, ...]:
@@ -267,7 +267,11 @@ class Propagation:
 
     def _price(self, call: OpCall) -> None:
         """Spread a call's multiply-adds over the indices of its weights' axes."""
-        for value in call.inputs if (macs := macs_of(call)) else ():
+        macs = macs_of(call)
+        if not macs:
+            return
+        self._contracting.add(call.node)
+        for value in call.inputs:
             if self.is_weight(value):
                 for layer in self.layers(value):
                     self._macs.append((layer.labels.reshape(-1), macs / layer.labels.numel()))
@@ -304,6 +308,7 @@ class Propagation:
             reasons=self._reasons(roots),
             values=values,
             producers=tuple(self._producers),
+            contracting=frozenset(self._contracting),
             adjustments=tuple(self._adjustments),
             gathers=gathers,
             unknown=tuple(self._unknown.values()),
@@ -318,7 +323,6 @@ class Propagation:
 
 
 Rule = Callable[[OpCall, Propagation], None]
-_WITH_BIAS = {"linear", "conv1d", "conv2d", "conv3d"}
 
 
 def _storage(tensor: Tensor) -> int:
@@ -331,5 +335,3 @@ def _uniform(tensor: Tensor, dim: int) -> Tensor:
 
 def _equivalent(left: Layer, right: Layer) -> bool:
     return left.labels is right.labels and (left.removed is right.removed or torch.equal(left.removed, right.removed))
-
-

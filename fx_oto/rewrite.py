@@ -18,7 +18,7 @@ from torch.fx.node import map_arg
 from fx_oto.cuts import Cuts
 from fx_oto.dependencies import Adjustment, Gather
 from fx_oto.errors import SlicingError
-from fx_oto.graph import op_name, plain, source_line
+from fx_oto.graph import op_name, source_line
 from fx_oto.labels import compress
 from fx_oto.masks import apply_mask
 from fx_oto.modules import resizable, resize
@@ -94,10 +94,8 @@ class Rewriter:
         handler = _HANDLERS.get(name)
         if handler is not None:
             return lambda n: handler(self, n)
-        made = [arg for arg in node.all_input_nodes if isinstance(arg.meta.get("val"), Tensor)]
-        if not made and node.op == "call_function" and self._cut(node):
-            return lambda n: self._select_created(n, set(self._cut(n)))
-        return None
+        sources = [arg for arg in node.all_input_nodes if isinstance(arg.meta.get("val"), Tensor)]
+        return self.created if not sources else None
 
     # -- helpers ---------------------------------------------------------------------------------------
 
@@ -203,7 +201,7 @@ class Rewriter:
         first = 2 if op_name(node) == "unflatten" else 1
         given = node.args[first:] or (node.kwargs.get("shape", node.kwargs.get("size", node.kwargs.get("sizes"))),)
         sizes = list(given[0]) if len(given) == 1 and isinstance(given[0], list | tuple) else list(given)
-        offset = node.args[1] % source.meta["val"].ndim if first == 2 else 0  # type: ignore[operator]
+        offset = node.args[1] % source.meta["val"].ndim if first == 2 else 0
         for dim, index in cut.items():
             place = dim - offset
             if dim not in created and 0 <= place < len(sizes):
@@ -224,6 +222,10 @@ class Rewriter:
         old, new = self._shape(source), self._shape(node)
         lead = len(new) - len(old)
         return {d for d in range(len(new)) if new[d] > 1 and (d < lead or old[d - lead] == 1)}
+
+    def created(self, node: Node) -> None:
+        """Factories, such as ``zeros`` and ``new_zeros``: every cut dimension is of their making."""
+        self._select_created(node, set(self._cut(node)))
 
     def _select_created(self, node: Node, dims: set[int]) -> None:
         """Dimensions that a node creates are cut after it."""
@@ -252,7 +254,7 @@ class Rewriter:
 
     def gather(self, node: Node) -> None:
         """Slices, rolls and shuffles along a cut dimension select from what is left of it."""
-        source = node.args[0]
+        source: Any = node.args[0]
         for dim, kept in self._cut(source).items():
             positions = self._positions(node, source, dim)
             if positions is None or torch.equal(positions, torch.arange(self._shape(source)[dim])):
@@ -264,7 +266,7 @@ class Rewriter:
         """Index into the source for each index of the result, found by running the node on coordinates."""
         shape = self._shape(source)
         coordinate = torch.arange(shape[dim]).view([-1 if d == dim else 1 for d in range(len(shape))]).expand(shape)
-        args, kwargs = plain((node.args[1:], node.kwargs))
+        args, kwargs = self._plain((node.args[1:], node.kwargs))
         if node.op == "call_module":
             result = self.gm.get_submodule(str(node.target))(coordinate)
         elif node.op == "call_method":
@@ -277,6 +279,14 @@ class Rewriter:
         if moved.ndim != len(shape) or moved.shape[dim] != moved.numel():
             raise self._refuse(node, "it moves a cut dimension elsewhere")
         return moved.reshape(-1)
+
+    def _plain(self, value: Any) -> Any:
+        """Arguments with the sizes they were traced with, and the buffers they name."""
+
+        def content(node: Node) -> Any:
+            return self.gm.get_buffer(str(node.target)) if node.op == "get_attr" else node.meta["val"]
+
+        return map_arg(value, content)
 
     def _select(self, node: Node, source: Node, dim: int, places: Tensor) -> None:
         start, length = int(places[0]), len(places)
@@ -310,9 +320,10 @@ class Rewriter:
             entries[at : at + 1] = [slice(None)] * count
 
     def _take(self, node: Node, source: Node, dim: int, entry: Any, kept: Tensor) -> tuple[Node, Any]:
-        if not isinstance(entry, slice):
-            raise self._refuse(node, "it indexes a cut dimension by something other than a slice")
-        places = _places(torch.arange(self._shape(source)[dim])[plain(entry)], kept)
+        positions = torch.arange(self._shape(source)[dim])[self._plain(entry)]
+        if positions.ndim != 1:
+            raise self._refuse(node, "it indexes a cut dimension by something other than a slice or a list")
+        places = _places(positions, kept)
         start, length = int(places[0]), len(places)
         if torch.equal(places, torch.arange(start, start + length)):
             return source, slice(start, start + length)
@@ -387,16 +398,14 @@ class Rewriter:
             self._fold(node, fold(node, adjustment))
 
     def _norm(self, node: Node, count: int) -> None:
-        eps = self._argument(node, 4, "eps", 1e-5)
-        weight, bias = self._argument(node, 2, "weight"), self._argument(node, 3, "bias")
         over = group_norm_over if "group" in op_name(node) else layer_norm_over
+        weight, bias = self._argument(node, 2, "weight"), self._argument(node, 3, "bias")
+        eps = self._argument(node, 4, "eps", 1e-5)
         self._replace(node, over, node.args[0], count, weight, bias, eps)
 
     def _mean(self, node: Node, share: float) -> None:
         dim = self._argument(node, 1, "dim")
         keepdim = self._argument(node, 2, "keepdim", False)
-        if op_name(node) != "mean" or dim is None:
-            raise self._refuse(node, "a mean over cut channels is taken in a way that is not known")
         self._replace(node, mean_over, node.args[0], dim, keepdim, share)
 
     def _fold(self, node: Node, contribution: Tensor) -> None:
@@ -413,7 +422,9 @@ class Rewriter:
         for node in reversed(list(self.graph.nodes)):
             if node in self.stale:
                 if node.users:
-                    raise self._refuse(node, f"what is left of it is no rectangle, but {next(iter(node.users)).name!r} reads it")
+                    raise self._refuse(
+                        node, f"what is left of it is no rectangle, but {next(iter(node.users)).name!r} reads it"
+                    )
                 self.graph.erase_node(node)
 
 
@@ -430,9 +441,20 @@ def _places(positions: Tensor, kept: Tensor) -> Tensor:
 _HANDLERS: dict[str, Callable[[Rewriter, Node], None]] = {
     **dict.fromkeys(("shape", "size", "sym_size"), Rewriter.read_size),
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "expand", "expand_as", "unflatten"), Rewriter.use_sizes),
-    **dict.fromkeys(("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk"), Rewriter.split),
     **dict.fromkeys(
-        ("slice", "narrow", "roll", "index_select", "index", "channel_shuffle", "native_channel_shuffle", "ChannelShuffle"),
+        ("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk"), Rewriter.split
+    ),
+    **dict.fromkeys(
+        (
+            "slice",
+            "narrow",
+            "roll",
+            "index_select",
+            "index",
+            "channel_shuffle",
+            "native_channel_shuffle",
+            "ChannelShuffle",
+        ),
         Rewriter.gather,
     ),
     "getitem": Rewriter.getitem,
@@ -441,5 +463,6 @@ _HANDLERS: dict[str, Callable[[Rewriter, Node], None]] = {
         ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution"),
         Rewriter.groups,
     ),
+    **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), Rewriter.created),
     "group_norm": Rewriter.norm_groups,
 }

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -23,8 +23,8 @@ from torch.utils.flop_counter import flop_registry
 
 from fx_oto.context import ExampleInputs
 from fx_oto.errors import InputError
-from fx_oto.modes import by_mode
 from fx_oto.graph import evaluating, source_line, tensor_names
+from fx_oto.modes import by_mode
 
 __all__ = ["OpCall", "Tape", "fake_run", "macs_of", "record_tape"]
 
@@ -119,9 +119,9 @@ def record_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
 
 
 def fake_run(
-    model: nn.Module, inputs: ExampleInputs, mode: TorchDispatchMode, recorder: _Recorder | None = None
+    model: nn.Module, inputs: ExampleInputs, mode: AbstractContextManager[Any], recorder: _Recorder | None = None
 ) -> dict[str, Tensor]:
-    """Run a module in eval mode on fake tensors, under a dispatch mode.
+    """Run a module in eval mode on fake tensors, inside a context such as a dispatch mode.
 
     Returns:
         The fake stand-in of each parameter and buffer, by name.
@@ -165,13 +165,11 @@ def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
     return FakeTensor(mode, meta, tensor.device)
 
 
-@dataclass
 class _RecordingMode(TorchDispatchMode):
-    node: str = ""
-    calls: list[OpCall] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        super().__init__()
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.node = ""
+        self.calls: list[OpCall] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -262,5 +260,3 @@ def _explain(error: Exception, recorder: _Recorder | None, gm: nn.Module, inputs
 
 def _list(devices: set[Any]) -> str:
     return ", ".join(sorted(map(str, devices)))
-
-

@@ -106,7 +106,9 @@ def _defaults(model: nn.Module, inputs: ExampleInputs) -> dict[str, Any]:
     try:
         given = signature.bind_partial(*inputs.args, **inputs.kwargs).arguments
     except TypeError as error:
-        raise TraceError(f"the example inputs do not match {type(model).__name__}.forward{signature}: {error}") from error
+        raise TraceError(
+            f"the example inputs do not match {type(model).__name__}.forward{signature}: {error}"
+        ) from error
     return {
         name: parameter.default
         for name, parameter in signature.parameters.items()
@@ -121,6 +123,10 @@ class _SourceTracer(Tracer):
         super().__init__()
         self.constants: dict[str, Tensor] = {}
         self._earlier = earlier
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """torch.fx's rule, but for modules that hold sizes: slicing rewrites those in the graph."""
+        return super().is_leaf_module(m, module_qualified_name) and not isinstance(m, nn.Unflatten)
 
     def create_node(self, *args: Any, **kwargs: Any) -> Node:
         node = super().create_node(*args, **kwargs)

@@ -168,7 +168,9 @@ class Partition:
                 if str(slot) != lead:
                     graph.add_edge(lead, str(slot), family=family.name, zigs=len(family))
         for axis in self.frozen:
-            graph.add_node(f"{axis.tensor}[{axis.dim}]", tensor=axis.tensor, dim=axis.dim, frozen=True, reason=str(axis.reason))
+            graph.add_node(
+                f"{axis.tensor}[{axis.dim}]", tensor=axis.tensor, dim=axis.dim, frozen=True, reason=str(axis.reason)
+            )
         return graph
 
     def __str__(self) -> str:
@@ -233,5 +235,3 @@ def _is_zero(family: Family, tensors: dict[str, Tensor]) -> Tensor:
         empty = (tensor == 0).all(dim=dims) if dims else tensor == 0
         zero &= empty.cpu()[slot.index].all(1)
     return zero
-
-

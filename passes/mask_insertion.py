@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -53,11 +53,18 @@ class _Inserter:
             self.position_of[family.classes] = torch.arange(len(family))
 
     def run(self) -> None:
-        sites = {(node.name, dim): layer for name, labels in self.found.producers for node, dim, layer in self._sites(name, labels)}
-        covered = {key: set(self.family_of[self.found.roots[layer.labels]].unique().tolist()) for key, layer in sites.items()}
+        sites = {
+            (node.name, dim): layer
+            for name, labels in self.found.producers
+            for node, dim, layer in self._sites(name, labels)
+        }
+        covered = {
+            key: set(self.family_of[self.found.roots[layer.labels]].unique().tolist()) for key, layer in sites.items()
+        }
         for (name, dim), layer in sites.items():
             readers = list(self.nodes[name].users)
-            if len(readers) == 1 and covered[name, dim] <= covered.get((readers[0].name, dim), set()):
+            elementwise = len(readers) == 1 and readers[0].name not in self.found.contracting
+            if elementwise and covered[name, dim] <= covered.get((readers[0].name, dim), set()):
                 continue
             self._insert(self.nodes[name], dim, layer)
 
@@ -92,7 +99,7 @@ class _Inserter:
             position = torch.where(families == family, self.position_of[classes] + 1, 0)
             with self.gm.graph.inserting_after(value):
                 mask = self.gm.graph.get_attr(f"{MASKS}.family_{family}")
-            args = [value, dim, mask]
+            args: list[Any] = [value, dim, mask]
             last = mask
             if not torch.equal(position, torch.arange(1, size + 1)):
                 last = self._index(family, position, mask)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -79,19 +79,21 @@ def _check_finite(tensors: dict[str, Tensor]) -> None:
 def _kept_atoms(gm: GraphModule, found: Dependencies) -> Tensor:
     zigs = partition(gm)
     if not zigs.families:
-        raise NothingToCompressError("no axis of this model can be pruned: print(fx_oto.partition(gm)) gives the reasons")
+        raise NothingToCompressError(
+            "no axis of this model can be pruned: print(fx_oto.partition(gm)) gives the reasons"
+        )
     kept = torch.ones(len(found.roots), dtype=torch.bool)
     for family, zero in zip(zigs.families, zigs.zeros(), strict=True):
         if zero.all():
             raise SlicingError(
-                f"all {len(family)} ZIGs of the family {family.name!r} are zero, so nothing of it would be left and the "
-                "network would be cut in two: keep at least one (a smaller target, or a minimum per family)"
+                f"all {len(family)} ZIGs of the family {family.name!r} are zero, so nothing of it would be left and "
+                "the network would be cut in two: keep at least one (a smaller target, or a minimum per family)"
             )
         kept[family.classes[zero]] = False
     if kept.all():
         raise NothingToCompressError(
-            f"none of the {zigs.num_zigs} ZIGs is zero, so there is nothing to cut: train with fx_oto.DHSPG(gm, …) until "
-            "its target is reached, pass train=… to compress, or try fx_oto.partition(gm).zero_(0.5)"
+            f"none of the {zigs.num_zigs} ZIGs is zero, so there is nothing to cut: train with fx_oto.DHSPG(gm, …) "
+            "until its target is reached, pass train=… to compress, or try fx_oto.partition(gm).zero_(0.5)"
         )
     return kept[found.roots]
 
@@ -127,10 +129,8 @@ def _cut_tensor(tensor: Tensor, name: str, plan: SlicingPlan) -> Tensor:
 
 def _contribution(gm: GraphModule, cuts: Cuts, node: Node, adjustment: Adjustment) -> Tensor:
     """What the removed channels, each worth a constant, added to each kept output of a linear node."""
-    if node.op == "call_module":
-        name = f"{node.target}.weight"
-    else:
-        name = str(node.args[1].target)  # type: ignore[union-attr]
+    parameter: Any = None if node.op == "call_module" else node.args[1]
+    name = f"{node.target}.weight" if parameter is None else str(parameter.target)
     weight = gm.get_parameter(name).detach()
     gone = ~cuts.kept_labels(adjustment.labels)
     columns = weight[:, gone.to(weight.device)]
@@ -146,5 +146,3 @@ def _check_sizes(compact: GraphModule, context: Context) -> None:
         record_tape(compact, context.inputs)
     except InputError as error:
         raise SlicingError(f"after slicing, {error}. Please report this model") from error
-
-

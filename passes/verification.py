@@ -57,9 +57,10 @@ class Verification(Analysis):
         tolerance = max((_TOLERANCE.get(dtype, 1e-5) for dtype in floating), default=0.0)
         error = relative_error(expected, found)
         if not error <= tolerance:
+            where = _first_difference(self.reference, gm, context, tolerance)
             raise VerificationError(
-                f"the compact model differs from the group-sparse one by {error:.1e} of the output (allowed: {tolerance:.0e})"
-                f"{_first_difference(self.reference, gm, context, tolerance)}. Nothing was changed; please report this model"
+                f"the compact model differs from the group-sparse one by {error:.1e} of the output (allowed: "
+                f"{tolerance:.0e}){where}. Nothing was changed; please report this model"
             )
         return VerificationReport(error, tolerance)
 

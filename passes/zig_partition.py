@@ -61,7 +61,7 @@ class _Partitioner:
                     f"the pattern {pattern!r} in unprunable matches no parameter or module; "
                     f"names look like {', '.join(map(repr, names[:3]))}"
                 )
-        excluded = {}
+        excluded: dict[int, Reason] = {}
         for position, axis in enumerate(self.found.axes):
             prefixes = [axis.tensor, *_prefixes(axis.tensor)]
             hit = next((p for p in patterns if any(fnmatchcase(name, p) for name in prefixes)), None)

@@ -72,7 +72,9 @@ def _find(root: Path, name: str) -> Path:
     for path in (root / f"{name}.gz", root / name):
         if path.is_file():
             return path
-    raise InputError(f"expected {name}.gz or {name} in {root}; give the folder of the Fashion-MNIST idx files with --root")
+    raise InputError(
+        f"expected {name}.gz or {name} in {root}; give the folder of the Fashion-MNIST idx files with --root"
+    )
 
 
 def read_idx(path: Path) -> Tensor:
@@ -83,7 +85,9 @@ def read_idx(path: Path) -> Tensor:
     """
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise InputError(f"{path} is no idx file of unsigned bytes: it starts with {content[:4].hex(' ')}, expected 00 00 08")
+        raise InputError(
+            f"{path} is no idx file of unsigned bytes: it starts with {content[:4].hex(' ')}, expected 00 00 08"
+        )
     start = 4 + 4 * content[3]
     shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]
     if len(content) - start != math.prod(shape):

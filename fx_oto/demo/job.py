@@ -99,7 +99,12 @@ def run(options: argparse.Namespace) -> str:
 
 
 def _train(
-    model: nn.Module, optimizer: torch.optim.Optimizer, images: Images, epochs: int, options: argparse.Namespace, name: str
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Images,
+    epochs: int,
+    options: argparse.Namespace,
+    name: str,
 ) -> None:
     """A plain training loop: cross-entropy, cosine learning rate."""
     total = epochs * images.steps(options.batch)

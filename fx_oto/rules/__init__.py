@@ -28,7 +28,9 @@ _BY_NAME: dict[str, Rule] = {
     "_batch_norm_with_update": normalisation.batch_norm,
     "native_layer_norm": normalisation.layer_norm,
     "native_group_norm": normalisation.group_norm,
-    **dict.fromkeys(("clone", "_to_copy", "lift_fresh_copy", "alias", "detach", "detach_", "lift_fresh"), movement.identity),
+    **dict.fromkeys(
+        ("clone", "_to_copy", "lift_fresh_copy", "alias", "detach", "detach_", "lift_fresh"), movement.identity
+    ),
     **dict.fromkeys(("view", "_unsafe_view", "_reshape_alias", "reshape"), movement.view),
     **dict.fromkeys(
         ("flip", "roll", "pixel_shuffle", "pixel_unshuffle", "native_channel_shuffle", "channel_shuffle", "repeat"),
@@ -42,12 +44,13 @@ _BY_NAME: dict[str, Rule] = {
     "constant_pad_nd": movement.pad,
     "as_strided": windows.freeze_inputs,
     "copy_": pointwise.overwrite,
+    "glu": pointwise.glu,
     **dict.fromkeys(
         ("hardswish", "hardswish_", "_prelu_kernel", "native_dropout", "zeros_like", "ones_like", "full_like",
          "rand_like", "randn_like", "empty_like", "bernoulli", "bernoulli_", "rrelu_with_noise"),
         pointwise.pointwise,
     ),
-    **dict.fromkeys(("_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "topk", "glu"), windows.along),
+    **dict.fromkeys(("_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "topk"), windows.along),
 }  # fmt: skip
 
 _WINDOWS = ("pool", "upsample", "reflection_pad", "replication_pad", "grid_sampler")
@@ -79,15 +82,9 @@ def rule_for(op: Any) -> Rule:
     """The rule of an operator: registered, named in the table, or told by ATen's own tags."""
     if op in _registered:
         return _registered[op]
-    name = str(op._schema.name)
-    namespace, _, bare = name.partition("::")
-    if namespace == "aten":
-        if bare in _BY_NAME:
-            return _BY_NAME[bare]
-        if op.is_view:
-            return movement.movement
-        if any(part in bare for part in _WINDOWS):
-            return windows.window
+    namespace, _, name = str(op._schema.name).partition("::")
+    if namespace == "aten" and (rule := _aten_rule(op, name)):
+        return rule
     if torch.Tag.pointwise in op.tags:
         return pointwise.pointwise
     if torch.Tag.reduction in op.tags:
@@ -95,3 +92,11 @@ def rule_for(op: Any) -> Rule:
     if not any("Tensor" in str(arg.type) for arg in op._schema.arguments):
         return movement.create
     return windows.freeze_inputs
+
+
+def _aten_rule(op: Any, name: str) -> Rule | None:
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    if op.is_view:
+        return movement.movement
+    return windows.window if any(part in name for part in _WINDOWS) else None

@@ -117,7 +117,7 @@ def _consume(p: Propagation, layer: Layer, left: Operand, foldable: bool) -> Non
         return
     inputs = next((mine for mine in left.layers if mine.dims == layer.dims), None)
     worth = UNKNOWN if inputs is None else inputs.removed
-    if foldable and p.has_bias_slot and inputs is not None and not worth.isnan().any():
+    if foldable and p.can_adjust("fold") and inputs is not None and not worth.isnan().any():
         p.adjust("fold", inputs.labels, worth)
     else:
         p.freeze_where(bad, layer.labels, _NOT_ZERO)
@@ -193,7 +193,8 @@ def _grouped(p: Propagation, sides: Sequence[Operand], groups: int, transposed: 
         if shared_labels is not None:
             _freeze_if(p, incoming is None, shared_labels)
     grid = None if incoming is None else incoming.labels.reshape(groups, -1)
-    p.grouped(Grouped(grid, outgoing.view(groups, -1), shared_labels, not transposed))
+    why = p.reason("whole groups of the convolution can go, so each group keeps all its channels")
+    p.grouped(Grouped(grid, outgoing.view(groups, -1), shared_labels, not transposed, why))
     return [Layer(outgoing.view(1, -1), ZERO.view(1, 1))]
 
 
@@ -204,5 +205,3 @@ def _freeze_if(p: Propagation, condition: bool, labels: Tensor) -> None:
 
 def _along(layers: Sequence[Layer], dim: int) -> Layer | None:
     return next((layer for layer in layers if layer.dims == (dim,)), None)
-
-

@@ -38,7 +38,7 @@ def identity(call: OpCall, p: Propagation) -> None:
 
 @_moves_data
 def movement(call: OpCall, p: Propagation) -> None:
-    """Any op that moves elements of one tensor: permute, slice, split, flip, roll, pixel shuffle …"""
+    """Any op that moves elements of one tensor: permute, slice, split, flip, roll, pixel shuffle and more."""
     source = call.args[0]
 
     def move(labels: Tensor) -> list[Tensor]:
@@ -59,7 +59,7 @@ def view(call: OpCall, p: Propagation) -> None:
 
 
 def _follow(call: OpCall, p: Propagation, source: Tensor, move: _Move) -> None:
-    layers = p.layers(source)
+    layers: Sequence[Layer] = p.layers(source)
     if p.is_weight(source):
         for out in call.outputs:
             p.put_weight(out)
@@ -69,7 +69,9 @@ def _follow(call: OpCall, p: Propagation, source: Tensor, move: _Move) -> None:
         p.freeze_value(source, "it is reshaped inside an opaque function")
     region = p.region(source)
     results = [_run(layer, move, len(call.outputs)) for layer in layers]
-    if region is None and any(len(layer.dims) == 1 and _is_grid(result) for layer, result in zip(layers, results, strict=True)):
+    if region is None and any(
+        len(layer.dims) == 1 and _is_grid(result) for layer, result in zip(layers, results, strict=True)
+    ):
         region, layers = _open_region(p, source, layers, results)
         results = [_run(layer, move, len(call.outputs)) for layer in layers]
     moved = [_run(layer, move, len(call.outputs)) for layer in region.coordinates] if region else []
@@ -177,7 +179,9 @@ def _joined(tensors: Sequence[Tensor], layers: Sequence[Sequence[Layer]], dim: i
         labels, removed = [], []
         for tensor, layer in zip(tensors, chosen, strict=True):
             shape[dim] = tensor.size(dim)
-            labels.append(torch.zeros((), dtype=torch.int64).expand(shape) if layer is None else layer.labels.expand(shape))
+            labels.append(
+                torch.zeros((), dtype=torch.int64).expand(shape) if layer is None else layer.labels.expand(shape)
+            )
             removed.append(UNKNOWN.expand(shape) if layer is None else layer.removed.expand(shape))
         joined.append(Layer(compress(torch.cat(labels, dim)), compress(torch.cat(removed, dim))))
     return joined

@@ -15,7 +15,7 @@ from fx_oto.labels import UNKNOWN, Layer, align, compress
 from fx_oto.propagation import Propagation
 from fx_oto.tape import OpCall
 
-__all__ = ["Operand", "combine", "join", "overwrite", "pointwise"]
+__all__ = ["Operand", "combine", "glu", "join", "overwrite", "pointwise"]
 
 # Stand-ins for a value that depends on data; a result that is the same for all of them does not depend on it.
 _PROBES = torch.tensor([-1.3, 0.7, 2.9, -41.0, 33.0], dtype=torch.float64)
@@ -40,6 +40,24 @@ def pointwise(call: OpCall, p: Propagation) -> None:
     layers = combine(p, operands, call.out.ndim, lambda values: _evaluate(call, values, p.memo))
     for out in call.outputs:
         p.put(out, layers)
+
+
+def glu(call: OpCall, p: Propagation) -> None:
+    """``glu``: the first half times the sigmoid of the second, so their channels are coupled in pairs."""
+    source = call.args[0]
+    dim = int(call.arg("dim")) % source.ndim
+    width = call.out.size(dim)
+
+    def half(which: int) -> Operand:
+        layers = [
+            layer.map(lambda t: t.narrow(dim, which * width, width) if t.size(dim) > 1 else t) for layer in p.layers(source)
+        ]
+        return Operand(call.out.shape, layers)
+
+    def worth(values: list[Tensor]) -> Tensor:
+        return torch.where(values[0] == 0, values[0], values[0] * values[1].sigmoid())
+
+    p.put(call.out, combine(p, [half(0), half(1)], source.ndim, worth))
 
 
 def overwrite(call: OpCall, p: Propagation) -> None:

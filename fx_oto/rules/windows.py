@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,12 +65,14 @@ def _absorb(call: OpCall, p: Propagation, layer: Layer) -> None:
     if call.name not in _NEUTRAL or _optional(call, "ord") == 0:
         p.freeze(layer.labels, f"{call.name} runs over it")
         return
-    p.freeze_where(layer.removed != 0, layer.labels, "its value is not zero once removed, and the sum over it would change")
+    p.freeze_where(
+        layer.removed != 0, layer.labels, "its value is not zero once removed, and the sum over it would change"
+    )
     if call.name == "mean":
         p.adjust("mean", layer.labels)
 
 
-def _optional(call: OpCall, name: str) -> object:
+def _optional(call: OpCall, name: str) -> Any:
     try:
         return call.arg(name)
     except KeyError:
@@ -80,7 +83,7 @@ def _reduced(call: OpCall, ndim: int) -> set[int]:
     dims = _optional(call, "dim")
     if dims is None or dims == []:
         return set(range(ndim))
-    return {int(d) % ndim for d in (dims if isinstance(dims, Iterable) else [dims])}  # type: ignore[call-overload]
+    return {int(d) % ndim for d in (dims if isinstance(dims, Iterable) else [dims])}
 
 
 def _drop(tensor: Tensor, dims: set[int]) -> Tensor:

@@ -1,0 +1,380 @@
+"""Small networks, one for each op or spelling: the number of ZIGs that a person counts, and exactness."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.exactness import compress_half
+from torch import nn
+
+
+class Net(nn.Module):
+    """Layers by name, and a forward function."""
+
+    def __init__(self, forward, **layers):
+        super().__init__()
+        for name, layer in layers.items():
+            if isinstance(layer, nn.Parameter):
+                self.register_parameter(name, layer)
+            elif isinstance(layer, torch.Tensor):
+                self.register_buffer(name, layer)
+            else:
+                self.add_module(name, layer)
+        self.run = forward
+
+    def forward(self, x, y=None):
+        return self.run(self, x) if y is None else self.run(self, x, y)
+
+
+def image(channels=3, size=8):
+    return torch.randn(2, channels, size, size)
+
+
+def conv(i, o, k=3, **kw):
+    kw.setdefault("padding", k // 2)
+    return nn.Conv2d(i, o, k, **kw)
+
+
+def param(*shape):
+    return nn.Parameter(torch.randn(*shape))
+
+
+def two(middle, width=8, after=None, **layers):
+    """conv a → middle → conv b."""
+    return Net(lambda m, x: m.b(middle(m, m.a(x))), a=conv(3, width), b=conv(after or width, 4), **layers)
+
+
+def squeeze(m, x):
+    gate = F.relu(m.s1(x.mean((2, 3), keepdim=True)))
+    return x * torch.sigmoid(m.s2(gate))
+
+
+def shuffle(x, groups):
+    n, c, h, w = x.size()
+    return x.view(n, groups, c // groups, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+
+
+def focus(m, x):
+    x = m.a(x)
+    parts = [x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]]
+    return m.b(torch.cat(parts, 1))
+
+
+def swiglu(m, x):
+    gate, value = m.a(x).chunk(2, dim=-1)
+    return m.b(F.silu(gate) * value)
+
+
+def split_literal(m, x):
+    first, second = torch.split(m.a(x), [3, 5], dim=1)
+    return m.b(first) + m.c(second)
+
+
+def shared_head(m, x):
+    return m.head(F.relu(m.a(x))), m.head(F.relu(m.b(x)))
+
+
+def functional(m, x):
+    out = F.conv2d(x, m.w1, m.b1, padding=1)
+    out = F.batch_norm(out, m.mean, m.var, m.gamma, m.beta, training=False)
+    out = F.max_pool2d(F.gelu(out), 2)
+    return F.linear(out.mean((2, 3)), m.w2, m.b2)
+
+
+def functional_groups(m, x):
+    out = F.conv2d(F.relu(m.a(x)), m.w, None, padding=1, groups=4)
+    return m.b(F.group_norm(out, 4, m.gamma, m.beta))
+
+
+IMAGE = image()
+# name: (network, inputs, ZIGs)
+CASES = {
+    "conv1d": (Net(lambda m, x: m.b(F.relu(m.a(x))), a=nn.Conv1d(3, 8, 3), b=nn.Conv1d(8, 4, 3)), torch.randn(2, 3, 9), 8),
+    "conv3d": (
+        Net(lambda m, x: m.b(F.relu(m.a(x))), a=nn.Conv3d(3, 8, 2), b=nn.Conv3d(8, 4, 2)),
+        torch.randn(2, 3, 4, 4, 4),
+        8,
+    ),
+    "transposed": (
+        Net(lambda m, x: m.b(F.relu(m.a(x))), a=nn.ConvTranspose2d(3, 8, 2, 2), b=nn.ConvTranspose2d(8, 4, 2)),
+        IMAGE,
+        8,
+    ),
+    "one output channel": (
+        Net(lambda m, x: m.b(x * torch.sigmoid(m.g(m.a(x))).mean()), a=conv(3, 8), g=conv(8, 1), b=conv(3, 4)),
+        IMAGE,
+        8,
+    ),
+    "depthwise": (two(lambda m, x: m.d(x), d=conv(8, 8, groups=8)), IMAGE, 8),
+    "depthwise multiplier": (two(lambda m, x: m.d(x), after=16, d=conv(8, 16, groups=8)), IMAGE, 8),
+    "grouped, positions": (two(lambda m, x: F.relu(m.d(x)), after=16, d=conv(8, 16, groups=2)), IMAGE, 4 + 8),
+    "grouped, groups": (two(lambda m, x: F.relu(m.d(x)), width=16, d=conv(16, 16, groups=8)), IMAGE, 8),
+    "grouped transposed, positions": (
+        two(lambda m, x: F.relu(m.d(x)), after=16, d=nn.ConvTranspose2d(8, 16, 3, padding=1, groups=2)),
+        IMAGE,
+        4 + 8,
+    ),
+    "grouped transposed, groups": (
+        two(lambda m, x: F.relu(m.d(x)), width=16, d=nn.ConvTranspose2d(16, 16, 3, padding=1, groups=8)),
+        IMAGE,
+        8,
+    ),
+    "grouped on the input": (
+        Net(lambda m, x: m.b(F.relu(m.a(x))), a=conv(4, 8, groups=2), b=conv(8, 4)),
+        image(4),
+        4,
+    ),
+    "functional": (
+        Net(
+            functional,
+            **dict(w1=param(8, 3, 3, 3), b1=param(8), mean=torch.zeros(8), var=torch.ones(8), gamma=param(8)),
+            **dict(beta=param(8), w2=param(4, 8), b2=param(4)),
+        ),
+        IMAGE,
+        8,
+    ),
+    "functional groups": (
+        Net(functional_groups, a=conv(3, 8), w=param(16, 2, 3, 3), gamma=param(16), beta=param(16), b=conv(16, 4)),
+        IMAGE,
+        4,
+    ),
+    "batch norm": (two(lambda m, x: F.hardswish(m.n(x)), n=nn.BatchNorm2d(8)), IMAGE, 8),
+    "batch norm 1d": (
+        Net(lambda m, x: m.b(F.relu(m.n(m.a(x)))), a=nn.Linear(5, 8), n=nn.BatchNorm1d(8), b=nn.Linear(8, 4)),
+        torch.randn(2, 5),
+        8,
+    ),
+    "batch norm without affine": (two(lambda m, x: m.n(x), n=nn.BatchNorm2d(8, affine=False)), IMAGE, 0),
+    "layer norm": (
+        Net(lambda m, x: m.b(F.gelu(m.n(m.a(x)))), a=nn.Linear(5, 8), n=nn.LayerNorm(8), b=nn.Linear(8, 4)),
+        torch.randn(2, 7, 5),
+        8,
+    ),
+    "layer norm without affine": (
+        Net(lambda m, x: m.b(m.n(m.a(x))), a=nn.Linear(5, 8), n=nn.LayerNorm(8, elementwise_affine=False), b=nn.Linear(8, 4)),
+        torch.randn(2, 7, 5),
+        0,
+    ),
+    "layer norm, functional, channels first": (
+        two(
+            lambda m, x: F.layer_norm(x.permute(0, 2, 3, 1), (8,), m.w, m.v, 1e-6).permute(0, 3, 1, 2),
+            w=param(8),
+            v=param(8),
+        ),
+        IMAGE,
+        8,
+    ),
+    "layer norm over an image": (two(lambda m, x: m.n(x), n=nn.LayerNorm((8, 8, 8))), IMAGE, 0),
+    "group norm": (two(lambda m, x: F.relu(m.n(x)), n=nn.GroupNorm(4, 8)), IMAGE, 4),
+    "group norm, one group": (two(lambda m, x: F.relu(m.n(x)), n=nn.GroupNorm(1, 8)), IMAGE, 8),
+    "group norm, functional, one group": (
+        two(lambda m, x: F.group_norm(x, 1, m.w, m.v), w=param(8), v=param(8)),
+        IMAGE,
+        8,
+    ),
+    "instance norm": (two(lambda m, x: F.relu(m.n(x)), n=nn.InstanceNorm2d(8, affine=True)), IMAGE, 8),
+    "instance norm with statistics": (
+        two(lambda m, x: F.relu(m.n(x)), n=nn.InstanceNorm2d(8, affine=True, track_running_stats=True)),
+        IMAGE,
+        8,
+    ),
+    "prelu": (two(lambda m, x: m.p(x), p=nn.PReLU(8)), IMAGE, 8),
+    "prelu, one slope": (two(lambda m, x: m.p(x), p=nn.PReLU()), IMAGE, 8),
+    "pooling": (
+        two(lambda m, x: F.max_pool2d(x, 2) + F.avg_pool2d(x, 2) + F.adaptive_max_pool2d(x, 4)),
+        IMAGE,
+        8,
+    ),
+    "upsampling": (
+        two(lambda m, x: F.interpolate(x, scale_factor=2) + F.interpolate(x, size=(16, 16), mode="bilinear")),
+        IMAGE,
+        8,
+    ),
+    "spatial padding": (two(lambda m, x: F.pad(F.pad(x, (1, 1, 1, 1)), (1, 1, 0, 0), "reflect")), IMAGE, 8),
+    "channel padding": (
+        Net(lambda m, x: m.b(m.c(x) + F.pad(m.a(x), (0, 0, 0, 0, 2, 2))), a=conv(3, 4), c=conv(3, 8), b=conv(8, 4)),
+        IMAGE,
+        8,
+    ),
+    "concatenation": (
+        Net(
+            lambda m, x: m.b(m.n(torch.cat([m.a(x), x, m.c(x)], 1))),
+            **dict(a=conv(3, 4), c=conv(3, 8), n=nn.BatchNorm2d(15), b=conv(15, 4)),
+        ),
+        IMAGE,
+        12,
+    ),
+    "concatenation along height": (
+        Net(lambda m, x: m.b(torch.cat([m.a(x), m.c(x)], 2)), a=conv(3, 8), c=conv(3, 8), b=conv(8, 4)),
+        IMAGE,
+        8,
+    ),
+    "stack and sum": (
+        Net(lambda m, x: m.b(torch.stack([m.a(x), m.c(x)], 0).sum(0)), a=conv(3, 8), c=conv(3, 8), b=conv(8, 4)),
+        IMAGE,
+        8,
+    ),
+    "split with literal sizes": (
+        Net(split_literal, a=conv(3, 8), b=conv(3, 4), c=conv(5, 4)),
+        IMAGE,
+        8,
+    ),
+    "chunk, gated": (Net(swiglu, a=nn.Linear(5, 16), b=nn.Linear(8, 4)), torch.randn(2, 5), 8),
+    "glu": (Net(lambda m, x: m.b(F.glu(m.a(x), -1)), a=nn.Linear(5, 16), b=nn.Linear(8, 4)), torch.randn(2, 5), 8),
+    "slices": (two(lambda m, x: torch.cat([x[:, 2:6], x[:, :2] * 2, x[:, 6:]], 1)), IMAGE, 8),
+    "strided slice": (two(lambda m, x: x[:, ::2], after=4), IMAGE, 8),
+    "narrow": (two(lambda m, x: x.narrow(1, 2, 4), after=4), IMAGE, 8),
+    "roll": (two(lambda m, x: torch.roll(x, 3, 1) * x.mean()), IMAGE, 8),
+    "flip": (two(lambda m, x: x.flip(1)), IMAGE, 8),
+    "constant index": (two(lambda m, x: x[:, m.order], order=torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])), IMAGE, 8),
+    "index select": (
+        two(lambda m, x: torch.index_select(x, 1, m.order), order=torch.tensor([3, 1, 0, 2]), after=4),
+        IMAGE,
+        8,
+    ),
+    "flatten": (
+        Net(lambda m, x: m.b(torch.flatten(F.relu(m.a(x)), 1)), a=conv(3, 8), b=nn.Linear(8 * 64, 4)),
+        IMAGE,
+        8,
+    ),
+    "view with a literal size": (
+        Net(lambda m, x: m.b(m.a(x).view(-1, 8 * 8 * 8)), a=conv(3, 8), b=nn.Linear(8 * 64, 4)),
+        IMAGE,
+        8,
+    ),
+    "view to an image": (
+        Net(
+            lambda m, x: m.b(F.relu(m.a(x)).view(-1, 8, 4, 4)),
+            a=nn.Linear(5, 8 * 16),
+            b=nn.ConvTranspose2d(8, 4, 2, 2),
+        ),
+        torch.randn(2, 5),
+        8,
+    ),
+    "unflatten": (
+        Net(
+            lambda m, x: m.b(m.u(F.relu(m.a(x)))),
+            **dict(a=nn.Linear(5, 8 * 16), u=nn.Unflatten(1, (8, 4, 4)), b=nn.Conv2d(8, 4, 2)),
+        ),
+        torch.randn(2, 5),
+        8,
+    ),
+    "permute": (
+        Net(lambda m, x: m.b(m.a(x).permute(0, 2, 3, 1)).movedim(-1, 1), a=conv(3, 8), b=nn.Linear(8, 4)),
+        IMAGE,
+        8,
+    ),
+    "pixel shuffle": (two(lambda m, x: F.pixel_shuffle(x, 2), width=32, after=8), IMAGE, 8),
+    "pixel unshuffle": (two(lambda m, x: F.pixel_unshuffle(x, 2), after=32), IMAGE, 8),
+    "channel shuffle": (two(lambda m, x: shuffle(x, 2)), IMAGE, 8),
+    "channel shuffle module": (two(lambda m, x: m.s(x), s=nn.ChannelShuffle(2)), IMAGE, 8),
+    "shuffle with an op inside": (
+        two(lambda m, x: F.relu(x.view(x.shape[0], 2, 4, 8, 8)).transpose(1, 2).reshape(x.shape)),
+        IMAGE,
+        4,
+    ),
+    "focus": (Net(focus, a=conv(3, 8), b=conv(32, 4)), IMAGE, 8),
+    "broadcast": (
+        Net(
+            lambda m, x: m.b(m.a(x) * m.s(x.mean((2, 3)))[:, :, None, None] - 0.5 * m.a(x)),
+            **dict(a=conv(3, 8), s=nn.Linear(3, 8), b=conv(8, 4)),
+        ),
+        IMAGE,
+        8,
+    ),
+    "spatial gate, expanded": (
+        two(lambda m, x: x * torch.sigmoid(m.g(x)).expand_as(x), g=conv(8, 1)),
+        IMAGE,
+        8,
+    ),
+    "channel gate, expanded": (
+        two(lambda m, x: x * m.g(x).mean((2, 3), keepdim=True).expand(-1, 8, 8, 8), g=conv(8, 8)),
+        IMAGE,
+        8,
+    ),
+    "squeeze and excitation": (two(squeeze, s1=conv(8, 4, 1), s2=conv(4, 8, 1)), IMAGE, 12),
+    "hard sigmoid gate": (two(lambda m, x: x * F.hardsigmoid(m.s(x)), s=conv(8, 8, 1)), IMAGE, 8),
+    "sigmoid folded into a linear": (
+        Net(lambda m, x: m.b(torch.sigmoid(m.a(x))), a=nn.Linear(5, 8), b=nn.Linear(8, 4)),
+        torch.randn(2, 5),
+        8,
+    ),
+    "sigmoid folded into a convolution": (
+        Net(lambda m, x: m.b(torch.sigmoid(m.a(x))), a=conv(3, 8), b=conv(8, 4, padding=0, bias=False)),
+        IMAGE,
+        8,
+    ),
+    "sigmoid before padding": (two(lambda m, x: torch.sigmoid(x)), IMAGE, 0),
+    "constant before a folded layer": (
+        Net(lambda m, x: m.b(m.a(x) + 1), a=nn.Linear(5, 8), b=nn.Linear(8, 4, bias=False)),
+        torch.randn(2, 5),
+        8,
+    ),
+    "data added": (
+        Net(lambda m, x: m.b(m.a(x) + x.sum(1, keepdim=True)), a=nn.Linear(5, 8), b=nn.Linear(8, 4)),
+        torch.randn(2, 5),
+        0,
+    ),
+    "mean over channels": (
+        Net(lambda m, x: m.b(m.a(x).mean(1, keepdim=True)), a=conv(3, 8), b=conv(1, 4)),
+        IMAGE,
+        8,
+    ),
+    "sum over channels": (Net(lambda m, x: m.b(m.a(x).sum(1, keepdim=True)), a=conv(3, 8), b=conv(1, 4)), IMAGE, 8),
+    "maximum over channels": (two(lambda m, x: x * x.amax(1, keepdim=True)), IMAGE, 0),
+    "softmax over channels": (two(lambda m, x: x.softmax(1)), IMAGE, 0),
+    "softmax over pixels": (two(lambda m, x: x * x.flatten(2).softmax(-1).view(x.shape)), IMAGE, 8),
+    "layer scale": (
+        Net(lambda m, x: m.b(m.a(x) + m.s * m.c(x)), a=conv(3, 8), c=conv(3, 8), s=param(8, 1, 1), b=conv(8, 4)),
+        IMAGE,
+        8,
+    ),
+    "one plus a parameter": (two(lambda m, x: x * (1 + m.s), s=param(8, 1, 1)), IMAGE, 8),
+    "added parameter": (two(lambda m, x: x + m.s, s=param(1, 8, 1, 1)), IMAGE, 8),
+    "matmul with a parameter": (
+        Net(lambda m, x: (x @ m.w + m.v) @ m.u, w=param(5, 8), v=param(8), u=param(8, 4)),
+        torch.randn(2, 5),
+        8,
+    ),
+    "dropout": (two(lambda m, x: m.d(F.dropout(x, 0.5, m.training)), d=nn.Dropout2d(0.1)), IMAGE, 8),
+    "shared module": (
+        Net(lambda m, x: m.b(F.relu(m.s(F.relu(m.s(m.a(x)))))), a=conv(3, 8), s=conv(8, 8), b=conv(8, 4)),
+        IMAGE,
+        8,
+    ),
+    "shared head": (Net(shared_head, a=conv(3, 8), b=conv(3, 8), head=conv(8, 4)), IMAGE, 8),
+    "several inputs": (
+        Net(lambda m, x, y: (m.b(m.a(x) + m.c(y)), m.c(y).mean((2, 3))), a=conv(3, 8), c=conv(2, 8), b=conv(8, 4)),
+        (image(3), image(2)),
+        0,
+    ),
+    "keyword inputs, dict output": (
+        Net(lambda m, x, y: {"out": m.b(m.a(x) + m.c(y))}, a=conv(3, 8), c=conv(2, 8), b=conv(8, 4)),
+        {"y": image(2), "x": image(3)},
+        8,
+    ),
+    "in place": (two(lambda m, x: x.add_(1).mul_(m.s).relu_(), s=param(8, 1, 1)), IMAGE, 8),
+    "embedding": (
+        Net(lambda m, i: m.b(F.relu(m.e(i))), e=nn.Embedding(11, 8), b=nn.Linear(8, 4)),
+        torch.arange(6).view(2, 3),
+        8,
+    ),
+    "created tensor": (two(lambda m, x: x + x.new_zeros(8, 1, 1) * 3), IMAGE, 8),
+    "created range": (two(lambda m, x: x * torch.arange(8).view(8, 1, 1)), IMAGE, 8),
+    "size in arithmetic": (two(lambda m, x: x / x.shape[1] ** 0.5), IMAGE, 8),
+    "where": (two(lambda m, x: torch.where(x > 0, x, 0.1 * x)), IMAGE, 8),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_exact_with_the_expected_number_of_groups(name):
+    model, inputs, zigs = CASES[name]
+    if name == "several inputs":  # one output is a branch's own channels: those, and what they are added to, stay
+        zigs = 0
+    if zigs:
+        assert compress_half(model, inputs).zigs == zigs
+    else:
+        import fx_oto
+
+        assert fx_oto.partition(fx_oto.prepare(model, inputs)).num_zigs == 0

@@ -1,0 +1,90 @@
+"""Random, non-trivial numbers in every parameter, and the comparison that every promise of exactness rests on."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+import fx_oto
+from fx_oto.context import ExampleInputs
+from passes.verification import relative_error
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every parameter and every running statistic a random value far from zero or one."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim < 2:
+                parameter.copy_(noise(parameter) * 0.3 + 0.7)
+            else:
+                fan_in = parameter[0].numel() if parameter.shape[0] > 1 else parameter.numel()
+                parameter.copy_(noise(parameter) * (2.0 / fan_in) ** 0.5)
+        for name, buffer in model.named_buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(noise(buffer).abs() + 0.5 if "var" in name else noise(buffer) * 0.3)
+    return model
+
+
+def _rebatch(value: Tensor, size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(size)
+    if not value.is_floating_point():
+        return torch.randint(0, int(value.max()) + 1, (size, *value.shape[1:]), generator=generator)
+    return torch.randn((size, *value.shape[1:]), generator=generator, dtype=torch.float64).to(value.dtype)
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A model before and after."""
+
+    gm: GraphModule
+    small: GraphModule
+    zigs: int
+    error: float
+    params_left: float
+
+
+def compress_half(model: nn.Module, inputs: object, dtype: torch.dtype = torch.float64, **options: object) -> Compressed:
+    """Set half of each family to zero, compress, and compare at the traced batch size and another.
+
+    Asserts exactness, that the group-sparse eager model agrees, that the output depends on the input, and that the
+    compact model trains.
+    """
+    model = randomise(copy.deepcopy(model).to(dtype)).eval()
+    given = ExampleInputs.of(tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, inputs))
+    gm = fx_oto.prepare(model, given, **options)
+    zigs = fx_oto.partition(gm).zero_(0.5, torch.Generator().manual_seed(1))
+    small = fx_oto.compress(gm)
+    errors = []
+    for batch in (2, 3):
+        args, kwargs = tree_map_only(Tensor, lambda t, n=batch: _rebatch(t, n), (given.args, given.kwargs))
+        with torch.no_grad():
+            sparse, masked, compact = (m(*args, **kwargs) for m in (model, gm, small))
+        errors += [relative_error(sparse, compact), relative_error(masked, compact)]
+        leaves = [leaf for leaf in tree_leaves(compact) if isinstance(leaf, Tensor)]
+        assert any((leaf[0] - leaf[1]).abs().max() > 1e-3 * leaf.abs().max() for leaf in leaves), "constant output"
+    assert max(errors) <= TOLERANCE[dtype], f"relative error {max(errors):.1e}"
+    _train_once(small, args, kwargs)
+    left = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
+    return Compressed(gm, small, zigs.num_zigs, max(errors), left)
+
+
+def _train_once(model: nn.Module, args: tuple, kwargs: dict) -> None:
+    model.train()
+    outputs = [leaf for leaf in tree_leaves(model(*args, **kwargs)) if isinstance(leaf, Tensor)]
+    sum(leaf.square().mean() for leaf in outputs).backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients
+    assert all(g.isfinite().all() for g in gradients)
+    model.eval()
