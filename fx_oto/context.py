@@ -54,6 +54,14 @@ class Context:
     results: dict[type, Any] = field(default_factory=dict)
     records: tuple[Any, ...] = ()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Context:
+        """Nothing in it changes, so copies of a GraphModule share it."""
+        return self
+
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[()]]:
+        """Pickle drops it, as torch.fx drops the metadata of the nodes that it speaks of."""
+        return dict, ()
+
     @classmethod
     def of(cls, gm: nn.Module) -> Context:
         """The context of a GraphModule that was traced or prepared.

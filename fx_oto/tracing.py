@@ -91,7 +91,7 @@ def _trace_in(
     training: bool, model: nn.Module, defaults: dict[str, Any], earlier: dict[str, Tensor] | None = None
 ) -> tuple[Graph, dict[str, Tensor]]:
     """Trace in one mode; returns the graph and the tensors that its code made while it was traced."""
-    tracer = _SourceTracer(earlier or {})
+    tracer = _SourceTracer(earlier)
     try:
         with evaluating(model, training):
             graph = tracer.trace(model, concrete_args=defaults or None)
@@ -119,10 +119,10 @@ def _defaults(model: nn.Module, inputs: ExampleInputs) -> dict[str, Any]:
 class _SourceTracer(Tracer):
     """torch.fx's tracer, with each node's line in the user's code and constants shared between two traces."""
 
-    def __init__(self, earlier: dict[str, Tensor]) -> None:
+    def __init__(self, earlier: dict[str, Tensor] | None = None) -> None:
         super().__init__()
         self.constants: dict[str, Tensor] = {}
-        self._earlier = earlier
+        self._earlier = earlier or {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """torch.fx's rule, but for modules that hold sizes: slicing rewrites those in the graph."""

@@ -67,7 +67,10 @@ def overwrite(call: OpCall, p: Propagation) -> None:
 
 
 def join(call: OpCall, p: Propagation) -> None:
-    """``by_mode``: a value that is one of two, so what either needs, both need."""
+    """``by_mode``: a value that is one of two: the labels of both are united.
+
+    What it is worth once removed is what evaluation says, for that is where outputs are promised to be equal.
+    """
     _, *sides = call.args
     left, right = ([leaf for leaf in tree_leaves(side) if isinstance(leaf, Tensor)] for side in sides)
     if [t.shape for t in left] != [t.shape for t in right]:
@@ -76,7 +79,7 @@ def join(call: OpCall, p: Propagation) -> None:
         return
     for one, other in zip(left, right, strict=True):
         operands = [Operand(t.shape, p.layers(t), p.is_weight(t)) for t in (one, other)]
-        layers = combine(p, operands, one.ndim, lambda values: torch.where(values[0] == values[1], values[0], UNKNOWN))
+        layers = combine(p, operands, one.ndim, lambda values: values[1])
         for value in (one, other):
             p.put(value, layers)
 

@@ -25,16 +25,32 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
         return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
 
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.ndim < 2:
-                parameter.copy_(noise(parameter) * 0.3 + 0.7)
+                parameter.copy_(noise(parameter) * 0.1 + (0.0 if "bias" in name else 1.0))
             else:
                 fan_in = parameter[0].numel() if parameter.shape[0] > 1 else parameter.numel()
                 parameter.copy_(noise(parameter) * (2.0 / fan_in) ** 0.5)
         for name, buffer in model.named_buffers():
             if buffer.is_floating_point():
-                buffer.copy_(noise(buffer).abs() + 0.5 if "var" in name else noise(buffer) * 0.3)
+                buffer.copy_(noise(buffer).abs() * 0.3 + 0.7 if "var" in name else noise(buffer) * 0.1)
     return model
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, args: tuple, kwargs: dict) -> nn.Module:
+    """Take running statistics from data, then perturb them: signals keep their scale through deep networks."""
+    norms = [m for m in model.modules() if getattr(m, "running_var", None) is not None]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    model.train()(*args, **kwargs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.running_mean += 0.1 * torch.randn_like(norm.running_mean) * norm.running_var.sqrt()
+        norm.running_var *= 0.8 + 0.4 * torch.rand_like(norm.running_var)
+        norm.running_var += 1e-3
+    return model.eval()
 
 
 def _rebatch(value: Tensor, size: int) -> Tensor:
@@ -61,8 +77,9 @@ def compress_half(model: nn.Module, inputs: object, dtype: torch.dtype = torch.f
     Asserts exactness, that the group-sparse eager model agrees, that the output depends on the input, and that the
     compact model trains.
     """
-    model = randomise(copy.deepcopy(model).to(dtype)).eval()
+    model = randomise(copy.deepcopy(model).to(dtype))
     given = ExampleInputs.of(tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, inputs))
+    calibrate(model, given.args, given.kwargs)
     gm = fx_oto.prepare(model, given, **options)
     zigs = fx_oto.partition(gm).zero_(0.5, torch.Generator().manual_seed(1))
     small = fx_oto.compress(gm)

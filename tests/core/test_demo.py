@@ -1,0 +1,83 @@
+"""The main job, and its reader of idx files."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fx_oto
+from fx_oto.demo.data import fashion_mnist, read_idx
+from fx_oto.demo.job import main
+
+SHARED = Path(os.environ.get("FX_OTO_SHARED", Path(__file__).parents[3] / "shared")) / "data" / "fashion_mnist"
+
+
+def write_idx(path, tensor):
+    header = bytes([0, 0, 8, tensor.ndim]) + b"".join(size.to_bytes(4, "big") for size in tensor.shape)
+    content = header + bytes(tensor.reshape(-1).tolist())
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    for part, count, suffix in (("train", 128, ".gz"), ("t10k", 40, "")):
+        write_idx(tmp_path / f"{part}-images-idx3-ubyte{suffix}", torch.randint(0, 256, (count, 28, 28)))
+        write_idx(tmp_path / f"{part}-labels-idx1-ubyte{suffix}", torch.arange(count) % 10)
+    return tmp_path
+
+
+def test_idx_files_are_read_gzipped_or_not(folder):
+    images = fashion_mnist(folder)
+    assert images.train.shape == (128, 1, 28, 28)
+    assert images.test.shape == (40, 1, 28, 28)
+    assert images.test_labels.tolist() == [i % 10 for i in range(40)]
+    assert abs(float(images.train.mean())) < 1e-5
+
+
+def test_bad_idx_files_are_refused(tmp_path):
+    with pytest.raises(fx_oto.InputError, match=r"expected train-images-idx3-ubyte.gz or .*with --root"):
+        fashion_mnist(tmp_path)
+    (tmp_path / "text").write_bytes(b"hello")
+    with pytest.raises(fx_oto.InputError, match=r"no idx file of unsigned bytes: it starts with 68 65 6c 6c"):
+        read_idx(tmp_path / "text")
+    write_idx(tmp_path / "short", torch.zeros(3, 2, dtype=torch.int64))
+    (tmp_path / "short").write_bytes((tmp_path / "short").read_bytes()[:-1])
+    with pytest.raises(fx_oto.InputError, match=r"should hold \[3, 2\] bytes, found 5: the file is incomplete"):
+        read_idx(tmp_path / "short")
+
+
+def test_the_whole_job_on_idx_files(folder, capsys):
+    arguments = ["demo", "--data", "fashion-mnist", "--root", str(folder), "--epochs", "3", "--width", "8"]
+    assert main([*arguments, "--batch", "16", "--target", "0.6", "--baseline", "--quiet"]) == 0
+    text = capsys.readouterr().out
+    assert "without DHSPG" in text
+    for row in ("accuracy", "parameters", "MACs per image", "file size", "latency"):
+        assert row in text
+    assert re.search(r"asked 0.600, reached 0.60", text)
+    assert float(re.search(r"on the test images: (\S+)", text)[1]) < 1e-3
+
+
+def test_errors_are_one_line(tmp_path, capsys):
+    assert main(["demo", "--data", "fashion-mnist", "--root", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: expected train-images-idx3-ubyte.gz")
+
+
+def test_the_command_has_help():
+    run = subprocess.run([sys.executable, "-m", "fx_oto", "--help"], capture_output=True, text=True, check=True, timeout=120)
+    assert "python -m fx_oto demo --baseline" in run.stdout
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no Fashion-MNIST folder is at hand")
+def test_the_real_files_are_read():
+    images = fashion_mnist(SHARED)
+    assert images.train.shape == (60_000, 1, 28, 28)
+    assert images.test.shape == (10_000, 1, 28, 28)
+    assert images.train_labels.bincount().tolist() == [6000] * 10

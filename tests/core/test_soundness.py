@@ -1,0 +1,147 @@
+"""What is not understood is kept whole and named; the rest is still pruned, and the result is still exact."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.exactness import compress_half, randomise
+from torch import nn
+
+import fx_oto
+
+IMAGE = torch.randn(2, 3, 8, 8)
+
+
+@torch.library.custom_op("fx_oto_tests::mix", mutates_args=())
+def mix(x: torch.Tensor) -> torch.Tensor:
+    """Not linear, and not the same for every channel."""
+    return x * torch.linspace(0, 1, x.shape[1], dtype=x.dtype).view(-1, 1, 1) + x.flip(1)
+
+
+@mix.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+class Opaque(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1)
+        self.c = nn.Conv2d(6, 4, 3, padding=1)
+
+    def forward(self, x):
+        x = torch.ops.fx_oto_tests.mix(F.relu(self.a(x)))
+        return self.c(F.relu(self.b(x)))
+
+
+@pytest.mark.filterwarnings("default::fx_oto.FxOtoWarning")
+def test_an_op_without_a_rule_freezes_what_it_touches():
+    model = randomise(Opaque().double())
+    image = IMAGE.double()
+    with pytest.warns(fx_oto.FxOtoWarning, match=r"no rule is known for the op mix \(op mix at .*test_soundness\.py:\d+\)"):
+        gm = fx_oto.prepare(model, image)
+    zigs = fx_oto.partition(gm)
+    assert [family.name for family in zigs.families] == ["b.weight"]
+    frozen = {str(axis.tensor): axis.reason for axis in zigs.frozen if axis.dim == 0}
+    assert "no rule is known for the op mix" in str(frozen["a.weight"])
+    zigs.zero_(0.5)
+    torch.testing.assert_close(fx_oto.compress(gm).eval()(image), model.eval()(image), rtol=1e-10, atol=1e-12)
+
+
+def hidden_sizes(x):
+    """A helper that torch.fx is told not to trace: what it does to sizes cannot be rewritten."""
+    return F.relu(x.view(-1, 2, 4, 8, 8).sum(1))
+
+
+def elementwise(x):
+    return torch.tanh(x) * 2
+
+
+torch.fx.wrap("hidden_sizes")
+torch.fx.wrap("elementwise")
+
+
+class Wrapped(nn.Module):
+    def __init__(self, helper):
+        super().__init__()
+        self.a, self.d = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.b = nn.Conv2d(4 if helper == "hidden" else 8, 4, 3)
+        self.helper = helper
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        x = self.d(x)
+        x = hidden_sizes(x) if self.helper == "hidden" else elementwise(x)
+        return self.b(x)
+
+
+def test_sizes_inside_an_opaque_helper_are_kept_whole():
+    result = compress_half(Wrapped("hidden"), IMAGE)
+    assert result.zigs == 8
+    reasons = [str(axis.reason) for axis in fx_oto.partition(result.gm).frozen if axis.tensor == "d.weight"]
+    assert any("reshaped inside an opaque function" in reason for reason in reasons)
+
+
+def test_an_opaque_helper_without_sizes_is_seen_through():
+    assert compress_half(Wrapped("elementwise"), IMAGE).zigs == 16
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.n = nn.Linear(5, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.b, self.c = nn.Linear(8, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = self.a(x)
+        x = x + self.n(x, x, x, need_weights=False)[0]
+        return self.c(F.relu(self.b(x)))
+
+
+@pytest.mark.filterwarnings("ignore::fx_oto.FxOtoWarning")
+def test_a_module_that_slicing_does_not_know_is_kept_whole():
+    result = compress_half(Attention(), torch.randn(2, 7, 5))
+    assert [family.name for family in fx_oto.partition(result.gm).families] == ["b.weight"]
+
+
+class WrittenView(nn.Module):
+    def __init__(self, shift):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3)
+        self.g, self.shift = nn.Parameter(torch.randn(4, 1, 1)), shift
+
+    def forward(self, x):
+        x = self.a(x)
+        x[:, :4].add_(self.shift).mul_(self.g)
+        return self.b(x)
+
+
+def test_a_write_through_a_view_that_keeps_zero_at_zero_is_followed():
+    assert compress_half(WrittenView(0.0), IMAGE).zigs == 8
+
+
+def test_a_write_through_a_view_that_changes_what_is_removed_is_kept_whole():
+    zigs = fx_oto.partition(fx_oto.prepare(WrittenView(1.0), IMAGE))
+    assert not zigs.families
+    assert any("written in place through a view" in str(axis.reason) for axis in zigs.frozen)
+
+
+class Shared(nn.Module):
+    """One embedding, tied: rows are looked up, columns are shared with the output layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.hidden = nn.Embedding(11, 8), nn.Linear(8, 8)
+        self.out = nn.Linear(8, 11, bias=False)
+        self.out.weight = self.embed.weight
+
+    def forward(self, tokens):
+        return self.out(F.relu(self.hidden(self.embed(tokens))))
+
+
+def test_tied_weights_stay_tied():
+    result = compress_half(Shared(), torch.arange(6).view(2, 3) + 4)
+    small = result.small
+    assert small.get_parameter("embed.weight") is small.get_submodule("out").weight
+    assert small.get_parameter("embed.weight").shape == (11, 4)

@@ -1,0 +1,166 @@
+"""Tracing keeps both modes, shares parameters, and leaves the model as it was."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support import networks
+from torch import nn
+
+import fx_oto
+from fx_oto.graph import source_line
+
+
+class Modal(nn.Module):
+    """Asks for its mode in every way that models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.aux = nn.Conv2d(8, 5, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = F.relu(self.bn(self.conv(x)))
+        x = F.dropout(x, 0.5, training=self.training)
+        if self.training:
+            x = x + 0.1 * torch.rand_like(x)
+        logits = self.head(x.mean((2, 3)))
+        if self.training:
+            return logits, self.aux(x)
+        return logits
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_graph_behaves_as_the_model_in_both_modes(training):
+    model, image = Modal(), torch.randn(4, 3, 6, 6)
+    gm = fx_oto.trace(model, image)
+    twin = copy.deepcopy(model).train(training)
+    gm.train(training)
+    torch.manual_seed(0)
+    expected = twin(image)
+    torch.manual_seed(0)
+    found = gm(image)
+    assert type(found) is type(expected)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_auxiliary_output_is_not_pruned_and_the_rest_stays_exact():
+    model, image = Modal().double(), torch.randn(4, 3, 6, 6, dtype=torch.float64)
+    gm = fx_oto.prepare(model, image)
+    assert fx_oto.partition(gm).num_zigs == 8
+    fx_oto.partition(gm).zero_(0.5)
+    small = fx_oto.compress(gm)
+    assert small.get_submodule("aux").weight.shape == (5, 4, 1, 1)
+    logits, aux = small.train()(image)
+    assert logits.shape == (4, 5)
+    assert aux.shape == (4, 5, 6, 6)
+
+
+def test_parameters_are_the_models_own_and_the_model_is_unchanged():
+    model = Modal().train()
+    model.bn.eval()
+    before, attributes = copy.deepcopy(model.state_dict()), set(vars(model)) | set(model._modules)
+    gm = fx_oto.trace(model, torch.randn(2, 3, 6, 6))
+    mine, theirs = dict(gm.named_parameters()), dict(model.named_parameters())
+    assert mine.keys() == theirs.keys()
+    assert all(mine[name] is theirs[name] for name in theirs)
+    assert set(vars(model)) | set(model._modules) == attributes
+    assert model.training
+    assert not model.bn.training
+    assert not gm.get_submodule("bn").training
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_values_are_recorded_and_the_batch_stays_dynamic():
+    gm = fx_oto.trace(networks.resnet18(), torch.randn(2, 3, 32, 32))
+    assert all("val" in node.meta for node in gm.graph.nodes)
+    assert next(n for n in gm.graph.nodes if n.name == "head").meta["val"].shape == (2, 10)
+    assert gm(torch.randn(5, 3, 32, 32)).shape == (5, 10)
+
+
+def test_nodes_know_the_users_source_line():
+    gm = fx_oto.trace(Modal(), torch.randn(2, 3, 6, 6))
+    lines = [source_line(node) for node in gm.graph.nodes if node.op == "call_module" and node.name != "training_mode"]
+    assert all(line.rpartition(":")[0] == __file__ for line in lines)
+
+
+def test_a_traced_graph_module_is_taken_as_it_is_and_not_changed():
+    own = torch.fx.symbolic_trace(networks.DemoNet().eval())
+    code, nodes = own.code, [dict(node.meta) for node in own.graph.nodes]
+    gm = fx_oto.prepare(own, torch.randn(2, 3, 32, 32))
+    assert fx_oto.partition(gm).num_zigs == 576
+    assert own.code == code
+    assert [dict(node.meta) for node in own.graph.nodes] == nodes
+    assert not own.meta
+
+
+class Constant(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x):
+        return self.conv(x - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)).mean((2, 3))
+
+
+def test_tensors_made_in_forward_become_buffers_of_the_graph_only():
+    model = Constant()
+    gm = fx_oto.trace(model, torch.randn(2, 3, 6, 6))
+    assert [name for name, _ in gm.named_buffers()] == ["_tensor_constant0"]
+    assert not hasattr(model, "_tensor_constant0")
+
+
+def test_defaults_that_are_left_out_are_fixed():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x, mask=None, scale=2.0):
+            x = self.linear(x) * scale
+            return x if mask is None else x * mask
+
+    model, x = Masked(), torch.randn(2, 4)
+    torch.testing.assert_close(fx_oto.trace(model, x)(x), model(x))
+    both = fx_oto.trace(model, {"x": x, "mask": x})
+    torch.testing.assert_close(both(x, x), model(x, x))
+
+
+def test_a_dict_input_is_traced_through():
+    class Batch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, batch):
+            return {"logits": self.linear(batch["image"]) + batch["shift"]}
+
+    model, batch = Batch(), {"image": torch.randn(2, 4), "shift": torch.randn(2, 1)}
+    gm = fx_oto.trace(model, (batch,))
+    torch.testing.assert_close(gm(batch), model(batch))
+
+
+class Flow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        if x.sum() > 0:
+            return self.linear(x)
+        return x
+
+
+def test_data_dependent_control_flow_is_refused_with_line_and_remedy():
+    model = Flow()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(fx_oto.TraceError, match=r"Flow cannot be traced symbolically at .*test_tracing\.py:\d+") as caught:
+        fx_oto.trace(model, torch.randn(2, 4))
+    assert "if x.sum() > 0" in str(caught.value)
+    assert "torch.export" in str(caught.value)
+    assert model.training
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)

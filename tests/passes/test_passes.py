@@ -1,0 +1,117 @@
+"""What every pass owes: same inputs and outputs, honest ``modified``, idempotent, deterministic, input untouched."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from support.networks import DemoNet
+from support.exactness import randomise
+from torch.utils._pytree import tree_leaves
+
+import fx_oto
+import passes
+from fx_oto.api import default_pipeline
+from fx_oto.masks import mask_of
+
+IMAGE = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+
+
+def check_pass(stage, gm, inputs, same_outputs=True):
+    """Run a pass twice and hold it to its contract; returns what it made."""
+    state = copy.deepcopy(gm.state_dict())
+    code, names = gm.code, [node.name for node in gm.graph.nodes]
+    gm.eval()
+    with torch.no_grad():
+        before = tree_leaves(gm(*inputs))
+    first, second = stage(gm), stage(gm)
+    assert gm.code == code
+    assert [node.name for node in gm.graph.nodes] == names
+    torch.testing.assert_close(gm.state_dict(), state, rtol=0, atol=0)
+    assert first.graph_module.code == second.graph_module.code
+    assert first.modified == (first.graph_module is not gm)
+    first.graph_module.graph.lint()
+    if same_outputs:
+        with torch.no_grad():
+            after = tree_leaves(first.graph_module(*inputs))
+        torch.testing.assert_close(after, before, rtol=1e-10, atol=1e-12)
+    return first.graph_module
+
+
+@pytest.fixture
+def traced():
+    return fx_oto.trace(randomise(DemoNet().double()), IMAGE)
+
+
+@pytest.fixture
+def prepared():
+    return fx_oto.prepare(randomise(DemoNet().double()), IMAGE)
+
+
+@pytest.mark.parametrize("stage", list(default_pipeline()), ids=lambda stage: stage.name)
+def test_preparing_passes(stage, traced):
+    gm = traced
+    for earlier in default_pipeline():
+        if earlier.name == stage.name:
+            break
+        gm = earlier(gm).graph_module
+    made = check_pass(stage, gm, (IMAGE,))
+    assert stage(made).modified is False
+
+
+def test_slicing_and_verification(prepared):
+    fx_oto.partition(prepared).zero_(0.5)
+    small = check_pass(passes.PhysicalSlicing(), prepared, (IMAGE,))
+    assert check_pass(passes.Verification(prepared), small, (IMAGE,)) is small
+    report = fx_oto.Context.of(small).get(fx_oto.VerificationReport)
+    assert report.error <= report.tolerance == 1e-10
+
+
+def test_the_plan_tells_which_indices_were_kept(prepared):
+    fx_oto.partition(prepared).zero_(0.5)
+    full = {name: tensor.clone() for name, tensor in prepared.named_parameters()}
+    small = fx_oto.compress(prepared)
+    kept = fx_oto.Context.of(small).get(fx_oto.SlicingPlan).kept
+    for name, tensor in small.named_parameters():
+        expected = full[name]
+        for dim in range(expected.ndim):
+            if (name, dim) in kept:
+                expected = expected.index_select(dim, kept[name, dim])
+        torch.testing.assert_close(tensor, expected, rtol=0, atol=0)
+
+
+def test_the_compact_model_owns_its_parameters(prepared):
+    fx_oto.partition(prepared).zero_(0.5)
+    small = fx_oto.compress(prepared)
+    mine = {p.untyped_storage().data_ptr() for p in (*prepared.parameters(), *prepared.buffers())}
+    assert not mine & {p.untyped_storage().data_ptr() for p in (*small.parameters(), *small.buffers()) if p.numel()}
+    assert not any("mask" in name for name, _ in small.named_buffers())
+
+
+def test_verification_names_the_first_node_that_differs(prepared):
+    fx_oto.partition(prepared).zero_(0.5)
+    small = passes.PhysicalSlicing()(prepared).graph_module
+    with torch.no_grad():
+        small.get_parameter("conv3.weight").mul_(1.01)
+    with pytest.raises(fx_oto.VerificationError, match=r"first at node 'conv3' \(Conv2d at .*networks\.py:\d+\)"):
+        passes.Verification(prepared)(small)
+
+
+def test_masks_alone_have_the_effect_of_zero_groups(prepared):
+    zigs = fx_oto.partition(prepared)
+    twin = copy.deepcopy(prepared)
+    generator = torch.Generator().manual_seed(0)
+    for i, family in enumerate(zigs.families):
+        gone = torch.randperm(len(family), generator=generator)[: len(family) // 2]
+        mask_of(prepared, i)[gone] = 0
+        fx_oto.partition(twin).zero_zigs_(i, gone)
+    masked, zeroed = prepared.eval()(IMAGE), twin.eval()(IMAGE)
+    torch.testing.assert_close(masked, zeroed, rtol=1e-10, atol=1e-12)
+    assert fx_oto.partition(prepared).group_sparsity() == 0.5
+    torch.testing.assert_close(fx_oto.compress(prepared).eval()(IMAGE), masked, rtol=1e-10, atol=1e-12)
+
+
+def test_there_is_one_mask_for_each_family(prepared):
+    for i, family in enumerate(fx_oto.partition(prepared).families):
+        assert torch.equal(mask_of(prepared, i), torch.ones(len(family)))

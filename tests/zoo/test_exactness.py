@@ -1,0 +1,87 @@
+"""The paper's networks and torchvision's, half of every family zero: the compact model returns the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import networks
+from support.exactness import compress_half
+
+import fx_oto
+
+PLAIN = 0.40  # at most this share of the parameters is left of plain convolutional networks
+
+# name: (builder, image size, largest share of parameters left)
+PAPER = {
+    "VGG16": (lambda: networks.VGG(norm=False), 32, PLAIN),
+    "VGG16-BN": (networks.VGG, 32, PLAIN),
+    "ResNet18": (networks.resnet18, 32, PLAIN),
+    "ResNet50": (networks.resnet50, 32, PLAIN),
+    "CARNx2": (networks.CARN, 12, PLAIN),
+    "StackedUnets": (networks.StackedUnets, 32, PLAIN),
+    "DemoNet": (networks.DemoNet, 32, PLAIN),
+}
+
+# name: (image size, largest share of parameters left, options)
+TORCHVISION = {
+    "alexnet": (64, PLAIN, {}),
+    "vgg16": (32, PLAIN, {}),
+    "vgg16_bn": (32, PLAIN, {}),
+    "resnet18": (64, PLAIN, {}),
+    "resnet50": (64, PLAIN, {}),
+    "densenet121": (64, PLAIN, {}),
+    "convnext_tiny": (64, PLAIN, {}),
+    "squeezenet1_1": (64, PLAIN, {}),
+    "resnext50_32x4d": (64, PLAIN, {}),
+    "wide_resnet50_2": (64, PLAIN, {}),
+    "mobilenet_v2": (64, PLAIN, {}),
+    "mobilenet_v3_large": (64, PLAIN, {}),
+    "mnasnet1_0": (64, PLAIN, {}),
+    "shufflenet_v2_x1_0": (64, PLAIN, {}),
+    "efficientnet_b0": (64, PLAIN, {}),
+    "efficientnet_v2_s": (64, PLAIN, {}),
+    "regnet_x_400mf": (64, PLAIN, {}),
+    "regnet_y_400mf": (64, PLAIN, {}),
+    "googlenet": (64, PLAIN, {}),
+    "googlenet without auxiliary heads": (64, PLAIN, {"aux_logits": False}),
+    "inception_v3": (299, PLAIN, {}),
+    "inception_v3 without auxiliary heads": (96, PLAIN, {"aux_logits": False}),
+    "fcn_resnet50": (64, PLAIN, {"aux_loss": True}),
+    "deeplabv3_resnet50": (64, PLAIN, {}),
+    "lraspp_mobilenet_v3_large": (64, PLAIN, {}),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("name", PAPER)
+def test_paper(name, dtype):
+    build, size, limit = PAPER[name]
+    assert compress_half(build(), torch.randn(2, 3, size, size), dtype).params_left <= limit
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision(name, dtype):
+    from support.vision import build
+
+    size, limit, options = TORCHVISION[name]
+    model = build(name.split()[0], **options)
+    assert compress_half(model, torch.randn(2, 3, size, size), dtype).params_left <= limit
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_tiny", "shufflenet_v2_x1_0"])
+def test_exported_graph_has_the_same_groups_and_is_exact(name):
+    from support.vision import build
+
+    model = build(name).eval()
+    image = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    symbolic = fx_oto.partition(fx_oto.prepare(model, image.float())).num_zigs
+    dynamic = ({0: torch.export.Dim.DYNAMIC},)
+    exported = torch.export.export(model.double(), (image,), dynamic_shapes=dynamic).module()
+    gm = fx_oto.prepare(exported, image)
+    assert fx_oto.partition(gm).num_zigs == symbolic
+    fx_oto.partition(gm).zero_(0.5, torch.Generator().manual_seed(0))
+    small = fx_oto.compress(gm)
+    other = torch.randn(3, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(small(other), model(other), rtol=1e-10, atol=1e-12)
