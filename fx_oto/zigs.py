@@ -232,6 +232,6 @@ def _is_zero(family: Family, tensors: dict[str, Tensor]) -> Tensor:
     for slot in family.variables:
         tensor = tensors[slot.tensor].detach()
         dims = [dim for dim in range(tensor.ndim) if dim != slot.dim]
-        empty = (tensor == 0).all(dim=dims) if dims else tensor == 0
+        empty = (torch.linalg.vector_norm(tensor, math.inf, dim=dims) if dims else tensor) == 0
         zero &= empty.cpu()[slot.index].all(1)
     return zero

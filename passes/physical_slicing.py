@@ -69,7 +69,7 @@ class PhysicalSlicing(Pass):
 
 def _check_finite(tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if tensor.is_floating_point() and tensor.numel() and not all(bound.isfinite() for bound in tensor.aminmax()):
             raise InputError(
                 f"{name} holds NaN or infinite values, so no output can be compared: the training diverged; "
                 "restore a checkpoint, or lower the learning rate"
@@ -118,13 +118,19 @@ def _sliced_copy(gm: GraphModule, plan: SlicingPlan) -> GraphModule:
 
 
 def _cut_tensor(tensor: Tensor, name: str, plan: SlicingPlan) -> Tensor:
-    data = tensor.detach()
-    for dim in range(tensor.ndim):
-        index = plan.kept.get((name, dim))
-        if index is not None:
-            data = data.index_select(dim, index.to(tensor.device))
-    data = data.clone() if data.data_ptr() == tensor.data_ptr() else data
+    data = _select(tensor.detach(), {dim: plan.kept[name, dim] for dim in range(tensor.ndim) if (name, dim) in plan.kept})
     return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+
+
+def _select(tensor: Tensor, kept: dict[int, Tensor]) -> Tensor:
+    """A copy of what is kept, made at once: along one dimension after the other, it would need more memory."""
+    if not kept:
+        return tensor.clone()
+    last = max(kept)
+    grid = torch.meshgrid(
+        *(kept.get(dim, torch.arange(tensor.size(dim))).to(tensor.device) for dim in range(last + 1)), indexing="ij"
+    )
+    return tensor[grid]
 
 
 def _contribution(gm: GraphModule, cuts: Cuts, node: Node, adjustment: Adjustment) -> Tensor:

@@ -1,0 +1,68 @@
+"""How long trace + analysis + partition take, against Torch-Pruning and against depth.
+
+    pytest benchmarks/test_analysis_time.py --benchmark-enable -s
+
+Torch-Pruning (``pip install torch-pruning==1.6.1``) lists its groups with ``build_dependency`` and
+``get_all_groups``; the two libraries take turns in one process on one thread, and medians are compared.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+
+import pytest
+import torch
+from support.networks import Bottleneck, ResNet
+from tabulate import tabulate
+
+import fx_oto
+from passes import DependencyAnalysis, ZIGPartition
+
+NETWORKS = ("resnet50", "densenet121", "mobilenet_v3_large", "convnext_tiny")
+ROUNDS = 9
+
+
+def analyse(model, image):
+    pipeline = fx_oto.Pipeline((DependencyAnalysis(), ZIGPartition()))
+    return fx_oto.partition(fx_oto.prepare(model, image, passes=pipeline)).num_zigs
+
+
+def seconds(function, *args):
+    start = time.perf_counter()
+    function(*args)
+    return time.perf_counter() - start
+
+
+def test_against_torch_pruning(capsys):
+    pruning = pytest.importorskip("torch_pruning", reason="torch-pruning is not installed")
+    from support.vision import build
+
+    def list_groups(model, image):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            list(pruning.DependencyGraph().build_dependency(model, image).get_all_groups())
+
+    rows = []
+    for name in NETWORKS:
+        model, image = build(name).eval(), torch.randn(1, 3, 224, 224)
+        ours, theirs = [], []
+        for _ in range(ROUNDS):
+            ours.append(seconds(analyse, model, image))
+            theirs.append(seconds(list_groups, model, image))
+        mine, other = statistics.median(ours), statistics.median(theirs)
+        rows.append((name, f"{mine:.3f} s", f"{other:.3f} s", f"{mine / other:.2f}"))
+    with capsys.disabled():
+        print("\n" + tabulate(rows, ("network", "fx_oto", "Torch-Pruning 1.6.1", "ratio")))
+
+
+@pytest.mark.parametrize("blocks", [4, 8, 16, 32])
+def test_growth_with_depth(benchmark, blocks):
+    model = ResNet(Bottleneck, [blocks // 4] * 4).eval()
+    image = torch.randn(1, 3, 32, 32)
+    nodes = len(fx_oto.trace(model, image).graph.nodes)
+    benchmark.extra_info["nodes"] = nodes
+    benchmark.pedantic(analyse, (model, image), rounds=9, warmup_rounds=2)
+    if benchmark.stats:  # None when benchmarks are disabled
+        benchmark.extra_info["milliseconds per node"] = 1e3 * benchmark.stats.stats.median / nodes
