@@ -19,8 +19,6 @@ from fx_oto.labels import compress, varying
 
 __all__ = ["Grouped", "Rectangle", "settle"]
 
-_Frozen = list[tuple[Tensor, Reason]]
-
 
 @dataclass(frozen=True, eq=False)
 class Rectangle:
@@ -64,63 +62,60 @@ class Grouped:
         return unions
 
 
-def settle(atoms: Atoms, obligations: Sequence[Rectangle | Grouped], frozen: _Frozen) -> None:
+def settle(atoms: Atoms, obligations: Sequence[Rectangle | Grouped], frozen: list[tuple[Tensor, Reason]]) -> None:
     """Meet every obligation, by unions in ``atoms`` and additions to ``frozen``, until nothing changes."""
-    open_ones = list(obligations)
-    changed = True
-    while changed:
-        changed = False
-        for obligation in open_ones:
-            if isinstance(obligation, Rectangle):
-                changed |= _meet_rectangle(atoms, obligation, frozen)
-        for obligation in list(open_ones):
-            if isinstance(obligation, Grouped):
-                _meet_grouped(atoms, obligation, frozen)
-                open_ones.remove(obligation)
-                changed = True
+    if obligations:
+        _Closure(atoms, frozen).run(obligations)
 
 
-def _meet_rectangle(atoms: Atoms, obligation: Rectangle, frozen: _Frozen) -> bool:
-    labels = obligation.labels
-    units = compress(_units(atoms, labels, frozen))
-    axes = varying(units)
-    if len(axes) < 2:
-        return False
-    options = [[(labels, labels.select(axis, 0).unsqueeze(axis)) for axis in axes if axis != keep] for keep in axes]
-    best = max(options, key=lambda unions: _count(atoms, unions, frozen))
-    for union in best:
-        atoms.unite(*union)
-    return True
+class _Closure:
+    def __init__(self, atoms: Atoms, frozen: list[tuple[Tensor, Reason]]) -> None:
+        self.atoms, self.frozen = atoms, frozen
+        labels = torch.cat([labels for labels, _ in frozen] or [torch.zeros(0, dtype=torch.int64)])
+        self.dead = atoms.find(labels.unique())
 
+    def run(self, obligations: Sequence[Rectangle | Grouped]) -> None:
+        for grid in obligations:
+            if isinstance(grid, Grouped):
+                self._meet_grouped(grid)
+        rectangles = [one for one in obligations if isinstance(one, Rectangle)]
+        while any(self._meet_rectangle(one.labels) for one in rectangles):
+            pass
 
-def _meet_grouped(atoms: Atoms, grid: Grouped, frozen: _Frozen) -> None:
-    positions, groups = grid.positions(), grid.groups() if grid.inputs is not None else None
-    if groups is not None and _count(atoms, groups, frozen) > _count(atoms, positions, frozen):
-        if grid.shared is not None:
-            frozen.append((grid.shared, grid.reason))
-        positions = groups
-    for union in positions:
-        atoms.unite(*union)
+    def _meet_rectangle(self, labels: Tensor) -> bool:
+        axes = varying(compress(self._units(labels)))
+        if len(axes) < 2:
+            return False
+        options = [[(labels, labels.narrow(axis, 0, 1)) for axis in axes if axis != keep] for keep in axes]
+        for union in max(options, key=self._count):
+            self.atoms.unite(*union)
+        return True
 
+    def _meet_grouped(self, grid: Grouped) -> None:
+        chosen = grid.positions()
+        if grid.inputs is not None and self._count(grid.groups()) > self._count(chosen):
+            chosen = grid.groups()
+            if grid.shared is not None:
+                self.frozen.append((grid.shared, grid.reason))
+                self.dead = torch.cat([self.dead, grid.shared])
+        for union in chosen:
+            self.atoms.unite(*union)
 
-def _units(atoms: Atoms, labels: Tensor, frozen: _Frozen) -> Tensor:
-    """Root of each label, 0 for what is frozen."""
-    roots = atoms.find(labels)
-    if frozen:
-        roots = torch.where(torch.isin(roots, atoms.find(torch.cat([labels for labels, _ in frozen]))), 0, roots)
-    return roots
+    def _units(self, labels: Tensor) -> Tensor:
+        """Root of each label, 0 for what is frozen."""
+        self.dead = self.atoms.find(self.dead)
+        roots = self.atoms.find(labels)
+        return torch.where(torch.isin(roots, self.dead), 0, roots)
 
-
-def _count(atoms: Atoms, unions: list[tuple[Tensor, Tensor]], frozen: _Frozen) -> int:
-    """How many removable units these unions would leave."""
-    sides = [torch.broadcast_tensors(*union) for union in unions]
-    flat = _units(atoms, torch.cat([side.reshape(-1) for pair in sides for side in pair]), frozen)
-    names, index = flat.unique(return_inverse=True)
-    trial = Atoms()
-    stand_ins = trial.fresh(len(names))
-    parts = stand_ins[index].split([side.numel() for pair in sides for side in pair])
-    for left, right in zip(parts[::2], parts[1::2], strict=True):
-        trial.unite(left, right)
-    roots = trial.find(stand_ins)
-    dead = roots[names == 0]
-    return int((~torch.isin(roots.unique(), dead)).sum())
+    def _count(self, unions: list[tuple[Tensor, Tensor]]) -> int:
+        """How many removable units these unions would leave."""
+        sides = [torch.broadcast_tensors(*union) for union in unions]
+        flat = self._units(torch.cat([side.reshape(-1) for pair in sides for side in pair]))
+        names, index = flat.unique(return_inverse=True)
+        trial = Atoms()
+        stand_ins = trial.fresh(len(names))
+        parts = stand_ins[index].split([side.numel() for pair in sides for side in pair])
+        for left, right in zip(parts[::2], parts[1::2], strict=True):
+            trial.unite(left, right)
+        roots = trial.find(stand_ins)
+        return int((~torch.isin(roots.unique(), roots[names == 0])).sum())

@@ -7,6 +7,7 @@ and where they differ ``by_mode`` chooses when the graph runs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import SequenceMatcher
 from typing import Any, TypeVar
 
@@ -66,6 +67,12 @@ def _same(left: Any, right: Any) -> bool:
     return left is right or bool(left == right)
 
 
+def _alignment(left: list[Any], right: list[Any]) -> Sequence[tuple[str, int, int, int, int]]:
+    if left == right:
+        return [("equal", 0, len(left), 0, len(right))]
+    return SequenceMatcher(None, left, right, autojunk=False).get_opcodes()
+
+
 class _Merger:
     def __init__(self, train: Graph, evaluation: Graph) -> None:
         self.sources = (list(train.nodes), list(evaluation.nodes))
@@ -75,8 +82,7 @@ class _Merger:
 
     def merge(self) -> Graph:
         train, evaluation = self.sources
-        matcher = SequenceMatcher(None, [_key(n) for n in train], [_key(n) for n in evaluation], autojunk=False)
-        for kind, i, i_end, j, j_end in matcher.get_opcodes():
+        for kind, i, i_end, j, j_end in _alignment([_key(n) for n in train], [_key(n) for n in evaluation]):
             if kind == "equal":
                 for left, right in zip(train[i:i_end], evaluation[j:j_end], strict=True):
                     self._copy_both(left, right)

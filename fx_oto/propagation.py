@@ -217,8 +217,7 @@ class Propagation:
             self._enter(self._nodes[name], value)
             for self.call in calls:
                 self._play(self.call)
-            leaves = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-            values[name] = tuple(self.layers(leaf) for leaf in leaves)
+            values[name] = tuple(self.layers(leaf) for leaf in _tensors(value))
         settle(self.atoms, self._obligations, self._frozen)
         return self._result(axes, values)
 
@@ -241,7 +240,7 @@ class Propagation:
 
     def _enter(self, node: Node, value: Any) -> None:
         if node.op == "output":
-            for leaf in tree_leaves(value):
+            for leaf in _tensors(value):
                 self.freeze_value(leaf, "it is part of the model's output")
         elif node.op == "call_module":
             module = self._gm.get_submodule(str(node.target))
@@ -294,7 +293,7 @@ class Propagation:
         macs = torch.zeros(len(self.atoms), dtype=torch.float64)
         for labels, price in self._macs:
             macs[labels] += price
-        named = {id(leaf): name for name, _, value in self._tape.steps for leaf in tree_leaves(value)}
+        named = {id(leaf): name for name, _, value in self._tape.steps for leaf in _tensors(value)}
         gathers = {
             named[key]: Gather(named[id(entry)], dim, positions)
             for key, (entry, dim, positions) in self._gathers.items()
@@ -323,6 +322,11 @@ class Propagation:
 
 
 Rule = Callable[[OpCall, Propagation], None]
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors in the value of an FX node, which is mostly one."""
+    return [value] if isinstance(value, Tensor) else [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _storage(tensor: Tensor) -> int:

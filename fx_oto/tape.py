@@ -34,6 +34,13 @@ def _parameters(func: Any) -> tuple[tuple[str, Any], ...]:
     return tuple((arg.name, arg.default_value) for arg in func._schema.arguments)
 
 
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in nested lists and tuples, which is all that ATen's calls take and return."""
+    if not isinstance(value, list | tuple):
+        return [value] if isinstance(value, Tensor) else []
+    return [tensor for part in value for tensor in tensors_in(part)]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class OpCall:
     """One ATen call: the operator, its arguments with fake tensors, and its results.
@@ -67,7 +74,7 @@ class OpCall:
     @property
     def inputs(self) -> list[Tensor]:
         """Every tensor among the arguments."""
-        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+        return tensors_in((*self.args, *self.kwargs.values()))
 
     @property
     def out(self) -> Tensor:
@@ -182,7 +189,7 @@ class _RecordingMode(TorchDispatchMode):
         return result
 
     def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        outputs = tuple(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        outputs = (result,) if isinstance(result, Tensor) else tuple(tensors_in(result))
         if outputs:
             self.calls.append(OpCall(self.node, func, args, kwargs, outputs))
 

@@ -61,11 +61,37 @@ def _symbolic_trace(model: nn.Module, inputs: ExampleInputs) -> GraphModule:
         raise TraceError(f"expected a torch.nn.Module, found {type(model).__name__}: pass the model itself")
     defaults = _defaults(model, inputs)
     with _restored_attributes(model):
-        train, train_constants = _trace_in(True, model, defaults)
-        evaluation, _ = _trace_in(False, model, defaults, train_constants)
-        setattr(model, FLAG, TrainingFlag())
-        gm = GraphModule(model, merge_modes(train, evaluation), type(model).__name__)
+        tracer = _SourceTracer()
+        graph = tracer.trace_in(True, model, defaults)
+        if tracer.asked_for_mode:
+            graph = merge_modes(graph, _SourceTracer(tracer.constants).trace_in(False, model, defaults))
+            setattr(model, FLAG, TrainingFlag())
+        gm = GraphModule(model, graph, type(model).__name__)
     return _with_modes_of(gm, model)
+
+
+@contextmanager
+def _watching_mode() -> Iterator[list[nn.Module]]:
+    """Collect the modules whose ``training`` is read, as Python code that depends on the mode must do."""
+    asked: list[nn.Module] = []
+
+    def read(module: nn.Module) -> bool:
+        asked.append(module)
+        mode: bool = module.__dict__["training"]
+        return mode
+
+    def write(module: nn.Module, mode: bool) -> None:
+        module.__dict__["training"] = mode
+
+    before = nn.Module.__dict__.get("training")
+    nn.Module.training = property(read, write)  # type: ignore[assignment]
+    try:
+        yield asked
+    finally:
+        if before is None:
+            del nn.Module.training
+        else:
+            nn.Module.training = before
 
 
 def _with_modes_of(gm: GraphModule, model: nn.Module) -> GraphModule:
@@ -85,19 +111,6 @@ def _restored_attributes(model: nn.Module) -> Iterator[None]:
         for name in set(vars(model)) - before:
             delattr(model, name)
         model._modules.pop(FLAG, None)
-
-
-def _trace_in(
-    training: bool, model: nn.Module, defaults: dict[str, Any], earlier: dict[str, Tensor] | None = None
-) -> tuple[Graph, dict[str, Tensor]]:
-    """Trace in one mode; returns the graph and the tensors that its code made while it was traced."""
-    tracer = _SourceTracer(earlier)
-    try:
-        with evaluating(model, training):
-            graph = tracer.trace(model, concrete_args=defaults or None)
-    except Exception as error:
-        raise _explain(error, model) from error
-    return graph, tracer.constants
 
 
 def _defaults(model: nn.Module, inputs: ExampleInputs) -> dict[str, Any]:
@@ -122,7 +135,18 @@ class _SourceTracer(Tracer):
     def __init__(self, earlier: dict[str, Tensor] | None = None) -> None:
         super().__init__()
         self.constants: dict[str, Tensor] = {}
+        self.asked_for_mode = False
         self._earlier = earlier or {}
+
+    def trace_in(self, training: bool, model: nn.Module, defaults: dict[str, Any]) -> Graph:
+        """Trace in one mode; notes whether the code asked for it, and the tensors that it made."""
+        try:
+            with evaluating(model, training), _watching_mode() as asked:
+                graph = self.trace(model, concrete_args=defaults or None)
+        except Exception as error:
+            raise _explain(error, model) from error
+        self.asked_for_mode = bool(asked)
+        return graph
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """torch.fx's rule, but for modules that hold sizes: slicing rewrites those in the graph."""

@@ -118,7 +118,9 @@ def _sliced_copy(gm: GraphModule, plan: SlicingPlan) -> GraphModule:
 
 
 def _cut_tensor(tensor: Tensor, name: str, plan: SlicingPlan) -> Tensor:
-    data = _select(tensor.detach(), {dim: plan.kept[name, dim] for dim in range(tensor.ndim) if (name, dim) in plan.kept})
+    data = _select(
+        tensor.detach(), {dim: plan.kept[name, dim] for dim in range(tensor.ndim) if (name, dim) in plan.kept}
+    )
     return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
 
 

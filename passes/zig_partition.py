@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -80,29 +81,32 @@ class _Partitioner:
         prunable = driven & ~frozen
         return Partition(tuple(self._families(prunable)), tuple(self._frozen_axes(frozen)))
 
-    def _families(self, prunable: Tensor) -> Iterator[Family]:
+    def _families(self, prunable: Tensor) -> list[Family]:
         """Classes with the same number of indices in the same axes make a family."""
         chosen = prunable[self.classes]
         classes, axis, atoms = self.classes[chosen], self.axis[chosen], self.atoms[chosen]
         order = torch.argsort(classes, stable=True)
-        members: dict[tuple[tuple[int, int], ...], list[tuple[int, Tensor]]] = {}
+        axis, atoms = axis[order], atoms[order]
         names, counts = classes[order].unique_consecutive(return_counts=True)
-        axes, atoms = axis[order], atoms[order]
-        signatures = _signatures(axes, counts)
-        for name, signature, mine in zip(names.tolist(), signatures, atoms.split(counts.tolist()), strict=True):
-            members.setdefault(signature, []).append((name, mine))
-        for signature, group in members.items():
-            yield self._family(signature, group)
+        starts = counts.cumsum(0) - counts
+        families = []
+        for count in counts.unique().tolist():
+            rows = (counts == count).nonzero()
+            entries = starts[rows] + torch.arange(count)
+            member_of = _number_alike(axis[entries])
+            for i in range(int(member_of.max()) + 1):
+                mine = member_of == i
+                chosen = entries[mine]
+                families.append(self._family(names[rows[mine, 0]], axis[chosen[0]], atoms[chosen]))
+        return sorted(families, key=lambda family: int(family.classes[0]))
 
-    def _family(self, signature: tuple[tuple[int, int], ...], group: list[tuple[int, Tensor]]) -> Family:
-        table = torch.stack([atoms for _, atoms in group])
-        slots, column = [], 0
-        for position, count in signature:
-            slots.append(self._slot(position, table[:, column : column + count]))
-            column += count
+    def _family(self, classes: Tensor, signature: Tensor, atoms: Tensor) -> Family:
+        """One family: ``signature`` names the axis of every column of ``atoms``, shape ``(zigs, indices)``."""
+        axes, widths = signature.unique_consecutive(return_counts=True)
+        columns = atoms.split(widths.tolist(), dim=1)
+        slots = tuple(self._slot(position, part) for position, part in zip(axes.tolist(), columns, strict=True))
         name = next(slot.tensor for slot in slots if slot.variable)
-        macs = float(self.found.macs[table].sum()) / len(group)
-        return Family(name, torch.tensor([name for name, _ in group]), tuple(slots), macs)
+        return Family(name, classes, slots, float(self.found.macs[atoms].sum()) / len(classes))
 
     def _slot(self, position: int, atoms: Tensor) -> Slot:
         axis: Axis = self.found.axes[position]
@@ -116,24 +120,20 @@ class _Partitioner:
             axis = self.found.axes[position]
             if axis.tensor not in self.parameters:
                 continue
-            classes = self.classes[kept & (self.axis == position)]
-            by_reason: dict[Reason, int] = {}
-            for root in classes.tolist():
-                reason = self.reasons[root]
-                by_reason[reason] = by_reason.get(reason, 0) + 1
-            for reason, size in by_reason.items():
+            roots = self.classes[kept & (self.axis == position)].tolist()
+            for reason, size in Counter(self.reasons[root] for root in roots).items():
                 yield FrozenAxis(axis.tensor, axis.dim, size, reason)
 
 
-def _signatures(axes: Tensor, counts: Tensor) -> list[tuple[tuple[int, int], ...]]:
-    """For each class, the axes it has a part in, each with the number of its indices there."""
-    class_of = torch.arange(len(counts)).repeat_interleave(counts)
-    width = int(axes.max()) + 1 if axes.numel() else 1
-    keys, sizes = (class_of * width + axes).unique_consecutive(return_counts=True)
-    found: list[list[tuple[int, int]]] = [[] for _ in range(len(counts))]
-    for key, size in zip(keys.tolist(), sizes.tolist(), strict=True):
-        found[key // width].append((key % width, size))
-    return [tuple(pairs) for pairs in found]
+def _number_alike(rows: Tensor) -> Tensor:
+    """Number the rows of a matrix so that equal rows, and only those, have the same number."""
+    weights = torch.randint(1 << 40, (rows.shape[1],), generator=torch.Generator().manual_seed(0))
+    number: Tensor = (rows * weights).sum(1).unique(return_inverse=True)[1]
+    first = torch.full_like(number, len(rows)).scatter_reduce(0, number, torch.arange(len(rows)), "amin")
+    if torch.equal(rows[first[number]], rows):  # else two different rows have the same sum
+        return number
+    exact: Tensor = rows.unique(dim=0, return_inverse=True)[1]
+    return exact
 
 
 def _prefixes(name: str) -> list[str]:

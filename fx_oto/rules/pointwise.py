@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +49,8 @@ def glu(call: OpCall, p: Propagation) -> None:
 
     def half(which: int) -> Operand:
         layers = [
-            layer.map(lambda t: t.narrow(dim, which * width, width) if t.size(dim) > 1 else t) for layer in p.layers(source)
+            layer.map(lambda t: t.narrow(dim, which * width, width) if t.size(dim) > 1 else t)
+            for layer in p.layers(source)
         ]
         return Operand(call.out.shape, layers)
 
@@ -150,11 +150,9 @@ def _evaluate(call: OpCall, values: list[Tensor], memo: dict[Any, Tensor]) -> Te
 
 
 def _key(call: OpCall, values: list[Tensor]) -> Any:
-    settings = tuple(
-        str(leaf) if not isinstance(leaf, Tensor) else str(leaf.dtype) for leaf in tree_leaves((call.args, call.kwargs))
-    )
-    numbers = tuple(None if math.isnan(value.item()) else value.item() for value in values)
-    return call.func, settings, tuple(call.kwargs), numbers, values[0].ndim
+    arguments = (*call.args, *call.kwargs.items())
+    settings = tuple(str(leaf.dtype if isinstance(leaf, Tensor) else leaf) for leaf in arguments)
+    return call.func, settings, tuple(str(value.item()) for value in values), values[0].ndim
 
 
 def _probe(call: OpCall, values: list[Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import networkx as nx
@@ -51,7 +52,7 @@ def reshapes(draw):
 
     def grouped():
         cuts = sorted(draw(st.sets(st.integers(1, len(factors)), max_size=len(factors))) | {0, len(factors)})
-        shape = [math.prod(factors[i:j]) for i, j in zip(cuts, cuts[1:], strict=False)]
+        shape = [math.prod(factors[i:j]) for i, j in itertools.pairwise(cuts)]
         at = draw(st.integers(0, len(shape)))
         return shape[:at] + [1] * draw(st.integers(0, 2)) + shape[at:]
 

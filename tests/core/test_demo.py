@@ -71,7 +71,9 @@ def test_errors_are_one_line(tmp_path, capsys):
 
 
 def test_the_command_has_help():
-    run = subprocess.run([sys.executable, "-m", "fx_oto", "--help"], capture_output=True, text=True, check=True, timeout=120)
+    run = subprocess.run(
+        [sys.executable, "-m", "fx_oto", "--help"], capture_output=True, text=True, check=True, timeout=120
+    )
     assert "python -m fx_oto demo --baseline" in run.stdout
 
 

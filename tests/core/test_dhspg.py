@@ -78,6 +78,26 @@ def reference_step(x, after, rate, lam, amplify, hat, epsilon):
     return trial
 
 
+def read(entries, tensors):
+    return [v for name, dim, i in entries for v in tensors[name].detach().select(dim, i).reshape(-1).tolist()]
+
+
+@torch.no_grad()
+def write(entries, tensors, values):
+    values = iter(values)
+    for name, dim, i in entries:
+        part = tensors[name].select(dim, i)
+        part.copy_(part.new_tensor([next(values) for _ in range(part.numel())]).view(part.shape))
+
+
+@torch.no_grad()
+def clear(entries, tensors, optimizer):
+    for name, dim, i in entries:
+        for buffer in (tensors[name], *optimizer.state[tensors[name]].values()):
+            if buffer.shape == tensors[name].shape:
+                buffer.select(dim, i).zero_()
+
+
 @pytest.mark.parametrize("epsilon", [0.0, 0.95])
 @pytest.mark.parametrize("name", BASES)
 def test_a_hundred_steps_equal_the_reference(name, epsilon):
@@ -100,25 +120,16 @@ def test_a_hundred_steps_equal_the_reference(name, epsilon):
             stepper.step()
         if chosen is None:
             chosen = [part.redundant.tolist() for part in optimizer._parts]
-        for i, family in enumerate(families):
-            for zig in chosen[i]:
-                entries = [(s, index) for s in family.variables for index in s.index[zig].tolist()]
-                x = [v for s, index in entries for v in before[s.tensor].select(s.dim, index).reshape(-1).tolist()]
-                after = [v for s, index in entries for v in tensors[s.tensor].detach().select(s.dim, index).reshape(-1).tolist()]
-                new = reference_step(x, after, options["lr"], **settings)
-                if (i, zig) in zero or not any(new):
-                    zero.add((i, zig))
-                    new = [0.0] * len(new)
-                    fx_oto.partition(twin).zero_zigs_(i, torch.tensor([zig]))
-                values = iter(new)
-                for s, index in entries:
-                    with torch.no_grad():
-                        part = tensors[s.tensor].select(s.dim, index)
-                        part.copy_(part.new_tensor([next(values) for _ in range(part.numel())]).view(part.shape))
-                        if (i, zig) in zero:
-                            for buffer in plain.state[tensors[s.tensor]].values():
-                                if buffer.shape == tensors[s.tensor].shape:
-                                    buffer.select(s.dim, index).zero_()
+        for i, zig in ((i, zig) for i in range(len(families)) for zig in chosen[i]):
+            variables = families[i].variables
+            entries = [(s.tensor, s.dim, index) for s in variables for index in s.index[zig].tolist()]
+            new = reference_step(read(entries, before), read(entries, tensors), options["lr"], **settings)
+            if (i, zig) in zero or not any(new):
+                zero.add((i, zig))
+                fx_oto.partition(twin).zero_zigs_(i, torch.tensor([zig]))
+                clear(entries, tensors, plain)
+            else:
+                write(entries, tensors, new)
     for key, value in gm.named_parameters():
         torch.testing.assert_close(value, tensors[key], rtol=1e-9, atol=1e-12)
     assert zero, "nothing was projected, so the test shows little"
@@ -300,7 +311,10 @@ def test_the_closures_loss_is_returned():
         ({"target_group_sparsity": 1.0}, r"must be between 0 and 1"),
         ({"target_group_sparsity": 0.99}, r"cannot be reached: with min_kept=0.05 of each family, at most 0.938"),
         ({"total_steps": None}, r"must know by when to be done: pass total_steps="),
-        ({"start_step": 8, "end_step": 4}, r"0 <= start_step < end_step <= total_steps; found start_step=8, end_step=4"),
+        (
+            {"start_step": 8, "end_step": 4},
+            r"0 <= start_step < end_step <= total_steps; found start_step=8, end_step=4",
+        ),
         ({"end_step": 99}, r"end_step=99, total_steps=20"),
         ({"epsilon": 1.0}, r"epsilon must be in \[0, 1\)"),
         ({"lam": 0.0}, r"lam must be > 0"),
@@ -346,7 +360,10 @@ def test_the_whole_job_in_one_call():
         model,
         IMAGE.double(),
         train=lambda gm, optimizer: train(gm, optimizer, 20),
-        **{"base": torch.optim.SGD, "lr": 0.05, "target_group_sparsity": 0.5, "total_steps": 20},
+        base=torch.optim.SGD,
+        lr=0.05,
+        target_group_sparsity=0.5,
+        total_steps=20,
     )
     x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(small.eval()(x), model.eval()(x), rtol=1e-10, atol=1e-12)

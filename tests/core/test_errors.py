@@ -30,7 +30,9 @@ def net():
 
 
 def test_wrong_shape(net):
-    with pytest.raises(fx_oto.InputError, match=r"does not run on the example inputs at node '_0' \(.*found \(2, 4, 8, 8\)"):
+    with pytest.raises(
+        fx_oto.InputError, match=r"does not run on the example inputs at node '_0' \(.*found \(2, 4, 8, 8\)"
+    ):
         fx_oto.prepare(net, torch.randn(2, 4, 8, 8))
 
 
@@ -45,7 +47,9 @@ def test_wrong_kind_of_inputs(net):
 
 
 def test_wrong_names_of_inputs(net):
-    with pytest.raises(fx_oto.TraceError, match=r"do not match Sequential.forward\(input\).*unexpected keyword argument 'x'"):
+    with pytest.raises(
+        fx_oto.TraceError, match=r"do not match Sequential.forward\(input\).*unexpected keyword argument 'x'"
+    ):
         fx_oto.prepare(net, {"x": IMAGE})
 
 
@@ -61,7 +65,9 @@ def test_not_a_module():
 
 @pytest.mark.parametrize("call", [fx_oto.partition, fx_oto.compress, fx_oto.report])
 def test_unprepared(net, call):
-    with pytest.raises(fx_oto.MissingResultError, match=r"expected a GraphModule that fx_oto has traced, found Sequential"):
+    with pytest.raises(
+        fx_oto.MissingResultError, match=r"expected a GraphModule that fx_oto has traced, found Sequential"
+    ):
         call(net)
 
 
@@ -105,7 +111,9 @@ def test_not_a_number(net):
 
 
 def test_unknown_pattern(net):
-    with pytest.raises(fx_oto.SettingsError, match=r"the pattern 'layer9\.\*' in unprunable matches no parameter or module"):
+    with pytest.raises(
+        fx_oto.SettingsError, match=r"the pattern 'layer9\.\*' in unprunable matches no parameter or module"
+    ):
         fx_oto.prepare(net, IMAGE, unprunable=["layer9.*"])
 
 

@@ -41,7 +41,10 @@ def test_demonet_families_and_concatenation_offsets():
         frozenset({"linear1.weight", "linear1.bias"}),
     }
     offsets = {
-        len(family): int(slot.index.min()) for family in families for slot in family.slots if slot.tensor == "bn4.weight"
+        len(family): int(slot.index.min())
+        for family in families
+        for slot in family.slots
+        if slot.tensor == "bn4.weight"
     }
     assert offsets == {64: 0, 128: 64}
 

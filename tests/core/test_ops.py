@@ -90,7 +90,11 @@ def functional_groups(m, x):
 IMAGE = image()
 # name: (network, inputs, ZIGs)
 CASES = {
-    "conv1d": (Net(lambda m, x: m.b(F.relu(m.a(x))), a=nn.Conv1d(3, 8, 3), b=nn.Conv1d(8, 4, 3)), torch.randn(2, 3, 9), 8),
+    "conv1d": (
+        Net(lambda m, x: m.b(F.relu(m.a(x))), a=nn.Conv1d(3, 8, 3), b=nn.Conv1d(8, 4, 3)),
+        torch.randn(2, 3, 9),
+        8,
+    ),
     "conv3d": (
         Net(lambda m, x: m.b(F.relu(m.a(x))), a=nn.Conv3d(3, 8, 2), b=nn.Conv3d(8, 4, 2)),
         torch.randn(2, 3, 4, 4, 4),
@@ -128,8 +132,14 @@ CASES = {
     "functional": (
         Net(
             functional,
-            **dict(w1=param(8, 3, 3, 3), b1=param(8), mean=torch.zeros(8), var=torch.ones(8), gamma=param(8)),
-            **dict(beta=param(8), w2=param(4, 8), b2=param(4)),
+            w1=param(8, 3, 3, 3),
+            b1=param(8),
+            mean=torch.zeros(8),
+            var=torch.ones(8),
+            gamma=param(8),
+            beta=param(8),
+            w2=param(4, 8),
+            b2=param(4),
         ),
         IMAGE,
         8,
@@ -152,7 +162,12 @@ CASES = {
         8,
     ),
     "layer norm without affine": (
-        Net(lambda m, x: m.b(m.n(m.a(x))), a=nn.Linear(5, 8), n=nn.LayerNorm(8, elementwise_affine=False), b=nn.Linear(8, 4)),
+        Net(
+            lambda m, x: m.b(m.n(m.a(x))),
+            a=nn.Linear(5, 8),
+            n=nn.LayerNorm(8, elementwise_affine=False),
+            b=nn.Linear(8, 4),
+        ),
         torch.randn(2, 7, 5),
         0,
     ),
@@ -200,7 +215,10 @@ CASES = {
     "concatenation": (
         Net(
             lambda m, x: m.b(m.n(torch.cat([m.a(x), x, m.c(x)], 1))),
-            **dict(a=conv(3, 4), c=conv(3, 8), n=nn.BatchNorm2d(15), b=conv(15, 4)),
+            a=conv(3, 4),
+            c=conv(3, 8),
+            n=nn.BatchNorm2d(15),
+            b=conv(15, 4),
         ),
         IMAGE,
         12,
@@ -255,7 +273,9 @@ CASES = {
     "unflatten": (
         Net(
             lambda m, x: m.b(m.u(F.relu(m.a(x)))),
-            **dict(a=nn.Linear(5, 8 * 16), u=nn.Unflatten(1, (8, 4, 4)), b=nn.Conv2d(8, 4, 2)),
+            a=nn.Linear(5, 8 * 16),
+            u=nn.Unflatten(1, (8, 4, 4)),
+            b=nn.Conv2d(8, 4, 2),
         ),
         torch.randn(2, 5),
         8,
@@ -278,7 +298,9 @@ CASES = {
     "broadcast": (
         Net(
             lambda m, x: m.b(m.a(x) * m.s(x.mean((2, 3)))[:, :, None, None] - 0.5 * m.a(x)),
-            **dict(a=conv(3, 8), s=nn.Linear(3, 8), b=conv(8, 4)),
+            a=conv(3, 8),
+            s=nn.Linear(3, 8),
+            b=conv(8, 4),
         ),
         IMAGE,
         8,

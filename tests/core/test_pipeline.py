@@ -88,7 +88,9 @@ def test_pipelines_are_values():
     assert [stage.name for stage in pipeline] == names
     assert [stage.name for stage in longer] == [names[0], "count-nodes", *names[1:]]
     assert [stage.name for stage in longer.without("count-nodes")] == names
-    with pytest.raises(fx_oto.PassError, match=r"no pass is called 'slicing'; this pipeline has dependency-analysis, zig"):
+    with pytest.raises(
+        fx_oto.PassError, match=r"no pass is called 'slicing'; this pipeline has dependency-analysis, zig"
+    ):
         pipeline.without("slicing")
 
 

@@ -39,7 +39,9 @@ class Opaque(nn.Module):
 def test_an_op_without_a_rule_freezes_what_it_touches():
     model = randomise(Opaque().double())
     image = IMAGE.double()
-    with pytest.warns(fx_oto.FxOtoWarning, match=r"no rule is known for the op mix \(op mix at .*test_soundness\.py:\d+\)"):
+    with pytest.warns(
+        fx_oto.FxOtoWarning, match=r"no rule is known for the op mix \(op mix at .*test_soundness\.py:\d+\)"
+    ):
         gm = fx_oto.prepare(model, image)
     zigs = fx_oto.partition(gm)
     assert [family.name for family in zigs.families] == ["b.weight"]

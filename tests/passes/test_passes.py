@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
-from support.networks import DemoNet
 from support.exactness import randomise
+from support.networks import DemoNet
 from torch.utils._pytree import tree_leaves
 
 import fx_oto

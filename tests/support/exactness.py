@@ -71,7 +71,9 @@ class Compressed:
     params_left: float
 
 
-def compress_half(model: nn.Module, inputs: object, dtype: torch.dtype = torch.float64, **options: object) -> Compressed:
+def compress_half(
+    model: nn.Module, inputs: object, dtype: torch.dtype = torch.float64, **options: object
+) -> Compressed:
     """Set half of each family to zero, compress, and compare at the traced batch size and another.
 
     Asserts exactness, that the group-sparse eager model agrees, that the output depends on the input, and that the
