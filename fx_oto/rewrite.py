@@ -43,7 +43,7 @@ class Rewriter:
         self.adjustments: dict[str, list[Adjustment]] = {}
         for adjustment in cuts.found.adjustments:
             self.adjustments.setdefault(adjustment.node, []).append(adjustment)
-        self.stale: list[Node] = []
+        self.stale: set[Node] = set()
         self.origins: dict[Node, str] = {}
 
     def run(self, fold: Callable[[Node, Adjustment], Tensor]) -> None:
@@ -55,6 +55,7 @@ class Rewriter:
         for node in list(self.graph.nodes):
             if node.target is apply_mask:
                 self._drop_mask(node)
+        self._find_stale()
         for node in list(self.graph.nodes):
             if node.name not in self.nodes or self.nodes[node.name] is not node:
                 continue  # dropped while an earlier node was rewritten
@@ -64,6 +65,15 @@ class Rewriter:
                 if not self.cuts.kept_labels(adjustment.labels).all():
                     self._adjust(self.nodes[name], adjustment, fold)
         self._erase_stale()
+
+    def _find_stale(self) -> None:
+        """Nodes inside a chain of movement through a grid: they go, once its end selects from its beginning."""
+        for node in reversed(self.graph.nodes):
+            replaced = all(user in self.stale or user.name in self.cuts.found.gathers for user in node.users)
+            layers = self.cuts.found.values.get(node.name, ())
+            grids = [layer for tensor in layers for layer in tensor if len(layer.dims) > 1]
+            if node.users and replaced and not all(self.cuts.kept_labels(layer.labels).all() for layer in grids):
+                self.stale.add(node)
 
     def _drop_mask(self, node: Node) -> None:
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
@@ -80,8 +90,8 @@ class Rewriter:
         outputs = self.cuts.of_value(node.name)
         if gather is not None and outputs and outputs[0]:
             self._gather_from_entry(node, gather, outputs[0])
-        elif any(cut is None for cut in outputs):
-            self.stale.append(node)
+        elif node in self.stale or any(cut is None for cut in outputs):
+            self.stale.add(node)
         elif handler := self._handler(node):
             handler(node)
 

@@ -27,7 +27,7 @@ __all__ = ["main"]
 _EXAMPLES = """examples:
   python -m fx_oto demo
   python -m fx_oto demo --baseline
-  python -m fx_oto demo --data fashion-mnist --root data/fashion_mnist --epochs 6
+  python -m fx_oto demo --data fashion-mnist --root data/fashion_mnist --width 16
 """
 
 
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--data", choices=("digits", "fashion-mnist"), default="digits", help="default: %(default)s")
     demo.add_argument("--root", type=Path, default=Path("data"), help="folder of the Fashion-MNIST idx files")
     demo.add_argument("--target", type=float, default=0.7, help="group sparsity to reach (default: %(default)s)")
-    demo.add_argument("--epochs", type=int, help="default: 30 for digits, 4 for fashion-mnist")
+    demo.add_argument("--epochs", type=int, help="default: 30 for digits, 3 for fashion-mnist")
     demo.add_argument("--width", type=int, default=32, help="channels of the first stage (default: %(default)s)")
     demo.add_argument("--batch", type=int, default=64, help="batch size (default: %(default)s)")
     demo.add_argument("--lr", type=float, default=0.1, help="learning rate of SGD (default: %(default)s)")
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> str:
     """Do the job; returns the table."""
     images = digits() if options.data == "digits" else fashion_mnist(options.root)
-    epochs = options.epochs or (30 if options.data == "digits" else 4)
+    epochs = options.epochs or (30 if options.data == "digits" else 3)
     torch.manual_seed(options.seed)
     model = ResidualNet(options.width)
     twin = copy.deepcopy(model) if options.baseline else None

@@ -120,7 +120,7 @@ def test_a_hundred_steps_equal_the_reference(name, epsilon):
             stepper.step()
         if chosen is None:
             chosen = [part.redundant.tolist() for part in optimizer._parts]
-        for i, zig in ((i, zig) for i in range(len(families)) for zig in chosen[i]):
+        for i, zig in [(f, zig) for f, zigs in enumerate(chosen) for zig in zigs]:
             variables = families[i].variables
             entries = [(s.tensor, s.dim, index) for s in variables for index in s.index[zig].tolist()]
             new = reference_step(read(entries, before), read(entries, tensors), options["lr"], **settings)
