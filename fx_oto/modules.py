@@ -34,7 +34,7 @@ def _norm(module: Any, inputs: int, outputs: int) -> None:
 
 
 def _group_norm(module: Any, inputs: int, outputs: int) -> None:
-    module.num_groups = module.num_groups * inputs // module.num_channels
+    module.num_groups = max(1, module.num_groups * inputs // module.num_channels)
     module.num_channels = inputs
 
 

@@ -16,7 +16,7 @@ from fx_oto.errors import InputError, NothingToCompressError, SlicingError
 from fx_oto.graph import clone_module, graph_copy, tensor_names, training_modes
 from fx_oto.masks import MASKS
 from fx_oto.pipeline import Pass
-from fx_oto.rewrite import Rewriter
+from fx_oto.rewriting import rewrite
 from fx_oto.tape import record_tape
 from fx_oto.zigs import partition
 
@@ -60,7 +60,7 @@ class PhysicalSlicing(Pass):
         cuts = Cuts(found, _kept_atoms(gm, found))
         plan = SlicingPlan(cuts.axes, cuts)
         compact = _sliced_copy(gm, plan)
-        Rewriter(compact, cuts).run(lambda node, adjustment: _contribution(gm, cuts, node, adjustment))
+        rewrite(compact, cuts, lambda node, adjustment: _contribution(gm, cuts, node, adjustment))
         compact._modules.pop(MASKS, None)
         compact.recompile()
         _check_sizes(compact, context)
@@ -137,7 +137,7 @@ def _select(tensor: Tensor, kept: dict[int, Tensor]) -> Tensor:
 
 def _contribution(gm: GraphModule, cuts: Cuts, node: Node, adjustment: Adjustment) -> Tensor:
     """What the removed channels, each worth a constant, added to each kept output of a linear node."""
-    parameter: Any = None if node.op == "call_module" else node.args[1]
+    parameter: Any = None if node.op == "call_module" else [*node.args[1:], node.kwargs.get("weight")][0]
     name = f"{node.target}.weight" if parameter is None else str(parameter.target)
     weight = gm.get_parameter(name).detach()
     gone = ~cuts.kept_labels(adjustment.labels)

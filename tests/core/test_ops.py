@@ -149,6 +149,18 @@ CASES = {
         IMAGE,
         4,
     ),
+    "arguments by name": (
+        Net(
+            lambda m, x: m.b(
+                input=torch.split(tensor=F.conv2d(input=m.a(input=x), weight=m.w), split_size_or_sections=4, dim=1)[1]
+            ),
+            a=conv(3, 8),
+            w=param(8, 8, 1, 1),
+            b=conv(4, 4),
+        ),
+        IMAGE,
+        16,
+    ),
     "batch norm": (two(lambda m, x: F.hardswish(m.n(x)), n=nn.BatchNorm2d(8)), IMAGE, 8),
     "batch norm 1d": (
         Net(lambda m, x: m.b(F.relu(m.n(m.a(x)))), a=nn.Linear(5, 8), n=nn.BatchNorm1d(8), b=nn.Linear(8, 4)),

@@ -1,0 +1,147 @@
+"""Rewriting of FX nodes whose arguments no longer hold once channels are gone.
+
+Every node is looked at once, in order. What it was traced with is in ``node.meta["val"]`` (full sizes), what is
+kept of its value and of its inputs comes from ``Cuts``.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from fx_oto.cuts import Cuts
+from fx_oto.dependencies import Adjustment
+from fx_oto.graph import op_name
+from fx_oto.masks import apply_mask
+from fx_oto.modules import resizable
+from fx_oto.rewriting import computation, movement, sizes
+from fx_oto.rewriting.computation import Fold
+from fx_oto.rewriting.editor import Editor, Handler
+
+__all__ = ["rewrite"]
+
+
+def rewrite(gm: GraphModule, cuts: Cuts, fold: Fold) -> None:
+    """Rewrite every node of a graph over sliced parameters, then drop those that nothing reads any more.
+
+    Args:
+        gm: the GraphModule to change; node names are those of the analysed graph.
+        cuts: what is kept.
+        fold: computes what removed channels contributed to a node's output, shape ``(outputs,)``.
+
+    Raises:
+        SlicingError: a node cannot be rewritten; names it.
+    """
+    edit = Editor(gm, cuts)
+    _drop_masks(edit)
+    adjustments: dict[str, list[Adjustment]] = {}
+    for adjustment in cuts.found.adjustments:
+        if not cuts.kept_labels(adjustment.labels).all():
+            adjustments.setdefault(adjustment.node, []).append(adjustment)
+    stale = _find_stale(edit)
+    nodes: list[Node] = list(edit.graph.nodes)
+    for node in nodes:
+        name = node.name
+        _positional(node)
+        if edit.nodes.get(name) is not node:
+            continue  # dropped while an earlier node was rewritten
+        if node not in stale and _rewrite(edit, node):
+            stale.add(node)
+        for adjustment in adjustments.get(name, ()):
+            computation.adjust(edit, edit.nodes[name], adjustment, fold)
+    _erase(edit, stale)
+
+
+def _drop_masks(edit: Editor) -> None:
+    for node in list(edit.graph.nodes):
+        if node.target is apply_mask:
+            node.replace_all_uses_with(node.args[0])
+            for part in (node, *node.args[2:]):
+                if not part.users:
+                    del edit.nodes[part.name]
+                    edit.graph.erase_node(part)
+
+
+def _positional(node: Node) -> None:
+    """Bring what a node works on to the first position, where the handlers look for it."""
+    for name in ("input", "self", "tensor"):
+        if not node.args and isinstance(node.kwargs.get(name), Node):
+            node.args = (node.kwargs[name],)
+            node.kwargs = {key: value for key, value in node.kwargs.items() if key != name}
+
+
+def _find_stale(edit: Editor) -> set[Node]:
+    """Nodes inside a chain of movement through a grid: they go, once its end selects from its beginning."""
+    found, stale = edit.cuts.found, set[Node]()
+    for node in reversed(edit.graph.nodes):
+        replaced = all(user in stale or user.name in found.gathers for user in node.users)
+        grids = [layer for tensor in found.values.get(node.name, ()) for layer in tensor if len(layer.dims) > 1]
+        if node.users and replaced and not all(edit.cuts.kept_labels(layer.labels).all() for layer in grids):
+            stale.add(node)
+    return stale
+
+
+def _rewrite(edit: Editor, node: Node) -> bool:
+    """Rewrite one node; returns whether no rectangle is left of it."""
+    if node.op in ("placeholder", "get_attr", "output"):
+        return False
+    gather = edit.cuts.found.gathers.get(node.name)
+    outputs = edit.cuts.of_value(node.name)
+    if gather is not None and outputs and outputs[0]:
+        movement.gather_from_entry(edit, node, gather, outputs[0])
+    elif any(cut is None for cut in outputs):
+        return True
+    elif handler := _handler(edit, node):
+        handler(edit, node)
+    return False
+
+
+def _handler(edit: Editor, node: Node) -> Handler | None:
+    if node.op == "call_module" and resizable(edit.gm.get_submodule(str(node.target))):
+        return computation.resize_module
+    name = op_name(node)
+    if name == "getattr":
+        name = str(node.args[1])
+    if name in _HANDLERS:
+        return _HANDLERS[name]
+    sources = [arg for arg in node.all_input_nodes if isinstance(arg.meta.get("val"), Tensor)]
+    return sizes.created if not sources else None
+
+
+def _erase(edit: Editor, stale: set[Node]) -> None:
+    for node in reversed(list(edit.graph.nodes)):
+        if node in stale:
+            if node.users:
+                reader = next(iter(node.users)).name
+                raise edit.refuse(node, f"what is left of it is no rectangle, but {reader!r} reads it")
+            edit.graph.erase_node(node)
+
+
+_HANDLERS: dict[str, Handler] = {
+    **dict.fromkeys(("shape", "size", "sym_size"), sizes.read_size),
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "expand", "expand_as", "unflatten"), sizes.use_sizes),
+    **dict.fromkeys(
+        ("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk"), movement.split
+    ),
+    **dict.fromkeys(
+        (
+            "slice",
+            "narrow",
+            "roll",
+            "index_select",
+            "index",
+            "channel_shuffle",
+            "native_channel_shuffle",
+            "ChannelShuffle",
+        ),
+        movement.gather,
+    ),
+    "getitem": movement.getitem,
+    **dict.fromkeys(("pad", "constant_pad_nd"), movement.pad),
+    **dict.fromkeys(
+        ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution"),
+        computation.groups,
+    ),
+    **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), sizes.created),
+    "group_norm": computation.norm_groups,
+}

@@ -1,0 +1,84 @@
+"""Groups, norms, means and folded constants: what a node computes, made to fit fewer channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from fx_oto.dependencies import Adjustment
+from fx_oto.graph import op_name
+from fx_oto.modules import resize
+from fx_oto.norms import group_norm_over, layer_norm_over, mean_over, over_original_count
+from fx_oto.rewriting.editor import Editor
+
+Fold = Callable[[Node, Adjustment], Tensor]
+
+__all__ = ["Fold", "adjust", "groups", "norm_groups", "resize_module"]
+
+
+def resize_module(edit: Editor, node: Node) -> None:
+    """Let a leaf module's attributes follow its parameters."""
+    inputs, outputs = (edit.channels(n) for n in (node.args[0], node))
+    resize(edit.gm.get_submodule(str(node.target)), inputs, outputs)
+
+
+def groups(edit: Editor, node: Node) -> None:
+    """Functional grouped convolution: groups are channels over channels per group."""
+    transposed = "transpose" in op_name(node)
+    position = 8 if op_name(node) == "convolution" else 6
+    groups = edit.argument(node, position, "groups", 1)
+    if groups == 1:
+        return
+    channels = edit.channels(node if transposed else node.args[0])
+    weight = edit.argument(node, 1, "weight")
+    edit.set_argument(node, position, "groups", channels // edit.channels(weight))
+
+
+def norm_groups(edit: Editor, node: Node) -> None:
+    """Functional group norm: whole groups went."""
+    source = node.args[0]
+    groups = edit.argument(node, 1, "num_groups")
+    if 1 in edit.cut(source) and groups > 1:
+        left = groups * edit.channels(source) // edit.shape(source)[1]  # type: ignore[arg-type]
+        edit.set_argument(node, 1, "num_groups", left)
+
+
+def adjust(edit: Editor, node: Node, adjustment: Adjustment, fold: Fold) -> None:
+    """Make a node compute over the original count, or add what removed channels contributed."""
+    kept = edit.cuts.kept_labels(adjustment.labels)
+    if adjustment.kind == "norm" and node.op == "call_module":
+        module = edit.gm.get_submodule(str(node.target))
+        edit.gm.set_submodule(str(node.target), over_original_count(module, len(kept)))
+    elif adjustment.kind == "norm":
+        _norm(edit, node, len(kept))
+    elif adjustment.kind == "mean":
+        _mean(edit, node, float(kept.sum()) / len(kept))
+    else:
+        _fold(edit, node, fold(node, adjustment))
+
+
+def _norm(edit: Editor, node: Node, count: int) -> None:
+    over = group_norm_over if "group" in op_name(node) else layer_norm_over
+    weight, bias = edit.argument(node, 2, "weight"), edit.argument(node, 3, "bias")
+    eps = edit.argument(node, 4, "eps", 1e-5)
+    edit.replace(node, over, node.args[0], count, weight, bias, eps)
+
+
+def _mean(edit: Editor, node: Node, share: float) -> None:
+    dim = edit.argument(node, 1, "dim")
+    keepdim = edit.argument(node, 2, "keepdim", False)
+    edit.replace(node, mean_over, node.args[0], dim, keepdim, share)
+
+
+def _fold(edit: Editor, node: Node, contribution: Tensor) -> None:
+    spatial = 0 if op_name(node).lower() == "linear" else len(edit.shape(node)) - 2
+    constant = edit.constant("folded", contribution.reshape(-1, *[1] * spatial), node.next)
+    readers = list(node.users)
+    with edit.graph.inserting_after(constant):
+        total = edit.graph.call_function(torch.add, (node, constant))
+    edit.adopt(total, node)
+    for reader in readers:
+        reader.replace_input_with(node, total)

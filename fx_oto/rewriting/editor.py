@@ -1,0 +1,109 @@
+"""The means by which every rewriting changes a graph, and what it may ask about the cuts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from fx_oto.cuts import Cuts
+from fx_oto.errors import SlicingError
+from fx_oto.graph import op_name, source_line
+
+__all__ = ["Cut", "Editor", "Handler"]
+
+Cut = dict[int, Tensor]
+
+
+class Editor:
+    """A graph that is being rewritten.
+
+    Attributes:
+        gm: the GraphModule to change; its parameters are sliced already.
+        graph: its graph.
+        cuts: what is kept.
+        nodes: the node that now stands for each node of the analysed graph, by the latter's name.
+    """
+
+    def __init__(self, gm: GraphModule, cuts: Cuts) -> None:
+        self.gm, self.graph, self.cuts = gm, gm.graph, cuts
+        self.nodes = {node.name: node for node in gm.graph.nodes}
+        self._origins: dict[Node, str] = {}
+
+    def cut(self, node: Any) -> Cut:
+        """Kept indices, by dimension, of a node's tensor value."""
+        return self.cuts.of_tensor(self._origins.get(node, node.name)) if isinstance(node, Node) else {}
+
+    def shape(self, node: Node) -> torch.Size:
+        """The full shape of a node's tensor value, as it was traced."""
+        value: Tensor = node.meta["val"]
+        return value.shape
+
+    def replace(self, node: Node, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
+        """Put a call of ``function`` in the place of a node."""
+        with self.graph.inserting_before(node):
+            new = self.graph.call_function(function, args, kwargs)
+        self.adopt(new, node)
+        node.replace_all_uses_with(new)
+        self.graph.erase_node(node)
+        return new
+
+    def adopt(self, new: Node, node: Node) -> None:
+        """Let a node stand for one of the analysed graph."""
+        new.meta = dict(node.meta)
+        self._origins[new] = name = self._origins.get(node, node.name)
+        self.nodes[name] = new
+
+    def constant(self, name: str, tensor: Tensor, before: Node) -> Node:
+        """A buffer of the compact module."""
+        device = next((t.device for t in (*self.gm.parameters(), *self.gm.buffers())), None)
+        target = f"_{name}_{before.name}"
+        self.gm.register_buffer(target, tensor.to(device))
+        with self.graph.inserting_before(before):
+            return self.graph.get_attr(target)
+
+    def argument(self, node: Node, position: int, name: str, default: Any = None) -> Any:
+        """An argument, given by position or by name."""
+        return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+    def set_argument(self, node: Node, position: int, name: str, value: Any) -> None:
+        """Change an argument where it was given."""
+        if len(node.args) > position:
+            node.update_arg(position, value)
+        else:
+            node.update_kwarg(name, value)
+
+    def substitute(self, node: Node, value: Any) -> None:
+        """Put a value, such as a tuple of sizes, where a node was read."""
+        for user in list(node.users):
+            user.args = map_arg(user.args, lambda n: value if n is node else n)
+            user.kwargs = map_arg(user.kwargs, lambda n: value if n is node else n)
+        del self.nodes[node.name]
+        self.graph.erase_node(node)
+
+    def refuse(self, node: Node, why: str) -> SlicingError:
+        """The error for a node that cannot be rewritten."""
+        return SlicingError(
+            f"node {node.name!r} ({op_name(node)} at {source_line(node) or 'no source line'}) cannot be rewritten for "
+            f"fewer channels: {why}; keep what feeds it whole with unprunable=…, and please report it"
+        )
+
+    def plain(self, value: Any) -> Any:
+        """Arguments with the sizes they were traced with, and the buffers they name."""
+
+        def content(node: Node) -> Any:
+            return self.gm.get_buffer(str(node.target)) if node.op == "get_attr" else node.meta["val"]
+
+        return map_arg(value, content)
+
+    def channels(self, node: Any) -> int:
+        """What is left of dimension 1, the channels; 0 where there is none."""
+        shape = self.shape(node)
+        return len(self.cut(node)[1]) if 1 in self.cut(node) else shape[1] if len(shape) > 1 else 0
+
+
+Handler = Callable[[Editor, Node], None]

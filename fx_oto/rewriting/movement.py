@@ -1,0 +1,132 @@
+"""Data movement along a cut dimension selects from what is left of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from fx_oto.dependencies import Gather
+from fx_oto.labels import compress
+from fx_oto.rewriting.editor import Cut, Editor
+
+__all__ = ["gather", "gather_from_entry", "getitem", "pad", "split"]
+
+
+def split(edit: Editor, node: Node) -> None:
+    """``split`` and ``chunk`` along a cut dimension become a split into the sizes that are left."""
+    source = node.args[0]
+    dim = int(edit.argument(node, 2, "dim", 0)) % len(edit.shape(source))  # type: ignore[arg-type]
+    if dim not in edit.cut(source):
+        return
+    parts = edit.cuts.of_value(node.name)
+    full = [value.shape[dim] for value in node.meta["val"]]
+    sizes = [len(cut[dim]) if cut and dim in cut else size for cut, size in zip(parts, full, strict=True)]
+    edit.replace(node, torch.split, source, sizes, dim)
+
+
+def gather(edit: Editor, node: Node) -> None:
+    """Slices, rolls and shuffles along a cut dimension select from what is left of it."""
+    source: Any = node.args[0]
+    for dim, kept in edit.cut(source).items():
+        positions = _positions(edit, node, source, dim)
+        if positions is None or torch.equal(positions, torch.arange(edit.shape(source)[dim])):
+            continue
+        _select(edit, node, source, dim, _places(positions, kept))
+        return
+
+
+def _positions(edit: Editor, node: Node, source: Node, dim: int) -> Tensor | None:
+    """Index into the source for each index of the result, found by running the node on coordinates."""
+    shape = edit.shape(source)
+    coordinate = torch.arange(shape[dim]).view([-1 if d == dim else 1 for d in range(len(shape))]).expand(shape)
+    args, kwargs = edit.plain((node.args[1:], node.kwargs))
+    if node.op == "call_module":
+        result = edit.gm.get_submodule(str(node.target))(coordinate)
+    elif node.op == "call_method":
+        result = getattr(coordinate, str(node.target))(*args, **kwargs)
+    else:
+        result = node.target(coordinate, *args, **kwargs)  # type: ignore[operator]
+    moved = compress(result)
+    if moved.numel() == 1:
+        return None
+    if moved.ndim != len(shape) or moved.shape[dim] != moved.numel():
+        raise edit.refuse(node, "it moves a cut dimension elsewhere")
+    return moved.reshape(-1)
+
+
+def _select(edit: Editor, node: Node, source: Node, dim: int, places: Tensor) -> None:
+    start, length = int(places[0]), len(places)
+    if torch.equal(places, torch.arange(start, start + length)):
+        edit.replace(node, torch.narrow, source, dim, start, length)
+    else:
+        edit.replace(node, torch.index_select, source, dim, edit.constant("kept", places, node))
+
+
+def getitem(edit: Editor, node: Node) -> None:
+    """``x[:, 2:8]`` on tensors: the entry of a cut dimension selects from what is left of it."""
+    source, entries = node.args[:2]
+    assert isinstance(source, Node)
+    cut = edit.cut(source)
+    if not cut or not isinstance(source.meta["val"], Tensor):
+        return
+    entries = list(entries) if isinstance(entries, tuple) else [entries]
+    _expand_ellipsis(edit, entries, len(edit.shape(source)))
+    dim = 0
+    for place, entry in enumerate(entries):
+        if entry is None:
+            continue
+        if dim in cut and entry != slice(None):
+            source, entries[place] = _take(edit, node, source, dim, entry, cut[dim])
+        dim += 1
+    node.args = (source, tuple(entries))
+
+
+def _expand_ellipsis(edit: Editor, entries: list[Any], ndim: int) -> None:
+    if Ellipsis in entries:
+        at = entries.index(Ellipsis)
+        count = ndim - sum(entry is not None for entry in entries) + 1
+        entries[at : at + 1] = [slice(None)] * count
+
+
+def _take(edit: Editor, node: Node, source: Node, dim: int, entry: Any, kept: Tensor) -> tuple[Node, Any]:
+    positions = torch.arange(edit.shape(source)[dim])[edit.plain(entry)]
+    if positions.ndim != 1:
+        raise edit.refuse(node, "it indexes a cut dimension by something other than a slice or a list")
+    places = _places(positions, kept)
+    start, length = int(places[0]), len(places)
+    if torch.equal(places, torch.arange(start, start + length)):
+        return source, slice(start, start + length)
+    index = edit.constant(f"kept_{dim}", places, node)
+    with edit.graph.inserting_before(node):
+        return edit.graph.call_function(torch.index_select, (source, dim, index)), slice(None)
+
+
+def pad(edit: Editor, node: Node) -> None:
+    """Constant padding of a cut dimension: as many on each side as are left of the padding."""
+    source, amounts = node.args[0], list(edit.argument(node, 1, "pad"))
+    cut = edit.cut(node)
+    ndim = len(edit.shape(node))
+    for dim, index in cut.items():
+        place = 2 * (ndim - 1 - dim)
+        if place < len(amounts) and any(amounts[place : place + 2]):
+            size = edit.shape(source)[dim]  # type: ignore[arg-type]
+            before = amounts[place]
+            amounts[place] = int((index < before).sum())
+            amounts[place + 1] = int((index >= before + size).sum())
+    edit.set_argument(node, 1, "pad", amounts)
+
+
+def gather_from_entry(edit: Editor, node: Node, gather: Gather, cut: Cut) -> None:
+    """The end of a chain of movement through a grid: select from where the chain began."""
+    entry = edit.nodes[gather.entry]
+    kept = edit.cut(entry)[gather.dim]
+    places = _places(gather.positions[cut[gather.dim]], kept)
+    edit.replace(node, torch.index_select, entry, gather.dim, edit.constant("order", places, node))
+
+
+def _places(positions: Tensor, kept: Tensor) -> Tensor:
+    """Where those of ``positions`` that are kept lie among what is kept (``kept`` is ascending)."""
+    return torch.searchsorted(kept, positions[torch.isin(positions, kept)])

@@ -1,0 +1,106 @@
+"""Sizes that code reads keep their original value; sizes that a node uses are rewritten from the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from fx_oto.graph import op_name
+from fx_oto.rewriting.editor import Editor
+
+__all__ = ["created", "read_size", "use_sizes"]
+
+
+def read_size(edit: Editor, node: Node) -> None:
+    """``x.shape``, ``x.size()``, ``x.size(1)``: of a cut dimension, the original size."""
+    source = node.args[0]
+    cut = edit.cut(source)
+    if not cut or not isinstance(source, Node):
+        return
+    shape = edit.shape(source)
+    dim = edit.argument(node, 1, "dim") if op_name(node) != "getattr" else None
+    if isinstance(dim, int):
+        if dim % len(shape) in cut:
+            edit.substitute(node, shape[dim])
+        return
+    with edit.graph.inserting_after(node):
+        sizes = tuple(shape[d] if d in cut else edit.graph.call_method("size", (source, d)) for d in range(len(shape)))
+    for size in sizes:
+        if isinstance(size, Node):
+            size.meta["val"] = shape[size.args[1]]  # type: ignore[index]
+    _spread_sizes(edit, node, sizes)
+
+
+def _spread_sizes(edit: Editor, node: Node, sizes: Sequence[Any]) -> None:
+    for user in list(node.users):
+        if op_name(user) == "getitem":
+            part = sizes[user.args[1]]  # type: ignore[index]
+            if isinstance(part, tuple):
+                _spread_sizes(edit, user, part)
+            else:
+                edit.substitute(user, part)
+    edit.substitute(node, tuple(sizes))
+
+
+def use_sizes(edit: Editor, node: Node) -> None:
+    """``view``, ``reshape``, ``expand`` and ``unflatten`` with literal or computed sizes."""
+    cut = edit.cut(node)
+    source = node.args[0]
+    if not isinstance(source, Node) or not (cut or edit.cut(source)):
+        return
+    created = _created(edit, node, source) if op_name(node).startswith("expand") else set()
+    if op_name(node) == "expand_as":
+        _select_created(edit, node, {dim for dim in created if dim in cut and dim not in edit.cut(node.args[1])})
+        return
+    first = 2 if op_name(node) == "unflatten" else 1
+    given = node.args[first:] or (node.kwargs.get("shape", node.kwargs.get("size", node.kwargs.get("sizes"))),)
+    sizes = list(given[0]) if len(given) == 1 and isinstance(given[0], list | tuple) else list(given)
+    offset = node.args[1] % source.meta["val"].ndim if first == 2 else 0
+    for dim, index in cut.items():
+        place = dim - offset
+        if dim not in created and 0 <= place < len(sizes):
+            sizes[place] = _resized(edit, node, sizes[place], edit.shape(node)[dim], len(index))
+    node.args = (*node.args[:first], tuple(sizes))
+    node.kwargs = {}
+    _select_created(edit, node, created & set(cut))
+
+
+def _resized(edit: Editor, node: Node, size: Any, before: int, after: int) -> Any:
+    if isinstance(size, Node):  # computed, and so perhaps a multiple of the batch size
+        with edit.graph.inserting_before(node):
+            scaled = edit.graph.call_function(_times_ratio, (size, after, before))
+        scaled.meta["val"] = after
+        return scaled
+    return -1 if size == -1 else after
+
+
+def _created(edit: Editor, node: Node, source: Node) -> set[int]:
+    old, new = edit.shape(source), edit.shape(node)
+    lead = len(new) - len(old)
+    return {d for d in range(len(new)) if new[d] > 1 and (d < lead or old[d - lead] == 1)}
+
+
+def created(edit: Editor, node: Node) -> None:
+    """Factories, such as ``zeros`` and ``new_zeros``: every cut dimension is of their making."""
+    _select_created(edit, node, set(edit.cut(node)))
+
+
+def _select_created(edit: Editor, node: Node, dims: set[int]) -> None:
+    """Dimensions that a node creates are cut after it."""
+    value, readers = node, list(node.users)
+    for dim in sorted(dims):
+        index = edit.constant(f"kept_{dim}", edit.cut(node)[dim], value.next)
+        with edit.graph.inserting_after(index):
+            value = edit.graph.call_function(torch.index_select, (value, dim, index))
+        edit.adopt(value, node)
+    for reader in readers:
+        if value is not node:
+            reader.replace_input_with(node, value)
+
+
+def _times_ratio(size: int, after: int, before: int) -> int:
+    """A computed size, scaled to what is left of it."""
+    return size * after // before
