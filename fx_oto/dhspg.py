@@ -240,8 +240,8 @@ class _Part:
 
     def choose(self, redundant: Tensor) -> None:
         """Take these positions in the family as the redundant ones."""
-        self.redundant = redundant
         device = self.variables[0][1].device
+        self.redundant = redundant.to(device)
         self.zero = torch.zeros(len(redundant), dtype=torch.bool, device=device)
         self._rows = [slot.index[redundant.cpu()].reshape(-1).to(tensor.device) for slot, tensor in self.variables]
 
@@ -286,7 +286,7 @@ class _Part:
             trial = torch.where(self.zero[:, None], 0.0, trial * keep[:, None])
             self._write_rows(tensor, slot.dim, rows, trial)
         if self.mask is not None:
-            self.mask[self.redundant.to(self.mask.device)] = (~self.zero).to(self.mask)
+            self.mask[self.redundant] = (~self.zero).to(self.mask)
 
     def _write_rows(self, tensor: Tensor, dim: int, rows: Tensor, values: Tensor) -> None:
         shape = list(tensor.movedim(dim, 0).shape)

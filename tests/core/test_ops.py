@@ -299,6 +299,11 @@ CASES = {
     ),
     "pixel shuffle": (two(lambda m, x: F.pixel_shuffle(x, 2), width=32, after=8), IMAGE, 8),
     "pixel unshuffle": (two(lambda m, x: F.pixel_unshuffle(x, 2), after=32), IMAGE, 8),
+    "pixel shuffle, undone": (
+        two(lambda m, x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 2)),
+        IMAGE,
+        8,
+    ),
     "channel shuffle": (two(lambda m, x: shuffle(x, 2)), IMAGE, 8),
     "channel shuffle module": (two(lambda m, x: m.s(x), s=nn.ChannelShuffle(2)), IMAGE, 8),
     "shuffle with an op inside": (

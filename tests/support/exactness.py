@@ -71,17 +71,17 @@ class Compressed:
 
 
 def compress_half(
-    model: nn.Module, inputs: object, dtype: torch.dtype = torch.float64, **options: object
+    model: nn.Module, inputs: object, dtype: torch.dtype = torch.float64, sensitive: bool = True
 ) -> Compressed:
     """Set half of each family to zero, compress, and compare at the traced batch size and another.
 
-    Asserts exactness, that the group-sparse eager model agrees, that the output depends on the input, and that the
-    compact model trains.
+    Asserts exactness, that the group-sparse eager model agrees, that the output depends on the input (unless not
+    ``sensitive``), and that the compact model trains. The model is changed.
     """
     model = randomise(model.to(dtype))
     given = ExampleInputs.of(tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, inputs))
     calibrate(model, given.args, given.kwargs)
-    gm = fx_oto.prepare(model, given, **options)
+    gm = fx_oto.prepare(model, given)
     zigs = fx_oto.partition(gm).zero_(0.5, torch.Generator().manual_seed(1))
     small = fx_oto.compress(gm)
     errors = []
@@ -91,7 +91,9 @@ def compress_half(
             sparse, masked, compact = (m(*args, **kwargs) for m in (model, gm, small))
         errors += [relative_error(sparse, compact), relative_error(masked, compact)]
         leaves = [leaf for leaf in tree_leaves(compact) if isinstance(leaf, Tensor)]
-        assert any((leaf[0] - leaf[1]).abs().max() > 1e-3 * leaf.abs().max() for leaf in leaves), "constant output"
+        assert not sensitive or any((leaf[0] - leaf[1]).abs().max() > 1e-3 * leaf.abs().max() for leaf in leaves), (
+            "constant output"
+        )
     assert max(errors) <= TOLERANCE[dtype], f"relative error {max(errors):.1e}"
     _train_once(small, args, kwargs)
     left = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
