@@ -88,7 +88,8 @@ class Dependencies:
     Attributes:
         axes: every axis of every parameter and buffer, in the order of their atoms.
         roots: class of each atom, shape ``(atoms,)``.
-        produced: whether an atom's index is a variable that its class drives to zero, shape ``(atoms,)``.
+        variable: whether an atom's index must be zero for its class to be removed, shape ``(atoms,)``: all but
+            those that are only ever summed over.
         macs: multiply-adds that a weight's index takes part in, on the example inputs, shape ``(atoms,)``.
         reasons: for each frozen class, by root, the first reason.
         values: for each FX node, the layers of each tensor in its value.
@@ -103,7 +104,7 @@ class Dependencies:
 
     axes: tuple[Axis, ...]
     roots: Tensor
-    produced: Tensor
+    variable: Tensor
     macs: Tensor
     reasons: dict[int, Reason]
     values: dict[str, tuple[tuple[Layer, ...], ...]]

@@ -81,7 +81,8 @@ class DHSPG(Optimizer):
     Args:
         gm: a prepared GraphModule; the eager model that shares its parameters may be the one that is trained.
         base: an optimizer class, built over ``gm.parameters()`` with ``base_kwargs``, or an instance.
-        target_group_sparsity: fraction of the prunable ZIGs to make zero, in (0, 1).
+        target_group_sparsity: fraction of the prunable ZIGs to make zero, in (0, 1). ZIGs with a parameter that does
+            not require gradients count as prunable, but stay as they are.
         total_steps: length of the training, in steps; sets ``start_step`` to a tenth and ``end_step`` to six tenths.
         start_step: first step of the pruning window.
         end_step: the step by which the target is reached.
@@ -129,7 +130,9 @@ class DHSPG(Optimizer):
         self.start_step, self.end_step = _window(total_steps, start_step, end_step)
         self.target_group_sparsity = target_group_sparsity
         self.lam, self.amplify, self.hat, self.epsilon = lam, amplify, hat, epsilon
-        self._quota = _quota(self.zigs.families, target_group_sparsity, min_kept)
+        self._quota = _quota(
+            self.zigs.families, target_group_sparsity, min_kept, _frozen_by_user(gm, self.zigs.families)
+        )
         _check(amplify=amplify > 1, hat=hat > 1, epsilon=0 <= epsilon < 1, lam=lam is None or lam > 0)
         self.base = _build(base, gm, base_kwargs)
         super().__init__(self.base.param_groups, self.base.defaults)
@@ -348,19 +351,29 @@ def _window(total: int | None, start: int | None, end: int | None) -> tuple[int,
     return first, last
 
 
-def _quota(families: tuple[Family, ...], target: float, min_kept: float) -> tuple[int, list[int]]:
-    """How many ZIGs to make zero, and how many of each family at most."""
+def _frozen_by_user(gm: nn.Module, families: tuple[Family, ...]) -> set[str]:
+    """Families of which some variable must not be trained."""
+    tensors = tensor_names(gm)
+    return {f.name for f in families if not all(tensors[slot.tensor].requires_grad for slot in f.variables)}
+
+
+def _quota(families: tuple[Family, ...], target: float, min_kept: float, frozen: set[str]) -> tuple[int, list[int]]:
+    """How many ZIGs to make zero, and how many of each family at most; none of what the user froze."""
     if not 0 < target < 1:
         raise SettingsError(f"target_group_sparsity must be between 0 and 1, both excluded; found {target}")
     if not 0 <= min_kept < 1:
         raise SettingsError(f"min_kept must be in [0, 1), found {min_kept}")
-    most = [len(family) - max(1, math.ceil(min_kept * len(family))) for family in families]
+    most = [
+        len(family) - max(1, math.ceil(min_kept * len(family))) if family.name not in frozen else 0
+        for family in families
+    ]
     count = math.ceil(target * sum(len(family) for family in families) - 1e-9)
     if count > sum(most):
         reachable = sum(most) / max(sum(len(family) for family in families), 1)
         raise SettingsError(
             f"target_group_sparsity={target} cannot be reached: with min_kept={min_kept} of each family, at most "
             f"{reachable:.3f} of the ZIGs can go; lower the target or min_kept"
+            + (f" ({len(frozen)} families have parameters with requires_grad=False)" if frozen else "")
         )
     return count, most
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import MethodType
 
 import torch
@@ -22,13 +24,15 @@ __all__ = [
     "training_modes",
 ]
 
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 def source_line(node: Node) -> str:
     """Where in the user's source a node was traced: ``"path/net.py:12"``, or ``""`` when not recorded."""
     frames = _FRAME.findall(node.stack_trace or "")
-    return f"{frames[-1][0]}:{frames[-1][1]}" if frames else ""
+    users = [frame for frame in frames if not frame[0].startswith(_TORCH)] or frames
+    return f"{users[-1][0]}:{users[-1][1]}" if users else ""
 
 
 def op_name(node: Node) -> str:

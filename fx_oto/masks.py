@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Graph
 
-__all__ = ["MASKS", "Masks", "apply_mask", "mask_of"]
+__all__ = ["MASKS", "Masks", "apply_mask", "drop_masks", "mask_of"]
 
 MASKS = "zig_masks"
 
@@ -37,6 +38,14 @@ def apply_mask(value: Tensor, dim: int, mask: Tensor, index: Tensor | None = Non
     """
     if index is not None:
         mask = torch.cat([mask.new_ones(1), mask])[index]
-    shape = [1] * value.ndim
-    shape[dim] = -1
-    return value * mask.to(value.dtype).view(shape)
+    return (value.movedim(dim, -1) * mask.to(value.dtype)).movedim(-1, dim)
+
+
+def drop_masks(graph: Graph) -> None:
+    """Take every mask out of a graph."""
+    for node in list(graph.nodes):
+        if node.target is apply_mask:
+            node.replace_all_uses_with(node.args[0])
+            for part in (node, *node.args[2:]):
+                if not part.users:
+                    graph.erase_node(part)

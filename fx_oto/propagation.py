@@ -65,6 +65,7 @@ class Propagation:
         self._regions: dict[int, Region] = {}
         self._frozen: list[tuple[Tensor, Reason]] = []
         self._produced: list[Tensor] = []
+        self._consumed: list[Tensor] = []
         self._producers: list[tuple[str, Tensor]] = []
         self._obligations: list[Rectangle | Grouped] = []
         self._adjustments: list[Adjustment] = []
@@ -156,6 +157,10 @@ class Propagation:
         """Mark atoms whose indices are variables that the zero-invariant group drives to zero."""
         self._produced.append(labels.reshape(-1))
         self._producers.append((self.node, labels.reshape(-1)))
+
+    def consume(self, labels: Tensor) -> None:
+        """Mark atoms whose indices are only summed over here: cut with their group, but not driven to zero."""
+        self._consumed.append(labels.reshape(-1))
 
     def rectangle(self, labels: Tensor) -> None:
         """Ask that whatever is removed from these labels leaves a rectangle."""
@@ -287,9 +292,11 @@ class Propagation:
 
     def _result(self, axes: tuple[Axis, ...], values: dict[str, tuple[tuple[Layer, ...], ...]]) -> Dependencies:
         roots = self.atoms.roots()
-        produced = torch.zeros(len(self.atoms), dtype=torch.bool)
-        if self._produced:
-            produced[torch.cat(self._produced)] = True
+        variable = torch.bincount(roots)[roots] > 1  # what meets nothing is no group
+        for labels in self._consumed:
+            variable[labels] = False
+        for labels in self._produced:
+            variable[labels] = True
         macs = torch.zeros(len(self.atoms), dtype=torch.float64)
         for labels, price in self._macs:
             macs[labels] += price
@@ -302,7 +309,7 @@ class Propagation:
         return Dependencies(
             axes=axes,
             roots=roots,
-            produced=produced,
+            variable=variable,
             macs=macs,
             reasons=self._reasons(roots),
             values=values,

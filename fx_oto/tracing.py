@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Tracer
+from torch.nn.parameter import is_lazy
 
 from fx_oto.context import Context, ExampleInputs
-from fx_oto.errors import TraceError
+from fx_oto.errors import InputError, TraceError
 from fx_oto.graph import evaluating, graph_copy, training_modes
+from fx_oto.masks import MASKS, drop_masks
 from fx_oto.modes import FLAG, TrainingFlag, merge_modes
 from fx_oto.tape import record_tape
 
@@ -52,8 +54,19 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
         ['placeholder', 'call_module', 'call_module', 'output']
     """
     inputs = ExampleInputs.of(example_inputs)
+    _check_initialised(model)
     gm = graph_copy(model) if isinstance(model, GraphModule) else _symbolic_trace(model, inputs)
+    if hasattr(gm, MASKS):  # prepared before: its masks are made anew
+        drop_masks(gm.graph)
+        gm._modules.pop(MASKS)
+        gm.recompile()
     return Context(inputs).provide(record_tape(gm, inputs)).attach(gm)
+
+
+def _check_initialised(model: Any) -> None:
+    for name, parameter in model.named_parameters() if isinstance(model, nn.Module) else ():
+        if is_lazy(parameter):
+            raise InputError(f"{name} is not initialised yet: run the model once on example inputs, then prepare it")
 
 
 def _symbolic_trace(model: nn.Module, inputs: ExampleInputs) -> GraphModule:
@@ -140,11 +153,19 @@ class _SourceTracer(Tracer):
 
     def trace_in(self, training: bool, model: nn.Module, defaults: dict[str, Any]) -> Graph:
         """Trace in one mode; notes whether the code asked for it, and the tensors that it made."""
+        dice = torch.random.get_rng_state()
         try:
             with evaluating(model, training), _watching_mode() as asked:
                 graph = self.trace(model, concrete_args=defaults or None)
         except Exception as error:
             raise _explain(error, model) from error
+        if not torch.equal(dice, torch.random.get_rng_state()):
+            torch.random.set_rng_state(dice)
+            raise TraceError(
+                f"{type(model).__name__}.forward draws random numbers that do not depend on its inputs, such as "
+                "torch.rand(1): traced, they would stay the same for ever; draw them from an input, as in "
+                "torch.rand_like(x), or inside a function marked with torch.fx.wrap"
+            )
         self.asked_for_mode = bool(asked)
         return graph
 
@@ -179,7 +200,8 @@ def _explain(error: Exception, model: nn.Module) -> TraceError:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_USERS)]
     where = f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
     return TraceError(
-        f"{type(model).__name__} cannot be traced symbolically{where}: {error}. Control flow that depends on tensor "
-        "values, sizes or types cannot be captured: replace it by torch operations (torch.where), move it into a "
-        "function marked with torch.fx.wrap, or pass torch.export.export(model, args).module() instead of the model"
+        f"{type(model).__name__} cannot be traced symbolically{where}: {error}. What to do: pass "
+        "torch.export.export(model, args).module() instead of the model; or, as control flow that depends on tensor "
+        "values, iteration over tensors and item assignment cannot be captured, replace them by torch operations such "
+        "as torch.where, or move them into a function marked with torch.fx.wrap"
     )

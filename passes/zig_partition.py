@@ -51,7 +51,6 @@ class _Partitioner:
         atoms = torch.arange(1, found.num_axis_atoms)
         self.atoms, self.classes = atoms, found.roots[atoms]
         self.axis = found.axis_of(atoms)
-        self.starts = torch.tensor([axis.start for axis in found.axes], dtype=torch.int64)
         self.reasons = dict(found.reasons) | self._excluded(gm, unprunable) if unprunable else dict(found.reasons)
 
     def _excluded(self, gm: nn.Module, patterns: tuple[str, ...]) -> dict[int, Reason]:
@@ -67,13 +66,13 @@ class _Partitioner:
             prefixes = [axis.tensor, *_prefixes(axis.tensor)]
             hit = next((p for p in patterns if any(fnmatchcase(name, p) for name in prefixes)), None)
             if hit is not None:
-                mine = self.classes[(self.axis == position) & self.found.produced[self.atoms]]
+                mine = self.classes[(self.axis == position) & self.found.variable[self.atoms]]
                 excluded |= dict.fromkeys(mine.tolist(), Reason(f"unprunable: its name matches {hit!r}"))
         return excluded
 
     def run(self) -> Partition:
         is_parameter = torch.tensor([axis.tensor in self.parameters for axis in self.found.axes] or [False])
-        variable = self.found.produced[self.atoms] & is_parameter[self.axis]
+        variable = self.found.variable[self.atoms] & is_parameter[self.axis]
         driven = torch.zeros(len(self.found.roots), dtype=torch.bool)
         driven[self.classes[variable]] = True
         frozen = torch.zeros_like(driven)
@@ -110,9 +109,9 @@ class _Partitioner:
 
     def _slot(self, position: int, atoms: Tensor) -> Slot:
         axis: Axis = self.found.axes[position]
-        produced = bool(self.found.produced[atoms].all()) and axis.tensor in self.parameters
+        variable = bool(self.found.variable[atoms].all()) and axis.tensor in self.parameters
         numel = self.tensors[axis.tensor].numel() // axis.size if axis.tensor in self.parameters else 0
-        return Slot(axis.tensor, axis.dim, atoms - axis.start, produced, numel)
+        return Slot(axis.tensor, axis.dim, atoms - axis.start, variable, numel)
 
     def _frozen_axes(self, frozen: Tensor) -> Iterator[FrozenAxis]:
         kept = frozen[self.classes]

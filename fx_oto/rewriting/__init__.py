@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 from fx_oto.cuts import Cuts
 from fx_oto.dependencies import Adjustment
 from fx_oto.graph import op_name
-from fx_oto.masks import apply_mask
+from fx_oto.masks import drop_masks
 from fx_oto.modules import resizable
 from fx_oto.rewriting import computation, movement, sizes
 from fx_oto.rewriting.computation import Fold
@@ -32,8 +32,8 @@ def rewrite(gm: GraphModule, cuts: Cuts, fold: Fold) -> None:
     Raises:
         SlicingError: a node cannot be rewritten; names it.
     """
+    drop_masks(gm.graph)
     edit = Editor(gm, cuts)
-    _drop_masks(edit)
     adjustments: dict[str, list[Adjustment]] = {}
     for adjustment in cuts.found.adjustments:
         if not cuts.kept_labels(adjustment.labels).all():
@@ -50,16 +50,6 @@ def rewrite(gm: GraphModule, cuts: Cuts, fold: Fold) -> None:
         for adjustment in adjustments.get(name, ()):
             computation.adjust(edit, edit.nodes[name], adjustment, fold)
     _erase(edit, stale)
-
-
-def _drop_masks(edit: Editor) -> None:
-    for node in list(edit.graph.nodes):
-        if node.target is apply_mask:
-            node.replace_all_uses_with(node.args[0])
-            for part in (node, *node.args[2:]):
-                if not part.users:
-                    del edit.nodes[part.name]
-                    edit.graph.erase_node(part)
 
 
 def _positional(node: Node) -> None:
@@ -119,6 +109,7 @@ def _erase(edit: Editor, stale: set[Node]) -> None:
 
 _HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(("shape", "size", "sym_size"), sizes.read_size),
+    **dict.fromkeys(("numel", "nelement"), sizes.read_count),
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "expand", "expand_as", "unflatten"), sizes.use_sizes),
     **dict.fromkeys(
         ("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk"), movement.split

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.nn.modules.conv import _ConvNd
 
 from fx_oto.dependencies import Adjustment
 from fx_oto.graph import op_name
@@ -21,8 +22,14 @@ __all__ = ["Fold", "adjust", "groups", "norm_groups", "resize_module"]
 
 def resize_module(edit: Editor, node: Node) -> None:
     """Let a leaf module's attributes follow its parameters."""
-    inputs, outputs = (edit.channels(n) for n in (node.args[0], node))
-    resize(edit.gm.get_submodule(str(node.target)), inputs, outputs)
+    module = edit.gm.get_submodule(str(node.target))
+    dim = _channel_dim(edit, node, module.weight.ndim) if isinstance(module, _ConvNd) else 1
+    resize(module, edit.channels(node.args[0], dim), edit.channels(node, dim))
+
+
+def _channel_dim(edit: Editor, node: Node, weight_ndim: int) -> int:
+    """The dimension of a convolution's channels: 0 for a single image, 1 for a batch."""
+    return len(edit.shape(node)) - weight_ndim + 1
 
 
 def groups(edit: Editor, node: Node) -> None:
@@ -32,8 +39,9 @@ def groups(edit: Editor, node: Node) -> None:
     groups = edit.argument(node, position, "groups", 1)
     if groups == 1:
         return
-    channels = edit.channels(node if transposed else node.args[0])
     weight = edit.argument(node, 1, "weight")
+    dim = _channel_dim(edit, node, len(edit.shape(weight)))
+    channels = edit.channels(node if transposed else node.args[0], dim)
     edit.set_argument(node, position, "groups", channels // edit.channels(weight))
 
 

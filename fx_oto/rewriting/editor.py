@@ -100,10 +100,10 @@ class Editor:
 
         return map_arg(value, content)
 
-    def channels(self, node: Any) -> int:
-        """What is left of dimension 1, the channels; 0 where there is none."""
+    def channels(self, node: Any, dim: int = 1) -> int:
+        """What is left of the dimension of the channels; 0 where there is none."""
         shape = self.shape(node)
-        return len(self.cut(node)[1]) if 1 in self.cut(node) else shape[1] if len(shape) > 1 else 0
+        return len(self.cut(node)[dim]) if dim in self.cut(node) else shape[dim] if len(shape) > dim else 0
 
 
 Handler = Callable[[Editor, Node], None]

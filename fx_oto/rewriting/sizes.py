@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.fx import Node
 from fx_oto.graph import op_name
 from fx_oto.rewriting.editor import Editor
 
-__all__ = ["created", "read_size", "use_sizes"]
+__all__ = ["created", "read_count", "read_size", "use_sizes"]
 
 
 def read_size(edit: Editor, node: Node) -> None:
@@ -34,8 +35,24 @@ def read_size(edit: Editor, node: Node) -> None:
     _spread_sizes(edit, node, sizes)
 
 
+def read_count(edit: Editor, node: Node) -> None:
+    """``x.numel()``: the original count, which may grow with the batch."""
+    source = node.args[0]
+    cut = edit.cut(source)
+    if cut and isinstance(source, Node):
+        full = math.prod(edit.shape(source)[dim] for dim in cut)
+        readers = list(node.users)
+        with edit.graph.inserting_after(node):
+            count = edit.graph.call_function(_times_ratio, (node, full, math.prod(map(len, cut.values()))))
+        count.meta["val"] = node.meta["val"]
+        for reader in readers:
+            reader.replace_input_with(node, count)
+
+
 def _spread_sizes(edit: Editor, node: Node, sizes: Sequence[Any]) -> None:
     for user in list(node.users):
+        if op_name(user) == "numel":
+            user.op, user.target, user.args = "call_function", math.prod, (tuple(sizes),)
         if op_name(user) == "getitem":
             part = sizes[user.args[1]]  # type: ignore[index]
             if isinstance(part, tuple):
@@ -102,5 +119,5 @@ def _select_created(edit: Editor, node: Node, dims: set[int]) -> None:
 
 
 def _times_ratio(size: int, after: int, before: int) -> int:
-    """A computed size, scaled to what is left of it."""
+    """A computed size or count, scaled."""
     return size * after // before

@@ -89,6 +89,7 @@ def _as_weight(p: Propagation, layer: Layer, kept: int) -> Layer:
     if all(dim < kept for dim in layer.dims):
         p.produce(layer.labels)
         return layer
+    p.consume(layer.labels)
     return Layer(layer.labels, UNKNOWN.view((1,) * layer.labels.ndim))
 
 
@@ -146,8 +147,10 @@ def convolution(call: OpCall, p: Propagation) -> None:
     transposed, groups = call.arg("transposed"), call.arg("groups")
     spatial = source.ndim - 2
     inputs = _channels(p, p.layers(source), (0, 1), spatial)
-    plain = [layer for layer in p.layers(weight) if not p.is_weight(weight) or min(layer.dims) < 2]
-    kernel = _channels(p, plain, (0, 1), spatial)
+    window = [layer for layer in p.layers(weight) if p.is_weight(weight) and min(layer.dims) >= 2]
+    for layer in window:
+        p.consume(layer.labels)
+    kernel = _channels(p, [layer for layer in p.layers(weight) if layer not in window], (0, 1), spatial)
     sides = [Operand(source.shape[:2], inputs), Operand(weight.shape[:2], kernel, p.is_weight(weight))]
     if groups == 1:
         foldable = p.is_weight(weight) and not transposed and not any(call.arg("padding"))
@@ -176,10 +179,13 @@ def _grouped(p: Propagation, sides: Sequence[Operand], groups: int, transposed: 
         for layer in kernel.layers:
             p.freeze(layer.labels, "a grouped convolution has a computed weight")
     if rows is None:
+        for layer in (*inputs.layers, *kernel.layers):
+            p.freeze(layer.labels, "a grouped convolution has a weight whose size is fixed")
         return []
     shared_labels = None if shared is None else shared.labels.reshape(-1)
     if transposed:
         outgoing = p.atoms.fresh(width)
+        p.consume(rows.labels)
         if incoming is not None:
             p.unite(incoming.labels.reshape(-1), rows.labels.reshape(-1))
         if shared_labels is not None:
@@ -190,6 +196,8 @@ def _grouped(p: Propagation, sides: Sequence[Operand], groups: int, transposed: 
     else:
         outgoing = rows.labels.reshape(-1)
         p.produce(outgoing)
+        if shared_labels is not None:
+            p.consume(shared_labels)
         if shared_labels is not None:
             _freeze_if(p, incoming is None, shared_labels)
     grid = None if incoming is None else incoming.labels.reshape(groups, -1)

@@ -201,6 +201,8 @@ def expand(call: OpCall, p: Propagation) -> None:
     source, out = call.args[0], call.out
     lead = out.ndim - source.ndim
     old = [1] * lead + list(source.shape)
+    if p.is_weight(source):
+        p.put_weight(out)
     layers = [layer.map(lambda t: t[(None,) * lead]) for layer in p.layers(source)]
     created = [d for d in range(out.ndim) if old[d] == 1 and out.size(d) > 1]
     p.put(out, layers + _fresh(p, out, created, UNKNOWN))
@@ -234,6 +236,8 @@ def pad(call: OpCall, p: Propagation) -> None:
     value = float(call.args[2] if len(call.args) > 2 else call.kwargs.get("value", 0.0) or 0.0)
     around = {source.ndim - 1 - i: (amounts[2 * i], amounts[2 * i + 1]) for i in range(len(amounts) // 2)}
     around = {dim: pair for dim, pair in around.items() if any(pair)}
+    if p.is_weight(source) and value == 0:
+        p.put_weight(call.out)
     layers = []
     for layer in p.layers(source):
         removed = torch.where(layer.removed == value, layer.removed, UNKNOWN) if around else layer.removed

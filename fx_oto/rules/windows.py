@@ -97,8 +97,10 @@ def along(call: OpCall, p: Propagation) -> None:
     layers = []
     for layer in p.layers(source):
         narrowed = p.narrow_to(layer, set(range(source.ndim)) - {dim}, f"{call.name} runs along it")
-        if narrowed is not None and layer.dims == narrowed.dims:
-            layers.append(Layer(narrowed.labels, UNKNOWN.view((1,) * source.ndim)))
+        if narrowed is not None:
+            keeps_zero = call.name in ("cumsum", "sort", "topk")
+            removed = _zero_stays(narrowed.removed) if keeps_zero else UNKNOWN.view((1,) * source.ndim)
+            layers.append(Layer(narrowed.labels, removed))
     for out in call.outputs:
         p.put(out, layers)
 
