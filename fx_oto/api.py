@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 
 from fx_oto.context import Context
 from fx_oto.dhspg import DHSPG
-from fx_oto.errors import MissingResultError
+from fx_oto.errors import MissingResultError, SettingsError
 from fx_oto.pipeline import Pipeline
 from fx_oto.tracing import trace
 from passes.dependency_analysis import DependencyAnalysis
@@ -101,6 +101,7 @@ def compress(
 
     Raises:
         MissingResultError: the model is not prepared and no ``train`` is given.
+        SettingsError: arguments that only ``train`` needs are given without it.
         NothingToCompressError: no ZIG is zero.
         SlicingError: every ZIG of a family is zero.
         VerificationError: the outputs differ.
@@ -113,6 +114,12 @@ def compress(
         >>> fx_oto.compress(gm).get_submodule("0")
         Linear(in_features=4, out_features=4, bias=True)
     """
+    if train is None and (optimizer or unprunable or example_inputs is not None):
+        found = [*optimizer, *(["unprunable"] * bool(unprunable)), *(["example_inputs"] * (example_inputs is not None))]
+        raise SettingsError(
+            f"without train=…, compress only cuts a prepared GraphModule, so {', '.join(found)} cannot be used: pass "
+            "them to fx_oto.prepare or fx_oto.DHSPG, or give train"
+        )
     gm = model
     if train is not None:
         prepared = isinstance(model, GraphModule) and "fx_oto" in model.meta and example_inputs is None

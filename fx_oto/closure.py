@@ -1,8 +1,9 @@
 """Choices that depend on all other unions: which axis of a grid survives.
 
 A tensor can only lose whole slices. Where labels form a grid (groups × channels, heads × widths), all but
-one axis must be united; which one survives is chosen by whichever leaves more units to remove. The choice on
-one grid can make the choice on another, so they are settled together, to a fixpoint, after everything else.
+one axis must be united; which one survives is chosen by whichever leaves more units to remove. The choice on one
+grid can make the choice on another, so they are made after everything else: grouped contractions first, in
+order, then rectangles to a fixpoint.
 """
 
 from __future__ import annotations

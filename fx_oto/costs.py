@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fx_oto.context import ExampleInputs
@@ -41,5 +42,6 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
         Cost(params=40, macs=32)
     """
     counter = FlopCounterMode(display=False)
-    fake_run(model, ExampleInputs.of(example_inputs), counter)
+    with sdpa_kernel(SDPBackend.MATH):  # whose matrix products are counted
+        fake_run(model, ExampleInputs.of(example_inputs), counter)
     return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)

@@ -58,7 +58,7 @@ def dual_step(moments: Moments, lam: Tensor | float, amplify: float, hat: float,
     safe = norm.clamp_min(torch.finfo(norm.dtype).tiny)
     lower = (-moments.dot / safe).clamp_min(0)
     upper = torch.where(moments.dot < 0, -moments.gradient * norm / moments.dot, math.inf)
-    wanted = torch.maximum((amplify * lower).clamp_max(hat * lam), lower.new_full((), 1.0) * lam)
+    wanted = torch.maximum((amplify * lower).clamp_max(hat * lam), torch.as_tensor(lam).to(lower))
     inside = (wanted > lower) & (wanted < upper)
     lam_g = torch.where(inside, wanted, (lower + torch.where(upper.isinf(), lower, upper)) / 2)
     shrink = lam_g / safe
@@ -136,7 +136,7 @@ class DHSPG(Optimizer):
         _check(amplify=amplify > 1, hat=hat > 1, epsilon=0 <= epsilon < 1, lam=lam is None or lam > 0)
         self.base = _build(base, gm, base_kwargs)
         super().__init__(self.base.param_groups, self.base.defaults)
-        self.param_groups = self.base.param_groups
+        self.param_groups, self.state = self.base.param_groups, self.base.state
         self._steps = 0
         self._parts = [_Part(gm, i, family) for i, family in enumerate(self.zigs.families)]
         self._check_covered()
@@ -205,10 +205,10 @@ class DHSPG(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base as well."""
-        super().add_param_group(param_group)
-        if hasattr(self, "_parts"):
+        if hasattr(self, "_parts"):  # the list of groups is the base's own
             self.base.add_param_group(param_group)
-            self.param_groups = self.base.param_groups
+        else:
+            super().add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
         """The base's state and DHSPG's own, under the key ``"dhspg"``."""
@@ -220,9 +220,13 @@ class DHSPG(Optimizer):
         """Resume from ``state_dict()``; the model's own state dict, masks included, is restored apart."""
         if "dhspg" not in state_dict:
             raise SettingsError("this state was not saved by DHSPG: the key 'dhspg' is missing")
-        self.base.load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
-        self.param_groups = self.base.param_groups
         own = state_dict["dhspg"]
+        if len(own["chosen"]) != len(self._parts):
+            raise SettingsError(
+                f"this state has {len(own['chosen'])} families, the model has {len(self._parts)}: it is another model's"
+            )
+        self.base.load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
+        self.param_groups, self.state = self.base.param_groups, self.base.state
         self._steps, self.lam = own["step"], own["lam"]
         for part, state in zip(self._parts, own["chosen"], strict=True):
             part.restore(state)
@@ -333,6 +337,8 @@ def _build(base: type[Optimizer] | Optimizer, gm: nn.Module, kwargs: dict[str, A
                 f"base is an optimizer already, so {sorted(kwargs)} cannot be used: set them when building it"
             )
         return base
+    if issubclass(base, torch.optim.LBFGS):
+        raise SettingsError("LBFGS takes several steps in one, which DHSPG cannot correct: use another base")
     return base(gm.parameters(), **kwargs)
 
 
@@ -363,9 +369,10 @@ def _quota(families: tuple[Family, ...], target: float, min_kept: float, frozen:
         raise SettingsError(f"target_group_sparsity must be between 0 and 1, both excluded; found {target}")
     if not 0 <= min_kept < 1:
         raise SettingsError(f"min_kept must be in [0, 1), found {min_kept}")
+    if not families:
+        raise SettingsError("no axis of this model can be pruned: print(fx_oto.partition(gm)) gives the reasons")
     most = [
-        len(family) - max(1, math.ceil(min_kept * len(family))) if family.name not in frozen else 0
-        for family in families
+        0 if family.name in frozen else len(family) - max(1, math.ceil(min_kept * len(family))) for family in families
     ]
     count = math.ceil(target * sum(len(family) for family in families) - 1e-9)
     if count > sum(most):

@@ -101,7 +101,8 @@ def clone_module(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.M
         if old in modules:
             return modules[old]
         new = old.__new__(type(old))
-        new.__dict__.update(old.__dict__)
+        shared = (dict, list, set)  # hooks and the like: a change of the copy's must not reach the original's
+        new.__dict__.update({k: copy.copy(v) if isinstance(v, shared) else v for k, v in old.__dict__.items()})
         modules[old] = new
         for registry in ("_parameters", "_buffers"):
             tensors = old.__dict__[registry]

@@ -15,9 +15,12 @@ from torch import nn
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
+from fx_oto.errors import TraceError
+from fx_oto.graph import op_name, source_line
+
 __all__ = ["TrainingFlag", "by_mode", "merge_modes"]
 
-FLAG = "training_mode"
+FLAG = "fx_oto_training_mode"
 _Value = TypeVar("_Value")
 
 
@@ -34,11 +37,17 @@ class TrainingFlag(nn.Module):
         return self.training
 
 
-def merge_modes(train: Graph, evaluation: Graph) -> Graph:
-    """Join two graphs of one model; the result calls the submodule ``training_mode`` if they differ."""
+def merge_modes(train: Graph, evaluation: Graph, model: nn.Module) -> Graph:
+    """Join two graphs of one model; the result asks the submodule ``FLAG`` for the mode if they differ.
+
+    Nodes that one mode has alone run in both, and ``by_mode`` drops their result.
+
+    Raises:
+        TraceError: such a node writes into what the other mode reads.
+    """
     if _equal(train, evaluation):
         return train
-    return _Merger(train, evaluation).merge()
+    return _Merger(train, evaluation, model).merge()
 
 
 def _key(node: Node) -> tuple[str, Any]:
@@ -67,6 +76,13 @@ def _same(left: Any, right: Any) -> bool:
     return left is right or bool(left == right)
 
 
+_IN_PLACE = {"iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "setitem"}
+_VIEWS = {
+    *("view", "reshape", "permute", "transpose", "getitem", "flatten", "squeeze", "unsqueeze", "chunk", "split"),
+    *("narrow", "select", "unbind", "expand", "contiguous", "unflatten", "movedim", "detach"),
+}
+
+
 def _alignment(left: list[Any], right: list[Any]) -> Sequence[tuple[str, int, int, int, int]]:
     if left == right:
         return [("equal", 0, len(left), 0, len(right))]
@@ -74,11 +90,13 @@ def _alignment(left: list[Any], right: list[Any]) -> Sequence[tuple[str, int, in
 
 
 class _Merger:
-    def __init__(self, train: Graph, evaluation: Graph) -> None:
+    def __init__(self, train: Graph, evaluation: Graph, model: nn.Module) -> None:
+        self.model = model
         self.sources = (list(train.nodes), list(evaluation.nodes))
         self.merged: tuple[dict[Node, Node], dict[Node, Node]] = ({}, {})
         self.graph = Graph(tracer_cls=train._tracer_cls)
         self.flag: Node | None = None
+        self.alone: set[Node] = set()
 
     def merge(self) -> Graph:
         train, evaluation = self.sources
@@ -87,13 +105,37 @@ class _Merger:
                 for left, right in zip(train[i:i_end], evaluation[j:j_end], strict=True):
                     self._copy_both(left, right)
             else:
-                self._copy_one(train[i:i_end], self.merged[0])
-                self._copy_one(evaluation[j:j_end], self.merged[1])
+                self._copy_one(train[i:i_end], self.merged[0], stateful=False)
+                self._copy_one(evaluation[j:j_end], self.merged[1], stateful=True)
         return self.graph
 
-    def _copy_one(self, nodes: list[Node], merged: dict[Node, Node]) -> None:
+    def _copy_one(self, nodes: list[Node], merged: dict[Node, Node], stateful: bool) -> None:
         for node in nodes:
+            self.alone.add(node)
+            if self._reaches_other_mode(node, stateful):
+                raise TraceError(
+                    f"{source_line(node) or node.name}: code that runs in one training mode only changes a tensor, or "
+                    "a module's running statistics, that the other mode reads; write it without a change in place"
+                )
             merged[node] = self.graph.node_copy(node, merged.__getitem__)
+
+    def _reaches_other_mode(self, node: Node, stateful: bool) -> bool:
+        """Whether a node writes into something that does not belong to its mode alone."""
+        inplace = node.kwargs.get("inplace") is True
+        if node.op == "call_module":
+            module = self.model.get_submodule(str(node.target))
+            if stateful and getattr(module, "running_mean", None) is not None:  # would learn in training
+                return True
+            inplace = getattr(module, "inplace", False) is True
+        elif node.op in ("call_method", "call_function"):
+            name = op_name(node)
+            inplace |= (name.endswith("_") and not name.startswith("_")) or name in _IN_PLACE
+        if not inplace or not node.all_input_nodes:
+            return False
+        written = node.all_input_nodes[0]
+        while written in self.alone and written.all_input_nodes and op_name(written) in _VIEWS:
+            written = written.all_input_nodes[0]
+        return written not in self.alone or written.op == "get_attr"
 
     def _copy_both(self, left: Node, right: Node) -> None:
         args, kwargs = self._join((left.args, left.kwargs), (right.args, right.kwargs))

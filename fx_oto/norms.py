@@ -48,9 +48,11 @@ def group_norm_over(value: Tensor, count: int, weight: Tensor | None, bias: Tens
     return flat if bias is None else flat + bias.view(shape)
 
 
-def mean_over(value: Tensor, dim: int | list[int] | None, keepdim: bool, share: float) -> Tensor:
+def mean_over(
+    value: Tensor, dim: int | list[int] | None, keepdim: bool, share: float, dtype: torch.dtype | None = None
+) -> Tensor:
     """Mean over dimensions of which only ``share`` of the elements are left, the missing ones being zero."""
-    return value.mean(dim, keepdim=keepdim) * share
+    return value.mean(dim, keepdim=keepdim, dtype=dtype) * share
 
 
 class _NormOver(nn.Module):

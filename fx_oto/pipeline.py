@@ -40,7 +40,7 @@ class _Stage(ABC):
     name: ClassVar[str]
 
     def __call__(self, graph_module: GraphModule) -> PassResult:
-        """Run on a GraphModule, which is never changed; the result holds a new one, or the same one."""
+        """Run on a GraphModule, whose graph and modules are never changed; results and record go to its ``meta``."""
         before = Context.of(graph_module)
         start = time.perf_counter()
         result = self._run(graph_module)
@@ -106,8 +106,9 @@ class Pass(_Stage):
             return PassResult(gm, False)
         changed.graph.lint()
         changed.recompile()
-        kept = Context.of(changed) if "fx_oto" in changed.meta else context
-        kept.keep((*self.preserves, *(set(kept.results) - set(context.results)))).attach(changed)
+        now = Context.of(changed)
+        fresh = [kind for kind, result in now.results.items() if result is not context.results.get(kind)]
+        now.keep((*self.preserves, *fresh)).attach(changed)
         return PassResult(changed, True)
 
 

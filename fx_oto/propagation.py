@@ -24,7 +24,11 @@ from fx_oto.labels import UNKNOWN, ZERO, Layer
 from fx_oto.modules import is_opaque, keeps_parameters_whole
 from fx_oto.tape import OpCall, Tape, macs_of
 
-__all__ = ["Propagation", "Region", "Rule"]
+__all__ = ["FIXED", "Propagation", "Region", "Rule"]
+
+
+# The commonest reason to keep something whole.
+FIXED = "it is combined with a tensor that is kept whole, such as the input"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +63,6 @@ class Propagation:
         self._nodes: dict[str, Node] = {node.name: node for node in gm.graph.nodes}
         self._gm, self._tape, self._rule_for = gm, tape, rule_for
         self._layers: dict[int, tuple[Layer, ...]] = {}
-        self._alive: list[Tensor] = []
         self._storages: dict[int, list[Tensor]] = {}
         self._weights: set[int] = set()
         self._regions: dict[int, Region] = {}
@@ -101,7 +104,12 @@ class Propagation:
 
     def can_adjust(self, kind: str) -> bool:
         """Whether slicing can make the current node compute differently: see ``Adjustment.kind``."""
-        return self.rewritable and op_name(self._nodes[self.node]).lower() in ADJUSTABLE[kind]
+        node = self._nodes[self.node]
+        if kind == "fold" and node.op != "call_module":  # the contribution is computed from the parameter itself
+            weight = [*node.args[1:2], node.kwargs.get("weight")][0]
+            if not isinstance(weight, Node) or weight.op != "get_attr":
+                return False
+        return self.rewritable and op_name(node).lower() in ADJUSTABLE[kind]
 
     # -- what rules say --------------------------------------------------------------------------------
 
@@ -114,7 +122,6 @@ class Propagation:
             else:
                 self.freeze(layer.labels, "a single index is selected, and nothing of it would be left")
         self._layers[id(value)] = tuple(kept)
-        self._alive.append(value)
 
     def put_weight(self, value: Tensor) -> None:
         """Remember that a value is a parameter that was only moved around."""
@@ -213,7 +220,7 @@ class Propagation:
 
     # -- the run ---------------------------------------------------------------------------------------
 
-    def run(self, attention: str = "heads") -> Dependencies:
+    def run(self) -> Dependencies:
         """Play the tape, settle the deferred choices, and report."""
         axes = self._parameter_axes()
         values = {}
@@ -250,8 +257,9 @@ class Propagation:
         elif node.op == "call_module":
             module = self._gm.get_submodule(str(node.target))
             if keeps_parameters_whole(module):
-                for name, _ in module.named_parameters():
-                    stand_in = self._tape.tensors.get(f"{node.target}.{name}")
+                names = {id(tensor): name for name, tensor in self._gm.named_parameters()}
+                for parameter in module.parameters():
+                    stand_in = self._tape.tensors[names[id(parameter)]]
                     self.freeze_value(stand_in, f"slicing does not know the module class {type(module).__name__}")
 
     def _play(self, call: OpCall) -> None:
@@ -300,7 +308,10 @@ class Propagation:
         macs = torch.zeros(len(self.atoms), dtype=torch.float64)
         for labels, price in self._macs:
             macs[labels] += price
-        named = {id(leaf): name for name, _, value in self._tape.steps for leaf in _tensors(value)}
+        named: dict[int, str] = {}
+        for name, _, value in self._tape.steps:
+            for leaf in _tensors(value):
+                named.setdefault(id(leaf), name)  # an identity returns what another node has made
         gathers = {
             named[key]: Gather(named[id(entry)], dim, positions)
             for key, (entry, dim, positions) in self._gathers.items()

@@ -94,10 +94,10 @@ class Tape:
     Attributes:
         steps: for each FX node, in order: its name, the calls made while it ran, and its fake value.
         tensors: the fake stand-in of each parameter and buffer, by name.
-        constants: the real tensor behind a fake one whose content cannot change, by ``id``.
+        constants: the real buffer behind a fake one, by ``id``.
     """
 
-    provided_by: ClassVar[str] = "record-tape"
+    provided_by: ClassVar[str] = "fx_oto.trace"
 
     steps: tuple[tuple[str, tuple[OpCall, ...], Any], ...]
     tensors: dict[str, Tensor]
@@ -143,7 +143,7 @@ def fake_run(
     stand_ins = {f"model.{name}": by_real[id(tensor)] for name, tensor in _every_name(model).items()}
     args, kwargs = tree_map_only(Tensor, lambda t: _fake(fake, t), (inputs.args, dict(inputs.kwargs)))
     try:
-        with _quiet(), evaluating(model), torch.no_grad(), fake, mode:
+        with _plainly(), evaluating(model), torch.no_grad(), fake, mode:
             torch.func.functional_call(_Runner(model, recorder), stand_ins, args, kwargs)
     except Exception as error:
         raise _explain(error, recorder, model, inputs) from error
@@ -151,14 +151,17 @@ def fake_run(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch from logging errors that are about to be raised, and explained, anyway."""
+def _plainly() -> Iterator[None]:
+    """Keep torch from logging errors that will be explained, and from fusing attention into one opaque call."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before, logger.disabled = logger.disabled, True
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
         logger.disabled = before
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _every_name(gm: nn.Module) -> dict[str, Tensor]:

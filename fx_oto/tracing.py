@@ -77,7 +77,7 @@ def _symbolic_trace(model: nn.Module, inputs: ExampleInputs) -> GraphModule:
         tracer = _SourceTracer()
         graph = tracer.trace_in(True, model, defaults)
         if tracer.asked_for_mode:
-            graph = merge_modes(graph, _SourceTracer(tracer.constants).trace_in(False, model, defaults))
+            graph = merge_modes(graph, _SourceTracer(tracer.constants).trace_in(False, model, defaults), model)
             setattr(model, FLAG, TrainingFlag())
         gm = GraphModule(model, graph, type(model).__name__)
     return _with_modes_of(gm, model)
@@ -144,6 +144,8 @@ def _defaults(model: nn.Module, inputs: ExampleInputs) -> dict[str, Any]:
 
 class _SourceTracer(Tracer):
     """torch.fx's tracer, with each node's line in the user's code and constants shared between two traces."""
+
+    proxy_buffer_attributes = True  # what the code does to a buffer belongs into the graph
 
     def __init__(self, earlier: dict[str, Tensor] | None = None) -> None:
         super().__init__()

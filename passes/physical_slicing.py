@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from torch.fx import GraphModule, Node
 from fx_oto.context import Context
 from fx_oto.cuts import Cuts
 from fx_oto.dependencies import Adjustment, Dependencies
-from fx_oto.errors import InputError, NothingToCompressError, SlicingError
+from fx_oto.errors import FxOtoWarning, InputError, NothingToCompressError, SlicingError
 from fx_oto.graph import clone_module, graph_copy, tensor_names, training_modes
 from fx_oto.masks import MASKS
 from fx_oto.pipeline import Pass
@@ -56,7 +57,7 @@ class PhysicalSlicing(Pass):
             InputError: a parameter holds NaN or infinite values.
         """
         found = context.get(Dependencies)
-        _check_finite(tensor_names(gm))
+        _check_finite(dict(gm.named_parameters()))
         cuts = Cuts(found, _kept_atoms(gm, found))
         plan = SlicingPlan(cuts.axes, cuts)
         compact = _sliced_copy(gm, plan)
@@ -90,12 +91,27 @@ def _kept_atoms(gm: GraphModule, found: Dependencies) -> Tensor:
                 "the network would be cut in two: keep at least one (a smaller target, or a minimum per family)"
             )
         kept[family.classes[zero]] = False
+    _keep_one_of_each_value(kept, found)
     if kept.all():
         raise NothingToCompressError(
             f"none of the {zigs.num_zigs} ZIGs is zero, so there is nothing to cut: train with fx_oto.DHSPG(gm, …) "
             "until its target is reached, pass train=… to compress, or try fx_oto.partition(gm).zero_(0.5)"
         )
     return kept[found.roots]
+
+
+def _keep_one_of_each_value(kept: Tensor, found: Dependencies) -> None:
+    """Put one ZIG back where nothing of a value would be left, such as one part of a split: it stays, being zero."""
+    for node, value in found.values.items():
+        for layer in (layer for layers in value for layer in layers):
+            classes = found.roots[layer.labels]
+            if not kept[classes].any():
+                kept[classes.reshape(-1)[0]] = True
+                warnings.warn(
+                    f"every channel of node {node!r} is zero: one is kept, so that something of it is left",
+                    FxOtoWarning,
+                    stacklevel=2,
+                )
 
 
 def _sliced_copy(gm: GraphModule, plan: SlicingPlan) -> GraphModule:
@@ -138,8 +154,8 @@ def _select(tensor: Tensor, kept: dict[int, Tensor]) -> Tensor:
 def _contribution(gm: GraphModule, cuts: Cuts, node: Node, adjustment: Adjustment) -> Tensor:
     """What the removed channels, each worth a constant, added to each kept output of a linear node."""
     parameter: Any = None if node.op == "call_module" else [*node.args[1:], node.kwargs.get("weight")][0]
-    name = f"{node.target}.weight" if parameter is None else str(parameter.target)
-    weight = gm.get_parameter(name).detach()
+    weight = gm.get_parameter(f"{node.target}.weight" if parameter is None else str(parameter.target)).detach()
+    name = next(name for name, tensor in gm.named_parameters() if tensor.data_ptr() == weight.data_ptr())
     gone = ~cuts.kept_labels(adjustment.labels)
     columns = weight[:, gone.to(weight.device)]
     columns = columns.flatten(2).sum(-1) if columns.ndim > 2 else columns
@@ -153,4 +169,5 @@ def _check_sizes(compact: GraphModule, context: Context) -> None:
     try:
         record_tape(compact, context.inputs)
     except InputError as error:
-        raise SlicingError(f"after slicing, {error}. Please report this model") from error
+        reason = str(error).removeprefix("the model does not run on the example inputs").split("; found ")[0]
+        raise SlicingError(f"the sliced model does not fit together{reason}. Please report this model") from error

@@ -53,11 +53,16 @@ def rewrite(gm: GraphModule, cuts: Cuts, fold: Fold) -> None:
 
 
 def _positional(node: Node) -> None:
-    """Bring what a node works on to the first position, where the handlers look for it."""
+    """Bring what a node works on to the first position, and call arguments as ATen does: the handlers rely on it."""
+    if node.op != "call_module":
+        node.kwargs = {_ALIASES.get(key, key): value for key, value in node.kwargs.items()}
     for name in ("input", "self", "tensor"):
         if not node.args and isinstance(node.kwargs.get(name), Node):
             node.args = (node.kwargs[name],)
             node.kwargs = {key: value for key, value in node.kwargs.items() if key != name}
+
+
+_ALIASES = {"axis": "dim", "keepdims": "keepdim", "x": "input"}
 
 
 def _find_stale(edit: Editor) -> set[Node]:
@@ -110,7 +115,9 @@ def _erase(edit: Editor, stale: set[Node]) -> None:
 _HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(("shape", "size", "sym_size"), sizes.read_size),
     **dict.fromkeys(("numel", "nelement"), sizes.read_count),
-    **dict.fromkeys(("view", "_unsafe_view", "reshape", "expand", "expand_as", "unflatten"), sizes.use_sizes),
+    **dict.fromkeys(
+        ("view", "_unsafe_view", "reshape", "expand", "expand_as", "broadcast_to", "unflatten"), sizes.use_sizes
+    ),
     **dict.fromkeys(
         ("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk"), movement.split
     ),

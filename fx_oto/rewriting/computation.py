@@ -34,7 +34,7 @@ def _channel_dim(edit: Editor, node: Node, weight_ndim: int) -> int:
 
 def groups(edit: Editor, node: Node) -> None:
     """Functional grouped convolution: groups are channels over channels per group."""
-    transposed = "transpose" in op_name(node)
+    transposed = "transpose" in op_name(node) or (op_name(node) == "convolution" and node.args[6])
     position = 8 if op_name(node) == "convolution" else 6
     groups = edit.argument(node, position, "groups", 1)
     if groups == 1:
@@ -76,9 +76,11 @@ def _norm(edit: Editor, node: Node, count: int) -> None:
 
 
 def _mean(edit: Editor, node: Node, share: float) -> None:
-    dim = edit.argument(node, 1, "dim")
-    keepdim = edit.argument(node, 2, "keepdim", False)
-    edit.replace(node, mean_over, node.args[0], dim, keepdim, share)
+    if node.target is mean_over:  # two of its dimensions are cut
+        node.update_arg(3, node.args[3] * share)  # type: ignore[operator]
+        return
+    dim, keepdim = edit.argument(node, 1, "dim"), edit.argument(node, 2, "keepdim", False)
+    edit.replace(node, mean_over, node.args[0], dim, keepdim, share, node.kwargs.get("dtype"))
 
 
 def _fold(edit: Editor, node: Node, contribution: Tensor) -> None:

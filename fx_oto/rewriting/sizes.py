@@ -68,19 +68,22 @@ def use_sizes(edit: Editor, node: Node) -> None:
     source = node.args[0]
     if not isinstance(source, Node) or not (cut or edit.cut(source)):
         return
-    created = _created(edit, node, source) if op_name(node).startswith("expand") else set()
+    created = _created(edit, node, source) if op_name(node).startswith(("expand", "broadcast")) else set()
     if op_name(node) == "expand_as":
         _select_created(edit, node, {dim for dim in created if dim in cut and dim not in edit.cut(node.args[1])})
         return
-    first = 2 if op_name(node) == "unflatten" else 1
-    given = node.args[first:] or (node.kwargs.get("shape", node.kwargs.get("size", node.kwargs.get("sizes"))),)
+    lead: tuple[Any, ...] = (source,)
+    if op_name(node) == "unflatten":
+        lead = (source, edit.argument(node, 1, "dim") % len(edit.shape(source)))
+    offset = 0 if len(lead) == 1 else lead[1]
+    by_name = [node.kwargs[key] for key in ("shape", "size", "sizes") if key in node.kwargs]
+    given = node.args[len(lead) :] or by_name
     sizes = list(given[0]) if len(given) == 1 and isinstance(given[0], list | tuple) else list(given)
-    offset = node.args[1] % source.meta["val"].ndim if first == 2 else 0
     for dim, index in cut.items():
         place = dim - offset
         if dim not in created and 0 <= place < len(sizes):
             sizes[place] = _resized(edit, node, sizes[place], edit.shape(node)[dim], len(index))
-    node.args = (*node.args[:first], tuple(sizes))
+    node.args = (*lead, tuple(sizes))
     node.kwargs = {}
     _select_created(edit, node, created & set(cut))
 

@@ -33,10 +33,11 @@ _BY_NAME: dict[str, Rule] = {
     ),
     **dict.fromkeys(("view", "_unsafe_view", "_reshape_alias", "reshape"), movement.view),
     **dict.fromkeys(
-        ("flip", "roll", "pixel_shuffle", "pixel_unshuffle", "native_channel_shuffle", "channel_shuffle", "repeat"),
+        ("flip", "pixel_shuffle", "pixel_unshuffle", "native_channel_shuffle", "channel_shuffle", "repeat"),
         movement.movement,
     ),
     **dict.fromkeys(("index", "index_select"), movement.index),
+    "roll": movement.roll,
     "cat": movement.concatenate,
     "stack": movement.stack,
     "expand": movement.expand,

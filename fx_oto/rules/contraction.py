@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fx_oto.closure import Grouped
 from fx_oto.labels import UNKNOWN, ZERO, Layer, align
-from fx_oto.propagation import Propagation
+from fx_oto.propagation import FIXED, Propagation
 from fx_oto.rules.pointwise import Operand, combine
 from fx_oto.tape import OpCall
 
@@ -170,45 +170,40 @@ def _channels(p: Propagation, layers: Sequence[Layer], dims: tuple[int, ...], sp
 
 
 def _grouped(p: Propagation, sides: Sequence[Operand], groups: int, transposed: bool, width: int) -> list[Layer]:
+    """Input and output channels stay a grid of groups; the weight's second axis is shared by all groups."""
     inputs, kernel = sides
-    incoming = _along(inputs.layers, 1)
-    rows, shared = _along(kernel.layers, 0), _along(kernel.layers, 1)
-    if incoming is not None:
-        p.freeze_where(incoming.removed != 0, incoming.labels, _NOT_ZERO)
-    if not kernel.weight:
-        for layer in kernel.layers:
-            p.freeze(layer.labels, "a grouped convolution has a computed weight")
-    if rows is None:
+    incoming, rows, shared = _along(inputs.layers, 1), _along(kernel.layers, 0), _along(kernel.layers, 1)
+    if rows is None or not kernel.weight:
         for layer in (*inputs.layers, *kernel.layers):
-            p.freeze(layer.labels, "a grouped convolution has a weight whose size is fixed")
+            p.freeze(layer.labels, "a grouped convolution has a computed weight")
         return []
-    shared_labels = None if shared is None else shared.labels.reshape(-1)
-    if transposed:
-        outgoing = p.atoms.fresh(width)
-        p.consume(rows.labels)
-        if incoming is not None:
-            p.unite(incoming.labels.reshape(-1), rows.labels.reshape(-1))
-        if shared_labels is not None:
-            p.produce(shared_labels)
-        elif incoming is None:
-            p.freeze(outgoing, "each group has one output, and its input is kept whole")
-        _freeze_if(p, incoming is None, rows.labels)
+    if incoming is None:  # an input that is kept whole keeps what reads it
+        read = rows if transposed else shared
+        if read is not None:
+            p.freeze(read.labels, FIXED)
     else:
-        outgoing = rows.labels.reshape(-1)
-        p.produce(outgoing)
-        if shared_labels is not None:
-            p.consume(shared_labels)
-        if shared_labels is not None:
-            _freeze_if(p, incoming is None, shared_labels)
+        p.freeze_where(incoming.removed != 0, incoming.labels, _NOT_ZERO)
+    outgoing = _outgoing(p, incoming, rows, shared, width) if transposed else rows.labels.reshape(-1)
+    read, made = (rows, shared) if transposed else (shared, rows)
+    if read is not None:
+        p.consume(read.labels)
+    if made is not None:
+        p.produce(made.labels)
     grid = None if incoming is None else incoming.labels.reshape(groups, -1)
+    common = None if shared is None else shared.labels.reshape(-1)
     why = p.reason("whole groups of the convolution can go, so each group keeps all its channels")
-    p.grouped(Grouped(grid, outgoing.view(groups, -1), shared_labels, not transposed, why))
+    p.grouped(Grouped(grid, outgoing.view(groups, -1), common, not transposed, why))
     return [Layer(outgoing.view(1, -1), ZERO.view(1, 1))]
 
 
-def _freeze_if(p: Propagation, condition: bool, labels: Tensor) -> None:
-    if condition:
-        p.freeze(labels, "it is combined with a tensor that is kept whole, such as the input")
+def _outgoing(p: Propagation, incoming: Layer | None, rows: Layer, shared: Layer | None, width: int) -> Tensor:
+    """Output channels of a transposed convolution, whose weight has one row for each input channel."""
+    outgoing = p.atoms.fresh(width)
+    if incoming is not None:
+        p.unite(incoming.labels.reshape(-1), rows.labels.reshape(-1))
+    elif shared is None:
+        p.freeze(outgoing, "each group has one output, and its input is kept whole")
+    return outgoing
 
 
 def _along(layers: Sequence[Layer], dim: int) -> Layer | None:

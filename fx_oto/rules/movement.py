@@ -13,7 +13,7 @@ from fx_oto.labels import UNKNOWN, Layer, compress, reshape
 from fx_oto.propagation import Propagation, Region
 from fx_oto.tape import OpCall
 
-__all__ = ["concatenate", "create", "expand", "identity", "index", "movement", "pad", "view"]
+__all__ = ["concatenate", "create", "expand", "identity", "index", "movement", "pad", "roll", "view"]
 
 _Rule = TypeVar("_Rule", bound=Callable[[OpCall, Propagation], None])
 _Move = Callable[[Tensor], list[Tensor]]
@@ -46,6 +46,17 @@ def movement(call: OpCall, p: Propagation) -> None:
         return [compress(leaf) for leaf in tree_leaves(call.func(*args, **call.kwargs)) if isinstance(leaf, Tensor)]
 
     _follow(call, p, source, move)
+
+
+@_moves_data
+def roll(call: OpCall, p: Propagation) -> None:
+    """``roll``: along a tracked dimension slicing can select, but not together with another one."""
+    source, dims = call.args[0], [dim % call.out.ndim for dim in call.arg("dims")]
+    if len(dims) != 1:
+        for layer in p.layers(source):
+            if not dims or set(dims).intersection(layer.dims):
+                p.freeze(layer.labels, "it is rolled together with another dimension")
+    movement(call, p)
 
 
 @_moves_data
@@ -153,8 +164,8 @@ def _is_gather(out: Tensor, region: Region) -> bool:
 def concatenate(call: OpCall, p: Propagation) -> None:
     """``cat``: labels are concatenated as the values are; what has none gets atom 0."""
     tensors = [t for t in call.args[0] if t.numel()]
-    dim = (call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)) % call.out.ndim
-    p.put(call.out, _joined(tensors, [p.layers(t) for t in tensors], dim))
+    dim = call.arg("dim") % call.out.ndim
+    p.put(call.out, _joined(p, tensors, [p.layers(t) for t in tensors], dim))
     if all(p.is_weight(t) for t in tensors):
         p.put_weight(call.out)
 
@@ -163,17 +174,20 @@ def concatenate(call: OpCall, p: Propagation) -> None:
 def stack(call: OpCall, p: Propagation) -> None:
     """``stack``: ``cat`` along a new dimension."""
     tensors = call.args[0]
-    dim = (call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)) % call.out.ndim
+    dim = call.arg("dim") % call.out.ndim
     lifted = [[layer.map(lambda t: t.unsqueeze(dim)) for layer in p.layers(t)] for t in tensors]
-    p.put(call.out, _joined([t.unsqueeze(dim) for t in tensors], lifted, dim))
+    p.put(call.out, _joined(p, [t.unsqueeze(dim) for t in tensors], lifted, dim))
     if all(p.is_weight(t) for t in tensors):
         p.put_weight(call.out)
 
 
-def _joined(tensors: Sequence[Tensor], layers: Sequence[Sequence[Layer]], dim: int) -> list[Layer]:
+def _joined(p: Propagation, tensors: Sequence[Tensor], layers: Sequence[Sequence[Layer]], dim: int) -> list[Layer]:
     joined = []
     for dims in _clusters([layer.dims for operand in layers for layer in operand]):
-        chosen = [next((layer for layer in operand if dims.intersection(layer.dims)), None) for operand in layers]
+        fitting = [[layer for layer in operand if dims.intersection(layer.dims)] for operand in layers]
+        chosen = [found[0] if found else None for found in fitting]
+        for extra in (layer for found in fitting for layer in found[1:]):
+            p.freeze(extra.labels, "two of its dimensions are tied together")
         spread = [[1 if layer is None else layer.labels.size(d) for layer in chosen] for d in range(tensors[0].ndim)]
         shape = [max(sizes) for sizes in spread]
         labels, removed = [], []
@@ -276,8 +290,8 @@ def index(call: OpCall, p: Propagation) -> None:
     source = call.args[0]
     real = [p.constant(t) for t in call.inputs[1:]]
     known = all(t is not None for t in real)
-    if not known and any(_reads(call, layer) for layer in p.layers(source)):
-        p.freeze_value(source, "it is indexed by values that depend on data")
+    if (not known or len(real) > 1) and any(_reads(call, layer) for layer in p.layers(source)):
+        p.freeze_value(source, "it is indexed by several tensors, or by one that depends on data")
         return
     constants = iter(real)
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fx_oto.labels import UNKNOWN, ZERO, Layer, align
-from fx_oto.propagation import Propagation
+from fx_oto.labels import UNKNOWN, ZERO, Layer
+from fx_oto.propagation import FIXED, Propagation
 from fx_oto.tape import OpCall
 
 __all__ = ["batch_norm", "group_norm", "layer_norm"]
@@ -68,8 +68,8 @@ def group_norm(call: OpCall, p: Propagation) -> None:
         else:
             grid = narrowed.labels.reshape(groups, -1)
             p.unite(grid, grid[:, :1])
-            if not p.rewritable:
-                p.freeze(grid, "it is normalised in groups inside an opaque function")
+            if not p.can_adjust("norm"):
+                p.freeze(grid, "it is normalised in groups in a way that slicing cannot rewrite")
         layers.append(Layer(narrowed.labels, _affine(p, weight, bias, narrowed, (1,), source.ndim)))
     _keep_unmatched(p, (weight, bias), layers)
     p.put(call.out, layers)
@@ -87,7 +87,7 @@ def _affine(
     worth = UNKNOWN if weight is None else _couple(p, weight, layer.labels.reshape(-1))
     shift = ZERO if bias is None else _couple(p, bias, layer.labels.reshape(-1))
     scaled = torch.where(worth == 0, ZERO, UNKNOWN)
-    return align((scaled + shift).reshape(-1), 1).reshape([-1 if dim in dims else 1 for dim in range(ndim)])
+    return (scaled + shift).reshape([-1 if dim in dims else 1 for dim in range(ndim)])
 
 
 def _couple(p: Propagation, tensor: Tensor, labels: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def _couple(p: Propagation, tensor: Tensor, labels: Tensor) -> Tensor:
     layers = p.layers(tensor)
     if not layers:
         if tensor.numel() > 1:
-            p.freeze(labels, "it is combined with a tensor that is kept whole, such as the input")
+            p.freeze(labels, FIXED)
         return UNKNOWN
     p.unite(labels, layers[0].labels.reshape(-1))
     if p.is_weight(tensor):
@@ -106,4 +106,4 @@ def _couple(p: Propagation, tensor: Tensor, labels: Tensor) -> Tensor:
 def _keep_unmatched(p: Propagation, tensors: Sequence[Tensor | None], layers: Sequence[Layer]) -> None:
     if not layers:
         for tensor in tensors:
-            p.freeze_value(tensor, "it is combined with a tensor that is kept whole, such as the input")
+            p.freeze_value(tensor, FIXED)

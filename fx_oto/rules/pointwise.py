@@ -11,12 +11,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fx_oto.labels import UNKNOWN, Layer, align, compress
-from fx_oto.propagation import Propagation
+from fx_oto.propagation import FIXED, Propagation
 from fx_oto.tape import OpCall
 
 __all__ = ["Operand", "combine", "glu", "join", "overwrite", "pointwise"]
 
-# Stand-ins for a value that depends on data; a result that is the same for all of them does not depend on it.
+# Ops in which an operand that is known can decide the result, whatever the others are: 0 · x, 0 / x, where(x, a, a).
+_ABSORBING = {"mul", "div", "where", "masked_fill", "addcmul", "addcdiv", "lerp", "native_dropout", "_prelu_kernel"}
+_IGNORING = {"zeros_like", "ones_like", "full_like"}
+# Stand-ins for an operand that is not known, in these ops.
 _PROBES = torch.tensor([-1.3, 0.7, 2.9, -41.0, 33.0], dtype=torch.float64)
 
 
@@ -27,7 +30,6 @@ class Operand:
     shape: Sequence[int]
     layers: Sequence[Layer]
     weight: bool = False
-    dtype: torch.dtype = torch.float32
 
 
 def pointwise(call: OpCall, p: Propagation) -> None:
@@ -35,7 +37,7 @@ def pointwise(call: OpCall, p: Propagation) -> None:
     tensors = call.inputs
     if not any(p.layers(t) for t in tensors):
         return
-    operands = [Operand(t.shape, p.layers(t), p.is_weight(t), t.dtype) for t in tensors]
+    operands = [Operand(t.shape, p.layers(t), p.is_weight(t)) for t in tensors]
     layers = combine(p, operands, call.out.ndim, lambda values: _evaluate(call, values, p.memo))
     for out in call.outputs:
         p.put(out, layers)
@@ -104,7 +106,7 @@ def combine(
         present = {position for position, _ in members}
         for position, operand in enumerate(operands):
             if position not in present and _spans(operand.shape, ndim, dims):
-                p.freeze(labels, "it is combined with a tensor that is kept whole, such as the input")
+                p.freeze(labels, FIXED)
         for position, layer in members:
             if operands[position].weight:
                 p.produce(layer.labels)
@@ -141,6 +143,13 @@ def _worth(position: int, members: list[tuple[int, Layer]], ndim: int) -> Tensor
 
 def _evaluate(call: OpCall, values: list[Tensor], memo: dict[Any, Tensor]) -> Tensor:
     """Run the op on removed values; where unknown ones decide the result, it is unknown."""
+    name = call.name.removesuffix("_")
+    partly = name in _ABSORBING and not all(bool(value.isnan().all()) for value in values)
+    if not partly and name not in _IGNORING and any(bool(value.isnan().any()) for value in values):
+        if all(value.numel() == 1 for value in values) or len(values) > 1:
+            return UNKNOWN.view((1,) * values[0].ndim)
+        known = _probe(call, [torch.nan_to_num(value) for value in values])
+        return torch.where(values[0].isnan(), UNKNOWN, known)
     if any(value.numel() > 1 for value in values):
         return _probe(call, values)
     key = _key(call, values)

@@ -62,7 +62,8 @@ def reduction(call: OpCall, p: Propagation) -> None:
 
 def _absorb(call: OpCall, p: Propagation, layer: Layer) -> None:
     """Everything tracked by this layer is reduced away."""
-    if call.name not in _NEUTRAL or _optional(call, "ord") == 0:
+    order = _optional(call, "ord") or _optional(call, "p") or 2
+    if call.name not in _NEUTRAL or order < 0:
         p.freeze(layer.labels, f"{call.name} runs over it")
         return
     p.freeze_where(

@@ -368,3 +368,46 @@ def test_the_whole_job_in_one_call():
     x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(small.eval()(x), model.eval()(x), rtol=1e-10, atol=1e-12)
     assert sum(p.numel() for p in small.parameters()) < 0.5 * sum(p.numel() for p in model.parameters())
+
+
+def test_frozen_parameters_are_never_written():
+    model = make_net()
+    model[0].weight.requires_grad_(False)
+    before = model[0].weight.clone()
+    gm = fx_oto.prepare(model, IMAGE.double())
+    optimizer = fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.05, target_group_sparsity=0.5, start_step=1, end_step=5)
+    train(gm, optimizer, 6)
+    assert torch.equal(model[0].weight, before)
+    assert [int(zero.sum()) for zero in fx_oto.partition(gm).zeros()] == [0, 16]
+    with pytest.raises(fx_oto.SettingsError, match=r"cannot be reached.*1 families have parameters with requires_grad"):
+        fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.05, target_group_sparsity=0.7, total_steps=9)
+
+
+def test_a_model_without_groups_is_refused():
+    gm = fx_oto.prepare(nn.Linear(3, 3), torch.randn(2, 3))
+    with pytest.raises(fx_oto.SettingsError, match=r"no axis of this model can be pruned"):
+        fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.05, target_group_sparsity=0.5, total_steps=9)
+
+
+def test_groups_and_state_are_the_bases():
+    gm = prepared()
+    optimizer = fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.05, momentum=0.9, target_group_sparsity=0.5, total_steps=9)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "lr": 0.1})
+    assert [group["lr"] for group in optimizer.base.param_groups] == [0.05, 0.1]
+    assert optimizer.param_groups is optimizer.base.param_groups
+    assert optimizer.state is optimizer.base.state
+
+
+def test_a_base_that_takes_several_steps_in_one_is_refused():
+    with pytest.raises(fx_oto.SettingsError, match=r"LBFGS takes several steps in one"):
+        fx_oto.DHSPG(prepared(), torch.optim.LBFGS, target_group_sparsity=0.5, total_steps=9)
+
+
+def test_another_models_state_is_refused():
+    optimizer = fx_oto.DHSPG(prepared(), torch.optim.SGD, lr=0.05, target_group_sparsity=0.5, total_steps=9)
+    other = fx_oto.prepare(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4))
+    state = fx_oto.DHSPG(other, torch.optim.SGD, lr=0.05, target_group_sparsity=0.5, total_steps=9).state_dict()
+    with pytest.raises(fx_oto.SettingsError, match=r"this state has 1 families, the model has 2"):
+        optimizer.load_state_dict(state)
+    with pytest.raises(fx_oto.SettingsError, match=r"the key 'dhspg' is missing"):
+        optimizer.load_state_dict(optimizer.base.state_dict())

@@ -131,3 +131,14 @@ def test_unbound_partition(net):
 def test_one_base_catches_them_all():
     kinds = [getattr(fx_oto, name) for name in fx_oto.__all__ if name.endswith("Error")]
     assert all(issubclass(kind, fx_oto.FxOtoError) for kind in kinds)
+
+
+def test_lazy_parameters():
+    with pytest.raises(fx_oto.InputError, match=r"0.weight is not initialised yet: run the model once"):
+        fx_oto.prepare(nn.Sequential(nn.LazyConv2d(8, 3), nn.ReLU()), IMAGE)
+
+
+def test_settings_of_training_without_training(net):
+    gm = fx_oto.prepare(net, IMAGE)
+    with pytest.raises(fx_oto.SettingsError, match=r"without train=…, .* so lr, example_inputs cannot be used"):
+        fx_oto.compress(gm, IMAGE, lr=0.1)

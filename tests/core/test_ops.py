@@ -61,6 +61,12 @@ def focus(m, x):
     return m.b(torch.cat(parts, 1))
 
 
+def selective(m, x):
+    pooled = x.mean((2, 3))
+    gates = torch.stack([m.f(pooled), m.g(pooled)], 1).softmax(1)
+    return m.o((torch.stack([m.a(x), m.b(x)], 1) * gates[..., None, None]).sum(1))
+
+
 def swiglu(m, x):
     gate, value = m.a(x).chunk(2, dim=-1)
     return m.b(F.silu(gate) * value)
@@ -312,6 +318,111 @@ CASES = {
         4,
     ),
     "focus": (Net(focus, a=conv(3, 8), b=conv(32, 4)), IMAGE, 8),
+    "linear over permuted dimensions": (
+        Net(lambda m, x: m.b(F.relu(m.a(x.permute(0, 2, 3, 1)))), a=nn.Linear(3, 8), b=nn.Linear(8, 4)),
+        IMAGE,
+        8,
+    ),
+    "linear over transposed dimensions": (
+        Net(lambda m, x: m.b(F.relu(m.a(x.transpose(1, 2)))), a=nn.Linear(16, 8), b=nn.Linear(8, 4)),
+        torch.randn(2, 16, 5),
+        8,
+    ),
+    "linear over an expanded input": (
+        Net(lambda m, x: m.b(m.a(x[:, :1].expand(-1, 7, -1))), a=nn.Linear(5, 8), b=nn.Linear(8, 4)),
+        torch.randn(2, 16, 5),
+        8,
+    ),
+    "batched product with an expanded parameter": (
+        Net(
+            lambda m, x: m.b(torch.baddbmm(m.v, x, m.w.expand(x.shape[0], 5, 8))),
+            v=param(1, 1, 8),
+            w=param(1, 5, 8),
+            b=nn.Linear(8, 4),
+        ),
+        torch.randn(2, 3, 5),
+        8,
+    ),
+    "kernels added": (
+        Net(
+            lambda m, x: m.b(F.relu(F.conv2d(x, m.w + F.pad(m.w2, (1, 1, 1, 1)), m.v))),
+            w=param(8, 3, 3, 3),
+            w2=param(8, 3, 1, 1),
+            v=param(8),
+            b=conv(8, 4),
+        ),
+        IMAGE,
+        8,
+    ),
+    "cosine similarity": (
+        Net(
+            lambda m, x: F.cosine_similarity(m.a(x).unsqueeze(1), m.w.unsqueeze(0), dim=-1),
+            a=nn.Linear(5, 8),
+            w=param(6, 8),
+        ),
+        torch.randn(2, 5),
+        8,
+    ),
+    "selective kernels": (
+        Net(
+            selective,
+            a=conv(3, 8),
+            b=conv(3, 8),
+            f=nn.Linear(3, 8),
+            g=nn.Linear(3, 8),
+            o=conv(8, 4),
+        ),
+        IMAGE,
+        8,
+    ),
+    "count in arithmetic": (two(lambda m, x: x / (x.numel() // x.shape[0])), IMAGE, 8),
+    "count in a view": (
+        Net(
+            lambda m, x: m.b(m.a(x).view(x.shape[0], 8 * x[0, 0].numel())),
+            a=conv(3, 8),
+            b=nn.Linear(512, 4),
+        ),
+        IMAGE,
+        8,
+    ),
+    "mean by axis": (
+        Net(lambda m, x: m.b(m.a(x).mean(axis=1, keepdims=True)), a=conv(3, 8), b=conv(1, 4)),
+        IMAGE,
+        8,
+    ),
+    "unflatten by name": (
+        Net(
+            lambda m, x: m.b(m.a(x).unflatten(dim=1, sizes=(8, 4, 4))),
+            a=nn.Linear(5, 8 * 16),
+            b=nn.Conv2d(8, 4, 2),
+        ),
+        torch.randn(2, 5),
+        8,
+    ),
+    "broadcast_to": (two(lambda m, x: x * m.g(x).broadcast_to(x.shape), g=conv(8, 1)), IMAGE, 8),
+    "shuffle, then nothing": (two(lambda m, x: m.d(m.i(shuffle(x, 2))), d=nn.Dropout(), i=nn.Identity()), IMAGE, 8),
+    "roll of two dimensions": (two(lambda m, x: torch.roll(x, (1, 2), (1, 3))), IMAGE, 0),
+    "two index tensors": (
+        two(lambda m, x: x[:, m.i, m.i][:, :, None], i=torch.arange(8)),
+        IMAGE,
+        0,
+    ),
+    "comparison with what depends on data": (
+        two(lambda m, x: (F.relu(m.n(x)) == 0).to(x.dtype), n=nn.BatchNorm2d(8, affine=False)),
+        IMAGE,
+        0,
+    ),
+    "smallest absolute value": (
+        two(lambda m, x: x * torch.linalg.vector_norm(x, -1, 1, keepdim=True)),
+        IMAGE,
+        0,
+    ),
+    "sigmoid before a transposed weight": (
+        Net(lambda m, x: F.linear(torch.sigmoid(m.a(x)), m.w.t()), a=nn.Linear(5, 8), w=param(8, 4)),
+        torch.randn(2, 5),
+        0,
+    ),
+    "sorted pixels": (two(lambda m, x: x.flatten(2).sort(2)[0].view(x.shape).cumsum(3)), IMAGE, 8),
     "broadcast": (
         Net(
             lambda m, x: m.b(m.a(x) * m.s(x.mean((2, 3)))[:, :, None, None] - 0.5 * m.a(x)),

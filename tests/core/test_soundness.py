@@ -147,3 +147,70 @@ def test_tied_weights_stay_tied():
     small = result.small
     assert small.get_parameter("embed.weight") is small.get_submodule("out").weight
     assert small.get_parameter("embed.weight").shape == (11, 4)
+
+
+class Parts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x):
+        first, second = self.a(x).chunk(2, 1)
+        return self.b(torch.cat([F.relu(first), second], 1))
+
+
+def test_a_part_that_is_zero_altogether_keeps_one_zero_channel():
+    model = Parts().double().eval()
+    with torch.no_grad():
+        model.a.weight[:4], model.a.bias[:4] = 0, 0
+    gm = fx_oto.prepare(model, IMAGE.double())
+    with pytest.warns(fx_oto.FxOtoWarning, match=r"every channel of node '\w+' is zero: one is kept"):
+        small = fx_oto.compress(gm)
+    assert small.get_submodule("a").out_channels == 5
+    torch.testing.assert_close(small(IMAGE.double()), model(IMAGE.double()), rtol=1e-10, atol=1e-12)
+
+
+class Dynamic(nn.Module):
+    """A convolution whose kernels are computed for each image."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.r, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 2), nn.Conv2d(6, 4, 3)
+        self.w = nn.Parameter(torch.randn(2, 6, 8, 3, 3))
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        n, c, h, w = x.shape
+        kernel = (torch.sigmoid(self.r(x.mean((2, 3)))) @ self.w.view(2, -1)).view(n * 6, c, 3, 3)
+        return self.b(F.conv2d(x.reshape(1, n * c, h, w), kernel, padding=1, groups=n).view(n, 6, h, w))
+
+
+def test_computed_kernels_of_a_grouped_convolution_are_kept_whole():
+    gm = fx_oto.prepare(Dynamic(), IMAGE)
+    assert not fx_oto.partition(gm).families
+
+
+def test_a_single_image_without_a_batch():
+    model = randomise(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).double())
+    gm = fx_oto.prepare(model, IMAGE[0].double())
+    fx_oto.partition(gm).zero_(0.5)
+    small = fx_oto.compress(gm)
+    torch.testing.assert_close(small(IMAGE[0].double()), model(IMAGE[0].double()), rtol=1e-10, atol=1e-12)
+    assert small.get_submodule("2").groups == 1
+
+
+def test_infinite_buffers_are_no_divergence():
+    model = Parts()
+    model.register_buffer("floor", torch.tensor(-torch.inf))
+    model.forward = lambda x: torch.maximum(Parts.forward(model, x), model.floor)
+    gm = fx_oto.prepare(model, IMAGE)
+    fx_oto.partition(gm).zero_(0.5)
+    assert fx_oto.compress(gm).get_submodule("a").out_channels == 4
+
+
+def test_the_copy_has_hooks_of_its_own():
+    gm = fx_oto.prepare(Parts(), IMAGE)
+    fx_oto.partition(gm).zero_(0.5)
+    small = fx_oto.compress(gm)
+    small.get_submodule("a").register_forward_hook(lambda *_: None)
+    assert not gm.get_submodule("a")._forward_hooks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 import fx_oto
 from fx_oto.graph import source_line
+from fx_oto.modes import TrainingFlag
 
 
 class Modal(nn.Module):
@@ -84,7 +86,11 @@ def test_values_are_recorded_and_the_batch_stays_dynamic():
 
 def test_nodes_know_the_users_source_line():
     gm = fx_oto.trace(Modal(), torch.randn(2, 3, 6, 6))
-    lines = [source_line(node) for node in gm.graph.nodes if node.op == "call_module" and node.name != "training_mode"]
+    lines = [
+        source_line(node)
+        for node in gm.graph.nodes
+        if node.op == "call_module" and not isinstance(gm.get_submodule(node.target), TrainingFlag)
+    ]
     assert all(line.rpartition(":")[0] == __file__ for line in lines)
 
 
@@ -166,3 +172,69 @@ def test_data_dependent_control_flow_is_refused_with_line_and_remedy():
     assert "torch.export" in str(caught.value)
     assert model.training
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+class Dice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.a(x)
+        return x if self.training and torch.rand(1).item() < 0.5 else self.b(x)
+
+
+def test_a_branch_taken_at_random_is_refused_and_the_dice_are_put_back():
+    model, x = Dice(), torch.randn(2, 4)
+    before = torch.random.get_rng_state()
+    with pytest.raises(fx_oto.TraceError, match=r"Dice.forward draws random numbers .* torch.rand_like\(x\)"):
+        fx_oto.trace(model, x)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+class OneSided(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+        self.register_buffer("seen", torch.zeros(4))
+
+    def forward(self, x):
+        x = self.a(x)
+        if self.training:
+            self.seen.mul_(0.9).add_(x.mean(0))
+        return x - self.seen
+
+
+def test_a_change_in_place_in_one_mode_only_is_refused():
+    model = OneSided()
+    with pytest.raises(fx_oto.TraceError, match=r"test_tracing\.py:\d+: code that runs in one training mode only"):
+        fx_oto.trace(model, torch.randn(2, 4))
+    assert not model.seen.any()
+
+
+class Counter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        self.calls.add_(1)
+        return self.a(x)
+
+
+def test_what_the_code_does_to_buffers_is_in_the_graph():
+    model = Counter()
+    gm = fx_oto.trace(model, torch.randn(2, 4))
+    assert int(model.calls) == 0
+    gm(torch.randn(2, 4))
+    assert int(model.calls) == 1
+
+
+def test_a_prepared_module_survives_pickling_and_can_be_prepared_again():
+    gm = fx_oto.prepare(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4))
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(gm))(x), gm(x))
+    again = fx_oto.prepare(gm, x)
+    assert fx_oto.partition(again).num_zigs == 8
+    assert again.code.count("apply_mask(") == gm.code.count("apply_mask(")
