@@ -94,13 +94,18 @@ class _Closure:
 
     def _meet_grouped(self, grid: Grouped) -> None:
         chosen = grid.positions()
-        if grid.inputs is not None and self._count(grid.groups()) > self._count(chosen):
+        if grid.inputs is not None and self._groups_leave_more(grid, grid.inputs):
             chosen = grid.groups()
             if grid.shared is not None:
                 self.frozen.append((grid.shared, grid.reason))
                 self.dead = torch.cat([self.dead, grid.shared])
         for union in chosen:
             self.atoms.unite(*union)
+
+    def _groups_leave_more(self, grid: Grouped, inputs: Tensor) -> bool:
+        units = self._count(grid.groups())
+        most = inputs.shape[1] + grid.outputs.shape[1]  # positions cannot leave more
+        return units > most or units > self._count(grid.positions())
 
     def _units(self, labels: Tensor) -> Tensor:
         """Root of each label, 0 for what is frozen."""
