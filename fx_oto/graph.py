@@ -21,7 +21,7 @@ __all__ = [
     "op_name",
     "source_line",
     "tensor_names",
-    "training_modes",
+    "with_modes_of",
 ]
 
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
@@ -51,11 +51,6 @@ def _submodule(node: Node) -> nn.Module:
     return owner.get_submodule(str(node.target))
 
 
-def training_modes(module: nn.Module) -> dict[str, bool]:
-    """The ``training`` flag of every submodule by name."""
-    return {name: child.training for name, child in module.named_modules(remove_duplicate=False)}
-
-
 @contextmanager
 def evaluating(module: nn.Module, training: bool = False) -> Iterator[None]:
     """Put a module and its children in one mode for a while, then restore each child's own."""
@@ -79,12 +74,14 @@ def graph_copy(gm: GraphModule) -> GraphModule:
     for before, after in renamed.items():
         after.meta = dict(before.meta)
     graph.set_codegen(copy.copy(gm.graph._codegen))
-    return _inherit(GraphModule(gm, graph, gm.__class__.__name__), gm)
+    new = with_modes_of(GraphModule(gm, graph, gm.__class__.__name__), gm)
+    new.meta = dict(gm.meta)
+    return new
 
 
-def _inherit(new: GraphModule, old: GraphModule) -> GraphModule:
-    new.meta = dict(old.meta)
-    modes = training_modes(old)
+def with_modes_of(new: GraphModule, old: nn.Module) -> GraphModule:
+    """Give a GraphModule the ``training`` flags of the module that it was made from."""
+    modes = {name: child.training for name, child in old.named_modules(remove_duplicate=False)}
     for name, child in new.named_modules(remove_duplicate=False):
         child.training = modes.get(name, old.training)
     return new

@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from fx_oto.context import Context, ExampleInputs
 from fx_oto.errors import InputError, TraceError
-from fx_oto.graph import evaluating, graph_copy, training_modes
+from fx_oto.graph import evaluating, graph_copy, with_modes_of
 from fx_oto.masks import MASKS, drop_masks
 from fx_oto.modes import FLAG, TrainingFlag, merge_modes
 from fx_oto.tape import record_tape
@@ -33,7 +33,8 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
     """Capture a model as a GraphModule that shares its parameters, buffers and leaf modules.
 
     The graph keeps both training modes: where the model's Python code asks for ``self.training``, the graph
-    asks again each time it runs. Sizes that the code reads from its inputs stay dynamic.
+    asks again each time it runs; what only one mode computes is computed in both, and dropped in the other. Sizes
+    that the code reads from its inputs stay dynamic.
 
     Args:
         model: any module; a GraphModule from ``torch.fx.symbolic_trace`` or ``torch.export`` is taken as it is.
@@ -80,7 +81,7 @@ def _symbolic_trace(model: nn.Module, inputs: ExampleInputs) -> GraphModule:
             graph = merge_modes(graph, _SourceTracer(tracer.constants).trace_in(False, model, defaults), model)
             setattr(model, FLAG, TrainingFlag())
         gm = GraphModule(model, graph, type(model).__name__)
-    return _with_modes_of(gm, model)
+    return with_modes_of(gm, model)
 
 
 @contextmanager
@@ -105,13 +106,6 @@ def _watching_mode() -> Iterator[list[nn.Module]]:
             del nn.Module.training
         else:
             nn.Module.training = before
-
-
-def _with_modes_of(gm: GraphModule, model: nn.Module) -> GraphModule:
-    modes = training_modes(model)
-    for name, child in gm.named_modules(remove_duplicate=False):
-        child.training = modes.get(name, model.training)
-    return gm
 
 
 @contextmanager

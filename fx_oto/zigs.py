@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import networkx as nx
 import torch
@@ -77,7 +76,14 @@ class Family:
 
 @dataclass(frozen=True)
 class FrozenAxis:
-    """Indices of a parameter's axis that are kept whole, and why."""
+    """Indices of a parameter's axis that are kept whole, and why.
+
+    Attributes:
+        tensor: name of the parameter.
+        dim: the axis.
+        size: how many of its indices.
+        reason: why.
+    """
 
     tensor: str
     dim: int
@@ -97,6 +103,7 @@ class Partition:
     Attributes:
         families: what can go.
         frozen: what cannot, with reasons.
+        module: the GraphModule that it speaks of; None in the context, where ``fx_oto.partition`` finds it.
     """
 
     provided_by: ClassVar[str] = "zig-partition"
@@ -174,29 +181,26 @@ class Partition:
         return graph
 
     def __str__(self) -> str:
-        frozen = [(f"{axis.tensor}[{axis.dim}]", axis.size, axis.reason) for axis in self.frozen]
-        return "\n\n".join(
-            [
-                f"{self.num_zigs} zero-invariant groups in {len(self.families)} families",
-                tabulate(list(self._rows()), self._HEADERS),
-                tabulate(frozen, ("kept whole", "indices", "reason")),
-            ]
-        )
+        prunable, frozen = self._tables("simple")
+        return f"{self._summary}\n\n{prunable}\n\n{frozen}"
 
     def _repr_html_(self) -> str:
+        return f"<b>{self._summary}</b>" + "".join(self._tables("html"))
+
+    @property
+    def _summary(self) -> str:
+        return f"{self.num_zigs} zero-invariant groups in {len(self.families)} families"
+
+    def _tables(self, style: str) -> tuple[str, str]:
+        prunable = [
+            (family.name, len(family), family.params_per_zig, round(family.macs_per_zig), _shortened(family.slots))
+            for family in self.families
+        ]
         frozen = [(f"{axis.tensor}[{axis.dim}]", axis.size, axis.reason) for axis in self.frozen]
         return (
-            f"<b>{self.num_zigs} zero-invariant groups in {len(self.families)} families</b>"
-            + str(tabulate(list(self._rows()), self._HEADERS, tablefmt="html"))
-            + str(tabulate(frozen, ("kept whole", "indices", "reason"), tablefmt="html"))
+            tabulate(prunable, ("family", "ZIGs", "params/ZIG", "MACs/ZIG", "slots"), tablefmt=style),
+            tabulate(frozen, ("kept whole", "indices", "reason"), tablefmt=style),
         )
-
-    _HEADERS: ClassVar[tuple[str, ...]] = ("family", "ZIGs", "params/ZIG", "MACs/ZIG", "slots")
-
-    def _rows(self) -> Iterator[tuple[Any, ...]]:
-        for family in self.families:
-            slots = ", ".join(str(slot) for slot in family.slots[:4]) + (" …" if len(family.slots) > 4 else "")
-            yield family.name, len(family), family.params_per_zig, round(family.macs_per_zig), slots
 
     def _bound(self) -> nn.Module:
         if self.module is None:
@@ -220,6 +224,10 @@ def partition(gm: GraphModule) -> Partition:
         8
     """
     return replace(Context.of(gm).get(Partition), module=gm)
+
+
+def _shortened(slots: tuple[Slot, ...]) -> str:
+    return ", ".join(map(str, slots[:4])) + (" …" if len(slots) > 4 else "")
 
 
 def _mask(module: nn.Module, position: int, family: Family) -> Tensor:

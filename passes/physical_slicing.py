@@ -14,7 +14,7 @@ from fx_oto.context import Context
 from fx_oto.cuts import Cuts
 from fx_oto.dependencies import Adjustment, Dependencies
 from fx_oto.errors import FxOtoWarning, InputError, NothingToCompressError, SlicingError
-from fx_oto.graph import clone_module, graph_copy, tensor_names, training_modes
+from fx_oto.graph import clone_module, graph_copy, tensor_names, with_modes_of
 from fx_oto.masks import MASKS
 from fx_oto.pipeline import Pass
 from fx_oto.rewriting import rewrite
@@ -125,12 +125,7 @@ def _sliced_copy(gm: GraphModule, plan: SlicingPlan) -> GraphModule:
         return done[id(tensor)]
 
     root = clone_module(gm, cut)
-    compact = graph_copy(gm)
-    compact = GraphModule(root, compact.graph, gm.__class__.__name__)
-    modes = training_modes(gm)
-    for name, child in compact.named_modules(remove_duplicate=False):
-        child.training = modes.get(name, gm.training)
-    return compact
+    return with_modes_of(GraphModule(root, graph_copy(gm).graph, gm.__class__.__name__), gm)
 
 
 def _cut_tensor(tensor: Tensor, name: str, plan: SlicingPlan) -> Tensor:

@@ -51,6 +51,37 @@ def test_an_op_without_a_rule_freezes_what_it_touches():
     torch.testing.assert_close(fx_oto.compress(gm).eval()(image), model.eval()(image), rtol=1e-10, atol=1e-12)
 
 
+@torch.library.custom_op("fx_oto_tests::brighten", mutates_args=())
+def brighten(x: torch.Tensor, factor: float) -> torch.Tensor:
+    """The same for every channel, and zero for zero."""
+    return x * factor
+
+
+@brighten.register_fake
+def _(x, factor):
+    return torch.empty_like(x)
+
+
+def test_a_rule_of_the_users_makes_an_op_prunable():
+    @fx_oto.register_rule(torch.ops.fx_oto_tests.brighten.default)
+    def rule(call, p):
+        p.put(call.out, p.layers(call.args[0]))
+
+    class Brightened(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3)
+
+        def forward(self, x):
+            return self.b(torch.ops.fx_oto_tests.brighten(F.relu(self.a(x)), 1.5))
+
+    model = randomise(Brightened().double())
+    gm = fx_oto.prepare(model, IMAGE.double())
+    assert fx_oto.partition(gm).num_zigs == 8
+    fx_oto.partition(gm).zero_(0.5)
+    torch.testing.assert_close(fx_oto.compress(gm)(IMAGE.double()), model(IMAGE.double()), rtol=1e-10, atol=1e-12)
+
+
 def hidden_sizes(x):
     """A helper that torch.fx is told not to trace: what it does to sizes cannot be rewritten."""
     return F.relu(x.view(-1, 2, 4, 8, 8).sum(1))
