@@ -80,6 +80,7 @@ _IN_PLACE = {"iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "setitem"}
 _VIEWS = {
     *("view", "reshape", "permute", "transpose", "getitem", "flatten", "squeeze", "unsqueeze", "chunk", "split"),
     *("narrow", "select", "unbind", "expand", "contiguous", "unflatten", "movedim", "detach"),
+    *("Flatten", "Unflatten", "Identity", "Dropout"),
 }
 
 
@@ -133,9 +134,13 @@ class _Merger:
         if not inplace or not node.all_input_nodes:
             return False
         written = node.all_input_nodes[0]
-        while written in self.alone and written.all_input_nodes and op_name(written) in _VIEWS:
+        while written in self.alone and written.op.startswith("call_") and self._is_view(written):
             written = written.all_input_nodes[0]
         return written not in self.alone or written.op == "get_attr"
+
+    def _is_view(self, node: Node) -> bool:
+        name = type(self.model.get_submodule(str(node.target))).__name__ if node.op == "call_module" else op_name(node)
+        return bool(node.all_input_nodes) and name in _VIEWS
 
     def _copy_both(self, left: Node, right: Node) -> None:
         args, kwargs = self._join((left.args, left.kwargs), (right.args, right.kwargs))

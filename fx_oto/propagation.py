@@ -310,8 +310,8 @@ class Propagation:
             macs[labels] += price
         named: dict[int, str] = {}
         for name, _, value in self._tape.steps:
-            for leaf in _tensors(value):
-                named.setdefault(id(leaf), name)  # an identity returns what another node has made
+            if isinstance(value, Tensor):
+                named.setdefault(id(value), name)  # an identity returns what another node has made
         gathers = {
             named[key]: Gather(named[id(entry)], dim, positions)
             for key, (entry, dim, positions) in self._gathers.items()

@@ -38,6 +38,17 @@ class Editor:
         """Kept indices, by dimension, of a node's tensor value."""
         return self.cuts.of_tensor(self._origins.get(node, node.name)) if isinstance(node, Node) else {}
 
+    def is_lost(self, node: Any) -> bool:
+        """Whether what is left of a node's tensor value is no rectangle."""
+        return None in self.cuts.of_value(self._origins.get(node, node.name))
+
+    def cut_dims(self, node: Any) -> set[int]:
+        """The dimensions whose size is, or may be, no longer what it was."""
+        if not isinstance(node, Node):
+            return set()
+        layers = self.cuts.found.values.get(self._origins.get(node, node.name), ())
+        return {dim for layer in layers[0] for dim in layer.dims} if self.is_lost(node) else set(self.cut(node))
+
     def shape(self, node: Node) -> torch.Size:
         """The full shape of a node's tensor value, as it was traced."""
         value: Tensor = node.meta["val"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,21 +19,29 @@ __all__ = ["created", "read_count", "read_size", "use_sizes"]
 def read_size(edit: Editor, node: Node) -> None:
     """``x.shape``, ``x.size()``, ``x.size(1)``: of a cut dimension, the original size."""
     source = node.args[0]
-    cut = edit.cut(source)
-    if not cut or not isinstance(source, Node):
+    fixed = edit.cut_dims(source)
+    if not fixed or not isinstance(source, Node):
         return
-    shape = edit.shape(source)
     dim = edit.argument(node, 1, "dim") if op_name(node) != "getattr" else None
-    if isinstance(dim, int):
-        if dim % len(shape) in cut:
-            edit.substitute(node, shape[dim])
-        return
-    with edit.graph.inserting_after(node):
-        sizes = tuple(shape[d] if d in cut else edit.graph.call_method("size", (source, d)) for d in range(len(shape)))
-    for size in sizes:
-        if isinstance(size, Node):
-            size.meta["val"] = shape[size.args[1]]  # type: ignore[index]
-    _spread_sizes(edit, node, sizes)
+    wanted = range(len(edit.shape(source))) if dim is None else [dim % len(edit.shape(source))]
+    with edit.graph.inserting_before(node):
+        sizes = tuple(_size(edit, source, d, d in fixed) for d in wanted)
+    if dim is None:
+        _spread_sizes(edit, node, sizes)
+    else:
+        edit.substitute(node, sizes[0])
+
+
+def _size(edit: Editor, source: Node, dim: int, fixed: bool) -> Any:
+    """The size that was traced, or a node that reads it from what is left in the graph."""
+    full = edit.shape(source)[dim]
+    while edit.is_lost(source):
+        source = source.args[0]  # type: ignore[assignment]
+    if fixed or len(edit.shape(source)) <= dim or edit.shape(source)[dim] != full:
+        return full
+    size = edit.graph.call_method("size", (source, dim))
+    size.meta["val"] = full
+    return size
 
 
 def read_count(edit: Editor, node: Node) -> None:
@@ -77,8 +86,7 @@ def use_sizes(edit: Editor, node: Node) -> None:
         lead = (source, edit.argument(node, 1, "dim") % len(edit.shape(source)))
     offset = 0 if len(lead) == 1 else lead[1]
     by_name = [node.kwargs[key] for key in ("shape", "size", "sizes") if key in node.kwargs]
-    given = node.args[len(lead) :] or by_name
-    sizes = list(given[0]) if len(given) == 1 and isinstance(given[0], list | tuple) else list(given)
+    sizes = _listed(edit, node, node.args[len(lead) :] or by_name)
     for dim, index in cut.items():
         place = dim - offset
         if dim not in created and 0 <= place < len(sizes):
@@ -86,6 +94,21 @@ def use_sizes(edit: Editor, node: Node) -> None:
     node.args = (*lead, tuple(sizes))
     node.kwargs = {}
     _select_created(edit, node, created & set(cut))
+
+
+def _listed(edit: Editor, node: Node, given: Sequence[Any]) -> list[Any]:
+    """Sizes one by one, however they were given: in a row, as a list, or as another tensor's shape."""
+    if len(given) != 1:
+        return list(given)
+    whole = given[0]
+    if not isinstance(whole, Node) or isinstance(whole.meta["val"], int):
+        return list(whole) if isinstance(whole, list | tuple) else [whole]
+    sizes = []
+    for dim, size in enumerate(whole.meta["val"]):
+        with edit.graph.inserting_before(node):
+            sizes.append(edit.graph.call_function(operator.getitem, (whole, dim)))
+        sizes[-1].meta["val"] = size
+    return sizes
 
 
 def _resized(edit: Editor, node: Node, size: Any, before: int, after: int) -> Any:

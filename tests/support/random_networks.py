@@ -169,6 +169,45 @@ def pixels(net, choose, widths, source):
     return (lambda pool, x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 2)), widths[source]
 
 
+def channels_last_mlp(net, choose, widths, source):
+    width = widths[source]
+    first, second = net.keep(nn.Linear(width, 8)), net.keep(nn.Linear(8, width))
+    return (lambda pool, x: x + second(F.gelu(first(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)), width
+
+
+def selective(net, choose, widths, source):
+    others = [i for i, width in enumerate(widths) if width == widths[source]]
+    other, width = choose.choice(others), widths[source]
+    gates = net.keep(nn.Linear(width, 2 * width))
+
+    def step(pool, x):
+        both = torch.stack([x, pool[other]], 1)
+        weights = gates(both.sum(1).mean((2, 3))).view(-1, 2, width).softmax(1)
+        return (both * weights[..., None, None]).sum(1)
+
+    return step, width
+
+
+def pixel_mlp(net, choose, widths, source):
+    first, second = net.keep(nn.Linear(36, 5)), net.keep(nn.Linear(5, 36))
+    return (lambda pool, x: second(torch.tanh(first(x.flatten(2)))).view(x.shape)), widths[source]
+
+
+def repeated(net, choose, widths, source):
+    if widths[source] > 8:
+        return None
+    how = choose.randrange(3)
+
+    def step(pool, x):
+        if how == 0:
+            return x.repeat(1, 2, 1, 1)
+        if how == 1:
+            return torch.cat([x, x.flip(1)], 1)
+        return torch.stack([x, x], 2).flatten(1, 2)
+
+    return step, 2 * widths[source]
+
+
 def channel_mean(net, choose, widths, source):
     total = choose.random() < 0.5
     return (lambda pool, x: x - (x.sum(1, keepdim=True) if total else x.mean(1, keepdim=True))), widths[source]
@@ -177,5 +216,5 @@ def channel_mean(net, choose, widths, source):
 KINDS = (
     *(convolution, convolution, convolution, convolution, grouped, transposed, norm, norm, channels_last_norm),
     *(activation, activation, add, add, concatenate, concatenate, halves, strided, shuffle, gate, scale, shared),
-    *(spatial, pixels, channel_mean),
+    *(spatial, pixels, channel_mean, channels_last_mlp, selective, pixel_mlp, repeated),
 )
