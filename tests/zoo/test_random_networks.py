@@ -14,6 +14,9 @@ from support.random_networks import RandomNet
 import fx_oto
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:every channel of node:fx_oto.FxOtoWarning")
+
+
 def check(seed):
     torch.manual_seed(seed)
     choose = random.Random(seed)
