@@ -13,7 +13,6 @@ from support.random_networks import RandomNet
 
 import fx_oto
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:every channel of node:fx_oto.FxOtoWarning")
 
 
