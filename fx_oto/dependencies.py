@@ -94,7 +94,7 @@ class Dependencies:
         reasons: for each frozen class, by root, the first reason.
         values: for each FX node, the layers of each tensor in its value.
         producers: FX nodes that use variables, each with the atoms of those variables.
-        contracting: FX nodes that sum over channels, by name.
+        contracting: FX nodes that multiply and sum over channels, by name.
         adjustments: nodes that slicing must compute differently.
         gathers: nodes that slicing replaces by an ``index_select``, by name.
         unknown: reasons of the ops without a rule.

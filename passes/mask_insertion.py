@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from fx_oto.context import Context
 from fx_oto.dependencies import Dependencies
-from fx_oto.labels import Layer, compress
+from fx_oto.labels import Layer, compress, varying
 from fx_oto.masks import MASKS, Masks, apply_mask
 from fx_oto.pipeline import Pass
 from fx_oto.zigs import Partition
@@ -46,6 +45,7 @@ class _Inserter:
     def __init__(self, gm: GraphModule, found: Dependencies, partition: Partition, device: torch.device | None) -> None:
         self.gm, self.found, self.device = gm, found, device
         self.nodes = {node.name: node for node in gm.graph.nodes}
+        self.mixing = found.contracting | {adjustment.node for adjustment in found.adjustments}
         self.family_of = torch.full((len(found.roots),), -1, dtype=torch.int64)
         self.position_of = torch.zeros(len(found.roots), dtype=torch.int64)
         for i, family in enumerate(partition.families):
@@ -63,25 +63,29 @@ class _Inserter:
         }
         for (name, dim), layer in sites.items():
             readers = list(self.nodes[name].users)
-            elementwise = len(readers) == 1 and readers[0].name not in self.found.contracting
+            elementwise = len(readers) == 1 and readers[0].name not in self.mixing
             if elementwise and covered[name, dim] <= covered.get((readers[0].name, dim), set()):
                 continue
             self._insert(self.nodes[name], dim, layer)
 
-    def _sites(self, name: str, labels: Tensor) -> Iterator[tuple[Node, int, Layer]]:
-        """Where a mask has the effect of zero variables: the node's value, or else the parameters it reads."""
+    def _sites(self, name: str, labels: Tensor) -> list[tuple[Node, int, Layer]]:
+        """Where a mask has the effect of zero variables: the node's value, or else the parameters it is made from."""
         classes = self.found.roots[labels]
         classes = classes[self.family_of[classes] >= 0]
+        if not classes.numel():
+            return []
         node = self.nodes[name]
-        candidates = [node, *(n for n in node.all_input_nodes if n.op == "get_attr")]
-        for candidate in candidates if classes.numel() else ():
-            layer = self._layer(candidate, classes)
-            if layer is not None and (layer.removed == 0).all():
-                roots = compress(self.found.roots[layer.labels])
-                dims = [dim for dim, size in enumerate(roots.shape) if size > 1]
-                if len(dims) == 1:
-                    yield candidate, dims[0], Layer(roots, layer.removed)
-                    return
+        return self._site(node, classes) or [
+            s for source in _parameters_behind(node) for s in self._site(source, classes)
+        ]
+
+    def _site(self, node: Node, classes: Tensor) -> list[tuple[Node, int, Layer]]:
+        layer = self._layer(node, classes)
+        if layer is None or not (layer.removed == 0).all():
+            return []
+        roots = compress(self.found.roots[layer.labels])
+        dims = varying(roots)
+        return [(node, dims[0], Layer(roots, layer.removed))] if len(dims) == 1 else []
 
     def _layer(self, node: Node, classes: Tensor) -> Layer | None:
         layers = self.found.values.get(node.name, ())
@@ -115,3 +119,15 @@ class _Inserter:
         masks.register_buffer(name, position.to(self.device), persistent=False)
         with self.gm.graph.inserting_after(after):
             return self.gm.graph.get_attr(f"{MASKS}.{name}")
+
+
+def _parameters_behind(node: Node) -> list[Node]:
+    """Parameters that a node reads, directly or after operations on parameters alone."""
+    found, seen, todo = [], set[Node](), list(node.all_input_nodes)
+    while todo:
+        source = todo.pop()
+        if source not in seen and source.op in ("get_attr", "call_function", "call_method"):
+            seen.add(source)
+            found += [source] if source.op == "get_attr" else []
+            todo += source.all_input_nodes
+    return found

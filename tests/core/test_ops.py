@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from support.exactness import compress_half
+from support.exactness import compress_half, randomise, to_double
 from torch import nn
+
+import fx_oto
+from fx_oto.masks import mask_of
+from passes.verification import relative_error
 
 
 class Net(nn.Module):
@@ -497,7 +501,7 @@ CASES = {
     "several inputs": (
         Net(lambda m, x, y: (m.b(m.a(x) + m.c(y)), m.c(y).mean((2, 3))), a=conv(3, 8), c=conv(2, 8), b=conv(8, 4)),
         (image(3), image(2)),
-        0,
+        0,  # one output is a branch's own channels: those, and what they are added to, stay
     ),
     "keyword inputs, dict output": (
         Net(lambda m, x, y: {"out": m.b(m.a(x) + m.c(y))}, a=conv(3, 8), c=conv(2, 8), b=conv(8, 4)),
@@ -520,11 +524,20 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_exact_with_the_expected_number_of_groups(name):
     model, inputs, zigs = CASES[name]
-    if name == "several inputs":  # one output is a branch's own channels: those, and what they are added to, stay
-        zigs = 0
     if zigs:
         assert compress_half(model, inputs).zigs == zigs
     else:
-        import fx_oto
-
         assert fx_oto.partition(fx_oto.prepare(model, inputs)).num_zigs == 0
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name][2]])
+def test_masks_alone_have_the_effect_of_zero_groups(name):
+    model, inputs, _ = CASES[name]
+    gm = fx_oto.prepare(randomise(model.double()), to_double(inputs))
+    zigs, given = fx_oto.partition(gm), fx_oto.Context.of(gm).inputs
+    outputs = []
+    for zero in (lambda i, gone: mask_of(gm, i).index_fill_(0, gone, 0), zigs.zero_zigs_):
+        for i, family in enumerate(zigs.families):
+            zero(i, torch.arange(len(family) // 2))
+        outputs.append(gm.eval()(*given.args, **given.kwargs))
+    assert relative_error(*outputs) <= 1e-10

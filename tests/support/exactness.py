@@ -36,6 +36,11 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
+def to_double(inputs: object) -> object:
+    """Floating-point tensors in float64."""
+    return tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, inputs)
+
+
 @torch.no_grad()
 def calibrate(model: nn.Module, args: tuple, kwargs: dict) -> nn.Module:
     """Take running statistics from data, then perturb them: signals keep their scale through deep networks."""
