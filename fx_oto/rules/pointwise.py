@@ -142,14 +142,17 @@ def _worth(position: int, members: list[tuple[int, Layer]], ndim: int) -> Tensor
 
 
 def _evaluate(call: OpCall, values: list[Tensor], memo: dict[Any, Tensor]) -> Tensor:
-    """Run the op on removed values; where unknown ones decide the result, it is unknown."""
+    """Run the op on removed values; where an unknown one decides the result, it is unknown."""
     name = call.name.removesuffix("_")
-    partly = name in _ABSORBING and not all(bool(value.isnan().all()) for value in values)
-    if not partly and name not in _IGNORING and any(bool(value.isnan().any()) for value in values):
-        if all(value.numel() == 1 for value in values) or len(values) > 1:
-            return UNKNOWN.view((1,) * values[0].ndim)
-        known = _probe(call, [torch.nan_to_num(value) for value in values])
-        return torch.where(values[0].isnan(), UNKNOWN, known)
+    if torch.Tag.nondeterministic_seeded in call.func.tags:
+        zero = (values[0] == 0) & (name in ("native_dropout", "dropout"))
+        return torch.where(zero, values[0], UNKNOWN)
+    absorbs = name in _IGNORING or (name in _ABSORBING and not all(bool(value.isnan().all()) for value in values))
+    if not absorbs:
+        unknown = torch.stack(torch.broadcast_tensors(*[value.isnan() for value in values])).any(0)
+        if unknown.any():
+            known = _probe(call, [torch.nan_to_num(value) for value in values]) if not unknown.all() else UNKNOWN
+            return torch.where(unknown, UNKNOWN, known)
     if any(value.numel() > 1 for value in values):
         return _probe(call, values)
     key = _key(call, values)

@@ -477,6 +477,7 @@ CASES = {
     ),
     "sum over channels": (Net(lambda m, x: m.b(m.a(x).sum(1, keepdim=True)), a=conv(3, 8), b=conv(1, 4)), IMAGE, 8),
     "maximum over channels": (two(lambda m, x: x * x.amax(1, keepdim=True)), IMAGE, 0),
+    "noise added": (two(lambda m, x: x + torch.rand_like(x)), IMAGE, 0),
     "softmax over channels": (two(lambda m, x: x.softmax(1)), IMAGE, 0),
     "softmax over pixels": (two(lambda m, x: x * x.flatten(2).softmax(-1).view(x.shape)), IMAGE, 8),
     "layer scale": (

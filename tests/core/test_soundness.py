@@ -235,13 +235,13 @@ def test_infinite_buffers_are_no_divergence():
     model.register_buffer("floor", torch.tensor(-torch.inf))
     model.forward = lambda x: torch.maximum(Parts.forward(model, x), model.floor)
     gm = fx_oto.prepare(model, IMAGE)
-    fx_oto.partition(gm).zero_(0.5)
-    assert fx_oto.compress(gm).get_submodule("a").out_channels == 4
+    fx_oto.partition(gm).zero_zigs_(0, torch.tensor([0, 5]))
+    assert fx_oto.compress(gm).get_submodule("a").out_channels == 6
 
 
 def test_the_copy_has_hooks_of_its_own():
     gm = fx_oto.prepare(Parts(), IMAGE)
-    fx_oto.partition(gm).zero_(0.5)
+    fx_oto.partition(gm).zero_zigs_(0, torch.tensor([0, 5]))
     small = fx_oto.compress(gm)
     small.get_submodule("a").register_forward_hook(lambda *_: None)
     assert not gm.get_submodule("a")._forward_hooks
