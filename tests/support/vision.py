@@ -7,19 +7,15 @@ import types
 
 import pytest
 
-sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
-torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed")
-
-from torchvision import models  # noqa: E402
-from torchvision.models import segmentation  # noqa: E402
-
-__all__ = ["build"]
-
 
 def build(name: str, **options: object):
-    """A torchvision model with random weights."""
-    if hasattr(segmentation, name):
-        return getattr(segmentation, name)(weights=None, weights_backbone=None, **options)
+    """A torchvision model with random weights; skips the test where torchvision is not installed."""
+    sys.modules.setdefault(
+        "torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations")
+    )  # registers operators of a compiled library that the models do not use
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    if hasattr(models.segmentation, name):
+        return getattr(models.segmentation, name)(weights=None, weights_backbone=None, **options)
     if name in ("googlenet", "inception_v3"):
         options.setdefault("init_weights", False)
     return getattr(models, name)(weights=None, **options)
