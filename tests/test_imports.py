@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +29,12 @@ def test_every_public_name_resolves_and_is_documented():
 def test_an_unknown_name_is_refused():
     with pytest.raises(AttributeError, match="module 'fx_oto' has no attribute 'prune'"):
         fx_oto.prune  # noqa: B018
+
+
+def test_no_architecture_is_known_by_name():
+    known = re.compile(
+        r"resnet|densenet|convnext|vgg|unet|carn\b|mobilenet|shufflenet|efficientnet|regnet|inception", re.I
+    )
+    for package in (fx_oto, passes):
+        for file in Path(package.__file__).parent.rglob("*.py"):
+            assert not known.search(file.read_text()), file
