@@ -46,8 +46,10 @@ class Editor:
         """The dimensions whose size is, or may be, no longer what it was."""
         if not isinstance(node, Node):
             return set()
-        layers = self.cuts.found.values.get(self._origins.get(node, node.name), ())
-        return {dim for layer in layers[0] for dim in layer.dims} if self.is_lost(node) else set(self.cut(node))
+        if not self.is_lost(node):
+            return set(self.cut(node))
+        layers = self.cuts.found.values[self._origins.get(node, node.name)][0]
+        return {dim for layer in layers if not self.cuts.kept_labels(layer.labels).all() for dim in layer.dims}
 
     def shape(self, node: Node) -> torch.Size:
         """The full shape of a node's tensor value, as it was traced."""

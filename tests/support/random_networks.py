@@ -112,6 +112,8 @@ def halves(net, choose, widths, source):
 
 def strided(net, choose, widths, source):
     start = choose.randrange(2)
+    if widths[source] < 2:
+        return None
     return (lambda pool, x: x[:, start::2]), (widths[source] - start + 1) // 2
 
 
