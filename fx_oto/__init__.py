@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from fx_oto.context import Context, ExampleInputs
     from fx_oto.costs import Cost, cost
     from fx_oto.dependencies import Dependencies, Reason
-    from fx_oto.dhspg import DHSPG
     from fx_oto.errors import (
         FxOtoError,
         FxOtoWarning,
@@ -30,12 +29,19 @@ if TYPE_CHECKING:
         SettingsError,
         SlicingError,
         TraceError,
+        TrainingError,
         VerificationError,
     )
+    from fx_oto.optim.dhspg import DHSPG
+    from fx_oto.optim.hesso import HESSO
+    from fx_oto.optim.saliency import ZIGStatistics
+    from fx_oto.optim.sparsifier import GroupSparseOptimizer
     from fx_oto.pipeline import Analysis, Pass, PassRecord, Pipeline, register_pass
+    from fx_oto.prices import Price
     from fx_oto.reports import Report, report
     from fx_oto.rules import register_rule
     from fx_oto.tracing import trace
+    from fx_oto.trajectory import Trajectory
     from fx_oto.zigs import Family, FrozenAxis, Partition, Slot, partition
     from passes.dependency_analysis import DependencyAnalysis
     from passes.mask_insertion import MaskInsertion
@@ -50,12 +56,17 @@ _HOMES = (
     "fx_oto.context",
     "fx_oto.costs",
     "fx_oto.dependencies",
-    "fx_oto.dhspg",
     "fx_oto.errors",
+    "fx_oto.optim.dhspg",
+    "fx_oto.optim.hesso",
+    "fx_oto.optim.saliency",
+    "fx_oto.optim.sparsifier",
     "fx_oto.pipeline",
+    "fx_oto.prices",
     "fx_oto.reports",
     "fx_oto.rules",
     "fx_oto.tracing",
+    "fx_oto.trajectory",
     "fx_oto.zigs",
     "passes.dependency_analysis",
     "passes.mask_insertion",
@@ -66,6 +77,7 @@ _HOMES = (
 
 __all__ = [
     "DHSPG",
+    "HESSO",
     "Analysis",
     "Context",
     "Cost",
@@ -76,6 +88,7 @@ __all__ = [
     "FrozenAxis",
     "FxOtoError",
     "FxOtoWarning",
+    "GroupSparseOptimizer",
     "InputError",
     "MaskInsertion",
     "MissingResultError",
@@ -86,6 +99,7 @@ __all__ = [
     "PassRecord",
     "PhysicalSlicing",
     "Pipeline",
+    "Price",
     "Reason",
     "Report",
     "SettingsError",
@@ -93,10 +107,13 @@ __all__ = [
     "SlicingPlan",
     "Slot",
     "TraceError",
+    "TrainingError",
+    "Trajectory",
     "Verification",
     "VerificationError",
     "VerificationReport",
     "ZIGPartition",
+    "ZIGStatistics",
     "compress",
     "cost",
     "default_pipeline",

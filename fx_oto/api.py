@@ -9,8 +9,8 @@ from torch import nn
 from torch.fx import GraphModule
 
 from fx_oto.context import Context
-from fx_oto.dhspg import DHSPG
 from fx_oto.errors import MissingResultError, SettingsError
+from fx_oto.optim.dhspg import DHSPG
 from fx_oto.pipeline import Pipeline
 from fx_oto.tracing import trace
 from passes.dependency_analysis import DependencyAnalysis

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fx_oto.labels import Layer
 
-__all__ = ["ADJUSTABLE", "Adjustment", "Axis", "Dependencies", "Gather", "Reason"]
+__all__ = ["ADJUSTABLE", "Adjustment", "Axis", "Dependencies", "Gather", "Reason", "Work"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,19 @@ class Gather:
 
 
 @dataclass(frozen=True, eq=False)
+class Work:
+    """A contraction: its cost is proportional to the length of each of its axes.
+
+    Attributes:
+        macs: multiply-adds on the example inputs.
+        axes: atoms along each tracked axis that it runs over, shape ``(n,)`` each.
+    """
+
+    macs: int
+    axes: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Dependencies:
     """Which indices of which parameter axes must be kept or removed together, and which cannot go.
 
@@ -90,7 +103,7 @@ class Dependencies:
         roots: class of each atom, shape ``(atoms,)``.
         variable: whether an atom's index must be zero for its class to be removed, shape ``(atoms,)``: all but
             those that are only ever summed over.
-        macs: multiply-adds that a weight's index takes part in, on the example inputs, shape ``(atoms,)``.
+        works: every contraction, with its multiply-adds.
         reasons: for each frozen class, by root, the first reason.
         values: for each FX node, the layers of each tensor in its value.
         producers: FX nodes that use variables, each with the atoms of those variables.
@@ -105,7 +118,7 @@ class Dependencies:
     axes: tuple[Axis, ...]
     roots: Tensor
     variable: Tensor
-    macs: Tensor
+    works: tuple[Work, ...]
     reasons: dict[int, Reason]
     values: dict[str, tuple[tuple[Layer, ...], ...]]
     producers: tuple[tuple[str, Tensor], ...]

@@ -12,6 +12,7 @@ __all__ = [
     "SettingsError",
     "SlicingError",
     "TraceError",
+    "TrainingError",
     "VerificationError",
 ]
 
@@ -38,6 +39,10 @@ class NothingToCompressError(FxOtoError):
 
 class SettingsError(FxOtoError, ValueError):
     """An option has a value that cannot work."""
+
+
+class TrainingError(FxOtoError, RuntimeError):
+    """A step cannot be taken: there are no gradients, or they are not finite; nothing was changed."""
 
 
 class SlicingError(FxOtoError):

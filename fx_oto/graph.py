@@ -116,3 +116,9 @@ def clone_module(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.M
 def tensor_names(module: nn.Module) -> dict[str, Tensor]:
     """Parameters, then buffers, by name; a tensor under several names is listed under its first."""
     return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def with_modules(name: str) -> list[str]:
+    """The name of a tensor, and those of the modules that hold it, outermost first."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]

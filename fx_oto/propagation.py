@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from fx_oto.atoms import Atoms
 from fx_oto.closure import Grouped, Rectangle, settle
-from fx_oto.dependencies import ADJUSTABLE, Adjustment, Axis, Dependencies, Gather, Reason
+from fx_oto.dependencies import ADJUSTABLE, Adjustment, Axis, Dependencies, Gather, Reason, Work
 from fx_oto.graph import op_name, source_line
 from fx_oto.labels import UNKNOWN, ZERO, Layer
 from fx_oto.modules import is_opaque, keeps_parameters_whole
@@ -75,7 +75,7 @@ class Propagation:
         self._gathers: dict[int, tuple[Tensor, int, Tensor]] = {}
         self._unknown: dict[tuple[str, str], Reason] = {}
         self._contracting: set[str] = set()
-        self._macs: list[tuple[Tensor, float]] = []
+        self._works: list[Work] = []
         self.node = ""
         self.memo: dict[Any, Tensor] = {}
 
@@ -278,15 +278,21 @@ class Propagation:
             self._storages.setdefault(_storage(out), []).append(out)
 
     def _price(self, call: OpCall) -> None:
-        """Spread a call's multiply-adds over the indices of its weights' axes."""
+        """Note a contraction's multiply-adds and the axes that they run over."""
         macs = macs_of(call)
         if not macs:
             return
         self._contracting.add(call.node)
-        for value in call.inputs:
-            if self.is_weight(value):
-                for layer in self.layers(value):
-                    self._macs.append((layer.labels.reshape(-1), macs / layer.labels.numel()))
+        self._works.append(Work(macs, tuple(layer.labels.reshape(-1) for layer in self._contracted(call))))
+
+    def _contracted(self, call: OpCall) -> list[Layer]:
+        """Layers along the axes that a contraction runs over, each axis once."""
+        if call.name == "convolution":
+            return list(self.layers(call.args[1]))
+        operands = [arg for arg in call.args[:3] if isinstance(arg, Tensor)][-2:]
+        left, right = (self.layers(operand) for operand in operands)
+        last = operands[1].ndim - 1
+        return [*left, *(layer for layer in right if last > 0 and layer.dims == (last,))]
 
     def _check_aliases(self, target: Tensor, before: tuple[Layer, ...]) -> None:
         """A write into a view changes its base, whose layers were recorded before."""
@@ -305,9 +311,6 @@ class Propagation:
             variable[labels] = False
         for labels in self._produced:
             variable[labels] = True
-        macs = torch.zeros(len(self.atoms), dtype=torch.float64)
-        for labels, price in self._macs:
-            macs[labels] += price
         named: dict[int, str] = {}
         for name, _, value in self._tape.steps:
             if isinstance(value, Tensor):
@@ -321,7 +324,7 @@ class Propagation:
             axes=axes,
             roots=roots,
             variable=variable,
-            macs=macs,
+            works=tuple(self._works),
             reasons=self._reasons(roots),
             values=values,
             producers=tuple(self._producers),

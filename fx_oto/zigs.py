@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import networkx as nx
@@ -15,8 +16,9 @@ from torch.fx import GraphModule
 from fx_oto.context import Context
 from fx_oto.dependencies import Reason
 from fx_oto.errors import MissingResultError, SettingsError
-from fx_oto.graph import tensor_names
+from fx_oto.graph import tensor_names, with_modules
 from fx_oto.masks import mask_of
+from fx_oto.prices import Price
 
 __all__ = ["Family", "FrozenAxis", "Partition", "Slot", "partition"]
 
@@ -51,13 +53,11 @@ class Family:
         name: the first variable tensor, which tells the families apart.
         classes: the root atom of each ZIG, shape ``(num_zigs,)``.
         slots: every axis that the ZIGs have a part in.
-        macs_per_zig: multiply-adds, on the example inputs, in which one ZIG takes part while all others are there.
     """
 
     name: str
     classes: Tensor
     slots: tuple[Slot, ...]
-    macs_per_zig: float
 
     def __len__(self) -> int:
         """Number of ZIGs."""
@@ -68,10 +68,10 @@ class Family:
         """The slots that DHSPG drives to zero."""
         return tuple(slot for slot in self.slots if slot.variable)
 
-    @property
-    def params_per_zig(self) -> int:
-        """Parameters that go with one ZIG while all others are there."""
-        return sum(slot.index.shape[1] * slot.numel for slot in self.slots)
+    def matches(self, pattern: str) -> bool:
+        """Whether a glob pattern matches the name of one of its variables, or of a module that holds one."""
+        names = {name for slot in self.variables for name in with_modules(slot.tensor)}
+        return any(fnmatchcase(name, pattern) for name in names)
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,8 @@ class Partition:
     Attributes:
         families: what can go.
         frozen: what cannot, with reasons.
+        params: parameters of the model, by what is removed.
+        macs: multiply-adds on the example inputs, by what is removed.
         module: the GraphModule that it speaks of; None in the context, where ``fx_oto.partition`` finds it.
     """
 
@@ -110,6 +112,8 @@ class Partition:
 
     families: tuple[Family, ...]
     frozen: tuple[FrozenAxis, ...]
+    params: Price
+    macs: Price
     module: nn.Module | None = None
 
     @property
@@ -126,6 +130,10 @@ class Partition:
     def group_sparsity(self) -> float:
         """The fraction of prunable ZIGs that are zero, in [0, 1]."""
         return sum(int(zero.sum()) for zero in self.zeros()) / max(self.num_zigs, 1)
+
+    def removed(self) -> Tensor:
+        """How many ZIGs of each family are zero: int64, shape ``(families,)``."""
+        return torch.tensor([int(zero.sum()) for zero in self.zeros()], dtype=torch.int64)
 
     @torch.no_grad()
     def zero_(self, fraction: float, generator: torch.Generator | None = None) -> Partition:
@@ -192,9 +200,10 @@ class Partition:
         return f"{self.num_zigs} zero-invariant groups in {len(self.families)} families"
 
     def _tables(self, style: str) -> tuple[str, str]:
+        prices = zip(self.params.marginal.tolist(), self.macs.marginal.tolist(), strict=True)
         prunable = [
-            (family.name, len(family), family.params_per_zig, round(family.macs_per_zig), _shortened(family.slots))
-            for family in self.families
+            (family.name, len(family), round(params), round(macs), _shortened(family.slots))
+            for family, (params, macs) in zip(self.families, prices, strict=True)
         ]
         frozen = [(f"{axis.tensor}[{axis.dim}]", axis.size, axis.reason) for axis in self.frozen]
         return (

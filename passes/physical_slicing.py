@@ -19,6 +19,7 @@ from fx_oto.masks import MASKS
 from fx_oto.pipeline import Pass
 from fx_oto.rewriting import rewrite
 from fx_oto.tape import record_tape
+from fx_oto.trajectory import Trajectory
 from fx_oto.zigs import partition
 
 __all__ = ["PhysicalSlicing", "SlicingPlan"]
@@ -47,6 +48,7 @@ class PhysicalSlicing(Pass):
     """
 
     name: ClassVar[str] = "physical-slicing"
+    preserves: ClassVar[tuple[type, ...]] = (Trajectory,)
 
     def transform(self, gm: GraphModule, context: Context) -> GraphModule:
         """Build the compact GraphModule.
@@ -65,7 +67,7 @@ class PhysicalSlicing(Pass):
         compact._modules.pop(MASKS, None)
         compact.recompile()
         _check_sizes(compact, context)
-        return Context(context.inputs, records=context.records).provide(plan).attach(compact)
+        return context.keep(self.preserves).provide(plan).attach(compact)
 
 
 def _check_finite(tensors: dict[str, Tensor]) -> None:

@@ -15,8 +15,9 @@ from torch.fx import GraphModule
 from fx_oto.context import Context
 from fx_oto.dependencies import Axis, Dependencies, Reason
 from fx_oto.errors import SettingsError
-from fx_oto.graph import tensor_names
+from fx_oto.graph import tensor_names, with_modules
 from fx_oto.pipeline import Analysis
+from fx_oto.prices import Price
 from fx_oto.zigs import Family, FrozenAxis, Partition, Slot
 
 __all__ = ["ZIGPartition"]
@@ -47,7 +48,7 @@ class _Partitioner:
     def __init__(self, gm: GraphModule, found: Dependencies, unprunable: tuple[str, ...]) -> None:
         self.found = found
         self.tensors = tensor_names(gm)
-        self.parameters = set(dict(gm.named_parameters()))
+        self.parameters = dict(gm.named_parameters())
         atoms = torch.arange(1, found.num_axis_atoms)
         self.atoms, self.classes = atoms, found.roots[atoms]
         self.axis = found.axis_of(atoms)
@@ -63,8 +64,8 @@ class _Partitioner:
                 )
         excluded: dict[int, Reason] = {}
         for position, axis in enumerate(self.found.axes):
-            prefixes = [axis.tensor, *_prefixes(axis.tensor)]
-            hit = next((p for p in patterns if any(fnmatchcase(name, p) for name in prefixes)), None)
+            candidates = with_modules(axis.tensor)
+            hit = next((p for p in patterns if any(fnmatchcase(name, p) for name in candidates)), None)
             if hit is not None:
                 mine = self.classes[(self.axis == position) & self.found.variable[self.atoms]]
                 excluded |= dict.fromkeys(mine.tolist(), Reason(f"unprunable: its name matches {hit!r}"))
@@ -77,8 +78,29 @@ class _Partitioner:
         driven[self.classes[variable]] = True
         frozen = torch.zeros_like(driven)
         frozen[list(self.reasons)] = True
-        prunable = driven & ~frozen
-        return Partition(tuple(self._families(prunable)), tuple(self._frozen_axes(frozen)))
+        families = self._families(driven & ~frozen)
+        return Partition(tuple(families), tuple(self._frozen_axes(frozen)), *self._prices(families))
+
+    def _prices(self, families: list[Family]) -> tuple[Price, Price]:
+        """The cost of parameters and of contractions, by the families that have a part in their axes."""
+        sizes = torch.tensor([len(family) for family in families], dtype=torch.int64)
+        member = torch.full((len(self.found.roots),), -1)
+        for i, family in enumerate(families):
+            member[family.classes] = i
+        names = {name: i for i, name in enumerate(self.parameters)}
+        parameters = [
+            (names[axis.tensor], axis.dim, member[self.found.roots[axis.start : axis.start + axis.size]])
+            for axis in self.found.axes
+            if axis.tensor in names
+        ]
+        works = self.found.works
+        runs = [
+            (i, k, member[self.found.roots[along]]) for i, work in enumerate(works) for k, along in enumerate(work.axes)
+        ]
+        return (
+            Price.of([self.tensors[name].numel() for name in names], parameters, sizes),
+            Price.of([work.macs for work in works], runs, sizes),
+        )
 
     def _families(self, prunable: Tensor) -> list[Family]:
         """Classes with the same number of indices in the same axes make a family."""
@@ -105,7 +127,7 @@ class _Partitioner:
         columns = atoms.split(widths.tolist(), dim=1)
         slots = tuple(self._slot(position, part) for position, part in zip(axes.tolist(), columns, strict=True))
         name = next(slot.tensor for slot in slots if slot.variable)
-        return Family(name, classes, slots, float(self.found.macs[atoms].sum()) / len(classes))
+        return Family(name, classes, slots)
 
     def _slot(self, position: int, atoms: Tensor) -> Slot:
         axis: Axis = self.found.axes[position]
@@ -133,8 +155,3 @@ def _number_alike(rows: Tensor) -> Tensor:
         return number
     exact: Tensor = rows.unique(dim=0, return_inverse=True)[1]
     return exact
-
-
-def _prefixes(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts))]

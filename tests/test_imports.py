@@ -13,7 +13,7 @@ import fx_oto
 import passes
 
 
-@pytest.mark.parametrize("first", ["fx_oto", "passes", "passes.zig_partition", "fx_oto.api", "fx_oto.dhspg"])
+@pytest.mark.parametrize("first", ["fx_oto", "passes", "passes.zig_partition", "fx_oto.api", "fx_oto.optim.dhspg"])
 def test_a_fresh_interpreter_can_start_anywhere(first):
     code = f"import {first}, fx_oto, passes; assert fx_oto.PhysicalSlicing is passes.PhysicalSlicing"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)

@@ -10,15 +10,15 @@ from torch import nn
 class DemoNet(nn.Module):
     """The authors' demonstration network: a residual pair, then a concatenation over its input."""
 
-    def __init__(self, classes=10):
+    def __init__(self, classes=10, width=64, inputs=3):
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, 3, padding=1), nn.BatchNorm2d(64)
-        self.conv2, self.bn2 = nn.Conv2d(64, 128, 3, padding=1), nn.BatchNorm2d(128)
-        self.conv3, self.bn3 = nn.Conv2d(64, 128, 3, padding=1), nn.BatchNorm2d(128)
-        self.bn4 = nn.BatchNorm2d(192)
-        self.conv5 = nn.Conv2d(192, 256, 3, padding=1)
+        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, 2 * width, 3, padding=1), nn.BatchNorm2d(2 * width)
+        self.conv3, self.bn3 = nn.Conv2d(width, 2 * width, 3, padding=1), nn.BatchNorm2d(2 * width)
+        self.bn4 = nn.BatchNorm2d(3 * width)
+        self.conv5 = nn.Conv2d(3 * width, 4 * width, 3, padding=1)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.linear1, self.linear2 = nn.Linear(256, 128), nn.Linear(128, classes)
+        self.linear1, self.linear2 = nn.Linear(4 * width, 2 * width), nn.Linear(2 * width, classes)
 
     def forward(self, x):
         first = F.relu(self.bn1(self.conv1(x)))
@@ -180,9 +180,11 @@ class UNetUnit(nn.Module):
 class StackedUnets(nn.Module):
     """U-shaped units stacked like the blocks of a residual network."""
 
-    def __init__(self, widths=(64, 128, 256), inner=64, classes=10):
+    def __init__(self, widths=(64, 128, 256), inner=64, classes=10, inputs=3):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(inputs, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
+        )
         stages = []
         for i, width in enumerate(widths):
             if i:

@@ -8,14 +8,25 @@ import types
 import pytest
 
 
-def build(name: str, **options: object):
-    """A torchvision model with random weights; skips the test where torchvision is not installed."""
+def torchvision_models():
+    """``torchvision.models``; skips the test where torchvision is not installed."""
     sys.modules.setdefault(
         "torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations")
     )  # registers operators of a compiled library that the models do not use
-    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    return pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+
+
+def build(name: str, **options: object):
+    """A torchvision model with random weights."""
+    models = torchvision_models()
     if hasattr(models.segmentation, name):
         return getattr(models.segmentation, name)(weights=None, weights_backbone=None, **options)
     if name in ("googlenet", "inception_v3"):
         options.setdefault("init_weights", False)
     return getattr(models, name)(weights=None, **options)
+
+
+def small_vit():
+    """A vision transformer of ViT-S's size: 12 blocks, width 384, 6 heads."""
+    size = {"num_layers": 12, "num_heads": 6, "hidden_dim": 384, "mlp_dim": 1536}
+    return torchvision_models().VisionTransformer(image_size=224, patch_size=16, **size)

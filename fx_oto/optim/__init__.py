@@ -1,0 +1,1 @@
+"""Group-sparse optimizers: DHSPG and HESSO, and the parts that they share."""

@@ -1,0 +1,128 @@
+"""Saliency: how redundant each ZIG is, from its variables and their gradients over some mini-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from fx_oto.errors import SettingsError
+from fx_oto.zigs import Family
+
+__all__ = ["CRITERIA", "Criterion", "ZIGStatistics", "criterion"]
+
+
+@dataclass(frozen=True, eq=False)
+class ZIGStatistics:
+    """What is known of one family's ZIGs: means over the observed mini-batches, float tensors of shape ``(zigs,)``.
+
+    x are a ZIG's variables and g their gradient; of a loss that is maximised, g is its negative.
+
+    Attributes:
+        square: ‖x‖².
+        gradient: ‖g‖².
+        cosine: cos(x, g); positive where a descent step shrinks ‖x‖.
+        dot: ⟨x, g⟩, the first-order drop of the loss if the ZIG is removed.
+        dot_abs: |⟨x, g⟩|.
+        dot_square: ⟨x, g⟩².
+        family: the family itself.
+    """
+
+    square: Tensor
+    gradient: Tensor
+    cosine: Tensor
+    dot: Tensor
+    dot_abs: Tensor
+    dot_square: Tensor
+    family: Family
+
+    @classmethod
+    def of(cls, square: Tensor, dot: Tensor, gradient: Tensor, family: Family) -> ZIGStatistics:
+        """Statistics of one mini-batch, from inner products."""
+        cosine = dot / (square * gradient).sqrt().clamp_min(torch.finfo(dot.dtype).tiny)
+        return cls(square, gradient, cosine, dot, dot.abs(), dot.square(), family)
+
+    @property
+    def size(self) -> int:
+        """Variables of one ZIG."""
+        return sum(slot.index.shape[1] * slot.numel for slot in self.family.variables)
+
+    @property
+    def norm(self) -> Tensor:
+        """‖x‖ (root mean square over the mini-batches)."""
+        return self.square.sqrt()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The means by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+Criterion = Callable[[Sequence[ZIGStatistics]], Sequence[Tensor]]
+
+
+def otov2(zigs: Sequence[ZIGStatistics]) -> list[Tensor]:
+    """The authors' score: ½ · n(cos(−x, −g)) + ½ · n(1/(‖x‖/size + 1e-6)), n dividing by the L2 norm over all ZIGs."""
+    small = _normalised([1 / (family.norm / family.size + 1e-6) for family in zigs])
+    return _mean(_normalised([family.cosine for family in zigs]), small)
+
+
+def magnitude(zigs: Sequence[ZIGStatistics]) -> list[Tensor]:
+    """−‖x‖/√size, the root mean square of the variables."""
+    return [-family.norm / family.size**0.5 for family in zigs]
+
+
+def taylor1(zigs: Sequence[ZIGStatistics]) -> list[Tensor]:
+    """−E|⟨x, g⟩|: the change of the loss to first order (Molchanov et al. 2017)."""
+    return [-family.dot_abs for family in zigs]
+
+
+def taylor2(zigs: Sequence[ZIGStatistics]) -> list[Tensor]:
+    """−E⟨x, g⟩²: the curvature along x, E ggᵀ standing for the Hessian (Molchanov et al. 2019; Theis et al. 2018)."""
+    return [-family.dot_square for family in zigs]
+
+
+def hesso(zigs: Sequence[ZIGStatistics]) -> list[Tensor]:
+    """Minus the mean of ‖x‖, ‖x‖/√size, cos(x, −g), |⟨x, g⟩| and ½⟨x, g⟩², each over its L2 norm."""
+    norms = _normalised([family.norm for family in zigs])
+    means = _normalised([family.norm / family.size**0.5 for family in zigs])
+    cosines = _normalised([-family.cosine for family in zigs])
+    first = _normalised([family.dot_abs for family in zigs])
+    second = _normalised([family.dot_square / 2 for family in zigs])
+    return [-score for score in _mean(norms, means, cosines, first, second)]
+
+
+CRITERIA: Mapping[str, Criterion] = {
+    "otov2": otov2,
+    "magnitude": magnitude,
+    "taylor1": taylor1,
+    "taylor2": taylor2,
+    "hesso": hesso,
+}
+
+
+def criterion(saliency: str | Criterion) -> Criterion:
+    """Look up a saliency by name; a callable is its own.
+
+    Raises:
+        SettingsError: no saliency has this name.
+    """
+    if callable(saliency):
+        return saliency
+    if saliency not in CRITERIA:
+        raise SettingsError(
+            f"saliency must be one of {', '.join(CRITERIA)}, or a callable that takes a sequence of ZIGStatistics and "
+            f"returns a tensor of scores for each (larger = more redundant); found {saliency!r}"
+        )
+    return CRITERIA[saliency]
+
+
+def _normalised(parts: Sequence[Tensor]) -> list[Tensor]:
+    total = torch.cat(list(parts)).norm().clamp_min(1e-12)
+    return [part / total for part in parts]
+
+
+def _mean(*terms: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.stack(term).mean(0) for term in zip(*terms, strict=True)]

@@ -1,0 +1,68 @@
+"""How a training went: group sparsity and loss along the steps, what was asked and what was reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tabulate import tabulate
+from torch import Tensor
+
+__all__ = ["Trajectory"]
+
+_MOST_POINTS = 512
+
+
+@dataclass
+class Trajectory:
+    """A record of one training, thinned out to at most 512 points; kept by the optimizer, shown by ``report``.
+
+    Attributes:
+        zigs: prunable ZIGs of the model.
+        asked: the target, in words.
+        reached: in words, once the pruning window is over.
+        points: step, ZIGs that are zero, and loss where it is known; tensors until they are read.
+        stride: steps between two points.
+    """
+
+    zigs: int
+    asked: str
+    reached: str = ""
+    points: list[tuple[int, Any, Any]] = field(default_factory=list)
+    stride: int = 1
+
+    def add(self, step: int, zero: Tensor, loss: Tensor | float | None) -> None:
+        """Note one step; nothing is read from the device."""
+        if step % self.stride:
+            return
+        self.points.append((step, zero, loss.detach().clone() if isinstance(loss, Tensor) else loss))
+        if len(self.points) > _MOST_POINTS:
+            self.stride *= 2
+            self.points = [point for point in self.points if point[0] % self.stride == 0]
+
+    def rows(self) -> list[tuple[int, float, float | None]]:
+        """Step, group sparsity and loss of every point, as numbers."""
+        self.points = [(step, int(zero), None if loss is None else float(loss)) for step, zero, loss in self.points]
+        return [(step, zero / max(self.zigs, 1), loss) for step, zero, loss in self.points]
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs."""
+        self.rows()
+        return {"points": list(self.points), "stride": self.stride, "reached": self.reached}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up ``state()``."""
+        self.points, self.stride, self.reached = list(state["points"]), state["stride"], state["reached"]
+
+    def table(self, style: str = "simple", lines: int = 12) -> str:
+        """A table of some of the points, evenly spread, and the last."""
+        rows = self.rows()
+        every = max(1, -(-len(rows) // lines))
+        shown = rows[::every] + (rows[-1:] if (len(rows) - 1) % every else [])
+        cells = [(step, f"{sparsity:.3f}", "" if loss is None else f"{loss:.4f}") for step, sparsity, loss in shown]
+        return str(tabulate(cells, ("step", "group sparsity", "loss"), tablefmt=style, disable_numparse=True))
+
+    @property
+    def summary(self) -> str:
+        """What was asked, and what was reached."""
+        return f"asked: {self.asked}; reached: {self.reached or 'the pruning window is not over'}"

@@ -1,0 +1,195 @@
+"""DHSPG against a plain, slow reference, and what it promises: the target, exact zeros, the base's own behaviour."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.training import BASES, IMAGE, batches, make_net, prepared, train
+
+import fx_oto
+from fx_oto.optim.dhspg import Moments, dual_step
+
+
+def moments_of(x, d, rate=0.1):
+    square, dot = x.square().sum(1), (x * d).sum(1)
+    return Moments(square, dot, d.square().sum(1), rate * dot, rate * square)
+
+
+def reference_step(x, after, rate, lam, amplify, hat, epsilon):
+    """One ZIG, as plain lists of numbers, from the formulas of the docstring."""
+    gradient = [(a - b) / rate for a, b in zip(x, after, strict=True)]
+    norm = math.sqrt(sum(a * a for a in x))
+    if norm == 0:
+        return [0.0] * len(x)
+    dot = sum(a * g for a, g in zip(x, gradient, strict=True))
+    if dot >= 0:
+        lam_g = lam
+    else:
+        lower = -dot / norm
+        upper = -sum(g * g for g in gradient) * norm / dot
+        lam_g = max(lam, min(amplify * lower, hat * lam))
+        if not lower < lam_g < upper:
+            lam_g = (lower + upper) / 2
+    trial = [b - rate * lam_g * a / norm for a, b in zip(x, after, strict=True)]
+    if sum(t * a for t, a in zip(trial, x, strict=True)) < epsilon * norm * norm:
+        return [0.0] * len(x)
+    return trial
+
+
+def read(entries, tensors):
+    return [v for name, dim, i in entries for v in tensors[name].detach().select(dim, i).reshape(-1).tolist()]
+
+
+@torch.no_grad()
+def write(entries, tensors, values):
+    values = iter(values)
+    for name, dim, i in entries:
+        part = tensors[name].select(dim, i)
+        part.copy_(part.new_tensor([next(values) for _ in range(part.numel())]).view(part.shape))
+
+
+@torch.no_grad()
+def clear(entries, tensors, optimizer):
+    for name, dim, i in entries:
+        for buffer in (tensors[name], *optimizer.state[tensors[name]].values()):
+            if buffer.shape == tensors[name].shape:
+                buffer.select(dim, i).zero_()
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.95])
+@pytest.mark.parametrize("name", BASES)
+def test_a_hundred_steps_equal_the_reference(name, epsilon):
+    """Two nets side by side: one trained by DHSPG, one by the base and the reference, one ZIG at a time."""
+    base, options = BASES[name]
+    gm = prepared()
+    twin = copy.deepcopy(gm)
+    settings = {"lam": {"SGD": 1.0, "AdamW": 100.0}[name], "amplify": 2.0, "hat": 10.0, "epsilon": epsilon}
+    window = {"start_step": 0, "end_step": 1000, "periods": 1}
+    optimizer = fx_oto.DHSPG(gm, base, target_group_sparsity=0.5, **window, **settings, **options)
+    plain = base(twin.parameters(), **options)
+    tensors = dict(twin.named_parameters())
+    families = fx_oto.partition(twin).families
+    chosen, zero = None, set()
+    for image, label in batches(100):
+        for model, stepper in ((gm, optimizer), (twin, plain)):
+            stepper.zero_grad()
+            F.cross_entropy(model(image), label).backward()
+            if model is twin:
+                before = {key: value.detach().clone() for key, value in tensors.items()}
+            stepper.step()
+        if chosen is None:
+            chosen = [zigs.tolist() for zigs in optimizer.state_dict()["zigs"]["active"]]
+        for i, zig in [(f, zig) for f, zigs in enumerate(chosen) for zig in zigs]:
+            variables = families[i].variables
+            entries = [(s.tensor, s.dim, index) for s in variables for index in s.index[zig].tolist()]
+            new = reference_step(read(entries, before), read(entries, tensors), options["lr"], **settings)
+            if (i, zig) in zero or not any(new):
+                zero.add((i, zig))
+                fx_oto.partition(twin).zero_zigs_(i, torch.tensor([zig]))
+                clear(entries, tensors, plain)
+            else:
+                write(entries, tensors, new)
+    for key, value in gm.named_parameters():
+        torch.testing.assert_close(value, tensors[key], rtol=1e-9, atol=1e-12)
+    assert zero, "nothing was projected, so the test shows little"
+
+
+@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("target", [0.3, 0.61, 0.9])
+def test_the_target_is_reached_by_the_end_whatever_lambda(name, target):
+    base, options = BASES[name]
+    for lam in (1e-9, None, 10.0):
+        gm = prepared()
+        optimizer = fx_oto.DHSPG(
+            gm, base, target_group_sparsity=target, start_step=3, end_step=12, lam=lam, min_kept=0.0, **options
+        )
+        train(gm, optimizer, 12)
+        assert optimizer.group_sparsity == math.ceil(target * 32) / 32
+        assert all(torch.isfinite(p).all() for p in gm.parameters())
+
+
+@pytest.mark.parametrize("train_eager", [False, True])
+@pytest.mark.parametrize("name", BASES)
+def test_zero_groups_stay_exactly_zero(name, train_eager):
+    base, options = BASES[name]
+    model = make_net()
+    gm = fx_oto.prepare(model, IMAGE)
+    optimizer = fx_oto.DHSPG(gm, base, target_group_sparsity=0.5, start_step=2, end_step=8, **options)
+    trained = model if train_eager else gm
+    train(trained, optimizer, 8)
+    zeros = fx_oto.partition(gm).zeros()
+    train(trained, optimizer, 10, seed=5)
+    zigs = fx_oto.partition(gm)
+    assert all(torch.equal(a, b) for a, b in zip(zigs.zeros(), zeros, strict=True))
+    parameters = dict(gm.named_parameters())
+    for family, zero in zip(zigs.families, zeros, strict=True):
+        for slot in family.variables:
+            gone = slot.index[zero].reshape(-1)
+            assert not parameters[slot.tensor].index_select(slot.dim, gone).any()
+    small = fx_oto.compress(gm)
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(small.eval()(x), model.eval()(x), rtol=1e-10, atol=1e-12)
+
+
+def test_before_the_window_it_is_the_base():
+    base, options = BASES["SGD"]
+    gm, plain = prepared(), make_net()
+    train(gm, fx_oto.DHSPG(gm, base, target_group_sparsity=0.5, start_step=6, end_step=9, **options), 6)
+    train(plain, base(plain.parameters(), **options), 6)
+    for name, value in plain.named_parameters():
+        torch.testing.assert_close(gm.get_parameter(name), value, rtol=0, atol=0)
+
+
+def test_an_important_group_takes_the_base_step():
+    base, options = BASES["SGD"]
+    gm = prepared()
+    twin = copy.deepcopy(gm)
+    optimizer = fx_oto.DHSPG(gm, base, target_group_sparsity=0.4, start_step=0, end_step=50, **options)
+    train(gm, optimizer, 1)
+    train(twin, base(twin.parameters(), **options), 1)
+    active = optimizer.state_dict()["zigs"]["active"]
+    for family, redundant in zip(fx_oto.partition(gm).families, active, strict=True):
+        important = torch.ones(len(family), dtype=torch.bool)
+        important[redundant] = False
+        for slot in family.variables:
+            rows = slot.index[important].reshape(-1)
+            expected = twin.get_parameter(slot.tensor).index_select(slot.dim, rows)
+            torch.testing.assert_close(
+                gm.get_parameter(slot.tensor).index_select(slot.dim, rows), expected, rtol=0, atol=0
+            )
+    assert sum(map(len, active)) > 0
+
+
+def test_when_both_goals_agree_lambda_is_used_as_it_is():
+    x = torch.tensor([[3.0, 4.0]])
+    dual = dual_step(moments_of(x, x), 0.5, 2.0, 10.0, 0.0)
+    torch.testing.assert_close(dual.shrink, torch.tensor([0.5 / 5]))
+
+
+def test_when_they_disagree_lambda_is_between_its_bounds():
+    torch.manual_seed(0)
+    x, d = torch.randn(1000, 7, dtype=torch.float64), torch.randn(1000, 7, dtype=torch.float64)
+    moments = moments_of(x, d)
+    disagree = moments.dot < 0
+    lam_g = dual_step(moments, 1e-3, 2.0, 10.0, 0.0).shrink * moments.square.sqrt()
+    lower, upper = -moments.dot / moments.square.sqrt(), -moments.gradient * moments.square.sqrt() / moments.dot
+    assert ((lam_g > lower) & (lam_g < upper))[disagree].all()
+    step = d + (lam_g / moments.square.sqrt())[:, None] * x
+    assert ((step * x).sum(1) > 0)[disagree].all()  # to first order ‖x‖ shrinks
+    assert ((step * d).sum(1) > 0)[disagree].all()  # and f still descends
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.5, 0.95])
+def test_projection_fires_exactly_where_it_was_derived_to(epsilon):
+    torch.manual_seed(0)
+    x, d, rate, lam = torch.randn(2000, 5) * torch.logspace(-4, 0, 2000)[:, None], torch.randn(2000, 5).abs(), 0.1, 1e-3
+    d = d * x.sign()  # both goals agree
+    moments = moments_of(x, d, rate)
+    fires = rate * (moments.dot + lam * moments.square.sqrt()) > (1 - epsilon) * moments.square
+    assert torch.equal(dual_step(moments, lam, 2.0, 10.0, epsilon).project, fires)
+    assert fires.any()
+    assert not fires.all()

@@ -1,0 +1,109 @@
+"""Stopping and resuming: bit for bit the run that was not stopped, in this process and in another."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.training import BASES, batches, prepared
+
+import fx_oto
+
+STEPS = 20
+OPTIMIZERS = {
+    "DHSPG": (fx_oto.DHSPG, {}),
+    "DHSPG in one period": (fx_oto.DHSPG, {"periods": 1}),
+    "HESSO": (fx_oto.HESSO, {}),
+}
+
+
+def start(base="SGD", optimizer="DHSPG"):
+    kind, extra = OPTIMIZERS[optimizer]
+    (base_class, options), gm = BASES[base], prepared()
+    window = {"start_step": 4, "end_step": 14, "saliency_batches": 3, **({"periods": 3} | extra)}
+    made = kind(gm, base_class, target_group_sparsity=0.6, **window, **options)
+    return gm, made, torch.optim.lr_scheduler.CosineAnnealingLR(made, STEPS)
+
+
+def run(parts, data):
+    gm, optimizer, schedule = parts
+    for image, label in data:
+        optimizer.zero_grad()
+        F.cross_entropy(gm(image), label).backward()
+        optimizer.step()
+        schedule.step()
+
+
+def saved(parts):
+    file = io.BytesIO()
+    torch.save([part.state_dict() for part in parts], file)
+    return file.getvalue()
+
+
+def resumed(content, **options):
+    parts = start(**options)
+    for part, state in zip(parts, torch.load(io.BytesIO(content), weights_only=True), strict=True):
+        part.load_state_dict(state)
+    return parts
+
+
+def assert_equal(left, right):
+    left, right = left.state_dict(), right.state_dict()
+    assert left.keys() == right.keys()
+    for key, value in left.items():
+        assert torch.equal(right[key], value), key
+
+
+@pytest.mark.parametrize("stop", [2, 3, 4, 9, 10, 13, 14, 17])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("base", BASES)
+def test_resuming_is_bit_for_bit_the_run_that_was_not_stopped(base, optimizer, stop):
+    """Before the window, while gradients are observed, inside, between periods and after it."""
+    data, options = list(batches(STEPS)), {"base": base, "optimizer": optimizer}
+    whole = start(**options)
+    run(whole, data)
+    first = start(**options)
+    run(first, data[:stop])
+    second = resumed(saved(first), **options)
+    run(second, data[stop:])
+    assert_equal(whole[0], second[0])
+    assert whole[1].trajectory.rows() == second[1].trajectory.rows()
+    assert whole[1].trajectory.reached == second[1].trajectory.reached != ""
+    assert whole[1].group_sparsity == pytest.approx(20 / 32)
+
+
+def test_resuming_in_a_fresh_process(tmp_path):
+    data = list(batches(STEPS))
+    whole, first = start(), start()
+    run(whole, data)
+    run(first, data[:9])
+    (tmp_path / "checkpoint.pt").write_bytes(saved(first))
+    torch.save(data[9:], tmp_path / "data.pt")
+    code = f"""
+import sys
+sys.path[:0] = {[str(Path(__file__).parents[i]) for i in range(3)]!r}
+import torch
+torch.set_num_threads(1)
+from test_state import resumed, run, saved
+parts = resumed(open("checkpoint.pt", "rb").read())
+run(parts, torch.load("data.pt"))
+open("done.pt", "wb").write(saved(parts))
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert_equal(whole[0], resumed((tmp_path / "done.pt").read_bytes())[0])
+
+
+def test_another_models_state_is_refused():
+    optimizer = start()[1]
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    other = fx_oto.prepare(net, torch.randn(2, 4))
+    state = fx_oto.DHSPG(other, torch.optim.SGD, lr=0.05, target_group_sparsity=0.5, total_steps=9).state_dict()
+    with pytest.raises(fx_oto.SettingsError, match=r"this state has 1 families, the model has 2"):
+        optimizer.load_state_dict(state)
+    with pytest.raises(fx_oto.SettingsError, match=r"this state was not saved by DHSPG: the key 'zigs' is missing"):
+        optimizer.load_state_dict(optimizer.base.state_dict())
