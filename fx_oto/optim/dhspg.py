@@ -88,9 +88,9 @@ class DHSPG(GroupSparseOptimizer):
     """PLACEHOLDER."""
 
     _END_AT = 0.6
-    _PERIODS = 10
-    _SALIENCY = "taylor2"
-    _BATCHES = 10
+    _PERIODS = 1
+    _SALIENCY = "otov2"
+    _BATCHES = 20
 
     def __init__(
         self,
