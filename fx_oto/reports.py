@@ -1,4 +1,4 @@
-"""What the passes did, as a table."""
+"""What the passes did, and how the training went, as tables."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch.fx import GraphModule
 
 from fx_oto.context import Context
 from fx_oto.pipeline import PassRecord
+from fx_oto.trajectory import Trajectory
 
 __all__ = ["Report", "report"]
 
@@ -17,9 +18,15 @@ _HEADERS = ("pass", "seconds", "nodes", "parameters", "changed")
 
 @dataclass(frozen=True)
 class Report:
-    """The passes that made a GraphModule, in order; ``str()`` prints a table, a notebook shows it as HTML."""
+    """The passes that made a GraphModule, in order, and its training; ``str()`` prints tables, a notebook shows HTML.
+
+    Attributes:
+        records: one for each pass that was run.
+        training: group sparsity and loss along the steps, if a group-sparse optimizer was built for it.
+    """
 
     records: tuple[PassRecord, ...]
+    training: Trajectory | None = None
 
     def _rows(self) -> list[tuple[str, str, str, str, str]]:
         return [
@@ -34,10 +41,16 @@ class Report:
         ]
 
     def __str__(self) -> str:
-        return tabulate(self._rows(), _HEADERS, disable_numparse=True)
+        parts = [tabulate(self._rows(), _HEADERS, disable_numparse=True)]
+        if self.training is not None:
+            parts += [self.training.summary, self.training.table()]
+        return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
-        return str(tabulate(self._rows(), _HEADERS, tablefmt="html", disable_numparse=True))
+        passes = str(tabulate(self._rows(), _HEADERS, tablefmt="html", disable_numparse=True))
+        return (
+            passes if self.training is None else f"{passes}<p>{self.training.summary}</p>{self.training.table('html')}"
+        )
 
 
 def _change(before: int, after: int) -> str:
@@ -45,7 +58,7 @@ def _change(before: int, after: int) -> str:
 
 
 def report(gm: GraphModule) -> Report:
-    """The record of every pass that was run to make ``gm``.
+    """The record of every pass that was run to make ``gm``, and of its training by a group-sparse optimizer.
 
     Raises:
         MissingResultError: ``gm`` was not made by fx_oto.
@@ -56,4 +69,5 @@ def report(gm: GraphModule) -> Report:
         >>> [record.name for record in fx_oto.report(gm).records]
         ['dependency-analysis', 'zig-partition', 'mask-insertion']
     """
-    return Report(Context.of(gm).records)
+    context = Context.of(gm)
+    return Report(context.records, context.results.get(Trajectory))

@@ -85,7 +85,71 @@ def dual_step(moments: Moments, lam: Tensor | float, amplify: float, hat: float,
 
 
 class DHSPG(GroupSparseOptimizer):
-    """PLACEHOLDER."""
+    """Dual half-space projected gradient: wraps any torch optimizer and trains while redundant ZIGs become zero.
+
+    The problem (after OTOv2, section 3.2) is min f(x) subject to K zero groups among the ZIGs. With x a redundant ZIG's
+    variables before a step, x̂ after the base optimizer's step, α the learning rate and d = (x − x̂)/α:
+
+    1. Before ``start_step``: the base's steps for all.
+    2. At ``start_step``: a redundancy score of every ZIG (``saliency``), from its variables and their gradients over
+       ``saliency_batches`` mini-batches. The highest are redundant, as few as reach the target; the rest is important.
+    3. In the window, important ZIGs take the base's step, and redundant ones go to x̃ = x̂ − α λ_g x/‖x‖, where λ_g is λ
+       if ⟨x, d⟩ ≥ 0, else between −⟨x, d⟩/‖x‖, above which ‖x‖ shrinks, and −‖d‖²‖x‖/⟨x, d⟩, below which f still
+       descends (``dual_step``). Where ⟨x̃, x⟩ < ε‖x‖², the ZIG leaves its half-space and becomes 0, for good.
+    4. In the second half of the window, a redundant ZIG that is not zero yet is also multiplied by (T − t − 1)/(T − t)
+       at step t, T being ``end_step``: nothing is left at the end, whatever λ is, and there is no cliff.
+    5. After ``end_step``: the base's steps for all, and what is zero stays zero.
+
+    It differs from the authors' optimizer in that: any base can be used, and the regulariser never enters its buffers;
+    λ comes from the data; λ_g never falls below the bound that makes ‖x‖ shrink (theirs is capped at hat · λ);
+    gradients of several mini-batches are scored; redundant ZIGs that have not been projected by the end are shrunk to
+    zero instead of being left; and the whole state is in ``state_dict()``.
+
+    The loop may train the prepared GraphModule or the eager model, whose parameters it shares. Schedulers,
+    ``GradScaler``, clipping and accumulation work as with the base alone, whose param groups and state these are.
+
+    Args:
+        gm: a prepared GraphModule.
+        base: an optimizer class, built over ``gm.parameters()`` with ``base_kwargs``, or an instance.
+        target_group_sparsity: fraction of the prunable ZIGs to make zero. Of the four targets one is given, in (0, 1).
+        target_params: fraction of the parameters to be left in the compact model.
+        target_macs: fraction of the multiply-adds to be left, on the example inputs.
+        target_latency: fraction of the latency to be left, measured on the example inputs and the model's device.
+        total_steps: length of the training, in steps; sets ``start_step`` to a tenth and ``end_step`` to six tenths.
+        start_step: first step of the pruning window.
+        end_step: the step by which the target is reached.
+        periods: equal parts of the window (1); with more, each chooses and drives out its share.
+        saliency: ``"otov2"`` (the authors' score), ``"magnitude"``, ``"taylor1"``, ``"taylor2"``, ``"hesso"``, or a
+            callable that takes a sequence of ``ZIGStatistics`` and returns scores, larger = more redundant.
+        saliency_batches: steps whose gradients are scored, up to and including the one at which ZIGs are chosen (20).
+        min_kept: how many ZIGs of a family are kept: a count (int) or a fraction (float), or a dict of these by glob of
+            parameter or module names; at least one always is (0.05).
+        max_group_sparsity: largest fraction of a family to make zero, or a dict by glob (1.0).
+        round_to: the channels left are a multiple of this number, or all of them (1).
+        unprunable: globs of parameter or module names whose families are left alone, as are families with a
+            parameter that does not require gradients; all of them count in the full model.
+        lam: λ > 0, in units of the gradient norm; None: such that the mean redundant ZIG would reach zero in half the
+            window at the learning rate found at its start (time to zero ≈ ‖x‖/(αλ) steps).
+        amplify: factor on the lower bound of λ_g, > 1 (2).
+        hat: factor on λ, > 1: the largest λ_g that amplification may reach (10).
+        epsilon: half-space parameter ε in [0, 1); the larger, the sooner ZIGs are projected (0).
+        base_kwargs: arguments of the base class, such as ``lr=0.1, momentum=0.9``.
+
+    Raises:
+        SettingsError: a setting cannot work, or the target cannot be reached; nothing is changed.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> optimizer = fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.1, target_group_sparsity=0.5, total_steps=20)
+        >>> for _ in range(20):
+        ...     optimizer.zero_grad()
+        ...     gm(torch.randn(16, 4)).square().mean().backward()
+        ...     optimizer.step()
+        >>> optimizer.reached()["group sparsity"]
+        0.5
+    """
 
     _END_AT = 0.6
     _PERIODS = 1
@@ -124,16 +188,17 @@ class DHSPG(GroupSparseOptimizer):
         """The base's step, then the dual half-space step of the active ZIGs."""
         before = rows.remember()
         self.base.step()
-        after = rows.current()
+        moved = rows.moved()
         rates = {id(p): group["lr"] for group in self.param_groups for p in group["params"]}
-        dual = dual_step(_moments(rows, before, after, rates), self._lam, self.amplify, self.hat, self.epsilon)
+        dual = dual_step(_moments(rows, before, moved, rates), self._lam, self.amplify, self.hat, self.epsilon)
         rows.commit(dual.project)
         keep = torch.where(rows.zero, 0.0, period.fade(step)).to(dual.shrink)
         shrink = torch.where(rows.zero, 0.0, dual.shrink * keep)
-        for block, x, trial in zip(rows.blocks, before, after, strict=True):
-            scaled = block.per_zig(shrink) * rates[id(block.tensor)]
-            block.rows(trial).mul_(block.per_zig(keep)).addcmul_(block.rows(x), scaled, value=-1)
-            block.write(trial)
+        for block, values, step_taken in zip(rows.blocks, before, moved, strict=True):
+            left = block.per_zig(keep)
+            scale = left - block.per_zig(shrink) * rates[id(block.tensor)]
+            block.rows(values).mul_(scale).addcmul_(block.rows(step_taken), left, value=-1)  # keep · x̂ − shrink · x
+            block.write(values)
 
     def own_state(self) -> dict[str, Any]:
         """λ of the current period."""
@@ -144,23 +209,18 @@ class DHSPG(GroupSparseOptimizer):
         self._lam = state["lam"]
 
 
-def _moments(rows: Rows, before: list[Tensor], after: list[Tensor], rates: dict[int, Any]) -> Moments:
+def _moments(rows: Rows, before: list[Tensor], moved: list[Tensor], rates: dict[int, Any]) -> Moments:
     """Inner products of the active variables with their effective gradient (x − x̂)/α."""
-    sums: Tensor | None = None
-    for block, old, new in zip(rows.blocks, before, after, strict=True):
+    sums = torch.zeros(5, len(rows.zero), dtype=before[0].dtype if before else None, device=rows.device)
+    for block, values, step in zip(rows.blocks, before, moved, strict=True):
         rate = rates[id(block.tensor)]
         inverse = 1 / max(rate, 1e-30)
-        x = block.rows(old)
-        step = x - block.rows(new)
-        dims = tuple(range(1, x.ndim))
-        square = torch.linalg.vector_norm(x, dim=dims).square()
-        moved = torch.linalg.vector_norm(step, dim=dims).square()
-        dot = step.mul_(x).sum(dims)
-        part = torch.stack((square, dot * inverse, moved * inverse**2, dot, square * rate)).to(rows.device)
-        if sums is None:
-            sums = torch.zeros(5, len(rows.zero), dtype=part.dtype, device=rows.device)
-        sums[:, block.zigs] += part
-    return Moments(*(torch.zeros(5, 0) if sums is None else sums))
+        x, difference = block.rows(values).flatten(1), block.rows(step).flatten(1)
+        square = torch.linalg.vector_norm(x, dim=1).square()
+        gradient = torch.linalg.vector_norm(difference, dim=1).square() * inverse**2
+        dot = torch.linalg.vecdot(x, difference)
+        sums[:, block.zigs] += torch.stack((square, dot * inverse, gradient, dot, square * rate)).to(sums)
+    return Moments(*sums)
 
 
 def _check(**conditions: bool) -> None:

@@ -18,7 +18,7 @@ from fx_oto.zigs import Family
 __all__ = ["Rows"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Block:
     """One slot's entries of some of its family's ZIGs.
 
@@ -33,6 +33,12 @@ class _Block:
     dim: int
     index: Tensor
     zigs: slice
+    _written: int = -1
+
+    @property
+    def changed(self) -> bool:
+        """Whether the parameter may differ from what was written last."""
+        return bool(self.tensor._version != self._written)
 
     def read(self, source: Tensor, out: Tensor | None = None) -> Tensor:
         """Copy the entries of a tensor of the parameter's shape: at least float32, the parameter's axes."""
@@ -55,6 +61,8 @@ class _Block:
     def write(self, values: Tensor) -> None:
         """Put back what ``read`` returned."""
         self.tensor.index_copy_(self.dim, self.index, values.to(self.tensor.dtype))
+        if values.dtype == self.tensor.dtype:  # else it was rounded
+            self._written = self.tensor._version
 
     def clear(self, target: Tensor) -> None:
         """Set the entries of a tensor of the parameter's shape to zero."""
@@ -98,7 +106,7 @@ class Rows:
         self.zero = fresh if zero is None else zero.to(self.device).clone()
         self.blocks, self._dead = self._blocks(self.active), self._blocks(self.gone)
         self._before: list[Tensor] = []
-        self._after: list[Tensor] = []
+        self._moved: list[Tensor] = []
 
     def activate(self, chosen: Sequence[Tensor]) -> None:
         """Make active those of the chosen ZIGs that are not gone yet."""
@@ -127,20 +135,20 @@ class Rows:
     # -- the active ZIGs -------------------------------------------------------------------------------
 
     def remember(self) -> list[Tensor]:
-        """The active variables as they are now, for ``change``: one tensor for each block."""
-        if not self._before:
-            self._before = [block.read(block.tensor) for block in self.blocks]
-            self._after = [torch.empty_like(values) for values in self._before]
-        else:
-            for block, values in zip(self.blocks, self._before, strict=True):
-                block.read(block.tensor, out=values)
+        """The active variables as they are now, one tensor for each block; to be overwritten and written back."""
+        for i, block in enumerate(self.blocks):
+            if i == len(self._before):
+                self._before.append(block.read(block.tensor))
+                self._moved.append(torch.empty_like(self._before[i]))
+            elif block.changed:
+                block.read(block.tensor, out=self._before[i])
         return self._before
 
-    def current(self) -> list[Tensor]:
-        """The active variables as they are now, in buffers that are used again at the next call."""
-        for block, values in zip(self.blocks, self._after, strict=True):
-            block.read(block.tensor, out=values)
-        return self._after
+    def moved(self) -> list[Tensor]:
+        """What ``remember`` returned less the active variables as they are now."""
+        for block, before, out in zip(self.blocks, self._before, self._moved, strict=True):
+            torch.sub(before, block.read(block.tensor, out=out), out=out)
+        return self._moved
 
     def commit(self, project: Tensor) -> None:
         """Count these active ZIGs as zero from now on, in the masks too; bool, shape ``(active,)``."""
