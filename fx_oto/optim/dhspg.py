@@ -18,6 +18,8 @@ from fx_oto.optim.sparsifier import GroupSparseOptimizer
 
 __all__ = ["DHSPG", "Dual", "Moments", "dual_step"]
 
+_STRIDES, _LONGEST_STRIDE = 50, 16
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -133,6 +135,9 @@ class DHSPG(GroupSparseOptimizer):
         amplify: factor on the lower bound of λ_g, > 1 (2).
         hat: factor on λ, > 1: the largest λ_g that amplification may reach (10).
         epsilon: half-space parameter ε in [0, 1); the larger, the sooner ZIGs are projected (0).
+        stride: the dual step is taken every so many steps; the base's steps in between count as one, with x̂ at their
+            end, and λ counts as often. None: a fiftieth of the window, at least 1 and at most 16, for every dual step
+            costs as much as some steps of the base.
         base_kwargs: arguments of the base class, such as ``lr=0.1, momentum=0.9``.
 
     Raises:
@@ -165,10 +170,18 @@ class DHSPG(GroupSparseOptimizer):
         amplify: float = 2.0,
         hat: float = 10.0,
         epsilon: float = 0.0,
+        stride: int | None = None,
         **settings: Any,
     ) -> None:
-        _check(amplify=amplify > 1, hat=hat > 1, epsilon=0 <= epsilon < 1, lam=lam is None or lam > 0)
+        _check(
+            amplify=amplify > 1,
+            hat=hat > 1,
+            epsilon=0 <= epsilon < 1,
+            lam=lam is None or lam > 0,
+            stride=stride is None or stride > 0,
+        )
         self.lam, self.amplify, self.hat, self.epsilon = lam, amplify, hat, epsilon
+        self.stride = stride
         self._lam: Tensor | float = 0.0
         super().__init__(gm, base, **settings)
 
@@ -178,35 +191,47 @@ class DHSPG(GroupSparseOptimizer):
             self._lam = self.lam
             return
         squares = torch.zeros(len(rows.zero), dtype=torch.float64, device=rows.device)
-        for block, x in zip(rows.blocks, rows.remember(), strict=True):
+        rows.remember()
+        for block, x in zip(rows.blocks, rows.before, strict=True):
             squares[block.zigs] += block.rows(x).flatten(1).square().sum(1).to(squares)
         rate = sum(float(group["lr"]) for group in self.param_groups) / len(self.param_groups)
         mean = float(squares.sqrt().mean()) if len(squares) else 0.0
         self._lam = max(mean / max(rate * (period.end - period.start) / 2, 1e-12), 1e-12)
 
     def prune(self, rows: Rows, period: Period, step: int) -> None:
-        """The base's step, then the dual half-space step of the active ZIGs."""
-        before = rows.remember()
+        """The base's step; at the end of a stride, the dual half-space step of the active ZIGs."""
+        stride = self.stride or max(1, min(_LONGEST_STRIDE, (period.end - period.start) // _STRIDES))
+        taken = (step - period.start) % stride + 1
+        if taken == 1:
+            rows.remember()
         self.base.step()
+        if taken == stride or step + 1 == period.end:
+            self._correct(rows, taken, period.fade(step, taken))
+            if stride > 1:
+                rows.retire_zero(self.base)
+
+    def _correct(self, rows: Rows, taken: int, fade: float) -> None:
         moved = rows.moved()
         rates = {id(p): group["lr"] for group in self.param_groups for p in group["params"]}
-        dual = dual_step(_moments(rows, before, moved, rates), self._lam, self.amplify, self.hat, self.epsilon)
+        moments = _moments(rows, rows.before, moved, rates)
+        dual = dual_step(moments, self._lam * taken, self.amplify, self.hat, self.epsilon)
         rows.commit(dual.project)
-        keep = torch.where(rows.zero, 0.0, period.fade(step)).to(dual.shrink)
+        keep = torch.where(rows.zero, 0.0, fade).to(dual.shrink)
         shrink = torch.where(rows.zero, 0.0, dual.shrink * keep)
-        for block, values, step_taken in zip(rows.blocks, before, moved, strict=True):
+        for block, values, step_taken in zip(rows.blocks, rows.before, moved, strict=True):
             left = block.per_zig(keep)
             scale = left - block.per_zig(shrink) * rates[id(block.tensor)]
             block.rows(values).mul_(scale).addcmul_(block.rows(step_taken), left, value=-1)  # keep · x̂ − shrink · x
             block.write(values)
 
     def own_state(self) -> dict[str, Any]:
-        """λ of the current period."""
-        return {"lam": self._lam}
+        """λ of the current period, and the active ZIGs as they were when the current stride began."""
+        return {"lam": self._lam, "before": self._rows.before}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Take up ``own_state()``."""
         self._lam = state["lam"]
+        self._rows.restore_before(state["before"])
 
 
 def _moments(rows: Rows, before: list[Tensor], moved: list[Tensor], rates: dict[int, Any]) -> Moments:
@@ -224,7 +249,7 @@ def _moments(rows: Rows, before: list[Tensor], moved: list[Tensor], rates: dict[
 
 
 def _check(**conditions: bool) -> None:
-    limits = {"amplify": "> 1", "hat": "> 1", "epsilon": "in [0, 1)", "lam": "> 0"}
+    limits = {"amplify": "> 1", "hat": "> 1", "epsilon": "in [0, 1)", "lam": "> 0", "stride": "at least 1"}
     for name, holds in conditions.items():
         if not holds:
             raise SettingsError(f"{name} must be {limits[name]}")

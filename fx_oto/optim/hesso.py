@@ -40,4 +40,4 @@ class HESSO(GroupSparseOptimizer):
     def prune(self, rows: Rows, period: Period, step: int) -> None:
         """The base's step, then the shrinkage."""
         self.base.step()
-        rows.scale(period.fade(step, whole=True))
+        rows.scale(period.fade(step, start=0.0))

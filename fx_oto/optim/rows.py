@@ -78,6 +78,7 @@ class Rows:
         active: for each family, positions of the active ZIGs.
         gone: for each family, positions of those that are gone.
         zero: whether an active ZIG is zero already; bool, shape ``(active ZIGs of all families,)``.
+        before: the active variables when they were last remembered, one tensor for each block.
     """
 
     def __init__(self, gm: nn.Module, families: Sequence[Family]) -> None:
@@ -105,7 +106,7 @@ class Rows:
         fresh = torch.zeros(count, dtype=torch.bool, device=self.device)
         self.zero = fresh if zero is None else zero.to(self.device).clone()
         self.blocks, self._dead = self._blocks(self.active), self._blocks(self.gone)
-        self._before: list[Tensor] = []
+        self.before: list[Tensor] = []
         self._moved: list[Tensor] = []
 
     def activate(self, chosen: Sequence[Tensor]) -> None:
@@ -114,14 +115,22 @@ class Rows:
         self.restore(fresh, self.gone, None)
 
     def retire(self, base: Optimizer) -> None:
-        """Set what is active to zero, clear its part of the base's state, and count it as gone."""
+        """Set what is active to zero, and count it as gone."""
         self.zero.fill_(True)
-        for block in self.blocks:
+        self.retire_zero(base)
+
+    def retire_zero(self, base: Optimizer) -> None:
+        """Count the active ZIGs that are zero as gone: set their part of the base's state to zero too."""
+        if not self.zero.any():
+            return
+        flags = self.zero.cpu().split([len(mine) for mine in self.active])
+        for block in self._blocks([mine[flag] for mine, flag in zip(self.active, flags, strict=True)]):
             for target in (block.tensor, *_buffers(base, block.tensor)):
                 block.clear(target)
         self._write_masks()
-        both = [torch.cat(pair).sort().values for pair in zip(self.gone, self.active, strict=True)]
-        self.restore([part[:0] for part in both], both, None)
+        both = zip(self.gone, self.active, flags, strict=True)
+        gone = [torch.cat((old, mine[flag])).sort().values for old, mine, flag in both]
+        self.restore([mine[~flag] for mine, flag in zip(self.active, flags, strict=True)], gone, None)
 
     def keep_zero(self) -> None:
         """Undo what the base's step did to the ZIGs that are gone."""
@@ -134,19 +143,21 @@ class Rows:
 
     # -- the active ZIGs -------------------------------------------------------------------------------
 
-    def remember(self) -> list[Tensor]:
-        """The active variables as they are now, one tensor for each block; to be overwritten and written back."""
-        for i, block in enumerate(self.blocks):
-            if i == len(self._before):
-                self._before.append(block.read(block.tensor))
-                self._moved.append(torch.empty_like(self._before[i]))
-            elif block.changed:
-                block.read(block.tensor, out=self._before[i])
-        return self._before
+    def remember(self) -> None:
+        """Keep the active variables as they are now in ``before``; they may be overwritten and written back."""
+        self.before = self.before or [block.read(block.tensor) for block in self.blocks]
+        for block, values in zip(self.blocks, self.before, strict=True):
+            if block.changed:
+                block.read(block.tensor, out=values)
+
+    def restore_before(self, before: Sequence[Tensor]) -> None:
+        """Take up ``before`` from a checkpoint."""
+        self.before = [values.to(block.tensor.device) for block, values in zip(self.blocks, before, strict=False)]
 
     def moved(self) -> list[Tensor]:
-        """What ``remember`` returned less the active variables as they are now."""
-        for block, before, out in zip(self.blocks, self._before, self._moved, strict=True):
+        """``before`` less the active variables as they are now."""
+        self._moved = self._moved or [torch.empty_like(values) for values in self.before]
+        for block, before, out in zip(self.blocks, self.before, self._moved, strict=True):
             torch.sub(before, block.read(block.tensor, out=out), out=out)
         return self._moved
 

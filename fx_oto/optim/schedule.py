@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from fx_oto.errors import SettingsError
@@ -23,10 +24,13 @@ class Period:
     end: int
     done: float
 
-    def fade(self, step: int, whole: bool = False) -> float:
-        """(T − t − 1)/(T − t) at step t, T being the end; 1 in the first half, unless the whole period fades."""
-        left = self.end - step
-        return (left - 1) / left if whole or 2 * left <= self.end - self.start else 1.0
+    def fade(self, step: int, steps: int = 1, start: float = 0.5) -> float:
+        """The product of (T − t − 1)/(T − t) over the ``steps`` steps t up to and including ``step``.
+
+        T is the end of the period; steps in its first part, up to the fraction ``start``, count as 1.
+        """
+        begin = max(step - steps + 1, math.ceil(self.start + start * (self.end - self.start)))
+        return min(1.0, (self.end - step - 1) / (self.end - begin)) if begin <= step else 1.0
 
 
 @dataclass(frozen=True)

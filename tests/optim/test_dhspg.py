@@ -60,39 +60,42 @@ def clear(entries, tensors, optimizer):
                 buffer.select(dim, i).zero_()
 
 
+@pytest.mark.parametrize("stride", [1, 4])
 @pytest.mark.parametrize("epsilon", [0.0, 0.95])
 @pytest.mark.parametrize("name", BASES)
-def test_a_hundred_steps_equal_the_reference(name, epsilon):
+def test_a_hundred_steps_equal_the_reference(name, epsilon, stride):
     """Two nets side by side: one trained by DHSPG, one by the base and the reference, one ZIG at a time."""
     base, options = BASES[name]
     gm = prepared()
     twin = copy.deepcopy(gm)
     settings = {"lam": {"SGD": 1.0, "AdamW": 100.0}[name], "amplify": 2.0, "hat": 10.0, "epsilon": epsilon}
-    window = {"start_step": 0, "end_step": 1000, "periods": 1}
+    window = {"start_step": 0, "end_step": 1000, "periods": 1, "stride": stride}
     optimizer = fx_oto.DHSPG(gm, base, target_group_sparsity=0.5, **window, **settings, **options)
     plain = base(twin.parameters(), **options)
     tensors = dict(twin.named_parameters())
     families = fx_oto.partition(twin).families
-    chosen, zero = None, set()
-    for image, label in batches(100):
+    chosen, zero = [], set()
+    for step, (image, label) in enumerate(batches(100)):
+        if step % stride == 0:
+            before = {key: value.detach().clone() for key, value in tensors.items()}
         for model, stepper in ((gm, optimizer), (twin, plain)):
             stepper.zero_grad()
             F.cross_entropy(model(image), label).backward()
-            if model is twin:
-                before = {key: value.detach().clone() for key, value in tensors.items()}
             stepper.step()
-        if chosen is None:
-            chosen = [zigs.tolist() for zigs in optimizer.state_dict()["zigs"]["active"]]
-        for i, zig in [(f, zig) for f, zigs in enumerate(chosen) for zig in zigs]:
-            variables = families[i].variables
-            entries = [(s.tensor, s.dim, index) for s in variables for index in s.index[zig].tolist()]
-            new = reference_step(read(entries, before), read(entries, tensors), options["lr"], **settings)
-            if (i, zig) in zero or not any(new):
-                zero.add((i, zig))
-                fx_oto.partition(twin).zero_zigs_(i, torch.tensor([zig]))
-                clear(entries, tensors, plain)
-            else:
+        if step == 0:
+            active = optimizer.state_dict()["zigs"]["active"] + optimizer.state_dict()["zigs"]["gone"]
+            chosen = [(i % len(families), zig) for i, zigs in enumerate(active) for zig in zigs.tolist()]
+        for i, zig in chosen:
+            entries = [(s.tensor, s.dim, index) for s in families[i].variables for index in s.index[zig].tolist()]
+            if (i, zig) not in zero and (step + 1) % stride == 0:
+                scaled = settings | {"lam": stride * settings["lam"]}
+                new = reference_step(read(entries, before), read(entries, tensors), options["lr"], **scaled)
                 write(entries, tensors, new)
+                if not any(new):
+                    zero.add((i, zig))
+                    fx_oto.partition(twin).zero_zigs_(i, torch.tensor([zig]))
+            if (i, zig) in zero:
+                clear(entries, tensors, plain)
     for key, value in gm.named_parameters():
         torch.testing.assert_close(value, tensors[key], rtol=1e-9, atol=1e-12)
     assert zero, "nothing was projected, so the test shows little"

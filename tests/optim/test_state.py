@@ -18,6 +18,7 @@ STEPS = 20
 OPTIMIZERS = {
     "DHSPG": (fx_oto.DHSPG, {}),
     "DHSPG in one period": (fx_oto.DHSPG, {"periods": 1}),
+    "DHSPG in strides": (fx_oto.DHSPG, {"periods": 1, "stride": 3}),
     "HESSO": (fx_oto.HESSO, {}),
 }
 
