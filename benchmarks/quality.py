@@ -175,8 +175,9 @@ def _magnitude(run, training, gm, dhspg):
             rows = parameters[slot.tensor].detach().movedim(slot.dim, 0)
             square += rows.reshape(len(rows), -1).square().sum(1).cpu()[slot.index].sum(1)
         scores.append(-(square / square.mean()).sqrt())
-    limits = Limits.of(zigs.families, [False] * len(zigs.families), 0.05, 1.0, 1)
-    chosen = select(scores, limits, Target("macs", dhspg["macs"], zigs.macs), dhspg["macs"])
+    target = Target("macs", dhspg["macs"], zigs.macs)
+    limits = Limits.of(zigs.families, [False] * len(zigs.families), target.uniform / 2, 1.0, 1)
+    chosen = select(scores, limits, target, target.left)
     for i, positions in enumerate(chosen):
         zigs.zero_zigs_(i, positions)
     compact = fx_oto.compress(gm)

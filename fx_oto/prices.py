@@ -27,70 +27,64 @@ class Quantity(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Price:
-    """A sum of products of axis lengths, each of which is linear in the number of ZIGs removed.
+    """A sum of products of axis lengths, each of which shrinks with the number of ZIGs removed.
 
-    An item is a parameter or a contraction. What is left of it is its amount times, for each of its axes,
-    the fraction of the axis that is left; so what one ZIG saves depends on what else is removed.
+    An item is a parameter or a contraction: its cost is a constant times the length of each of its axes, so what one
+    ZIG saves depends on what else is removed.
 
     Attributes:
-        amounts: of each item, in the full model: float64, shape ``(items,)``.
-        cells: number of an axis of an item, ``item · axes + axis``, shape ``(entries,)``.
-        families: family with a part in that axis, shape ``(entries,)``.
-        shares: fraction of the axis that goes with one of its ZIGs, shape ``(entries,)``.
-        axes: most axes of an item.
-        count: number of families.
+        units: the constant of each item: float64, shape ``(items,)``.
+        lengths: of the axes of each item in the full model, 1 where there is none; shape ``(items, axes)``.
+        cells: axes in which a family has a part, numbered ``item · axes + axis``, shape ``(entries,)``.
+        families: the families, shape ``(entries,)``.
+        counts: indices of the axis that go with one of its ZIGs, shape ``(entries,)``.
+        num_families: number of families.
     """
 
-    amounts: Tensor
+    units: Tensor
+    lengths: Tensor
     cells: Tensor
     families: Tensor
-    shares: Tensor
-    axes: int
-    count: int
+    counts: Tensor
+    num_families: int
 
     @classmethod
     def of(cls, amounts: Sequence[float], parts: Sequence[tuple[int, int, Tensor]], sizes: Tensor) -> Price:
         """Count the families' parts in the axes.
 
         Args:
-            amounts: of each item.
+            amounts: cost of each item in the full model.
             parts: item, axis of the item, and the family of each index along it, −1 where it is kept whole.
             sizes: ZIGs of each family, shape ``(families,)``.
         """
         axes = max((axis for _, axis, _ in parts), default=0) + 1
-        price = torch.tensor(amounts, dtype=torch.float64)
-        if not parts:
-            none = torch.zeros(0, dtype=torch.int64)
-            return cls(price, none, none, none.double(), axes, len(sizes))
-        lengths = torch.tensor([len(along) for *_, along in parts])
-        cell = torch.tensor([item * axes + axis for item, axis, _ in parts]).repeat_interleave(lengths)
-        length = lengths.repeat_interleave(lengths)
-        family = torch.cat([along for *_, along in parts])
-        mine = family >= 0
-        both, first, counts = _counted(cell[mine] * len(sizes) + family[mine], length[mine])
-        family = both % max(len(sizes), 1)
-        return cls(price, both // max(len(sizes), 1), family, counts / (first * sizes[family]), axes, len(sizes))
+        number = torch.tensor([item * axes + axis for item, axis, _ in parts], dtype=torch.int64)
+        length = torch.tensor([len(along) for *_, along in parts], dtype=torch.int64)
+        lengths = torch.ones(len(amounts) * axes, dtype=torch.float64)
+        lengths[number] = length.double()
+        lengths = lengths.view(-1, axes)
+        family = torch.cat([torch.zeros(0, dtype=torch.int64), *(along for *_, along in parts)])
+        count = max(len(sizes), 1)
+        keys = number.repeat_interleave(length) * count + family
+        keys, occurrences = keys[family >= 0].unique(return_counts=True)
+        families = keys % count
+        units = torch.tensor(amounts, dtype=torch.float64) / lengths.prod(1)
+        return cls(units, lengths, keys // count, families, occurrences / sizes[families], len(sizes))
 
     @property
     def total(self) -> float:
         """What the full model has."""
-        return float(self.amounts.sum())
+        return float((self.units * self.lengths.prod(1)).sum())
 
     @property
     def marginal(self) -> Tensor:
         """What one ZIG of each family costs while all others are there, to first order; shape ``(families,)``."""
-        cost = self.amounts[self.cells // self.axes] * self.shares
-        return torch.zeros(self.count, dtype=torch.float64).index_add_(0, self.families, cost)
+        amounts = self.units * self.lengths.prod(1)
+        cost = amounts[self.cells // self.lengths.size(1)] * self.counts / self.lengths.view(-1)[self.cells]
+        return torch.zeros(self.num_families, dtype=torch.float64).index_add_(0, self.families, cost)
 
     def left(self, removed: Tensor) -> float:
         """What is left once ``removed[i]`` ZIGs of family i are gone; shape ``(families,)``."""
-        fractions = torch.ones(len(self.amounts) * self.axes, dtype=torch.float64)
-        fractions.index_add_(0, self.cells, -self.shares * removed[self.families])
-        return float((self.amounts * fractions.view(-1, self.axes).prod(1)).sum())
-
-
-def _counted(keys: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The distinct keys, the length that goes with each, and how often it occurs."""
-    distinct, place, counts = keys.unique(return_inverse=True, return_counts=True)
-    length = torch.zeros(len(distinct), dtype=lengths.dtype).scatter_(0, place, lengths)
-    return distinct, length, counts.double()
+        gone = (self.counts * removed[self.families]).double()
+        kept = self.lengths.reshape(-1).index_add(0, self.cells, gone, alpha=-1)
+        return float((self.units * kept.view_as(self.lengths).prod(1)).sum())

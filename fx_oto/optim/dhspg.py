@@ -18,7 +18,7 @@ from fx_oto.optim.sparsifier import GroupSparseOptimizer
 
 __all__ = ["DHSPG", "Dual", "Moments", "dual_step"]
 
-_STRIDES, _LONGEST_STRIDE = 50, 16
+_STRIDES, _LONGEST_STRIDE = 200, 16
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,8 @@ class DHSPG(GroupSparseOptimizer):
             callable that takes a sequence of ``ZIGStatistics`` and returns scores, larger = more redundant.
         saliency_batches: steps whose gradients are scored, up to and including the one at which ZIGs are chosen (20).
         min_kept: how many ZIGs of a family are kept: a count (int) or a fraction (float), or a dict of these by glob of
-            parameter or module names; at least one always is (0.05).
+            parameter or module names; at least one always is. None: half the fraction that would be kept if all
+            families were pruned alike, unless that puts the target out of reach.
         max_group_sparsity: largest fraction of a family to make zero, or a dict by glob (1.0).
         round_to: the channels left are a multiple of this number, or all of them (1).
         unprunable: globs of parameter or module names whose families are left alone, as are families with a
@@ -136,8 +137,8 @@ class DHSPG(GroupSparseOptimizer):
         hat: factor on λ, > 1: the largest λ_g that amplification may reach (10).
         epsilon: half-space parameter ε in [0, 1); the larger, the sooner ZIGs are projected (0).
         stride: the dual step is taken every so many steps; the base's steps in between count as one, with x̂ at their
-            end, and λ counts as often. None: a fiftieth of the window, at least 1 and at most 16, for every dual step
-            costs as much as some steps of the base.
+            end, and λ counts as often. None: a two-hundredth of the window, at least 1 and at most 16, for every dual
+            step costs as much as some steps of the base.
         base_kwargs: arguments of the base class, such as ``lr=0.1, momentum=0.9``.
 
     Raises:

@@ -33,6 +33,11 @@ class Target:
     left: float
     quantity: Quantity
 
+    @property
+    def uniform(self) -> float:
+        """The fraction of its width that each family would keep if all kept the same: costs are products of widths."""
+        return self.left if self.name == "group sparsity" else math.sqrt(self.left)
+
     def part_way(self, fraction: float) -> float:
         """The fraction to be left when this fraction of the way is done."""
         return 1 - fraction * (1 - self.left)

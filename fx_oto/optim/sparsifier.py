@@ -60,7 +60,7 @@ class GroupSparseOptimizer(Optimizer):
         periods: int | None = None,
         saliency: str | Criterion | None = None,
         saliency_batches: int | None = None,
-        min_kept: PerFamily = 0.05,
+        min_kept: PerFamily | None = None,
         max_group_sparsity: PerFamily = 1.0,
         round_to: int = 1,
         unprunable: Iterable[str] = (),
@@ -68,21 +68,25 @@ class GroupSparseOptimizer(Optimizer):
     ) -> None:
         self.zigs = partition(gm)
         _check_unchanged(self.zigs, tensor_names(gm))
-        self.schedule = Schedule.of(total_steps, start_step, end_step, periods or self._PERIODS, self._END_AT)
+        periods = self._PERIODS if periods is None else periods
+        self.schedule = Schedule.of(total_steps, start_step, end_step, periods, self._END_AT)
         self.saliency = criterion(self._SALIENCY if saliency is None else saliency)
         self.saliency_batches = self._BATCHES if saliency_batches is None else saliency_batches
         if self.saliency_batches < 1:
             raise SettingsError(f"saliency_batches must be at least 1, found {saliency_batches}")
+        self.target = _target(
+            gm,
+            self.zigs,
+            {
+                "group sparsity": target_group_sparsity,
+                "params": target_params,
+                "macs": target_macs,
+                "latency": target_latency,
+            },
+        )
         families = self.zigs.families
         alone = _left_alone(gm, families, tuple(unprunable))
-        self.limits = Limits.of(families, alone, min_kept, max_group_sparsity, round_to)
-        wanted = {
-            "group sparsity": target_group_sparsity,
-            "params": target_params,
-            "macs": target_macs,
-            "latency": target_latency,
-        }
-        self.target = _target(gm, self.zigs, wanted, self.limits, alone)
+        self.limits = _limits(self.target, families, alone, min_kept, max_group_sparsity, round_to)
         self.base = _build(base, gm, base_kwargs)
         _check_covered(gm, families, self.base)
         super().__init__(self.base.param_groups, self.base.defaults)
@@ -278,38 +282,50 @@ class GroupSparseOptimizer(Optimizer):
         self.load_own_state(own)
 
 
-def _target(
-    gm: GraphModule, zigs: Partition, wanted: dict[str, float | None], limits: Limits, alone: list[bool]
-) -> Target:
-    """The one target that was given, which must be within reach."""
+def _target(gm: GraphModule, zigs: Partition, wanted: dict[str, float | None]) -> Target:
+    """The one target that was given."""
     given = {name: value for name, value in wanted.items() if value is not None}
-    spelled = [f"target_{name.replace(' ', '_')}" for name in (given or wanted)]
     if len(given) != 1:
-        found = " and ".join(spelled) if given else "none"
         raise SettingsError(
             "give one of target_group_sparsity, target_params, target_macs and target_latency, as a fraction of the "
-            f"full model; found {found}"
+            f"full model; found {' and '.join(map(_option, given)) or 'none'}"
         )
-    (name, value), option = next(iter(given.items())), spelled[0]
+    name, value = next(iter(given.items()))
     if not 0 < value < 1:
-        raise SettingsError(f"{option} must be between 0 and 1, both excluded; found {value}")
+        raise SettingsError(f"{_option(name)} must be between 0 and 1, both excluded; found {value}")
     if not zigs.families:
         raise SettingsError("no axis of this model can be pruned: print(fx_oto.partition(gm)) gives the reasons")
-    left = 1 - value if name == "group sparsity" else value
-    quantities = {"group sparsity": lambda: _count(zigs), "params": lambda: zigs.params, "macs": lambda: zigs.macs}
-    target = Target(name, left, quantities[name]() if name in quantities else Latency(gm))
-    least = target.fraction(torch.tensor(limits.most))
-    if least > left + 1e-9:
-        raise SettingsError(
-            f"{option}={value} cannot be reached: with the minimum kept of each family and the other limits, what can "
-            f"be reached is {target.describe(least)}; change the target, min_kept, max_group_sparsity or round_to"
-            + (
-                f" ({sum(alone)} families are left alone: unprunable, or with requires_grad=False)"
-                if any(alone)
-                else ""
-            )
-        )
-    return target
+    if name == "group sparsity":
+        return Target(name, 1 - value, _count(zigs))
+    known = {"params": zigs.params, "macs": zigs.macs}
+    return Target(name, value, known[name] if name in known else Latency(gm))
+
+
+def _option(name: str) -> str:
+    return f"target_{name.replace(' ', '_')}"
+
+
+def _limits(
+    target: Target,
+    families: tuple[Family, ...],
+    alone: list[bool],
+    min_kept: PerFamily | None,
+    max_group_sparsity: PerFamily,
+    round_to: int,
+) -> Limits:
+    """The limits, within which the target must be; the default minimum gives way where it is not."""
+    for least in (target.uniform / 2, 1) if min_kept is None else (min_kept,):
+        limits = Limits.of(families, alone, least, max_group_sparsity, round_to)
+        reachable = target.fraction(torch.tensor(limits.most))
+        if reachable <= target.left + 1e-9:
+            return limits
+    asked = 1 - target.left if target.name == "group sparsity" else target.left
+    raise SettingsError(
+        f"{_option(target.name)}={asked:g} cannot be reached: with the minimum kept of each family and the other "
+        f"limits, what can be reached is {target.describe(reachable)}; change the target, min_kept, "
+        "max_group_sparsity or round_to"
+        + (f" ({sum(alone)} families are left alone: unprunable, or with requires_grad=False)" if any(alone) else "")
+    )
 
 
 def _count(zigs: Partition) -> Price:

@@ -1,0 +1,176 @@
+"""Settings that cannot work are refused before anything is changed, in words that say what to do."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.training import IMAGE, batches, make_net, prepared, train
+from torch import nn
+
+import fx_oto
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_group_sparsity": 0.0}, r"target_group_sparsity must be between 0 and 1, both excluded; found 0.0"),
+        ({"target_group_sparsity": 1.0}, r"target_group_sparsity must be between 0 and 1"),
+        ({"target_group_sparsity": None, "target_macs": 1.5}, r"target_macs must be between 0 and 1"),
+        ({"target_group_sparsity": 0.99}, r"=0.99 cannot be reached: .* what can be reached is group sparsity 0.9375"),
+        (
+            {"target_group_sparsity": None, "target_params": 0.01},
+            r"target_params=0.01 cannot be reached: .* is params left 0.0\d+; change the target, min_kept",
+        ),
+        ({"target_group_sparsity": 0.6, "round_to": 8}, r"cannot be reached"),
+        ({"target_macs": 0.5}, r"give one of .* found target_group_sparsity and target_macs"),
+        ({"target_group_sparsity": None}, r"give one of .* as a fraction of the full model; found none"),
+        ({"total_steps": None}, r"must know by when to be done: pass total_steps="),
+        ({"start_step": 8, "end_step": 4}, r"found start_step=8, end_step=4"),
+        ({"end_step": 99}, r"0 <= start_step < end_step <= total_steps; .* end_step=99, total_steps=20"),
+        ({"periods": 0}, r"periods must be at least 1, found 0"),
+        ({"epsilon": 1.0}, r"epsilon must be in \[0, 1\)"),
+        ({"lam": 0.0}, r"lam must be > 0"),
+        ({"amplify": 1.0}, r"amplify must be > 1"),
+        ({"stride": 0}, r"stride must be at least 1"),
+        ({"saliency_batches": 0}, r"saliency_batches must be at least 1, found 0"),
+        ({"min_kept": 1.0}, r"min_kept must be a count \(int\) or a fraction in \[0, 1\) \(float\), found 1.0"),
+        ({"min_kept": {"nowhere": 3}}, r"the pattern 'nowhere' in min_kept matches no family; .* called '0.weight'"),
+        ({"max_group_sparsity": 1.2}, r"max_group_sparsity must be in \[0, 1\], found 1.2"),
+        ({"round_to": 0}, r"round_to must be a positive integer, found 0"),
+        ({"unprunable": ["nowhere"]}, r"the pattern 'nowhere' in unprunable matches no family"),
+        (
+            {"unprunable": ["*"]},
+            r"cannot be reached: .* \(2 families are left alone: unprunable, or with requires_grad",
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", [fx_oto.DHSPG, fx_oto.HESSO])
+def test_settings_that_cannot_work(kind, options, message):
+    if kind is fx_oto.HESSO and options.keys() & {"epsilon", "lam", "amplify", "stride"}:
+        pytest.skip("a setting of DHSPG alone")
+    gm = prepared()
+    before = copy.deepcopy(gm.state_dict())
+    with pytest.raises(fx_oto.SettingsError, match=message):
+        kind(gm, torch.optim.SGD, lr=0.1, **{"target_group_sparsity": 0.5, "total_steps": 20, **options})
+    torch.testing.assert_close(gm.state_dict(), before, rtol=0, atol=0)
+
+
+def refuse(gm, base, error, message, **options):
+    with pytest.raises(error, match=message):
+        fx_oto.DHSPG(gm, base, **{"target_group_sparsity": 0.5, "total_steps": 20, **options})
+
+
+def test_bases_that_cannot_be_wrapped():
+    gm = prepared()
+    other = torch.optim.SGD(make_net().parameters(), lr=0.1)
+    refuse(gm, other, fx_oto.SettingsError, r"the base optimizer does not hold '0.weight'")
+    mine = torch.optim.SGD(gm.parameters(), lr=0.1)
+    refuse(gm, mine, fx_oto.SettingsError, r"base is an optimizer already, so \['lr'\] cannot be used", lr=0.2)
+    refuse(gm, torch.optim.LBFGS, fx_oto.SettingsError, r"LBFGS takes several steps in one")
+    refuse(gm, torch.optim.LBFGS(gm.parameters()), fx_oto.SettingsError, r"LBFGS takes several steps in one")
+    refuse(gm, torch.optim.SGD, TypeError, r"learning_rate", learning_rate=0.1)
+
+
+def test_a_base_that_holds_other_parameters_too_is_announced():
+    gm, head = prepared(), nn.Linear(5, 2).double()
+    base = torch.optim.SGD([*gm.parameters(), *head.parameters()], lr=0.1)
+    with pytest.warns(fx_oto.FxOtoWarning, match=r"also holds 2 tensors that are no parameters of gm"):
+        optimizer = fx_oto.DHSPG(gm, base, target_group_sparsity=0.5, start_step=1, end_step=4)
+    before = head.weight.clone()
+    for image, _ in batches(5):
+        optimizer.zero_grad()
+        head(gm(image)).square().mean().backward()
+        optimizer.step()
+    assert not torch.equal(head.weight, before)
+    assert optimizer.group_sparsity == 0.5
+
+
+def test_models_that_cannot_be_pruned():
+    gm = fx_oto.prepare(nn.Linear(3, 3), torch.randn(2, 3))
+    refuse(gm, torch.optim.SGD, fx_oto.SettingsError, r"no axis of this model can be pruned")
+    refuse(make_net(), torch.optim.SGD, fx_oto.MissingResultError, r"found Sequential")
+    model = make_net()
+    model.requires_grad_(False)
+    gm = fx_oto.prepare(model, IMAGE)
+    refuse(gm, torch.optim.SGD, fx_oto.SettingsError, r"cannot be reached.*2 families are left alone")
+
+
+def test_a_model_that_was_changed_since():
+    gm = prepared()
+    gm.get_submodule("0").weight = nn.Parameter(torch.randn(10, 3, 3, 3).double())
+    refuse(gm, torch.optim.SGD, fx_oto.SettingsError, r"'0.weight' is not what prepare found: .* shape \(10, 3, 3, 3\)")
+    gm = prepared()
+    del gm.get_submodule("1").bias
+    gm.get_submodule("1").bias = None
+    refuse(gm, torch.optim.SGD, fx_oto.SettingsError, r"'1.bias' is not what prepare found: it is gone")
+
+
+def test_a_model_that_was_changed_during_training():
+    gm = prepared()
+    options = {"lr": 0.05, "target_group_sparsity": 0.5, "start_step": 2, "end_step": 6}
+    optimizer = fx_oto.DHSPG(gm, torch.optim.SGD, **options)
+    train(gm, optimizer, 2)
+    gm.get_submodule("3").weight = nn.Parameter(gm.get_submodule("3").weight.detach().clone())
+    with pytest.raises(fx_oto.SettingsError, match=r"'3.weight' is not what prepare found: it is another tensor"):
+        train(gm, optimizer, 1)
+
+
+def unchanged_after(gm, optimizer, message):
+    before = copy.deepcopy(gm.state_dict())
+    with pytest.raises(fx_oto.TrainingError, match=message):
+        optimizer.step()
+    torch.testing.assert_close(gm.state_dict(), before, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_a_step_without_gradients(start):
+    gm = prepared()
+    optimizer = fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.1, target_group_sparsity=0.5, start_step=start, end_step=5)
+    unchanged_after(gm, optimizer, r"no parameter has a gradient: call backward\(\) before step\(\)")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_gradients_that_are_not_finite(value):
+    gm = prepared()
+    optimizer = fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.1, target_group_sparsity=0.5, start_step=1, end_step=5)
+    image, label = next(batches(1))
+    train(gm, optimizer, 1)
+    optimizer.zero_grad()
+    F.cross_entropy(gm(image), label).backward()
+    gm.get_submodule("3").weight.grad[1, 2] = value
+    unchanged_after(gm, optimizer, r"hold NaN or infinite values around step 1, .* lower the learning rate")
+
+
+def test_gradients_of_something_else():
+    gm, other = prepared(), nn.Parameter(torch.zeros(1))
+    with pytest.warns(fx_oto.FxOtoWarning):
+        optimizer = fx_oto.DHSPG(
+            gm,
+            torch.optim.SGD([*gm.parameters(), other], lr=0.1),
+            target_group_sparsity=0.5,
+            start_step=0,
+            end_step=5,
+        )
+    other.grad = torch.ones(1)
+    unchanged_after(
+        gm, optimizer, r"no ZIG has a gradient at the start of pruning: is the prepared model being trained"
+    )
+
+
+def test_the_whole_job_in_one_call():
+    model = make_net()
+    small = fx_oto.compress(
+        model,
+        IMAGE,
+        train=lambda gm, optimizer: train(gm, optimizer, 20),
+        base=torch.optim.SGD,
+        lr=0.05,
+        target_group_sparsity=0.5,
+        total_steps=20,
+    )
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(small.eval()(x), model.eval()(x), rtol=1e-10, atol=1e-12)
+    assert sum(p.numel() for p in small.parameters()) < 0.5 * sum(p.numel() for p in model.parameters())

@@ -1,0 +1,204 @@
+"""Targets and limits: what is asked is what is reached, at the real price, whatever λ is."""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.networks import CARN, DemoNet, StackedUnets
+from support.random_networks import RandomNet
+from support.training import IMAGE, make_net, prepared, train
+from torch import nn
+
+import fx_oto
+from fx_oto.latency import Latency
+from fx_oto.optim.selection import Limits, Target, select
+from fx_oto.zigs import Partition
+
+WINDOW = {"start_step": 1, "end_step": 5, "saliency_batches": 1}
+
+
+def step_through(gm, optimizer, image, steps=6):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        out = gm(image)
+        F.mse_loss(out, torch.ones_like(out)).backward()
+        optimizer.step()
+
+
+NETWORKS = {
+    "demo": (lambda: DemoNet(width=8), (2, 3, 16, 16)),
+    "unets": (lambda: StackedUnets((8, 16, 32), 8), (2, 3, 16, 16)),
+    "carn": (lambda: CARN(8), (2, 3, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("optimizer", ["DHSPG", "HESSO"])
+@pytest.mark.parametrize("lam", [None, 1e-9, 1e3])
+@pytest.mark.parametrize("quantity", ["group_sparsity", "params", "macs"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_asked_is_reached_within_the_price_of_one_group(name, quantity, lam, optimizer):
+    if optimizer == "HESSO" and lam is not None:
+        pytest.skip("HESSO has no λ")
+    torch.manual_seed(0)
+    make, shape = NETWORKS[name]
+    model, image = make(), torch.randn(shape)
+    gm = fx_oto.prepare(model, image)
+    settings = {f"target_{quantity}": 0.6, "lr": 1e-3, **WINDOW} | ({"lam": lam} if optimizer == "DHSPG" else {})
+    step_through(gm, optimizer := getattr(fx_oto, optimizer)(gm, torch.optim.SGD, **settings), image)
+    zigs = fx_oto.partition(gm)
+    compact, full = fx_oto.cost(fx_oto.compress(gm), image), fx_oto.cost(model, image)
+    reached = optimizer.reached()
+    assert reached["params"] == compact.params / full.params
+    assert reached["macs"] == compact.macs / full.macs
+    prices = {"params": zigs.params, "macs": zigs.macs}
+    if quantity == "group_sparsity":
+        assert reached["group sparsity"] == math.ceil(0.6 * zigs.num_zigs) / zigs.num_zigs
+    else:
+        price = prices[quantity]
+        dearest = float(price.marginal.max()) / price.total
+        assert 0.6 - dearest <= reached[quantity] <= 0.6
+
+
+def test_prices_are_those_of_the_compact_model():
+    """On random networks; where a channel is kept so that something of a value is left, a little more remains."""
+    image = torch.randn(2, 4, 6, 6)
+    compared = 0
+    for seed in range(40):
+        torch.manual_seed(seed)
+        model = RandomNet(random.Random(seed), 3 + seed % 8)
+        gm = fx_oto.prepare(model, image)
+        zigs, full = fx_oto.partition(gm), fx_oto.cost(gm, image)
+        assert (zigs.params.total, zigs.macs.total) == (full.params, full.macs)
+        if not zigs.num_zigs or not zigs.zero_(0.5, torch.Generator().manual_seed(seed)).removed().any():
+            continue
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            compact = fx_oto.cost(fx_oto.compress(gm, verify=False), image)
+        if not caught:
+            assert zigs.macs.left(zigs.removed()) == compact.macs, seed
+            assert zigs.params.left(zigs.removed()) <= compact.params, seed  # what is folded becomes a bias
+            compared += 1
+    assert compared > 20
+
+
+def test_prices_depend_on_what_else_is_removed():
+    """A middle layer of 12 × 20 × 9 weights: half of one side halves what the other side saves."""
+    zigs = fx_oto.partition(prepared())
+    nothing, left, right = torch.tensor([0, 0]), torch.tensor([6, 0]), torch.tensor([0, 10])
+    first, second = (zigs.params.left(nothing) - zigs.params.left(removed) for removed in (left, right))
+    both = zigs.params.left(nothing) - zigs.params.left(left + right)
+    assert first + second - both == 6 * 10 * 9
+
+
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        ({"min_kept": 9}, [3, 11]),
+        ({"min_kept": 0.5}, [6, 10]),
+        ({"min_kept": {"3.weight": 18}}, [11, 2]),
+        ({"min_kept": {"0": 10, "*": 2}}, [2, 18]),
+        ({"max_group_sparsity": {"0": 0.0}}, [0, 19]),
+        ({"max_group_sparsity": {"0.weight": 0.25, "*": 0.9}}, [3, 18]),
+        ({"max_group_sparsity": 0.5}, [6, 10]),
+        ({"unprunable": ["0"]}, [0, 19]),
+    ],
+)
+def test_limits_of_each_family_are_kept(options, most):
+    """As many as the limits allow are asked for, so the limits are what is found."""
+    gm = prepared()
+    target = sum(most) / 32
+    optimizer = fx_oto.DHSPG(
+        gm, torch.optim.SGD, lr=0.05, target_group_sparsity=target, **({"min_kept": 0} | options), **WINDOW
+    )
+    train(gm, optimizer, 6)
+    assert fx_oto.partition(gm).removed().tolist() == most
+
+
+@pytest.mark.parametrize("optimizer", [fx_oto.DHSPG, fx_oto.HESSO])
+def test_channels_are_rounded(optimizer):
+    """12 and 20 channels: kept in fours, as few groups as bring the MACs to the target."""
+    gm = prepared()
+    made = optimizer(gm, torch.optim.SGD, lr=0.05, target_macs=0.4, round_to=4, periods=2, **WINDOW)
+    train(gm, made, 6)
+    kept = torch.tensor([12, 20]) - fx_oto.partition(gm).removed()
+    assert (kept % 4 == 0).all()
+    assert made.reached()["macs"] <= 0.4
+    one_more = [fx_oto.partition(gm).removed() - torch.tensor(step) for step in ([4, 0], [0, 4])]
+    macs = fx_oto.partition(gm).macs
+    assert any(macs.left(removed) > 0.4 * macs.total for removed in one_more)
+
+
+def test_channels_that_go_in_blocks_are_rounded_as_channels():
+    """A flatten gives each ZIG four columns, and a grouped convolution makes its groups' channels go together."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 24, 1, groups=4), nn.ReLU(), nn.Conv2d(24, 5, 1))
+    gm = fx_oto.prepare(net, torch.randn(2, 3, 4, 4))
+    zigs = fx_oto.partition(gm)
+    limits = Limits.of(zigs.families, [False] * len(zigs.families), 0.0, 1.0, 6)
+    for family, step in zip(zigs.families, limits.steps, strict=True):
+        for slot in family.variables:
+            assert step * slot.index.shape[1] % 6 == 0
+
+
+def test_a_measured_latency_is_reached(monkeypatch):
+    """The model's widths decide; the clock is replaced by the work that a forward pass does."""
+    monkeypatch.setattr(Latency, "_measure", lambda self, removed: 1 - sum(removed) / 64)
+    gm = prepared()
+    optimizer = fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.05, target_latency=0.75, **WINDOW)
+    train(gm, optimizer, 6)
+    assert fx_oto.partition(gm).removed().sum() == 16
+    assert optimizer.reached()["latency"] == 0.75
+    assert "latency left 0.75" in str(fx_oto.report(gm))
+
+
+def test_latency_is_measured_on_the_compact_model():
+    net = nn.Sequential(nn.Linear(512, 4096), nn.ReLU(), nn.Linear(4096, 512))
+    gm = fx_oto.prepare(net, torch.randn(256, 512))
+    before = [p.clone() for p in gm.parameters()]
+    latency = Latency(gm)
+    assert latency.left(torch.tensor([0])) == 1
+    assert 0 < latency.left(torch.tensor([4000])) < 0.7
+    assert latency.left(torch.tensor([4000])) == latency.left(torch.tensor([4000]))
+    assert fx_oto.partition(gm).group_sparsity() == 0
+    assert all(torch.equal(a, b) for a, b in zip(gm.parameters(), before, strict=True))
+
+
+def test_selection_takes_the_highest_scores_and_what_is_gone():
+    zigs: Partition = fx_oto.partition(prepared())
+    limits = Limits((2, 2), (1, 1))
+    scores = [torch.arange(12.0), torch.arange(20.0) / 10]
+    target = Target("macs", 0.5, zigs.macs)
+    chosen = select(scores, limits, target, 0.0)
+    assert [part.tolist() for part in chosen] == [[10, 11], [18, 19]]
+    gone = [torch.tensor([3]), torch.tensor([], dtype=torch.int64)]
+    one = 1 - 1e-6
+    assert [part.tolist() for part in select(scores, limits, target, one, gone)] == [[3], []]
+    assert [part.tolist() for part in select(scores, limits, target, 0.87, gone)] == [[3, 11], []]
+
+
+def test_asked_and_reached_are_reported():
+    model = make_net()
+    gm = fx_oto.prepare(model, IMAGE)
+    optimizer = fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.05, target_macs=0.3, total_steps=20)
+    for image in torch.randn(20, 8, 3, 8, 8, dtype=torch.float64):
+        optimizer.zero_grad()
+        loss = gm(image).square().mean()
+        loss.backward()
+        optimizer.note_loss(loss)
+        optimizer.step()
+    text = str(fx_oto.report(gm))
+    assert "asked: macs left 0.3000; reached: group sparsity 0." in text
+    rows = fx_oto.report(gm).training.rows()
+    assert [step for step, _, _ in rows] == list(range(20))
+    assert rows[0][1] == 0
+    assert rows[-1][1] == optimizer.group_sparsity
+    assert all(loss is not None and math.isfinite(loss) for _, _, loss in rows)
+    small = fx_oto.compress(gm)
+    assert fx_oto.report(small).training.rows() == rows
+    assert "<table>" in fx_oto.report(small)._repr_html_()
+    assert fx_oto.report(fx_oto.prepare(make_net(), IMAGE)).training is None
