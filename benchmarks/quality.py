@@ -42,7 +42,9 @@ from tabulate import tabulate
 
 import fx_oto
 from fx_oto.demo.data import Images, fashion_mnist
-from fx_oto.optim.selection import Limits, Target, select
+from fx_oto.optim.limits import Limits
+from fx_oto.optim.selection import select
+from fx_oto.optim.targets import Target
 
 HERE = Path(__file__).parent
 CONTENDERS = ("dhspg", "hesso", "magnitude", "scratch")

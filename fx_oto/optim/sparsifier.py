@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule
 from torch.optim import Optimizer
 
 from fx_oto.context import Context
-from fx_oto.errors import FxOtoWarning, SettingsError, TrainingError
+from fx_oto.errors import SettingsError, TrainingError
 from fx_oto.graph import tensor_names
-from fx_oto.latency import Latency
+from fx_oto.optim.checks import build_base, check_covered, check_unchanged, left_alone
+from fx_oto.optim.limits import PerFamily
 from fx_oto.optim.rows import Rows
 from fx_oto.optim.saliency import Criterion, ZIGStatistics, criterion
 from fx_oto.optim.schedule import Period, Schedule
-from fx_oto.optim.selection import Limits, PerFamily, Target, select
-from fx_oto.prices import Price
+from fx_oto.optim.selection import select
+from fx_oto.optim.targets import find_target, limits_for
 from fx_oto.trajectory import Trajectory
-from fx_oto.zigs import Family, Partition, partition
+from fx_oto.zigs import partition
 
 __all__ = ["GroupSparseOptimizer"]
 
@@ -67,14 +67,14 @@ class GroupSparseOptimizer(Optimizer):
         **base_kwargs: Any,
     ) -> None:
         self.zigs = partition(gm)
-        _check_unchanged(self.zigs, tensor_names(gm))
+        check_unchanged(self.zigs, tensor_names(gm))
         periods = self._PERIODS if periods is None else periods
         self.schedule = Schedule.of(total_steps, start_step, end_step, periods, self._END_AT)
         self.saliency = criterion(self._SALIENCY if saliency is None else saliency)
         self.saliency_batches = self._BATCHES if saliency_batches is None else saliency_batches
         if self.saliency_batches < 1:
             raise SettingsError(f"saliency_batches must be at least 1, found {saliency_batches}")
-        self.target = _target(
+        self.target = find_target(
             gm,
             self.zigs,
             {
@@ -85,10 +85,10 @@ class GroupSparseOptimizer(Optimizer):
             },
         )
         families = self.zigs.families
-        alone = _left_alone(gm, families, tuple(unprunable))
-        self.limits = _limits(self.target, families, alone, min_kept, max_group_sparsity, round_to)
-        self.base = _build(base, gm, base_kwargs)
-        _check_covered(gm, families, self.base)
+        alone = left_alone(gm, families, tuple(unprunable))
+        self.limits = limits_for(self.target, families, alone, min_kept, max_group_sparsity, round_to)
+        self.base = build_base(base, gm, base_kwargs)
+        check_covered(gm, families, self.base)
         super().__init__(self.base.param_groups, self.base.defaults)
         self.param_groups, self.state = self.base.param_groups, self.base.state
         self._gm, self._rows = gm, Rows(gm, families)
@@ -184,7 +184,7 @@ class GroupSparseOptimizer(Optimizer):
 
     def _choose(self, period: Period) -> None:
         """Find the redundant set of this period."""
-        _check_unchanged(self.zigs, self._rows.named(), tensor_names(self._gm))
+        check_unchanged(self.zigs, self._rows.named(), tensor_names(self._gm))
         scores = self._scores()
         self._observed, self._batches = [], 0
         chosen = select(scores, self.limits, self.target, self.target.part_way(period.done), self._rows.gone)
@@ -280,121 +280,3 @@ class GroupSparseOptimizer(Optimizer):
         self._rows.restore(own["active"], own["gone"], own["zero"])
         self.trajectory.restore(own["trajectory"])
         self.load_own_state(own)
-
-
-def _target(gm: GraphModule, zigs: Partition, wanted: dict[str, float | None]) -> Target:
-    """The one target that was given."""
-    given = {name: value for name, value in wanted.items() if value is not None}
-    if len(given) != 1:
-        raise SettingsError(
-            "give one of target_group_sparsity, target_params, target_macs and target_latency, as a fraction of the "
-            f"full model; found {' and '.join(map(_option, given)) or 'none'}"
-        )
-    name, value = next(iter(given.items()))
-    if not 0 < value < 1:
-        raise SettingsError(f"{_option(name)} must be between 0 and 1, both excluded; found {value}")
-    if not zigs.families:
-        raise SettingsError("no axis of this model can be pruned: print(fx_oto.partition(gm)) gives the reasons")
-    if name == "group sparsity":
-        return Target(name, 1 - value, _count(zigs))
-    known = {"params": zigs.params, "macs": zigs.macs}
-    return Target(name, value, known[name] if name in known else Latency(gm))
-
-
-def _option(name: str) -> str:
-    return f"target_{name.replace(' ', '_')}"
-
-
-def _limits(
-    target: Target,
-    families: tuple[Family, ...],
-    alone: list[bool],
-    min_kept: PerFamily | None,
-    max_group_sparsity: PerFamily,
-    round_to: int,
-) -> Limits:
-    """The limits, within which the target must be; the default minimum gives way where it is not."""
-    for least in (target.uniform / 2, 1) if min_kept is None else (min_kept,):
-        limits = Limits.of(families, alone, least, max_group_sparsity, round_to)
-        reachable = target.fraction(torch.tensor(limits.most))
-        if reachable <= target.left + 1e-9:
-            return limits
-    asked = 1 - target.left if target.name == "group sparsity" else target.left
-    raise SettingsError(
-        f"{_option(target.name)}={asked:g} cannot be reached: with the minimum kept of each family and the other "
-        f"limits, what can be reached is {target.describe(reachable)}; change the target, min_kept, "
-        "max_group_sparsity or round_to"
-        + (f" ({sum(alone)} families are left alone: unprunable, or with requires_grad=False)" if any(alone) else "")
-    )
-
-
-def _count(zigs: Partition) -> Price:
-    """ZIGs that are left, as a quantity."""
-    sizes = torch.tensor([len(family) for family in zigs.families])
-    members = torch.arange(len(sizes)).repeat_interleave(sizes)
-    return Price.of([zigs.num_zigs], [(0, 0, members)], sizes)
-
-
-def _left_alone(gm: nn.Module, families: tuple[Family, ...], unprunable: tuple[str, ...]) -> list[bool]:
-    """Families that match a pattern, or of which some variable must not be trained."""
-    for pattern in unprunable:
-        if not any(family.matches(pattern) for family in families):
-            raise SettingsError(
-                f"the pattern {pattern!r} in unprunable matches no family; families are called "
-                + ", ".join(repr(family.name) for family in families[:3])
-            )
-    tensors = tensor_names(gm)
-    return [
-        not all(tensors[slot.tensor].requires_grad for slot in family.variables)
-        or any(family.matches(pattern) for pattern in unprunable)
-        for family in families
-    ]
-
-
-def _build(base: type[Optimizer] | Optimizer, gm: nn.Module, kwargs: dict[str, Any]) -> Optimizer:
-    if isinstance(base, torch.optim.LBFGS) or base is torch.optim.LBFGS:
-        raise SettingsError("LBFGS takes several steps in one, which cannot be corrected: use another base")
-    if not isinstance(base, Optimizer):
-        return base(gm.parameters(), **kwargs)
-    if kwargs:
-        raise SettingsError(
-            f"base is an optimizer already, so {sorted(kwargs)} cannot be used: set them when building it"
-        )
-    return base
-
-
-def _check_covered(gm: nn.Module, families: tuple[Family, ...], base: Optimizer) -> None:
-    """The base must hold every variable; what else it holds is only trained."""
-    held = {id(p) for group in base.param_groups for p in group["params"]}
-    tensors = tensor_names(gm)
-    for family in families:
-        for slot in family.variables:
-            if id(tensors[slot.tensor]) not in held and tensors[slot.tensor].requires_grad:
-                raise SettingsError(
-                    f"the base optimizer does not hold {slot.tensor!r}, which belongs to prunable ZIGs: build it over "
-                    "gm.parameters() (or the model's own), or keep it whole by prepare(…, unprunable=…)"
-                )
-    others = held - {id(p) for p in gm.parameters()}
-    if others:
-        warnings.warn(
-            f"the base optimizer also holds {len(others)} tensors that are no parameters of gm: they are trained, but "
-            "not pruned; if they should be, prepare the model that holds them",
-            FxOtoWarning,
-            stacklevel=4,
-        )
-
-
-def _check_unchanged(zigs: Partition, tensors: dict[str, Tensor], now: dict[str, Tensor] | None = None) -> None:
-    """The parameters must be those that ``prepare`` saw."""
-    for family in zigs.families:
-        for slot in family.variables:
-            tensor = tensors.get(slot.tensor)
-            if tensor is not None and (now is None or now.get(slot.tensor) is tensor):
-                fits = tensor.ndim > slot.dim and int(slot.index.max()) < tensor.size(slot.dim)
-                if fits and tensor.numel() == slot.numel * tensor.size(slot.dim):
-                    continue
-            found = "it is gone" if tensor is None else f"it is another tensor of shape {tuple(tensor.shape)}"
-            raise SettingsError(
-                f"{slot.tensor!r} is not what prepare found: {found}. The model was changed since; call "
-                "fx_oto.prepare on the changed model and build the optimizer anew"
-            )

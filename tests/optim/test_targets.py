@@ -16,7 +16,9 @@ from torch import nn
 
 import fx_oto
 from fx_oto.latency import Latency
-from fx_oto.optim.selection import Limits, Target, select
+from fx_oto.optim.limits import Limits
+from fx_oto.optim.selection import select
+from fx_oto.optim.targets import Target
 from fx_oto.zigs import Partition
 
 WINDOW = {"start_step": 1, "end_step": 5, "saliency_batches": 1}

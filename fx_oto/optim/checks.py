@@ -1,0 +1,82 @@
+"""What must hold of the model and the base optimizer before anything is changed."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fx_oto.errors import FxOtoWarning, SettingsError
+from fx_oto.graph import tensor_names
+from fx_oto.optim.limits import check_patterns
+from fx_oto.zigs import Family, Partition
+
+__all__ = ["build_base", "check_covered", "check_unchanged", "left_alone"]
+
+
+def build_base(base: type[Optimizer] | Optimizer, gm: nn.Module, kwargs: dict[str, Any]) -> Optimizer:
+    """The base optimizer: built over the model's parameters, or the instance that was given.
+
+    Raises:
+        SettingsError: it cannot be wrapped.
+    """
+    if isinstance(base, torch.optim.LBFGS) or base is torch.optim.LBFGS:
+        raise SettingsError("LBFGS takes several steps in one, which cannot be corrected: use another base")
+    if not isinstance(base, Optimizer):
+        return base(gm.parameters(), **kwargs)
+    if kwargs:
+        raise SettingsError(
+            f"base is an optimizer already, so {sorted(kwargs)} cannot be used: set them when building it"
+        )
+    return base
+
+
+def check_covered(gm: nn.Module, families: tuple[Family, ...], base: Optimizer) -> None:
+    """The base must hold every variable; what else it holds is only trained."""
+    held = {id(p) for group in base.param_groups for p in group["params"]}
+    tensors = tensor_names(gm)
+    for family in families:
+        for slot in family.variables:
+            if id(tensors[slot.tensor]) not in held and tensors[slot.tensor].requires_grad:
+                raise SettingsError(
+                    f"the base optimizer does not hold {slot.tensor!r}, which belongs to prunable ZIGs: build it over "
+                    "gm.parameters() (or the model's own), or keep it whole by prepare(…, unprunable=…)"
+                )
+    others = held - {id(p) for p in gm.parameters()}
+    if others:
+        warnings.warn(
+            f"the base optimizer also holds {len(others)} tensors that are no parameters of gm: they are trained, but "
+            "not pruned; if they should be, prepare the model that holds them",
+            FxOtoWarning,
+            stacklevel=4,
+        )
+
+
+def check_unchanged(zigs: Partition, tensors: dict[str, Tensor], now: dict[str, Tensor] | None = None) -> None:
+    """The parameters must be those that ``prepare`` saw."""
+    for family in zigs.families:
+        for slot in family.variables:
+            tensor = tensors.get(slot.tensor)
+            if tensor is not None and (now is None or now.get(slot.tensor) is tensor):
+                fits = tensor.ndim > slot.dim and int(slot.index.max()) < tensor.size(slot.dim)
+                if fits and tensor.numel() == slot.numel * tensor.size(slot.dim):
+                    continue
+            found = "it is gone" if tensor is None else f"it is another tensor of shape {tuple(tensor.shape)}"
+            raise SettingsError(
+                f"{slot.tensor!r} is not what prepare found: {found}. The model was changed since; call "
+                "fx_oto.prepare on the changed model and build the optimizer anew"
+            )
+
+
+def left_alone(gm: nn.Module, families: tuple[Family, ...], unprunable: tuple[str, ...]) -> list[bool]:
+    """Families that match a pattern, or of which some variable must not be trained."""
+    check_patterns("unprunable", unprunable, families)
+    tensors = tensor_names(gm)
+    return [
+        not all(tensors[slot.tensor].requires_grad for slot in family.variables)
+        or any(family.matches(pattern) for pattern in unprunable)
+        for family in families
+    ]

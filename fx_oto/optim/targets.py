@@ -1,0 +1,103 @@
+"""What is asked: a quantity of the full model and how much of it is to be left, and whether the limits allow it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from fx_oto.errors import SettingsError
+from fx_oto.latency import Latency
+from fx_oto.optim.limits import Limits, PerFamily
+from fx_oto.prices import Price, Quantity
+from fx_oto.zigs import Family, Partition
+
+__all__ = ["Target", "find_target", "limits_for"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """How much of a quantity of the full model is to be left.
+
+    Attributes:
+        name: what is counted: ``"group sparsity"``, ``"params"``, ``"macs"`` or ``"latency"``.
+        left: fraction to be left, in (0, 1).
+        quantity: what counts it.
+    """
+
+    name: str
+    left: float
+    quantity: Quantity
+
+    @property
+    def uniform(self) -> float:
+        """The fraction of its width that each family would keep if all kept the same: costs are products of widths."""
+        return self.left if self.name == "group sparsity" else math.sqrt(self.left)
+
+    def part_way(self, fraction: float) -> float:
+        """The fraction to be left when this fraction of the way is done."""
+        return 1 - fraction * (1 - self.left)
+
+    def fraction(self, removed: Tensor) -> float:
+        """The fraction that is left once ``removed[i]`` ZIGs of family i are gone."""
+        return self.quantity.left(removed) / self.quantity.total
+
+    def describe(self, left: float) -> str:
+        """A fraction left, in the words of the target."""
+        return f"{self.name} {1 - left:.4f}" if self.name == "group sparsity" else f"{self.name} left {left:.4f}"
+
+
+def find_target(gm: GraphModule, zigs: Partition, wanted: dict[str, float | None]) -> Target:
+    """The one target that was given."""
+    given = {name: value for name, value in wanted.items() if value is not None}
+    if len(given) != 1:
+        raise SettingsError(
+            "give one of target_group_sparsity, target_params, target_macs and target_latency, as a fraction of the "
+            f"full model; found {' and '.join(map(_option, given)) or 'none'}"
+        )
+    name, value = next(iter(given.items()))
+    if not 0 < value < 1:
+        raise SettingsError(f"{_option(name)} must be between 0 and 1, both excluded; found {value}")
+    if not zigs.families:
+        raise SettingsError("no axis of this model can be pruned: print(fx_oto.partition(gm)) gives the reasons")
+    if name == "group sparsity":
+        return Target(name, 1 - value, _count(zigs))
+    known = {"params": zigs.params, "macs": zigs.macs}
+    return Target(name, value, known[name] if name in known else Latency(gm))
+
+
+def _option(name: str) -> str:
+    return f"target_{name.replace(' ', '_')}"
+
+
+def limits_for(
+    target: Target,
+    families: tuple[Family, ...],
+    alone: list[bool],
+    min_kept: PerFamily | None,
+    max_group_sparsity: PerFamily,
+    round_to: int,
+) -> Limits:
+    """The limits, within which the target must be; the default minimum gives way where it is not."""
+    for least in (target.uniform / 2, 1) if min_kept is None else (min_kept,):
+        limits = Limits.of(families, alone, least, max_group_sparsity, round_to)
+        reachable = target.fraction(torch.tensor(limits.most))
+        if reachable <= target.left + 1e-9:
+            return limits
+    asked = 1 - target.left if target.name == "group sparsity" else target.left
+    raise SettingsError(
+        f"{_option(target.name)}={asked:g} cannot be reached: with the minimum kept of each family and the other "
+        f"limits, what can be reached is {target.describe(reachable)}; change the target, min_kept, "
+        "max_group_sparsity or round_to"
+        + (f" ({sum(alone)} families are left alone: unprunable, or with requires_grad=False)" if any(alone) else "")
+    )
+
+
+def _count(zigs: Partition) -> Price:
+    """ZIGs that are left, as a quantity."""
+    sizes = torch.tensor([len(family) for family in zigs.families])
+    members = torch.arange(len(sizes)).repeat_interleave(sizes)
+    return Price.of([zigs.num_zigs], [(0, 0, members)], sizes)
