@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
+import warnings
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_map_only
 
 from fx_oto.context import Context
+from fx_oto.errors import FxOtoWarning
 from fx_oto.graph import evaluating
 from fx_oto.zigs import partition
 from passes.physical_slicing import PhysicalSlicing
@@ -46,10 +48,12 @@ class Latency:
     @torch.no_grad()
     def _measure(self, removed: tuple[int, ...]) -> float:
         cut = copy.deepcopy(self._gm)
-        for i, (family, count) in enumerate(zip(partition(cut).families, removed, strict=True)):
-            partition(cut).zero_zigs_(i, torch.arange(count))
-            assert count < len(family)
-        models = [self._gm, PhysicalSlicing()(cut).graph_module]
+        zigs = partition(cut)
+        for i, (zero, count) in enumerate(zip(zigs.zeros(), removed, strict=True)):
+            zigs.zero_zigs_(i, zero.int().argsort(descending=True, stable=True)[:count])  # what is zero already first
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FxOtoWarning)  # of widths that are only tried
+            models = [self._gm, PhysicalSlicing()(cut).graph_module]
         device = next(self._gm.parameters()).device
         inputs = Context.of(self._gm).inputs
         args, kwargs = tree_map_only(Tensor, lambda t: t.to(device), (inputs.args, inputs.kwargs))

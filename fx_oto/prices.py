@@ -68,7 +68,7 @@ class Price:
         keys = number.repeat_interleave(length) * count + family
         keys, occurrences = keys[family >= 0].unique(return_counts=True)
         families = keys % count
-        units = torch.tensor(amounts, dtype=torch.float64) / lengths.prod(1)
+        units = (torch.tensor(amounts, dtype=torch.float64) / lengths.prod(1)).nan_to_num()  # what has no elements
         return cls(units, lengths, keys // count, families, occurrences / sizes[families], len(sizes))
 
     @property

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, Interpreter, Node
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
@@ -152,13 +153,14 @@ def fake_run(
 
 @contextmanager
 def _plainly() -> Iterator[None]:
-    """Keep torch from logging errors that will be explained, and from fusing attention into one opaque call."""
+    """Keep torch from logging errors that will be explained, and show attention as products and a softmax."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before, logger.disabled = logger.disabled, True
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         logger.disabled = before
         torch.backends.mha.set_fastpath_enabled(fused)

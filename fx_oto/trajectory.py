@@ -21,28 +21,30 @@ class Trajectory:
         zigs: prunable ZIGs of the model.
         asked: the target, in words.
         reached: in words, once the pruning window is over.
-        points: step, ZIGs that are zero, and loss where it is known; tensors until they are read.
+        points: step, ZIGs that are zero, and loss where it is known, a tensor until it is read.
         stride: steps between two points.
     """
 
     zigs: int
     asked: str
     reached: str = ""
-    points: list[tuple[int, Any, Any]] = field(default_factory=list)
+    points: list[tuple[int, int, Any]] = field(default_factory=list)
     stride: int = 1
 
-    def add(self, step: int, zero: Tensor, loss: Tensor | float | None) -> None:
+    def add(self, step: int, zero: int, loss: Tensor | float | None) -> None:
         """Note one step; nothing is read from the device."""
         if step % self.stride:
             return
-        self.points.append((step, zero, loss.detach().clone() if isinstance(loss, Tensor) else loss))
+        scalar = isinstance(loss, int | float) or (isinstance(loss, Tensor) and loss.numel() == 1)
+        value = loss.detach().clone() if isinstance(loss, Tensor) else loss
+        self.points.append((step, zero, value if scalar else None))
         if len(self.points) > _MOST_POINTS:
             self.stride *= 2
             self.points = [point for point in self.points if point[0] % self.stride == 0]
 
     def rows(self) -> list[tuple[int, float, float | None]]:
         """Step, group sparsity and loss of every point, as numbers."""
-        self.points = [(step, int(zero), None if loss is None else float(loss)) for step, zero, loss in self.points]
+        self.points = [(step, zero, None if loss is None else float(loss)) for step, zero, loss in self.points]
         return [(step, zero / max(self.zigs, 1), loss) for step, zero, loss in self.points]
 
     def state(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -67,7 +68,10 @@ class PhysicalSlicing(Pass):
         compact._modules.pop(MASKS, None)
         compact.recompile()
         _check_sizes(compact, context)
-        return context.keep(self.preserves).provide(plan).attach(compact)
+        kept = context.keep(self.preserves).provide(plan)
+        for training in [result for result in kept.results.values() if isinstance(result, Trajectory)]:
+            kept = kept.provide(copy.deepcopy(training))  # the optimizer may go on writing its own
+        return kept.attach(compact)
 
 
 def _check_finite(tensors: dict[str, Tensor]) -> None:

@@ -103,7 +103,8 @@ class _Partitioner:
         )
 
     def _families(self, prunable: Tensor) -> list[Family]:
-        """Classes with the same number of indices in the same axes make a family."""
+        """Classes with the same number of indices in the same axes, and in the same work, make a family."""
+        work = self._work()
         chosen = prunable[self.classes]
         classes, axis, atoms = self.classes[chosen], self.axis[chosen], self.atoms[chosen]
         order = torch.argsort(classes, stable=True)
@@ -114,12 +115,22 @@ class _Partitioner:
         for count in counts.unique().tolist():
             rows = (counts == count).nonzero()
             entries = starts[rows] + torch.arange(count)
-            member_of = _number_alike(axis[entries])
+            member_of = _number_alike(torch.cat([axis[entries], work[names[rows]]], dim=1))
             for i in range(int(member_of.max()) + 1):
                 mine = member_of == i
                 chosen = entries[mine]
                 families.append(self._family(names[rows[mine, 0]], axis[chosen[0]], atoms[chosen]))
         return sorted(families, key=lambda family: int(family.classes[0]))
+
+    def _work(self) -> Tensor:
+        """A number for each class that tells apart in which axes of which contractions it has how many indices."""
+        number = torch.zeros(len(self.found.roots), dtype=torch.int64)
+        along = [atoms for work in self.found.works for atoms in work.axes]
+        if along:
+            weights = torch.randint(1 << 40, (len(along),), generator=torch.Generator().manual_seed(1))
+            lengths = torch.tensor([len(atoms) for atoms in along])
+            number.index_add_(0, self.found.roots[torch.cat(along)], weights.repeat_interleave(lengths))
+        return number
 
     def _family(self, classes: Tensor, signature: Tensor, atoms: Tensor) -> Family:
         """One family: ``signature`` names the axis of every column of ``atoms``, shape ``(zigs, indices)``."""

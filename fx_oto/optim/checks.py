@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,8 +35,12 @@ def build_base(base: type[Optimizer] | Optimizer, gm: nn.Module, kwargs: dict[st
     return base
 
 
-def check_covered(gm: nn.Module, families: tuple[Family, ...], base: Optimizer) -> None:
-    """The base must hold every variable; what else it holds is only trained."""
+def check_covered(gm: nn.Module, families: Sequence[Family], base: Optimizer) -> None:
+    """The base must hold every variable of these families; what else it holds is only trained."""
+    if not all(isinstance(group.get("lr"), int | float | Tensor) for group in base.param_groups):
+        raise SettingsError(
+            f"the param groups of {type(base).__name__} have no learning rate under 'lr', by which a step is judged"
+        )
     held = {id(p) for group in base.param_groups for p in group["params"]}
     tensors = tensor_names(gm)
     for family in families:
@@ -71,7 +76,7 @@ def check_unchanged(zigs: Partition, tensors: dict[str, Tensor], now: dict[str, 
             )
 
 
-def left_alone(gm: nn.Module, families: tuple[Family, ...], unprunable: tuple[str, ...]) -> list[bool]:
+def left_alone(gm: nn.Module, families: Sequence[Family], unprunable: Sequence[str]) -> list[bool]:
     """Families that match a pattern, or of which some variable must not be trained."""
     check_patterns("unprunable", unprunable, families)
     tensors = tensor_names(gm)

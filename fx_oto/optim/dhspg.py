@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.optim import Optimizer
 
-from fx_oto.errors import SettingsError
+from fx_oto.errors import FxOtoWarning, SettingsError
 from fx_oto.optim.rows import Rows
 from fx_oto.optim.schedule import Period
 from fx_oto.optim.sparsifier import GroupSparseOptimizer
@@ -78,7 +79,7 @@ def dual_step(moments: Moments, lam: Tensor | float, amplify: float, hat: float,
     safe = norm.clamp_min(torch.finfo(norm.dtype).tiny)
     lower = (-moments.dot / safe).clamp_min(0)
     upper = torch.where(moments.dot < 0, -moments.gradient * norm / moments.dot, math.inf)
-    wanted = torch.maximum((amplify * lower).clamp_max(hat * lam), torch.as_tensor(lam).to(lower))
+    wanted = (amplify * lower).clamp(max=hat * lam).clamp(min=lam)
     inside = (wanted > lower) & (wanted < upper)
     lam_g = torch.where(inside, wanted, (lower + torch.where(upper.isinf(), lower, upper)) / 2)
     shrink = lam_g / safe
@@ -98,8 +99,8 @@ class DHSPG(GroupSparseOptimizer):
     3. In the window, important ZIGs take the base's step, and redundant ones go to x̃ = x̂ − α λ_g x/‖x‖, where λ_g is λ
        if ⟨x, d⟩ ≥ 0, else between −⟨x, d⟩/‖x‖, above which ‖x‖ shrinks, and −‖d‖²‖x‖/⟨x, d⟩, below which f still
        descends (``dual_step``). Where ⟨x̃, x⟩ < ε‖x‖², the ZIG leaves its half-space and becomes 0, for good.
-    4. In the second half of the window, a redundant ZIG that is not zero yet is also multiplied by (T − t − 1)/(T − t)
-       at step t, T being ``end_step``: nothing is left at the end, whatever λ is, and there is no cliff.
+    4. In the second half of the window (or period, see ``periods``), a redundant ZIG that is not zero yet is also
+       multiplied by (T − t − 1)/(T − t) at step t, T being the end: nothing is left then, and there is no cliff.
     5. After ``end_step``: the base's steps for all, and what is zero stays zero.
 
     It differs from the authors' optimizer in that: any base can be used, and the regulariser never enters its buffers;
@@ -108,7 +109,8 @@ class DHSPG(GroupSparseOptimizer):
     zero instead of being left; and the whole state is in ``state_dict()``.
 
     The loop may train the prepared GraphModule or the eager model, whose parameters it shares. Schedulers,
-    ``GradScaler``, clipping and accumulation work as with the base alone, whose param groups and state these are.
+    ``GradScaler``, clipping and accumulation work as with the base alone, whose param groups and state these are. (One
+    difference: in the eager model the gradients of ZIGs that are zero count in the norm that clipping looks at.)
 
     Args:
         gm: a prepared GraphModule.
@@ -118,7 +120,7 @@ class DHSPG(GroupSparseOptimizer):
         target_macs: fraction of the multiply-adds to be left, on the example inputs.
         target_latency: fraction of the latency to be left, measured on the example inputs and the model's device.
         total_steps: length of the training, in steps; sets ``start_step`` to a tenth and ``end_step`` to six tenths.
-        start_step: first step of the pruning window.
+        start_step: first step of the pruning window (0 if ``total_steps`` is not given).
         end_step: the step by which the target is reached.
         periods: equal parts of the window (1); with more, each chooses and drives out its share.
         saliency: ``"otov2"`` (the authors' score), ``"magnitude"``, ``"taylor1"``, ``"taylor2"``, ``"hesso"``, or a
@@ -128,17 +130,17 @@ class DHSPG(GroupSparseOptimizer):
             parameter or module names; at least one always is. None: half the fraction that would be kept if all
             families were pruned alike, unless that puts the target out of reach.
         max_group_sparsity: largest fraction of a family to make zero, or a dict by glob (1.0).
-        round_to: the channels left are a multiple of this number, or all of them (1).
+        round_to: the channels left of each family are a multiple of this number, or all of them (1).
         unprunable: globs of parameter or module names whose families are left alone, as are families with a
             parameter that does not require gradients; all of them count in the full model.
         lam: λ > 0, in units of the gradient norm; None: such that the mean redundant ZIG would reach zero in half the
-            window at the learning rate found at its start (time to zero ≈ ‖x‖/(αλ) steps).
+            period (time to zero ≈ ‖x‖/(αλ) steps), at whatever learning rate α the schedule gives.
         amplify: factor on the lower bound of λ_g, > 1 (2).
         hat: factor on λ, > 1: the largest λ_g that amplification may reach (10).
         epsilon: half-space parameter ε in [0, 1); the larger, the sooner ZIGs are projected (0).
         stride: the dual step is taken every so many steps; the base's steps in between count as one, with x̂ at their
-            end, and λ counts as often. None: a two-hundredth of the window, at least 1 and at most 16, for every dual
-            step costs as much as some steps of the base.
+            end, and λ counts as often. None: a two-hundredth of the window, at least 1 and at most 16, for a dual step
+            costs as much as some steps of the base, and reads one flag for each ZIG from the device.
         base_kwargs: arguments of the base class, such as ``lr=0.1, momentum=0.9``.
 
     Raises:
@@ -183,64 +185,77 @@ class DHSPG(GroupSparseOptimizer):
         )
         self.lam, self.amplify, self.hat, self.epsilon = lam, amplify, hat, epsilon
         self.stride = stride
-        self._lam: Tensor | float = 0.0
+        self._speed = 0.0
         super().__init__(gm, base, **settings)
 
     def begin(self, rows: Rows, period: Period) -> None:
-        """Unless it is given, find λ: the mean active ZIG is to reach zero in half the period."""
-        if self.lam is not None:
-            self._lam = self.lam
-            return
-        squares = torch.zeros(len(rows.zero), dtype=torch.float64, device=rows.device)
+        """Unless λ is given, find αλ: the mean active ZIG is to reach zero in half the period."""
         rows.remember()
+        squares = torch.zeros(rows.count, dtype=rows.dtype, device=rows.device)
         for block, x in zip(rows.blocks, rows.before, strict=True):
             squares[block.zigs] += block.rows(x).flatten(1).square().sum(1).to(squares)
-        rate = sum(float(group["lr"]) for group in self.param_groups) / len(self.param_groups)
-        mean = float(squares.sqrt().mean()) if len(squares) else 0.0
-        self._lam = max(mean / max(rate * (period.end - period.start) / 2, 1e-12), 1e-12)
+        mean = float(squares.sqrt().mean()) if rows.count else 0.0
+        self._speed = mean / ((period.end - period.start) / 2)
 
     def prune(self, rows: Rows, period: Period, step: int) -> None:
         """The base's step; at the end of a stride, the dual half-space step of the active ZIGs."""
-        stride = self.stride or max(1, min(_LONGEST_STRIDE, (period.end - period.start) // _STRIDES))
-        taken = (step - period.start) % stride + 1
+        taken = self._taken(period, step)
         if taken == 1:
             rows.remember()
         self.base.step()
-        if taken == stride or step + 1 == period.end:
+        if rows.count and (taken == self._stride(period) or step + 1 == period.end):
             self._correct(rows, taken, period.fade(step, taken))
-            if stride > 1:
-                rows.retire_zero(self.base)
+
+    def _stride(self, period: Period) -> int:
+        return self.stride or max(1, min(_LONGEST_STRIDE, (period.end - period.start) // _STRIDES))
+
+    def _taken(self, period: Period, step: int) -> int:
+        """Steps of the current stride up to and including ``step``."""
+        return (step - period.start) % self._stride(period) + 1
 
     def _correct(self, rows: Rows, taken: int, fade: float) -> None:
         moved = rows.moved()
         rates = {id(p): group["lr"] for group in self.param_groups for p in group["params"]}
-        moments = _moments(rows, rows.before, moved, rates)
-        dual = dual_step(moments, self._lam * taken, self.amplify, self.hat, self.epsilon)
-        rows.commit(dual.project)
-        keep = torch.where(rows.zero, 0.0, fade).to(dual.shrink)
-        shrink = torch.where(rows.zero, 0.0, dual.shrink * keep)
+        moments = _moments(rows, moved, rates)
+        dual = dual_step(moments, self._lambda(moments) * taken, self.amplify, self.hat, self.epsilon)
+        shrink = torch.where(dual.project, 0.0, fade * dual.shrink)
         for block, values, step_taken in zip(rows.blocks, rows.before, moved, strict=True):
-            left = block.per_zig(keep)
-            scale = left - block.per_zig(shrink) * rates[id(block.tensor)]
-            block.rows(values).mul_(scale).addcmul_(block.rows(step_taken), left, value=-1)  # keep · x̂ − shrink · x
+            scale = fade - block.per_zig(shrink) * rates[id(block.tensor)]
+            block.rows(values).mul_(scale).sub_(block.rows(step_taken), alpha=fade)  # fade · (x̂ − shrink · x)
             block.write(values)
+        if not moments.square.isfinite().all():
+            warnings.warn(
+                "redundant ZIGs hold NaN or infinite values: the training diverged; restore a checkpoint, and lower "
+                "the learning rate or clip the gradients",
+                FxOtoWarning,
+                stacklevel=4,
+            )
+        rows.retire(self.base, dual.project)
+
+    def _lambda(self, moments: Moments) -> Tensor | float:
+        """λ as it was given, or αλ over the mean learning rate, weighted by the variables' squares."""
+        if self.lam is not None:
+            return self.lam
+        return self._speed * moments.square.sum() / moments.scaled_square.sum().clamp_min(1e-30)
 
     def own_state(self) -> dict[str, Any]:
-        """λ of the current period, and the active ZIGs as they were when the current stride began."""
-        return {"lam": self._lam, "before": self._rows.before}
+        """αλ of the current period, and inside a stride the active ZIGs as they were when it began."""
+        period = self.schedule.period(self._steps)
+        inside = period is not None and self._taken(period, self._steps) > 1
+        return {"speed": self._speed, "before": list(self._rows.before) if inside else []}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Take up ``own_state()``."""
-        self._lam = state["lam"]
+        self._speed = state["speed"]
         self._rows.restore_before(state["before"])
 
 
-def _moments(rows: Rows, before: list[Tensor], moved: list[Tensor], rates: dict[int, Any]) -> Moments:
+def _moments(rows: Rows, moved: list[Tensor], rates: dict[int, Any]) -> Moments:
     """Inner products of the active variables with their effective gradient (x − x̂)/α."""
-    sums = torch.zeros(5, len(rows.zero), dtype=before[0].dtype if before else None, device=rows.device)
-    for block, values, step in zip(rows.blocks, before, moved, strict=True):
+    sums = torch.zeros(5, rows.count, dtype=rows.dtype, device=rows.device)
+    for block, values, step in zip(rows.blocks, rows.before, moved, strict=True):
         rate = rates[id(block.tensor)]
-        inverse = 1 / max(rate, 1e-30)
+        inverse = 1 / (rate.clamp_min(1e-30) if isinstance(rate, Tensor) else max(rate, 1e-30))
         x, difference = block.rows(values).flatten(1), block.rows(step).flatten(1)
         square = torch.linalg.vector_norm(x, dim=1).square()
         gradient = torch.linalg.vector_norm(difference, dim=1).square() * inverse**2

@@ -42,8 +42,9 @@ class Limits:
             left_alone: for each family, whether nothing is taken from it.
             min_kept: number (int) or fraction (float) of ZIGs to keep, of all families or by glob of their tensors'
                 or modules' names.
-            max_group_sparsity: largest fraction of a family that may go, of all or by glob.
-            round_to: the channels left are a multiple of this number, or all.
+            max_group_sparsity: largest fraction of a family that may go, of all or by glob; of several globs that
+                match, the first counts.
+            round_to: the channels left of each family are a multiple of this number, or all.
 
         Raises:
             SettingsError: a limit is out of range, or a glob matches no family.
@@ -66,7 +67,7 @@ def _most(size: int, least: float, cap: float) -> int:
         raise SettingsError(f"min_kept must be a count (int) or a fraction in [0, 1) (float), found {least!r}")
     if not 0 <= cap <= 1:
         raise SettingsError(f"max_group_sparsity must be in [0, 1], found {cap!r}")
-    kept = math.ceil(least * size) if isinstance(least, float) else least
+    kept = math.ceil(least * size - 1e-9) if isinstance(least, float) else least
     return max(0, min(size - max(1, kept), math.floor(cap * size + 1e-9)))
 
 

@@ -17,6 +17,8 @@ from fx_oto.zigs import Family
 
 __all__ = ["Rows"]
 
+_NONE = torch.zeros(0, dtype=torch.int64)
+
 
 @dataclass(eq=False)
 class _Block:
@@ -76,8 +78,8 @@ class Rows:
 
     Attributes:
         active: for each family, positions of the active ZIGs.
-        gone: for each family, positions of those that are gone.
-        zero: whether an active ZIG is zero already; bool, shape ``(active ZIGs of all families,)``.
+        gone: for each family, positions of those that are gone; at first, those whose masks are zero.
+        count: number of active ZIGs.
         before: the active variables when they were last remembered, one tensor for each block.
     """
 
@@ -85,9 +87,10 @@ class Rows:
         tensors = tensor_names(gm)
         self._families = families
         self._tensors = [[tensors[slot.tensor] for slot in family.variables] for family in families]
-        self._masks = [mask_of(gm, i) for i in range(len(families))]
-        nothing = [torch.zeros(0, dtype=torch.int64) for _ in families]
-        self.restore(nothing, nothing, None)
+        self._gm = gm
+        masks = [mask_of(gm, i) for i in range(len(families))]
+        gone = [_NONE if mask is None else (mask == 0).nonzero().flatten() for mask in masks]
+        self.restore([_NONE] * len(families), gone)
 
     def named(self) -> dict[str, Tensor]:
         """Every variable tensor by name."""
@@ -99,47 +102,53 @@ class Rows:
         """Where vectors over ZIGs are kept."""
         return self._tensors[0][0].device
 
-    def restore(self, active: Sequence[Tensor], gone: Sequence[Tensor], zero: Tensor | None) -> None:
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which vectors over ZIGs are kept."""
+        return _arithmetic(self._tensors[0][0])
+
+    def restore(self, active: Sequence[Tensor], gone: Sequence[Tensor]) -> None:
         """Make these the active and the gone ZIGs."""
         self.active, self.gone = [part.cpu() for part in active], [part.cpu() for part in gone]
-        count = sum(map(len, active))
-        fresh = torch.zeros(count, dtype=torch.bool, device=self.device)
-        self.zero = fresh if zero is None else zero.to(self.device).clone()
+        self.count = sum(map(len, active))
         self.blocks, self._dead = self._blocks(self.active), self._blocks(self.gone)
         self.before: list[Tensor] = []
         self._moved: list[Tensor] = []
 
     def activate(self, chosen: Sequence[Tensor]) -> None:
         """Make active those of the chosen ZIGs that are not gone yet."""
-        fresh = [new[~torch.isin(new, old)] for new, old in zip(chosen, self.gone, strict=True)]
-        self.restore(fresh, self.gone, None)
+        self.restore([new[~torch.isin(new, old)] for new, old in zip(chosen, self.gone, strict=True)], self.gone)
 
-    def retire(self, base: Optimizer) -> None:
-        """Set what is active to zero, and count it as gone."""
-        self.zero.fill_(True)
-        self.retire_zero(base)
+    def retire(self, base: Optimizer, which: Tensor) -> None:
+        """Make some active ZIGs zero for good: in the parameters, the base's state and the masks.
 
-    def retire_zero(self, base: Optimizer) -> None:
-        """Count the active ZIGs that are zero as gone: set their part of the base's state to zero too."""
-        if not self.zero.any():
+        Args:
+            base: the base optimizer.
+            which: bool, shape ``(count,)``.
+        """
+        flags = which.cpu().split([len(mine) for mine in self.active])
+        leaving = [mine[flag] for mine, flag in zip(self.active, flags, strict=True)]
+        if not any(map(len, leaving)):
             return
-        flags = self.zero.cpu().split([len(mine) for mine in self.active])
-        for block in self._blocks([mine[flag] for mine, flag in zip(self.active, flags, strict=True)]):
+        for block in self._blocks(leaving):
             for target in (block.tensor, *_buffers(base, block.tensor)):
                 block.clear(target)
-        self._write_masks()
-        both = zip(self.gone, self.active, flags, strict=True)
-        gone = [torch.cat((old, mine[flag])).sort().values for old, mine, flag in both]
-        self.restore([mine[~flag] for mine, flag in zip(self.active, flags, strict=True)], gone, None)
+        for i, zigs in enumerate(leaving):
+            mask = mask_of(self._gm, i)
+            if mask is not None:
+                mask.index_fill_(0, zigs.to(mask.device), 0)
+        gone = [torch.cat(pair).sort().values for pair in zip(self.gone, leaving, strict=True)]
+        self.restore([mine[~flag] for mine, flag in zip(self.active, flags, strict=True)], gone)
 
     def keep_zero(self) -> None:
         """Undo what the base's step did to the ZIGs that are gone."""
         for block in self._dead:
             block.clear(block.tensor)
 
-    def count_zero(self) -> Tensor:
-        """How many ZIGs are zero: int64, without shape."""
-        return self.zero.sum() + sum(map(len, self.gone))
+    @property
+    def num_gone(self) -> int:
+        """How many ZIGs are gone."""
+        return sum(map(len, self.gone))
 
     # -- the active ZIGs -------------------------------------------------------------------------------
 
@@ -161,11 +170,6 @@ class Rows:
             torch.sub(before, block.read(block.tensor, out=out), out=out)
         return self._moved
 
-    def commit(self, project: Tensor) -> None:
-        """Count these active ZIGs as zero from now on, in the masks too; bool, shape ``(active,)``."""
-        self.zero |= project
-        self._write_masks()
-
     def scale(self, factor: float) -> None:
         """Multiply the active variables."""
         for block in self.blocks:
@@ -180,18 +184,22 @@ class Rows:
             sign: by ``id`` of a parameter, −1 where the loss is maximised.
         """
         found = []
-        for family, tensors in zip(self._families, self._tensors, strict=True):
-            dtype = _arithmetic(tensors[0])
-            sums = torch.zeros(3, len(family), dtype=dtype, device=self.device)
+        for family, tensors, alive in zip(self._families, self._tensors, self.alive(), strict=True):
+            sums = torch.zeros(3, len(family), dtype=self.dtype, device=self.device)
             for slot, tensor in zip(family.variables, tensors, strict=True):
                 block = _Block(tensor, slot.dim, slot.index.reshape(-1).to(tensor.device), slice(0, len(family)))
                 x = block.rows(block.read(tensor)).flatten(1)
                 g = torch.zeros_like(x)
                 if tensor.grad is not None:
-                    g = block.rows(block.read(tensor.grad)).flatten(1) * sign.get(id(tensor), 1.0)
+                    g = block.rows(block.read(tensor.grad.to_dense())).flatten(1) * sign.get(id(tensor), 1.0)
                 sums += torch.stack([(x * x).sum(1), (x * g).sum(1), (g * g).sum(1)]).to(sums)
-            found.append(ZIGStatistics.of(sums[0], sums[1], sums[2], family))
+            found.append(ZIGStatistics.of(sums[0], sums[1], sums[2], alive, family))
         return found
+
+    def alive(self) -> list[Tensor]:
+        """For each family, which ZIGs are not gone: bool, shape ``(zigs,)``."""
+        kept = [torch.ones(len(family), dtype=torch.bool) for family in self._families]
+        return [alive.index_fill(0, gone, False).to(self.device) for alive, gone in zip(kept, self.gone, strict=True)]
 
     def _blocks(self, zigs: Sequence[Tensor]) -> list[_Block]:
         blocks, start = [], 0
@@ -202,14 +210,6 @@ class Rows:
                 if len(mine):
                     blocks.append(_Block(tensor, slot.dim, slot.index[mine].reshape(-1).to(tensor.device), place))
         return blocks
-
-    def _write_masks(self) -> None:
-        start = 0
-        for mask, mine in zip(self._masks, self.active, strict=True):
-            if mask is not None and len(mine):
-                kept = ~self.zero[start : start + len(mine)]
-                mask.index_copy_(0, mine.to(mask.device), kept.to(mask))
-            start += len(mine)
 
 
 def _arithmetic(tensor: Tensor) -> torch.dtype:

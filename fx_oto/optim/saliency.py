@@ -27,6 +27,7 @@ class ZIGStatistics:
         dot: ⟨x, g⟩, the first-order drop of the loss if the ZIG is removed.
         dot_abs: |⟨x, g⟩|.
         dot_square: ⟨x, g⟩².
+        alive: whether a ZIG is not zero for good; of those that are, scores do not matter.
         family: the family itself.
     """
 
@@ -36,13 +37,14 @@ class ZIGStatistics:
     dot: Tensor
     dot_abs: Tensor
     dot_square: Tensor
+    alive: Tensor
     family: Family
 
     @classmethod
-    def of(cls, square: Tensor, dot: Tensor, gradient: Tensor, family: Family) -> ZIGStatistics:
+    def of(cls, square: Tensor, dot: Tensor, gradient: Tensor, alive: Tensor, family: Family) -> ZIGStatistics:
         """Statistics of one mini-batch, from inner products."""
         cosine = dot / (square * gradient).sqrt().clamp_min(torch.finfo(dot.dtype).tiny)
-        return cls(square, gradient, cosine, dot, dot.abs(), dot.square(), family)
+        return cls(square, gradient, cosine, dot, dot.abs(), dot.square(), alive, family)
 
     @property
     def size(self) -> int:
@@ -54,10 +56,11 @@ class ZIGStatistics:
         """‖x‖ (root mean square over the mini-batches)."""
         return self.square.sqrt()
 
-    def tensors(self) -> dict[str, Tensor]:
+    def means(self) -> dict[str, Tensor]:
         """The means by name."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        return {
+            field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("alive", "family")
+        }
 
 
 Criterion = Callable[[Sequence[ZIGStatistics]], Sequence[Tensor]]
@@ -65,7 +68,7 @@ Criterion = Callable[[Sequence[ZIGStatistics]], Sequence[Tensor]]
 
 def otov2(zigs: Sequence[ZIGStatistics]) -> list[Tensor]:
     """The authors' score: ½ · n(cos(−x, −g)) + ½ · n(1/(‖x‖/size + 1e-6)), n dividing by the L2 norm over all ZIGs."""
-    small = _normalised([1 / (family.norm / family.size + 1e-6) for family in zigs])
+    small = _normalised([family.alive / (family.norm / family.size + 1e-6) for family in zigs])
     return _mean(_normalised([family.cosine for family in zigs]), small)
 
 

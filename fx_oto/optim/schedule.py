@@ -47,8 +47,9 @@ class Schedule:
 
         Args:
             total: length of the training.
-            start: first step of the window; a tenth of ``total`` if None.
-            end: step by which the target is reached; the fraction ``end_at`` of ``total`` if None.
+            start: first step of the window; a tenth of ``total`` if None (0 if that is not known).
+            end: step by which the target is reached; the fraction ``end_at`` of ``total`` if None, or later if the
+                window begins late.
             periods: into how many periods the window is divided, at most one for each of its steps.
             end_at: see ``end``.
 
@@ -60,8 +61,12 @@ class Schedule:
                 "the optimizer must know by when to be done: pass total_steps=epochs * len(loader), or start_step and "
                 "end_step"
             )
+        for name, value in (("total_steps", total), ("start_step", start), ("end_step", end), ("periods", periods)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise SettingsError(f"{name} must be a whole number of steps (int), found {value!r}")
         first = start if start is not None else (total or 0) // 10
-        last = end if end is not None else max(int(end_at * (total or 0)), first + 1)
+        share = (end_at - 0.1) / 0.9  # of what is left of the training at the default start
+        last = end if end is not None else first + max(int(share * ((total or 0) - first)), 1)
         if not 0 <= first < last or (total is not None and last > total):
             raise SettingsError(
                 "the pruning window must satisfy 0 <= start_step < end_step <= total_steps; found "

@@ -30,17 +30,18 @@ def select(
     Returns:
         For each family the positions chosen, ascending: int64.
     """
-    orders, keys, family_of, sizes = [], [], [], []
+    orders, keys, family_of, sizes, forced = [], [], [], [], 0
     for i, given in enumerate(scores):
-        score = given.detach().double().cpu().clone()
-        if len(gone):
+        score = given.detach().double().cpu().nan_to_num().clone()
+        settled = len(gone[i]) if gone else 0
+        if settled:
             score[gone[i]] = math.inf
         orders.append(torch.argsort(score, descending=True, stable=True))
-        bounds = portions(len(score), limits.most[i], limits.steps[i])
-        for start, end in pairwise(bounds):
-            keys.append(float(score[orders[i][start:end]].mean()))
+        for start, end in pairwise(portions(len(score), limits.most[i], limits.steps[i])):
+            keys.append(math.inf if start < settled else float(score[orders[i][start:end]].mean()))
             family_of.append(i)
             sizes.append(end - start)
+            forced += start < settled
     best = torch.argsort(torch.tensor(keys, dtype=torch.float64), descending=True, stable=True)
     family, size = torch.tensor(family_of, dtype=torch.int64)[best], torch.tensor(sizes, dtype=torch.int64)[best]
 
@@ -48,7 +49,7 @@ def select(
         counts = torch.zeros(len(scores), dtype=torch.int64)
         return counts.index_add_(0, family[:portions], size[:portions])
 
-    low, high = sum(math.isinf(key) for key in keys), len(keys)
+    low, high = forced, len(keys)
     while low < high:
         middle = (low + high) // 2
         if target.fraction(removed(middle)) <= left + 1e-12:

@@ -85,10 +85,12 @@ class GroupSparseOptimizer(Optimizer):
             },
         )
         families = self.zigs.families
-        alone = left_alone(gm, families, tuple(unprunable))
-        self.limits = limits_for(self.target, families, alone, min_kept, max_group_sparsity, round_to)
+        self._unprunable = (unprunable,) if isinstance(unprunable, str) else tuple(unprunable)
+        self._given_limits = (min_kept, max_group_sparsity, round_to)
+        alone = left_alone(gm, families, self._unprunable)
+        self.limits = limits_for(self.target, families, alone, *self._given_limits)
         self.base = build_base(base, gm, base_kwargs)
-        check_covered(gm, families, self.base)
+        check_covered(gm, [family for family, keep in zip(families, alone, strict=True) if not keep], self.base)
         super().__init__(self.base.param_groups, self.base.defaults)
         self.param_groups, self.state = self.base.param_groups, self.base.state
         self._gm, self._rows = gm, Rows(gm, families)
@@ -121,7 +123,7 @@ class GroupSparseOptimizer(Optimizer):
         found = {
             "group sparsity": float(removed.sum()) / self.zigs.num_zigs,
             "params": self.zigs.params.left(removed) / self.zigs.params.total,
-            "macs": self.zigs.macs.left(removed) / max(self.zigs.macs.total, 1),
+            "macs": self.zigs.macs.left(removed) / (self.zigs.macs.total or 1),
         }
         if self.target.name not in found:
             found[self.target.name] = self.target.fraction(removed)
@@ -158,13 +160,13 @@ class GroupSparseOptimizer(Optimizer):
             self.prune(self._rows, period, now)
         self._rows.keep_zero()
         if period is not None and now + 1 == period.end:
-            self._rows.retire(self.base)
+            self._rows.retire(self.base, torch.ones(self._rows.count, dtype=torch.bool))
         self._close_step(now, period)
         return loss
 
     def _close_step(self, now: int, period: Period | None) -> None:
         self._steps += 1
-        self.trajectory.add(now, self._rows.count_zero(), self._loss)
+        self.trajectory.add(now, self._rows.num_gone, self._loss)
         self._loss = None
         if period is not None and self._steps == self.schedule.end:
             self.trajectory.reached = ", ".join(
@@ -175,7 +177,7 @@ class GroupSparseOptimizer(Optimizer):
     def _observe(self) -> None:
         """Add the gradients of this mini-batch to the statistics."""
         sign = {id(p): -1.0 for group in self.param_groups for p in group["params"] if group.get("maximize")}
-        fresh = [zigs.tensors() for zigs in self._rows.statistics(sign)]
+        fresh = [zigs.means() for zigs in self._rows.statistics(sign)]
         if self._observed:
             pairs = zip(self._observed, fresh, strict=True)
             fresh = [{name: old[name] + value for name, value in new.items()} for old, new in pairs]
@@ -185,16 +187,19 @@ class GroupSparseOptimizer(Optimizer):
     def _choose(self, period: Period) -> None:
         """Find the redundant set of this period."""
         check_unchanged(self.zigs, self._rows.named(), tensor_names(self._gm))
-        scores = self._scores()
+        alone = left_alone(self._gm, self.zigs.families, self._unprunable)
+        self.limits = limits_for(self.target, self.zigs.families, alone, *self._given_limits)
+        sums, batches = self._observed, self._batches
         self._observed, self._batches = [], 0
+        scores = self._scores(sums, batches)
         chosen = select(scores, self.limits, self.target, self.target.part_way(period.done), self._rows.gone)
         self._rows.activate(chosen)
         self.begin(self._rows, period)
 
-    def _scores(self) -> list[Tensor]:
+    def _scores(self, sums: list[dict[str, Tensor]], batches: int) -> list[Tensor]:
         zigs = [
-            ZIGStatistics(**{name: total / self._batches for name, total in sums.items()}, family=family)
-            for sums, family in zip(self._observed, self.zigs.families, strict=True)
+            ZIGStatistics(**{name: total / batches for name, total in mine.items()}, alive=alive, family=family)
+            for mine, alive, family in zip(sums, self._rows.alive(), self.zigs.families, strict=True)
         ]
         if not all(bool(family.dot_square.isfinite().all()) for family in zigs):
             raise TrainingError(
@@ -213,6 +218,10 @@ class GroupSparseOptimizer(Optimizer):
         return scores
 
     # -- what torch's tools need -----------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything, for copies (torch's own version forgets what subclasses add)."""
+        return self.__dict__.copy()
 
     def train(self) -> None:
         """For bases that have it, such as schedule-free ones: go to training parameters; zero ZIGs stay zero."""
@@ -239,16 +248,21 @@ class GroupSparseOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The base's state and, under the key ``"zigs"``, everything else that a training needs to be resumed."""
         own = {
+            "settings": self._settings(),
             "step": self._steps,
-            "active": self._rows.active,
-            "gone": self._rows.gone,
-            "zero": self._rows.zero,
+            "active": list(self._rows.active),
+            "gone": list(self._rows.gone),
             "observed": self._observed,
             "batches": self._batches,
             "trajectory": self.trajectory.state(),
             **self.own_state(),
         }
         return {**self.base.state_dict(), _KEY: own}
+
+    def _settings(self) -> dict[str, Any]:
+        """What a state must have been saved with."""
+        schedule = (self.schedule.start, self.schedule.end, self.schedule.periods)
+        return {"optimizer": type(self).__name__, "target": (self.target.name, self.target.left), "window": schedule}
 
     def own_state(self) -> dict[str, Any]:
         """What a subclass adds to the state."""
@@ -272,11 +286,17 @@ class GroupSparseOptimizer(Optimizer):
                 f"this state has {len(own['gone'])} families, the model has {len(self.zigs.families)}: it is "
                 "another model's"
             )
+        settings = self._settings()
+        if own["settings"] != settings:
+            raise SettingsError(
+                f"this state was saved by an optimizer with {own['settings']}, this one has {settings}: to resume, "
+                "build it with the same target and the same steps"
+            )
         self.base.load_state_dict({key: value for key, value in state_dict.items() if key != _KEY})
         self.param_groups, self.state = self.base.param_groups, self.base.state
         self._steps, self._batches = own["step"], own["batches"]
         device = self._rows.device
         self._observed = [{name: v.to(device) for name, v in values.items()} for values in own["observed"]]
-        self._rows.restore(own["active"], own["gone"], own["zero"])
+        self._rows.restore(own["active"], own["gone"])
         self.trajectory.restore(own["trajectory"])
         self.load_own_state(own)

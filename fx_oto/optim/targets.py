@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +66,8 @@ def find_target(gm: GraphModule, zigs: Partition, wanted: dict[str, float | None
         raise SettingsError("no axis of this model can be pruned: print(fx_oto.partition(gm)) gives the reasons")
     if name == "group sparsity":
         return Target(name, 1 - value, _count(zigs))
+    if name == "macs" and not zigs.macs.total:
+        raise SettingsError("this model has no multiply-adds that are counted: set another target")
     known = {"params": zigs.params, "macs": zigs.macs}
     return Target(name, value, known[name] if name in known else Latency(gm))
 
@@ -75,8 +78,8 @@ def _option(name: str) -> str:
 
 def limits_for(
     target: Target,
-    families: tuple[Family, ...],
-    alone: list[bool],
+    families: Sequence[Family],
+    alone: Sequence[bool],
     min_kept: PerFamily | None,
     max_group_sparsity: PerFamily,
     round_to: int,

@@ -51,7 +51,7 @@ _BY_NAME: dict[str, Rule] = {
          "rand_like", "randn_like", "empty_like", "bernoulli", "bernoulli_", "rrelu_with_noise"),
         pointwise.pointwise,
     ),
-    **dict.fromkeys(("_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "topk"), windows.along),
+    **dict.fromkeys(("_softmax", "_safe_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "topk"), windows.along),
 }  # fmt: skip
 
 _WINDOWS = ("pool", "upsample", "reflection_pad", "replication_pad", "grid_sampler")

@@ -30,6 +30,7 @@ import fx_oto
         ({"total_steps": None}, r"must know by when to be done: pass total_steps="),
         ({"start_step": 8, "end_step": 4}, r"found start_step=8, end_step=4"),
         ({"end_step": 99}, r"0 <= start_step < end_step <= total_steps; .* end_step=99, total_steps=20"),
+        ({"start_step": 2.5}, r"start_step must be a whole number of steps \(int\), found 2.5"),
         ({"periods": 0}, r"periods must be at least 1, found 0"),
         ({"epsilon": 1.0}, r"epsilon must be in \[0, 1\)"),
         ({"lam": 0.0}, r"lam must be > 0"),

@@ -88,6 +88,30 @@ def test_prices_are_those_of_the_compact_model():
     assert compared > 20
 
 
+def test_groups_that_take_part_in_less_work_are_priced_apart():
+    """Only the first five of twelve channels are multiplied with each other."""
+
+    class Gram(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 12), nn.Linear(12, 3)
+
+        def forward(self, x):
+            x = F.relu(self.first(x))
+            return self.second(x), x[..., :5] @ x[..., :5].transpose(1, 2)
+
+    x = torch.randn(2, 6, 4)
+    for gone in ([0, 1, 2, 3], [8, 9, 10, 11], [3, 4, 5, 6]):
+        gm = fx_oto.prepare(Gram(), x)
+        for i, family in enumerate(fx_oto.partition(gm).families):
+            mine = family.slots[0].index[:, 0].tolist()
+            fx_oto.partition(gm).zero_zigs_(i, torch.tensor([p for p, c in enumerate(mine) if c in gone], dtype=int))
+        zigs = fx_oto.partition(gm)
+        compact = fx_oto.cost(fx_oto.compress(gm), x)
+        assert zigs.macs.left(zigs.removed()) == compact.macs
+        assert zigs.params.left(zigs.removed()) == compact.params
+
+
 def test_prices_depend_on_what_else_is_removed():
     """A middle layer of 12 × 20 × 9 weights: half of one side halves what the other side saves."""
     zigs = fx_oto.partition(prepared())
