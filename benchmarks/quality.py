@@ -306,6 +306,7 @@ def draw(done: dict[Run, dict], path: Path) -> None:
             means = [(100 * _average(entries, "macs"), _average(entries, "accuracy")) for entries in levels.values()]
             axis.plot(*zip(*means, strict=True), marker="o", ms=4, label=names[contender], **style)
         axis.set_title(network, fontsize=10)
+        axis.set_xlim(0, 42)
         axis.set_xlabel("MACs left (%)")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)

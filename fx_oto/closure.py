@@ -18,7 +18,7 @@ from fx_oto.atoms import Atoms
 from fx_oto.dependencies import Reason
 from fx_oto.labels import compress, varying
 
-__all__ = ["Grouped", "Rectangle", "settle"]
+__all__ = ["Crossing", "Grouped", "Obligation", "Rectangle", "settle"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +26,23 @@ class Rectangle:
     """These labels must vary along at most one dimension."""
 
     labels: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Crossing:
+    """A grid that is combined elementwise with something that varies along one of its axes only.
+
+    If that axis survives, they are united; if another one does, what is combined with the grid is kept whole.
+
+    Attributes:
+        grid: atoms that vary along several dimensions.
+        thin: atoms that vary along one of them, with as many dimensions.
+        reason: why they are kept whole.
+    """
+
+    grid: Tensor
+    thin: Tensor
+    reason: Reason
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +80,10 @@ class Grouped:
         return unions
 
 
-def settle(atoms: Atoms, obligations: Sequence[Rectangle | Grouped], frozen: list[tuple[Tensor, Reason]]) -> None:
+Obligation = Rectangle | Crossing | Grouped
+
+
+def settle(atoms: Atoms, obligations: Sequence[Obligation], frozen: list[tuple[Tensor, Reason]]) -> None:
     """Meet every obligation, by unions in ``atoms`` and additions to ``frozen``, until nothing changes."""
     if obligations:
         _Closure(atoms, frozen).run(obligations)
@@ -75,13 +95,40 @@ class _Closure:
         labels = torch.cat([labels for labels, _ in frozen] or [torch.zeros(0, dtype=torch.int64)])
         self.dead = atoms.find(labels.unique())
 
-    def run(self, obligations: Sequence[Rectangle | Grouped]) -> None:
+    def run(self, obligations: Sequence[Obligation]) -> None:
         for grid in obligations:
             if isinstance(grid, Grouped):
                 self._meet_grouped(grid)
-        rectangles = [one for one in obligations if isinstance(one, Rectangle)]
-        while any(self._meet_rectangle(one.labels) for one in rectangles):
+        rectangles = [one.labels for one in obligations if isinstance(one, Rectangle)]
+        crossings = [one for one in obligations if isinstance(one, Crossing)]
+        rectangles += [crossing.grid for crossing in crossings]
+        while any(map(self._meet_rectangle, rectangles)) or any(map(self._meet_crossing, crossings)):
             pass
+
+    def _meet_crossing(self, crossing: Crossing) -> bool:
+        """Once the grid varies along one axis; returns whether anything had to be done."""
+        grid, thin = self._units(crossing.grid), self._units(crossing.thin)
+        if not thin.any():
+            return False
+        if varying(compress(grid)) == varying(crossing.thin):
+            left, right = torch.broadcast_tensors(grid, thin)
+            if torch.equal(left, right):
+                return False
+            self._unite_or_freeze(crossing)
+        else:
+            self._freeze(crossing.thin, crossing.reason)
+        return True
+
+    def _unite_or_freeze(self, crossing: Crossing) -> None:
+        grid, thin = torch.broadcast_tensors(crossing.grid, crossing.thin)
+        self._freeze(torch.where(self._units(grid) == 0, thin, 0), crossing.reason)
+        self._freeze(torch.where(self._units(thin) == 0, grid, 0), crossing.reason)
+        self.atoms.unite(grid, thin)
+
+    def _freeze(self, labels: Tensor, reason: Reason) -> None:
+        if labels.any():
+            self.frozen.append((labels.reshape(-1), reason))
+            self.dead = torch.cat([self.dead, labels[labels > 0]])
 
     def _meet_rectangle(self, labels: Tensor) -> bool:
         axes = varying(compress(self._units(labels)))
@@ -97,8 +144,7 @@ class _Closure:
         if grid.inputs is not None and self._groups_leave_more(grid, grid.inputs):
             chosen = grid.groups()
             if grid.shared is not None:
-                self.frozen.append((grid.shared, grid.reason))
-                self.dead = torch.cat([self.dead, grid.shared])
+                self._freeze(grid.shared, grid.reason)
         for union in chosen:
             self.atoms.unite(*union)
 

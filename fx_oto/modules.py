@@ -54,8 +54,8 @@ _RESIZERS: tuple[tuple[type[nn.Module], Callable[[Any, int, int], None]], ...] =
     (nn.Embedding, _embedding),
     (nn.PReLU, _prelu),
 )
-# Replaced as a whole, by a norm over the original count (see passes/physical_slicing.py).
-_REPLACED = (nn.LayerNorm,)
+# Replaced as a whole: by a norm over the original count, by attention with fewer heads (see rewriting/computation.py).
+_REPLACED = (nn.LayerNorm, nn.MultiheadAttention)
 
 
 def _resizer(module: nn.Module) -> Callable[[Any, int, int], None] | None:

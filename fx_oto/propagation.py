@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from fx_oto.atoms import Atoms
-from fx_oto.closure import Grouped, Rectangle, settle
+from fx_oto.closure import Crossing, Grouped, Obligation, Rectangle, settle
 from fx_oto.dependencies import ADJUSTABLE, Adjustment, Axis, Dependencies, Gather, Reason, Work
 from fx_oto.graph import op_name, source_line
 from fx_oto.labels import UNKNOWN, ZERO, Layer
@@ -70,7 +70,7 @@ class Propagation:
         self._produced: list[Tensor] = []
         self._consumed: list[Tensor] = []
         self._producers: list[tuple[str, Tensor]] = []
-        self._obligations: list[Rectangle | Grouped] = []
+        self._obligations: list[Obligation] = []
         self._adjustments: list[Adjustment] = []
         self._gathers: dict[int, tuple[Tensor, int, Tensor]] = {}
         self._unknown: dict[tuple[str, str], Reason] = {}
@@ -176,6 +176,10 @@ class Propagation:
     def grouped(self, grid: Grouped) -> None:
         """Ask that a grouped contraction stays a grid of equal groups."""
         self._obligations.append(grid)
+
+    def crossing(self, grid: Tensor, thin: Tensor) -> None:
+        """Combine a grid with what varies along one of its axes only, whichever axis survives."""
+        self._obligations.append(Crossing(grid, thin, self.reason(FIXED)))
 
     def narrow_to(self, layer: Layer, dims: Iterable[int], why: str) -> Layer | None:
         """Restrict a layer to some dimensions: along the others its labels are united.

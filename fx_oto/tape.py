@@ -7,6 +7,7 @@ end and of how the user spelled an operation; analyses read the tape and never r
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -219,8 +220,27 @@ class _Recorder(Interpreter):
         if n.target is by_mode:
             self.mode.record(by_mode, *self.fetch_args_kwargs_from_env(n), value)
         n.meta["val"] = value
-        self.steps.append((n.name, tuple(self.mode.calls), value))
+        self.steps.append((n.name, tuple(_read(self.mode.calls, _used(n, value))), value))
         return value
+
+
+def _used(node: Node, value: Any) -> list[Tensor]:
+    """The tensors of a node's value that other nodes read."""
+    users = list(node.users)
+    if isinstance(value, list | tuple) and all(user.target is operator.getitem for user in users):
+        places = {user.args[1] for user in users}
+        value = [part for place, part in enumerate(value) if place in places or place - len(value) in places]
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _read(calls: list[OpCall], used: list[Tensor]) -> list[OpCall]:
+    """The calls that contribute to what is used, or that write into something."""
+    live, kept = {id(tensor) for tensor in used}, []
+    for call in reversed(calls):
+        if call.mutates or any(id(out) in live for out in call.outputs):
+            kept.append(call)
+            live.update(id(tensor) for tensor in call.inputs)
+    return kept[::-1]
 
 
 class _Runner(nn.Module):

@@ -89,7 +89,7 @@ class _Inserter:
 
     def _layer(self, node: Node, classes: Tensor) -> Layer | None:
         layers = self.found.values.get(node.name, ())
-        if len(layers) != 1:
+        if not isinstance(node.meta["val"], Tensor):
             return None
         return next((layer for layer in layers[0] if torch.isin(self.found.roots[layer.labels], classes).any()), None)
 

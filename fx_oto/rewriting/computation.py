@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.modules.conv import _ConvNd
 
+from fx_oto.attention import FewerHeads
 from fx_oto.dependencies import Adjustment
 from fx_oto.graph import op_name
 from fx_oto.modules import resize
@@ -17,7 +18,7 @@ from fx_oto.rewriting.editor import Editor
 
 Fold = Callable[[Node, Adjustment], Tensor]
 
-__all__ = ["Fold", "adjust", "groups", "norm_groups", "resize_module"]
+__all__ = ["Fold", "adjust", "fewer_heads", "groups", "norm_groups", "resize_module"]
 
 
 def resize_module(edit: Editor, node: Node) -> None:
@@ -52,6 +53,15 @@ def norm_groups(edit: Editor, node: Node) -> None:
     if 1 in edit.cut(source) and groups > 1:
         left = groups * edit.channels(source) // edit.shape(source)[1]  # type: ignore[arg-type]
         edit.set_argument(node, 1, "num_groups", left)
+
+
+def fewer_heads(edit: Editor, node: Node) -> None:
+    """Attention over sliced parameters is another module."""
+    module = edit.gm.get_submodule(str(node.target))
+    assert isinstance(module, nn.MultiheadAttention)
+    width = module.embed_dim
+    if module.out_proj.weight.shape != (width, width) or edit.cut_dims(node.args[0]):
+        edit.gm.set_submodule(str(node.target), FewerHeads(module))
 
 
 def adjust(edit: Editor, node: Node, adjustment: Adjustment, fold: Fold) -> None:

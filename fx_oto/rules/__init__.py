@@ -52,6 +52,7 @@ _BY_NAME: dict[str, Rule] = {
         pointwise.pointwise,
     ),
     **dict.fromkeys(("_softmax", "_safe_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "topk"), windows.along),
+    **dict.fromkeys(("tril", "triu"), windows.triangle),
 }  # fmt: skip
 
 _WINDOWS = ("pool", "upsample", "reflection_pad", "replication_pad", "grid_sampler")

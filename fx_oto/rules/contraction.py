@@ -72,7 +72,7 @@ def contract(
         if side.weight:
             layers = [_as_weight(p, layer, len(result)) for layer in layers]
         lifted.append(Operand(shape, layers))
-    product = combine(p, lifted, len(letters), _times)
+    product = combine(p, lifted, len(letters), _times, may_cross=False)
     return [total for layer in product if (total := _sum_out(p, layer, lifted[0], len(result), foldable))]
 
 

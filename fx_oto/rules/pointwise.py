@@ -87,7 +87,12 @@ def join(call: OpCall, p: Propagation) -> None:
 
 
 def combine(
-    p: Propagation, operands: Sequence[Operand], ndim: int, worth: Callable[[list[Tensor]], Tensor]
+    p: Propagation,
+    operands: Sequence[Operand],
+    ndim: int,
+    worth: Callable[[list[Tensor]], Tensor],
+    *,
+    may_cross: bool = True,
 ) -> list[Layer]:
     """Layers of an elementwise result.
 
@@ -96,22 +101,36 @@ def combine(
         operands: the tensors that are combined under broadcasting.
         ndim: dimensions of the result.
         worth: the op on removed values, one tensor for each operand, NaN for unknown.
+        may_cross: whether a grid that meets what varies along one of its axes only may keep another axis.
     """
-    groups = _group(operands, ndim)
+    groups = _group([_whole(p, operand) for operand in operands], ndim)
     layers = []
     for dims, members in groups:
+        members.sort(key=lambda member: -len(member[1].dims))
         labels = members[0][1].labels
         for _, layer in members[1:]:
-            p.unite(labels, layer.labels)
+            if may_cross and len(layer.dims) == 1 < len(members[0][1].dims):
+                p.crossing(labels, layer.labels)
+            else:
+                p.unite(labels, layer.labels)
         present = {position for position, _ in members}
-        for position, operand in enumerate(operands):
-            if position not in present and _spans(operand.shape, ndim, dims):
-                p.freeze(labels, FIXED)
+        absent = [operand for position, operand in enumerate(operands) if position not in present]
+        if any(_spans(operand.shape, ndim, dims) for operand in absent):
+            p.freeze(labels, FIXED)
+            continue  # untracked, like what it is combined with
         for position, layer in members:
             if operands[position].weight:
                 p.produce(layer.labels)
         layers.append(Layer(labels, worth([_worth(position, members, ndim) for position in range(len(operands))])))
     return layers
+
+
+def _whole(p: Propagation, operand: Operand) -> Operand:
+    """Without grids of which a part is kept whole: no slice of them can go."""
+    partly = [layer for layer in operand.layers if len(layer.dims) > 1 and not layer.labels.all()]
+    for layer in partly:
+        p.freeze(layer.labels, FIXED)
+    return Operand(operand.shape, [layer for layer in operand.layers if layer not in partly], operand.weight)
 
 
 def _group(operands: Sequence[Operand], ndim: int) -> list[tuple[set[int], list[tuple[int, Layer]]]]:
@@ -138,6 +157,8 @@ def _spans(shape: Sequence[int], ndim: int, dims: set[int]) -> bool:
 
 def _worth(position: int, members: list[tuple[int, Layer]], ndim: int) -> Tensor:
     mine = [layer.removed for place, layer in members if place == position]
+    if len(mine) > 1 and all(bool((removed == 0).all()) for removed in mine):
+        return mine[0]
     return mine[0] if len(mine) == 1 else UNKNOWN.view((1,) * ndim)
 
 

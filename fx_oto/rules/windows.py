@@ -13,7 +13,7 @@ from fx_oto.labels import UNKNOWN, ZERO, Layer
 from fx_oto.propagation import Propagation
 from fx_oto.tape import OpCall
 
-__all__ = ["along", "freeze_inputs", "reduction", "window"]
+__all__ = ["along", "freeze_inputs", "reduction", "triangle", "window"]
 
 
 def window(call: OpCall, p: Propagation) -> None:
@@ -104,6 +104,13 @@ def along(call: OpCall, p: Propagation) -> None:
             layers.append(Layer(narrowed.labels, removed))
     for out in call.outputs:
         p.put(out, layers)
+
+
+def triangle(call: OpCall, p: Propagation) -> None:
+    """``tril`` and ``triu``: what they zero depends on the place in the last two dimensions, the others pass."""
+    source = call.args[0]
+    layers = (p.narrow_to(layer, range(source.ndim - 2), "a triangle is cut from it") for layer in p.layers(source))
+    p.put(call.out, [Layer(layer.labels, _zero_stays(layer.removed)) for layer in layers if layer is not None])
 
 
 def freeze_inputs(call: OpCall, p: Propagation) -> None:

@@ -1,0 +1,179 @@
+"""Attention in its spellings: whole heads go, and the compact model returns the same outputs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.exactness import compress_half
+from torch import nn
+
+import fx_oto
+from fx_oto.attention import FewerHeads
+
+WIDTH, HEADS = 24, 4
+
+
+class SelfAttention(nn.Module):
+    """Fused projections, reshaped in the usual way."""
+
+    def __init__(self, attend):
+        super().__init__()
+        self.qkv, self.out, self.attend = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH), attend
+
+    def forward(self, x):
+        batch, length, width = x.shape
+        q, k, v = self.qkv(x).reshape(batch, length, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.out(self.attend(q, k, v).transpose(1, 2).reshape(batch, length, width))
+
+
+class CrossAttention(nn.Module):
+    """Separate projections; keys and values come from another sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH, bias=i != 1) for i in range(4))
+
+    def forward(self, x):
+        def heads(value):
+            return value.view(value.size(0), -1, HEADS, WIDTH // HEADS).transpose(1, 2)
+
+        memory = x.flip(1)[:, 1:]
+        y = F.scaled_dot_product_attention(heads(self.q(x)), heads(self.k(memory)), heads(self.v(memory)))
+        return self.out(y.transpose(1, 2).contiguous().view(x.size(0), -1, WIDTH))
+
+
+class Masked(nn.Module):
+    """A mask that is a buffer of the model."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.ones(8, 8, dtype=torch.bool).tril())
+
+    def forward(self, q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
+
+
+def explicit(q, k, v):
+    return ((q * q.size(-1) ** -0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
+
+
+def einsum(q, k, v):
+    return torch.einsum("bhls,bhsd->bhld", torch.einsum("bhld,bhsd->bhls", q, k).softmax(-1), v)
+
+
+class Rotary(SelfAttention):
+    """The two halves of each query and key are rotated by tables that all heads share."""
+
+    def __init__(self):
+        super().__init__(F.scaled_dot_product_attention)
+        self.register_buffer("cos", torch.randn(8, WIDTH // HEADS))
+        self.register_buffer("sin", torch.randn(8, WIDTH // HEADS))
+        plain, self.attend = self.attend, lambda q, k, v: plain(self.turn(q), self.turn(k), v)
+
+    def turn(self, x):
+        left, right = x.chunk(2, dim=-1)
+        return x * self.cos + torch.cat((-right, left), dim=-1) * self.sin
+
+
+class Module(nn.Module):
+    """``nn.MultiheadAttention`` in its forms."""
+
+    def __init__(self, need_weights=True, cross=False, **options):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(WIDTH, HEADS, **{"batch_first": True} | options)
+        self.need_weights, self.cross = need_weights, cross
+
+    def forward(self, x):
+        x = x if self.attention.batch_first else x.transpose(0, 1)
+        memory = x.flip(1) if self.cross else x
+        y = self.attention(x, memory, memory, need_weights=self.need_weights)[0]
+        return y if self.attention.batch_first else y.transpose(0, 1)
+
+
+ATTENTIONS = {
+    "fused": lambda: SelfAttention(F.scaled_dot_product_attention),
+    "fused, causal": lambda: SelfAttention(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True)),
+    "fused, masked": lambda: SelfAttention(Masked()),
+    "explicit": lambda: SelfAttention(explicit),
+    "einsum": lambda: SelfAttention(einsum),
+    "linear": lambda: SelfAttention(lambda q, k, v: q @ (k.transpose(-2, -1).softmax(-1) @ v)),
+    "separate": CrossAttention,
+    "rotary": Rotary,
+    "module": Module,
+    "module, weights not asked for": lambda: Module(need_weights=False),
+    "module, sequence first": lambda: Module(batch_first=False),
+    "module, cross": lambda: Module(cross=True),
+    "module, without biases": lambda: Module(bias=False),
+    "module, separate projections": lambda: Module(kdim=WIDTH, vdim=WIDTH),
+}
+
+
+class Transformer(nn.Module):
+    """One block with a class token and a positional embedding, over tokens of five features."""
+
+    def __init__(self, attention):
+        super().__init__()
+        self.embed = nn.Linear(5, WIDTH)
+        self.token = nn.Parameter(torch.randn(1, 1, WIDTH))
+        self.position = nn.Parameter(torch.randn(1, 8, WIDTH))
+        self.norm1, self.attention, self.norm2 = nn.LayerNorm(WIDTH), attention, nn.LayerNorm(WIDTH)
+        self.mlp = nn.Sequential(nn.Linear(WIDTH, 32), nn.GELU(), nn.Linear(32, WIDTH))
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(x.size(0), -1, -1), self.embed(x)], 1) + self.position
+        x = x + self.attention(self.norm1(x))
+        return self.head((x + self.mlp(self.norm2(x)))[:, 0])
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_whole_heads_go(name):
+    torch.manual_seed(0)
+    result = compress_half(Transformer(ATTENTIONS[name]()), torch.randn(2, 7, 5), sensitive=False)
+    sizes = sorted(len(family) for family in fx_oto.partition(result.gm).families)
+    assert sizes == [HEADS, WIDTH, 32]
+
+
+MASKS = {
+    "none": {},
+    "padding": {"key_padding_mask": torch.arange(7).expand(2, 7) > 4},
+    "boolean": {"attn_mask": torch.ones(7, 7, dtype=torch.bool).triu(1)},
+    "both": {"key_padding_mask": torch.arange(7).expand(2, 7) > 4, "attn_mask": torch.ones(7, 7, dtype=torch.bool).triu(3)},
+    "for each head": {"attn_mask": torch.randn(2 * HEADS, 7, 7).double()},
+}
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"batch_first": False},
+        {"add_bias_kv": True},
+        {"add_zero_attn": True, "bias": False},
+        {"kdim": 5, "vdim": 6},
+    ],
+    ids=str,
+)
+def test_fewer_heads_computes_what_torchs_module_does(options, mask, need_weights):
+    torch.manual_seed(0)
+    full = nn.MultiheadAttention(WIDTH, HEADS, **{"batch_first": True} | options).double().eval()
+    sizes = (WIDTH, options.get("kdim", WIDTH), options.get("vdim", WIDTH))
+    tokens = [torch.randn(2, 7, size, dtype=torch.float64) for size in sizes]
+    if not full.batch_first:
+        tokens = [part.transpose(0, 1) for part in tokens]
+    expected = full(*tokens, need_weights=need_weights, **MASKS[mask])
+    found = FewerHeads(full)(*tokens, need_weights=need_weights, **MASKS[mask])
+    torch.testing.assert_close(found[0], expected[0])
+    assert (found[1] is None) == (expected[1] is None)
+    if need_weights:
+        torch.testing.assert_close(found[1], expected[1])
+
+
+def test_fewer_heads_takes_one_sequence_without_a_batch():
+    full = nn.MultiheadAttention(WIDTH, HEADS).double().eval()
+    x = torch.randn(7, WIDTH, dtype=torch.float64)
+    for found, expected in zip(FewerHeads(full)(x, x, x), full(x, x, x), strict=True):
+        torch.testing.assert_close(found, expected)
