@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Tracer
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_map
 
 from fx_oto.context import Context, ExampleInputs
-from fx_oto.errors import InputError, TraceError
+from fx_oto.errors import FxOtoWarning, InputError, TraceError
 from fx_oto.graph import evaluating, graph_copy, with_modes_of
 from fx_oto.masks import MASKS, drop_masks
 from fx_oto.modes import FLAG, TrainingFlag, merge_modes
@@ -41,6 +43,9 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or
             ``(args, kwargs)``. Only their shapes, types and structure matter here.
 
+    What symbolic tracing cannot capture, ``torch.export`` is asked for, with an ``FxOtoWarning``: that graph stays in
+    evaluation mode. The model itself can be trained all the same, for parameters are shared.
+
     Returns:
         A GraphModule with each node's fake value in ``node.meta["val"]``.
 
@@ -56,7 +61,7 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
     """
     inputs = ExampleInputs.of(example_inputs)
     _check_initialised(model)
-    gm = graph_copy(model) if isinstance(model, GraphModule) else _symbolic_trace(model, inputs)
+    gm = graph_copy(model) if isinstance(model, GraphModule) else _capture(model, inputs)
     if hasattr(gm, MASKS):  # prepared before: its masks are made anew
         drop_masks(gm.graph)
         gm._modules.pop(MASKS)
@@ -68,6 +73,47 @@ def _check_initialised(model: Any) -> None:
     for name, parameter in model.named_parameters() if isinstance(model, nn.Module) else ():
         if is_lazy(parameter):
             raise InputError(f"{name} is not initialised yet: run the model once on example inputs, then prepare it")
+
+
+class _NotSymbolicError(TraceError):
+    """The model's Python code does something with a value that symbolic tracing has no answer to."""
+
+
+def _capture(model: nn.Module, inputs: ExampleInputs) -> GraphModule:
+    """By symbolic tracing, or else by ``torch.export``."""
+    try:
+        return _symbolic_trace(model, inputs)
+    except _NotSymbolicError as error:
+        gm = _export(model, inputs, error)
+        warnings.warn(
+            f"{error}. It was captured by torch.export instead, in evaluation mode, in which this graph stays: train "
+            "the model itself, whose parameters the graph shares",
+            FxOtoWarning,
+            stacklevel=4,
+        )
+        return gm
+
+
+def _export(model: nn.Module, inputs: ExampleInputs, refused: TraceError) -> GraphModule:
+    """The evaluation graph, dynamic in the first dimension of every input as far as the model is."""
+
+    def dynamic(leaf: Any) -> Any:
+        return {0: torch.export.Dim.AUTO} if isinstance(leaf, Tensor) and leaf.ndim and leaf.size(0) > 1 else None
+
+    try:
+        given = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments
+        with evaluating(model), torch.no_grad():
+            exported = torch.export.export(
+                model, inputs.args, inputs.kwargs, dynamic_shapes=tree_map(dynamic, dict(given)), strict=False
+            )
+        return exported.module()
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TraceError(
+            f"{refused}; and torch.export, tried next, refuses it too: {reason}. What to do: as control flow that "
+            "depends on tensor values cannot be captured, replace it by torch operations such as torch.where, or move "
+            "it into a function marked with torch.fx.wrap"
+        ) from refused
 
 
 def _symbolic_trace(model: nn.Module, inputs: ExampleInputs) -> GraphModule:
@@ -195,9 +241,4 @@ def _user_frame(frame: FrameType | None) -> FrameType | None:
 def _explain(error: Exception, model: nn.Module) -> TraceError:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_USERS)]
     where = f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
-    return TraceError(
-        f"{type(model).__name__} cannot be traced symbolically{where}: {error}. What to do: pass "
-        "torch.export.export(model, args).module() instead of the model; or, as control flow that depends on tensor "
-        "values, iteration over tensors and item assignment cannot be captured, replace them by torch operations such "
-        "as torch.where, or move them into a function marked with torch.fx.wrap"
-    )
+    return _NotSymbolicError(f"{type(model).__name__} cannot be traced symbolically{where}: {error}")

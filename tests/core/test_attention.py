@@ -139,7 +139,10 @@ MASKS = {
     "none": {},
     "padding": {"key_padding_mask": torch.arange(7).expand(2, 7) > 4},
     "boolean": {"attn_mask": torch.ones(7, 7, dtype=torch.bool).triu(1)},
-    "both": {"key_padding_mask": torch.arange(7).expand(2, 7) > 4, "attn_mask": torch.ones(7, 7, dtype=torch.bool).triu(3)},
+    "both": {
+        "key_padding_mask": torch.arange(7).expand(2, 7) > 4,
+        "attn_mask": torch.ones(7, 7, dtype=torch.bool).triu(3),
+    },
     "for each head": {"attn_mask": torch.randn(2 * HEADS, 7, 7).double()},
 }
 

@@ -174,6 +174,39 @@ def test_data_dependent_control_flow_is_refused_with_line_and_remedy():
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
+class ShapeFlow(nn.Module):
+    """Control flow over shapes, variable arguments and a dictionary: what symbolic tracing has no answer to."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.drop = nn.Linear(5, 16), nn.BatchNorm1d(16), nn.Dropout(0.1)
+        self.second, self.third = nn.Linear(16, 12), nn.Linear(12, 3)
+
+    def forward(self, x, *others):
+        x = self.drop(self.first(x))
+        if x.shape[1] == 16:
+            x = self.norm(F.relu(x))
+        return {"logits": self.third(F.relu(self.second(x)))}
+
+
+def test_what_is_not_symbolic_is_exported_and_says_so():
+    model = ShapeFlow().train()
+    with pytest.warns(fx_oto.FxOtoWarning, match=r"ShapeFlow cannot be traced .* captured by torch.export instead"):
+        gm = fx_oto.prepare(model, torch.randn(4, 5))
+    assert model.training
+    zigs = fx_oto.partition(gm)
+    assert zigs.num_zigs == 28
+    optimizer = fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.05, target_group_sparsity=0.5, total_steps=20)
+    for _ in range(20):
+        optimizer.zero_grad()
+        model(torch.randn(8, 5))["logits"].square().mean().backward()
+        optimizer.step()
+    x = torch.randn(7, 5)
+    small = fx_oto.compress(gm)
+    torch.testing.assert_close(small(x)["logits"], model.eval()(x)["logits"], rtol=1e-5, atol=1e-5)
+    assert sum(p.numel() for p in small.parameters()) < 0.6 * sum(p.numel() for p in model.parameters())
+
+
 class Dice(nn.Module):
     def __init__(self):
         super().__init__()
