@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 from fx_oto.context import ExampleInputs
 from fx_oto.tape import fake_run
 
 __all__ = ["Cost", "cost"]
+
+_FUSED_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # torch counts those of other devices
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,6 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
         >>> fx_oto.cost(torch.nn.Linear(4, 8), torch.randn(1, 4))
         Cost(params=40, macs=32)
     """
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping={_FUSED_ON_CPU: sdpa_flop})
     fake_run(model, ExampleInputs.of(example_inputs), counter)
     return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import operator
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -25,7 +25,7 @@ from torch.utils.flop_counter import flop_registry
 
 from fx_oto.context import ExampleInputs
 from fx_oto.errors import InputError
-from fx_oto.graph import evaluating, source_line, tensor_names
+from fx_oto.graph import evaluating, op_name, source_line, tensor_names
 from fx_oto.modes import by_mode
 
 __all__ = ["OpCall", "Tape", "fake_run", "macs_of", "record_tape"]
@@ -145,7 +145,8 @@ def fake_run(
     stand_ins = {f"model.{name}": by_real[id(tensor)] for name, tensor in _every_name(model).items()}
     args, kwargs = tree_map_only(Tensor, lambda t: _fake(fake, t), (inputs.args, dict(inputs.kwargs)))
     try:
-        with _plainly(), evaluating(model), torch.no_grad(), fake, mode:
+        attention = sdpa_kernel(SDPBackend.MATH) if recorder else nullcontext()  # as products and a softmax
+        with _plainly(), attention, evaluating(model), torch.no_grad(), fake, mode:
             torch.func.functional_call(_Runner(model, recorder), stand_ins, args, kwargs)
     except Exception as error:
         raise _explain(error, recorder, model, inputs) from error
@@ -154,14 +155,13 @@ def fake_run(
 
 @contextmanager
 def _plainly() -> Iterator[None]:
-    """Keep torch from logging errors that will be explained, and show attention as products and a softmax."""
+    """Keep torch from logging errors that will be explained, and from fusing attention into one opaque call."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before, logger.disabled = logger.disabled, True
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+        yield
     finally:
         logger.disabled = before
         torch.backends.mha.set_fastpath_enabled(fused)
@@ -217,6 +217,8 @@ class _Recorder(Interpreter):
     def run_node(self, n: Node) -> Any:
         self.current, self.mode.node, self.mode.calls = n, n.name, []
         value = super().run_node(n)
+        if op_name(n) == "scaled_dot_product_attention" and value.ndim == 4:
+            value = value.transpose(1, 2).contiguous().transpose(1, 2)  # the layout of the fused kernels
         if n.target is by_mode:
             self.mode.record(by_mode, *self.fetch_args_kwargs_from_env(n), value)
         n.meta["val"] = value
@@ -254,9 +256,19 @@ class _Runner(nn.Module):
             return self.model(*args, **kwargs)
         graph = self.recorder.gm.graph
         if isinstance(graph._codegen, torch.fx.graph._PyTreeCodeGen):
-            flat = graph._codegen.process_inputs(*args, **kwargs)
+            flat = graph._codegen.process_inputs(*args, *_in_order(graph, kwargs))
             return self.recorder.run(*flat, enable_io_processing=False)
         return self.recorder.run(*_positional(graph, args, kwargs))
+
+
+def _in_order(graph: Graph, kwargs: dict[str, Any]) -> list[Any]:
+    """Keyword arguments in the order of an exported graph's signature; flattened, they follow the positional ones."""
+    spec = graph._codegen.pytree_info.in_spec  # type: ignore[attr-defined]
+    named = [child for child in spec.children() if child.type is dict][-1:] if kwargs else []
+    names = list(named[0].context) if named else list(kwargs)
+    if set(names) != set(kwargs):
+        raise TypeError(f"the graph takes the keyword arguments {names}, found {list(kwargs)}")
+    return [kwargs[name] for name in names]
 
 
 def _positional(graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
