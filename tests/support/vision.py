@@ -6,6 +6,7 @@ import sys
 import types
 
 import pytest
+from torch import nn
 
 
 def torchvision_models():
@@ -29,4 +30,6 @@ def build(name: str, **options: object):
 def small_vit():
     """A vision transformer of ViT-S's size: 12 blocks, width 384, 6 heads."""
     size = {"num_layers": 12, "num_heads": 6, "hidden_dim": 384, "mlp_dim": 1536}
-    return torchvision_models().VisionTransformer(image_size=224, patch_size=16, **size)
+    model = torchvision_models().VisionTransformer(image_size=224, patch_size=16, **size)
+    nn.init.normal_(model.heads.head.weight, std=0.02)  # torchvision's zeros would leave all others without gradients
+    return model
