@@ -228,10 +228,10 @@ class _Recorder(Interpreter):
 
 def _used(node: Node, value: Any) -> list[Tensor]:
     """The tensors of a node's value that other nodes read."""
-    users = list(node.users)
-    if isinstance(value, list | tuple) and all(user.target is operator.getitem for user in users):
-        places = {user.args[1] for user in users}
-        value = [part for place, part in enumerate(value) if place in places or place - len(value) in places]
+    items = [user.args[1] for user in node.users if user.target is operator.getitem]
+    places = {item for item in items if isinstance(item, int)}
+    if isinstance(value, list | tuple) and len(places) == len(set(map(str, items))) and len(items) == len(node.users):
+        value = [value[place] for place in places]
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
