@@ -75,6 +75,7 @@ class Propagation:
         self._gathers: dict[int, tuple[Tensor, int, Tensor]] = {}
         self._unknown: dict[tuple[str, str], Reason] = {}
         self._contracting: set[str] = set()
+        self._made_up: set[int] = set()
         self._works: list[Work] = []
         self.node = ""
         self.memo: dict[Any, Tensor] = {}
@@ -122,6 +123,16 @@ class Propagation:
             else:
                 self.freeze(layer.labels, "a single index is selected, and nothing of it would be left")
         self._layers[id(value)] = tuple(kept)
+
+    def made_up(self, size: int) -> Tensor:
+        """Atoms for a dimension that an op creates, such as ``expand``; shape ``(size,)``."""
+        atoms = self.atoms.fresh(size)
+        self._made_up.add(int(atoms[0]))
+        return atoms
+
+    def is_made_up(self, layer: Layer) -> bool:
+        """Whether a layer belongs to a dimension that an op created."""
+        return layer.labels.numel() > 0 and int(layer.labels.min()) in self._made_up
 
     def put_weight(self, value: Tensor) -> None:
         """Remember that a value is a parameter that was only moved around."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fx_oto.labels import UNKNOWN, Layer, compress, reshape
-from fx_oto.propagation import Propagation, Region
+from fx_oto.propagation import FIXED, Propagation, Region
 from fx_oto.tape import OpCall
 
 __all__ = ["concatenate", "create", "expand", "identity", "index", "movement", "pad", "roll", "view"]
@@ -87,10 +87,23 @@ def _follow(call: OpCall, p: Propagation, source: Tensor, move: _Move) -> None:
         results = [_run(layer, move, len(call.outputs)) for layer in layers]
     moved = [_run(layer, move, len(call.outputs)) for layer in region.coordinates] if region else []
     for i, out in enumerate(call.outputs):
-        p.put(out, [result[i] for result in results])
+        p.put(out, _of_their_own(p, [result[i] for result in results]))
         if region is not None:
             now = Region(region.entry, region.dim, region.atoms, tuple(result[i] for result in moved))
             _continue_region(p, source, out, now)
+
+
+def _of_their_own(p: Propagation, layers: Sequence[Layer]) -> list[Layer]:
+    """A created dimension, such as the repeats of a head, stays whole once it is merged into a tracked one."""
+    merged = [
+        layer
+        for layer in layers
+        if p.is_made_up(layer)
+        and any(set(layer.dims) & set(other.dims) and not p.is_made_up(other) for other in layers)
+    ]
+    for layer in merged:
+        p.freeze(layer.labels, FIXED)
+    return [layer for layer in layers if layer not in merged]
 
 
 _SIZE_FREE = {"aten::permute", "aten::transpose.int", "aten::t", "aten::unsqueeze", "aten::squeeze.dim", "aten::alias"}
@@ -253,7 +266,7 @@ def _fresh(p: Propagation, out: Tensor, dims: Sequence[int], removed: Tensor) ->
         if out.size(dim) > 1:
             shape = [1] * out.ndim
             shape[dim] = out.size(dim)
-            layers.append(Layer(p.atoms.fresh(out.size(dim)).view(shape), removed.view((1,) * out.ndim)))
+            layers.append(Layer(p.made_up(out.size(dim)).view(shape), removed.view((1,) * out.ndim)))
     return layers
 
 

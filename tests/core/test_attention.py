@@ -76,6 +76,39 @@ class Rotary(SelfAttention):
         return x * self.cos + torch.cat((-right, left), dim=-1) * self.sin
 
 
+class Grouped(nn.Module):
+    """Grouped-query attention: each key and value head serves two query heads."""
+
+    def __init__(self, repeat):
+        super().__init__()
+        self.q, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.k, self.v, self.repeat = nn.Linear(WIDTH, WIDTH // 2), nn.Linear(WIDTH, WIDTH // 2), repeat
+
+    def forward(self, x):
+        batch, length, _ = x.shape
+        width = WIDTH // HEADS
+        q = self.q(x).view(batch, length, HEADS, width).transpose(1, 2)
+        k = self.k(x).view(batch, length, HEADS // 2, width).transpose(1, 2)
+        v = self.v(x).view(batch, length, HEADS // 2, width).transpose(1, 2)
+        if self.repeat is None:
+            y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        else:
+            y = F.scaled_dot_product_attention(q, self.repeat(k), self.repeat(v))
+        return self.out(y.transpose(1, 2).reshape(batch, length, -1))
+
+
+def expanded(x):
+    batch, heads, length, width = x.shape
+    return x[:, :, None].expand(batch, heads, 2, length, width).reshape(batch, heads * 2, length, width)
+
+
+GROUPED = {
+    "by the kernel": None,
+    "by expand": expanded,
+    "by repeat_interleave": lambda x: x.repeat_interleave(2, dim=1),
+}
+
+
 class Module(nn.Module):
     """``nn.MultiheadAttention`` in its forms."""
 
@@ -133,6 +166,14 @@ def test_whole_heads_go(name):
     result = compress_half(Transformer(ATTENTIONS[name]()), torch.randn(2, 7, 5), sensitive=False)
     sizes = sorted(len(family) for family in fx_oto.partition(result.gm).families)
     assert sizes == [HEADS, WIDTH, 32]
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_query_heads_go_with_the_key_head_that_serves_them(name):
+    torch.manual_seed(0)
+    result = compress_half(Transformer(Grouped(GROUPED[name])), torch.randn(2, 7, 5), sensitive=False)
+    assert sorted(len(family) for family in fx_oto.partition(result.gm).families) == [HEADS // 2, WIDTH, 32]
+    assert result.small.get_submodule("attention.q").out_features == WIDTH // 2
 
 
 MASKS = {

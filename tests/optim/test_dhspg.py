@@ -138,15 +138,6 @@ def test_zero_groups_stay_exactly_zero(name, train_eager):
     torch.testing.assert_close(small.eval()(x), model.eval()(x), rtol=1e-10, atol=1e-12)
 
 
-def test_before_the_window_it_is_the_base():
-    base, options = BASES["SGD"]
-    gm, plain = prepared(), make_net()
-    train(gm, fx_oto.DHSPG(gm, base, target_group_sparsity=0.5, start_step=6, end_step=9, **options), 6)
-    train(plain, base(plain.parameters(), **options), 6)
-    for name, value in plain.named_parameters():
-        torch.testing.assert_close(gm.get_parameter(name), value, rtol=0, atol=0)
-
-
 def test_an_important_group_takes_the_base_step():
     base, options = BASES["SGD"]
     gm = prepared()
