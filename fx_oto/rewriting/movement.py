@@ -50,7 +50,7 @@ def _positions(edit: Editor, node: Node, source: Node, dim: int) -> Tensor | Non
     else:
         result = node.target(coordinate, *args, **kwargs)  # type: ignore[operator]
     moved = compress(result)
-    if moved.numel() == 1:
+    if moved.numel() <= 1:
         return None
     if moved.ndim != len(shape) or moved.shape[dim] != moved.numel():
         raise edit.refuse(node, "it moves a cut dimension elsewhere")

@@ -72,8 +72,10 @@ class Rotary(SelfAttention):
         plain, self.attend = self.attend, lambda q, k, v: plain(self.turn(q), self.turn(k), v)
 
     def turn(self, x):
-        left, right = x.chunk(2, dim=-1)
-        return x * self.cos + torch.cat((-right, left), dim=-1) * self.sin
+        turned, rest = x[..., : WIDTH // HEADS], x[..., WIDTH // HEADS :]  # nothing is left over here
+        left, right = turned.chunk(2, dim=-1)
+        turned = turned * self.cos + torch.cat((-right, left), dim=-1) * self.sin
+        return torch.cat((turned, rest), dim=-1)
 
 
 class Grouped(nn.Module):
