@@ -77,7 +77,7 @@ def _follow(call: OpCall, p: Propagation, source: Tensor, move: _Move) -> None:
     if not layers:
         return
     if not p.rewritable and call.func.name() not in _SIZE_FREE:
-        p.freeze_value(source, "it is reshaped inside an opaque function")
+        p.freeze_value(source, "it is reshaped inside an opaque function, into which torch.export would see")
     region = p.region(source)
     results = [_run(layer, move, len(call.outputs)) for layer in layers]
     if region is None and any(

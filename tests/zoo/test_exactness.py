@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support import networks
-from support.exactness import compress_half
+from support.exactness import compress_half, randomise
 
 import fx_oto
 from fx_oto.propagation import FIXED
@@ -102,3 +102,26 @@ def test_exported_graph_has_the_same_groups_and_is_exact(name):
     other = torch.randn(3, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(small(other), model(other), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_a_vision_transformer_is_pruned_whole(dtype):
+    """Nothing is kept but the image, the classes and the places of the tokens."""
+    from support.vision import small_vit
+
+    check(small_vit(), 224, dtype, 0.27)
+
+
+@pytest.mark.parametrize(("name", "zigs"), [("swin_t", 19_242)])
+def test_export_sees_into_wrapped_functions(name, zigs):
+    """torchvision's windowed attention is a leaf for torch.fx; exported, its heads and its residual stream go."""
+    from support.vision import build
+
+    model = randomise(build(name).eval().double())
+    image = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    gm = fx_oto.prepare(torch.export.export(model, (image,), strict=False).module(), image)
+    assert fx_oto.partition(gm).zero_(0.5, torch.Generator().manual_seed(0)).num_zigs == zigs
+    small = fx_oto.compress(gm)
+    with torch.no_grad():
+        torch.testing.assert_close(small(image), model(image), rtol=1e-10, atol=1e-10)
+    assert sum(p.numel() for p in small.parameters()) < 0.27 * sum(p.numel() for p in model.parameters())
