@@ -48,7 +48,8 @@ _BY_NAME: dict[str, Rule] = {
     "glu": pointwise.glu,
     **dict.fromkeys(
         ("hardswish", "hardswish_", "_prelu_kernel", "native_dropout", "fill", "fill_", "zero_", "zeros_like",
-         "ones_like", "full_like", "rand_like", "randn_like", "empty_like", "bernoulli", "bernoulli_", "rrelu_with_noise"),
+         "ones_like", "full_like", "rand_like", "randn_like", "empty_like", "bernoulli", "bernoulli_",
+         "rrelu_with_noise"),
         pointwise.pointwise,
     ),
     **dict.fromkeys(("_softmax", "_safe_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "topk"), windows.along),
