@@ -64,6 +64,17 @@ def evaluating(module: nn.Module, training: bool = False) -> Iterator[None]:
             child.training = mode
 
 
+@contextmanager
+def unfused_attention() -> Iterator[None]:
+    """Keep torch's transformer modules from calling one kernel for a whole layer."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
 def graph_copy(gm: GraphModule) -> GraphModule:
     """A GraphModule with a graph and a tree of its own that shares the input's leaf modules, parameters and buffers."""
     graph = Graph(tracer_cls=gm.graph._tracer_cls)

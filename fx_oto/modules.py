@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from fx_oto.modes import TrainingFlag
 
-__all__ = ["is_opaque", "keeps_parameters_whole", "resizable", "resize"]
+__all__ = ["holds_layers", "is_opaque", "keeps_parameters_whole", "resizable", "resize"]
 
 
 def _conv(module: Any, inputs: int, outputs: int) -> None:
@@ -73,6 +73,12 @@ def keeps_parameters_whole(module: nn.Module) -> bool:
     """Whether a leaf holds parameters that slicing does not know how to cut."""
     known = _resizer(module) is not None or type(module) in _REPLACED
     return not known and next(module.parameters(), None) is not None
+
+
+def holds_layers(module: nn.Module) -> bool:
+    """Whether one of torch's modules is made of others that slicing knows, such as a transformer's layer."""
+    known = type(module) in _REPLACED or _resizer(module) is not None or hasattr(module, "parametrizations")
+    return not known and any(next(child.parameters(), None) is not None for child in module.children())
 
 
 def is_opaque(node: Node, gm: GraphModule) -> bool:

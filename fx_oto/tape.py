@@ -25,7 +25,7 @@ from torch.utils.flop_counter import flop_registry
 
 from fx_oto.context import ExampleInputs
 from fx_oto.errors import InputError
-from fx_oto.graph import evaluating, op_name, source_line, tensor_names
+from fx_oto.graph import evaluating, op_name, source_line, tensor_names, unfused_attention
 from fx_oto.modes import by_mode
 
 __all__ = ["OpCall", "Tape", "fake_run", "macs_of", "record_tape"]
@@ -158,13 +158,11 @@ def _plainly() -> Iterator[None]:
     """Keep torch from logging errors that will be explained, and from fusing attention into one opaque call."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before, logger.disabled = logger.disabled, True
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with unfused_attention():
+            yield
     finally:
         logger.disabled = before
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _every_name(gm: nn.Module) -> dict[str, Tensor]:

@@ -21,9 +21,10 @@ from torch.utils._pytree import tree_map
 
 from fx_oto.context import Context, ExampleInputs
 from fx_oto.errors import FxOtoWarning, InputError, TraceError
-from fx_oto.graph import evaluating, graph_copy, with_modes_of
+from fx_oto.graph import evaluating, graph_copy, unfused_attention, with_modes_of
 from fx_oto.masks import MASKS, drop_masks
 from fx_oto.modes import FLAG, TrainingFlag, merge_modes
+from fx_oto.modules import holds_layers
 from fx_oto.tape import record_tape
 
 __all__ = ["trace"]
@@ -197,7 +198,7 @@ class _SourceTracer(Tracer):
         """Trace in one mode; notes whether the code asked for it, and the tensors that it made."""
         dice = torch.random.get_rng_state()
         try:
-            with evaluating(model, training), _watching_mode() as asked:
+            with evaluating(model, training), unfused_attention(), _watching_mode() as asked:
                 graph = self.trace(model, concrete_args=defaults or None)
         except Exception as error:
             raise _explain(error, model) from error
@@ -212,8 +213,10 @@ class _SourceTracer(Tracer):
         return graph
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """torch.fx's rule, but for modules that hold sizes: slicing rewrites those in the graph."""
-        return super().is_leaf_module(m, module_qualified_name) and not isinstance(m, nn.Unflatten)
+        """torch.fx's rule, but for modules that hold sizes, which slicing rewrites in the graph, or other layers."""
+        return (
+            super().is_leaf_module(m, module_qualified_name) and not isinstance(m, nn.Unflatten) and not holds_layers(m)
+        )
 
     def create_node(self, *args: Any, **kwargs: Any) -> Node:
         node = super().create_node(*args, **kwargs)

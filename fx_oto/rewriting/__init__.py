@@ -82,8 +82,9 @@ def _rewrite(edit: Editor, node: Node) -> bool:
         return False
     gather = edit.cuts.found.gathers.get(node.name)
     outputs = edit.cuts.of_value(node.name)
-    if gather is not None and outputs and outputs[0]:
-        movement.gather_from_entry(edit, node, gather, outputs[0])
+    cut = (outputs[0] if outputs else None) or {}
+    if gather is not None and gather.dim in cut:
+        movement.gather_from_entry(edit, node, gather, cut)
     elif any(cut is None for cut in outputs):
         return True
     elif handler := _handler(edit, node):
@@ -104,8 +105,10 @@ def _handler(edit: Editor, node: Node) -> Handler | None:
 
 
 def _erase(edit: Editor, stale: set[Node]) -> None:
+    """Drop the stale nodes, and what reads them but is read by nothing itself."""
     for node in reversed(list(edit.graph.nodes)):
-        if node in stale:
+        unread = node.op != "output" and not node.users and stale.intersection(node.all_input_nodes)
+        if node in stale or unread:
             if node.users:
                 reader = next(iter(node.users)).name
                 raise edit.refuse(node, f"what is left of it is no rectangle, but {reader!r} reads it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from support.exactness import compress_half
+from support.exactness import compress_half, randomise
 from torch import nn
 
 import fx_oto
@@ -176,6 +176,25 @@ def test_query_heads_go_with_the_key_head_that_serves_them(name):
     result = compress_half(Transformer(Grouped(GROUPED[name])), torch.randn(2, 7, 5), sensitive=False)
     assert sorted(len(family) for family in fx_oto.partition(result.gm).families) == [HEADS // 2, WIDTH, 32]
     assert result.small.get_submodule("attention.q").out_features == WIDTH // 2
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_torchs_transformer_layers_are_entered(norm_first):
+    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 32, batch_first=True, norm_first=norm_first)
+    net = nn.Sequential(nn.Linear(5, WIDTH), layer, nn.Linear(WIDTH, 3))
+    result = compress_half(net, torch.randn(2, 7, 5), sensitive=False)
+    assert sorted(len(family) for family in fx_oto.partition(result.gm).families) == [HEADS, WIDTH, 32]
+
+
+@pytest.mark.filterwarnings("ignore:TransformerEncoder|.*captured by torch.export:fx_oto.FxOtoWarning")
+def test_torchs_encoder_is_pruned_through_export():
+    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 32, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    net = randomise(nn.Sequential(nn.Linear(5, WIDTH), encoder, nn.Linear(WIDTH, 3)).double().eval())
+    x = torch.randn(3, 7, 5, dtype=torch.float64)
+    gm = fx_oto.prepare(net, x[:2])
+    assert sorted(map(len, fx_oto.partition(gm).zero_(0.5).families)) == [HEADS, HEADS, WIDTH, 32, 32]
+    torch.testing.assert_close(fx_oto.compress(gm)(x), net(x), rtol=1e-10, atol=1e-12)
 
 
 MASKS = {

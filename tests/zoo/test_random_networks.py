@@ -34,3 +34,9 @@ def test_exact(seed):
 @given(st.integers(0, 10**9))
 def test_exact_at_length(seed):
     check(seed)
+
+
+@pytest.mark.parametrize("seed", [701508])
+def test_found_by_chance(seed):
+    """701508: the end of a shuffle that nothing reads, with what is left of it no rectangle."""
+    check(seed)
