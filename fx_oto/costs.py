@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from fx_oto.context import ExampleInputs
 from fx_oto.tape import fake_run
@@ -43,6 +43,11 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
         >>> fx_oto.cost(torch.nn.Linear(4, 8), torch.randn(1, 4))
         Cost(params=40, macs=32)
     """
-    counter = FlopCounterMode(display=False, custom_mapping={_FUSED_ON_CPU: sdpa_flop})
+    counter = FlopCounterMode(display=False, custom_mapping={_FUSED_ON_CPU: _attention_flops})
     fake_run(model, ExampleInputs.of(example_inputs), counter)
     return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Of the two products, from the shapes ``(batch, heads, length, width)``."""
+    return int(sdpa_flop_count(query, key, value))

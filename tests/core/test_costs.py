@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from support.networks import resnet18
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,3 +37,15 @@ def test_the_model_is_left_as_it_was():
 def test_inputs_that_do_not_fit():
     with pytest.raises(fx_oto.InputError, match=r"does not run on the example inputs: .* found \(1, 5\)"):
         fx_oto.cost(nn.Linear(4, 2), torch.randn(1, 5))
+
+
+@pytest.mark.parametrize("length", [7, 64])
+def test_fused_attention_is_counted_like_its_products(length):
+    class Attend(nn.Module):
+        def forward(self, q, k, v):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    q, k, v = (torch.randn(2, 3, length, width) for width in (8, 8, 8))
+    gm = fx_oto.prepare(Attend(), (q, k, v))
+    assert fx_oto.cost(Attend(), (q, k, v)).macs == 2 * (2 * 3 * length * length * 8)
+    assert fx_oto.partition(gm).macs.total == 2 * (2 * 3 * length * length * 8)
