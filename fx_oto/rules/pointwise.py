@@ -107,12 +107,15 @@ def combine(
     layers = []
     for dims, members in groups:
         members.sort(key=lambda member: -len(member[1].dims))
-        labels = members[0][1].labels
-        for _, layer in members[1:]:
-            if may_cross and len(layer.dims) == 1 < len(members[0][1].dims):
-                p.crossing(labels, layer.labels)
-            else:
-                p.unite(labels, layer.labels)
+        labels, thin = members[0][1].labels, _thin(members) if may_cross else []
+        known = [member for member in members if member not in thin]
+        removed = worth([_worth(position, known, ndim) for position in range(len(operands))])
+        if thin and not (removed == 0).all():  # what is removed depends on which axis survives
+            thin, known = [], members
+            removed = worth([_worth(position, known, ndim) for position in range(len(operands))])
+        for member in members[1:]:
+            couple = p.crossing if member in thin else p.unite
+            couple(labels, member[1].labels)
         present = {position for position, _ in members}
         absent = [operand for position, operand in enumerate(operands) if position not in present]
         if any(_spans(operand.shape, ndim, dims) for operand in absent):
@@ -121,8 +124,13 @@ def combine(
         for position, layer in members:
             if operands[position].weight:
                 p.produce(layer.labels)
-        layers.append(Layer(labels, worth([_worth(position, members, ndim) for position in range(len(operands))])))
+        layers.append(Layer(labels, removed))
     return layers
+
+
+def _thin(members: Sequence[tuple[int, Layer]]) -> list[tuple[int, Layer]]:
+    """Those that vary along one dimension, where the first varies along several."""
+    return [member for member in members if len(member[1].dims) == 1 < len(members[0][1].dims)]
 
 
 def _whole(p: Propagation, operand: Operand) -> Operand:

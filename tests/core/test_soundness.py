@@ -245,3 +245,31 @@ def test_the_copy_has_hooks_of_its_own():
     small = fx_oto.compress(gm)
     small.get_submodule("a").register_forward_hook(lambda *_: None)
     assert not gm.get_submodule("a")._forward_hooks
+
+
+class Shared(nn.Module):
+    """Heads of a grid, combined with what they share or with what their indices share."""
+
+    def __init__(self, combine):
+        super().__init__()
+        self.a, self.b, self.combine = nn.Linear(5, 24), nn.Linear(24, 3), combine
+        self.inner, self.outer = nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(4, 1))
+
+    def forward(self, x):
+        grid = self.a(x).view(x.size(0), 4, 6)
+        return self.b(self.combine(grid, self.inner, self.outer).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("combine", "zigs"),
+    [
+        (lambda grid, inner, outer: grid + inner, 6),
+        (lambda grid, inner, outer: grid * inner, 6),
+        (lambda grid, inner, outer: grid + outer, 4),
+        (lambda grid, inner, outer: (grid + outer) * inner, 4),
+        (lambda grid, inner, outer: (grid + inner) * outer, 6),
+    ],
+)
+def test_what_is_added_to_a_grid_decides_which_axis_can_go(combine, zigs):
+    """A head whose weights are zero is not zero once something that all heads share is added to it."""
+    assert compress_half(Shared(combine), torch.randn(2, 5)).zigs == zigs
