@@ -247,7 +247,7 @@ def test_the_copy_has_hooks_of_its_own():
     assert not gm.get_submodule("a")._forward_hooks
 
 
-class Shared(nn.Module):
+class OnAGrid(nn.Module):
     """Heads of a grid, combined with what they share or with what their indices share."""
 
     def __init__(self, combine):
@@ -272,4 +272,4 @@ class Shared(nn.Module):
 )
 def test_what_is_added_to_a_grid_decides_which_axis_can_go(combine, zigs):
     """A head whose weights are zero is not zero once something that all heads share is added to it."""
-    assert compress_half(Shared(combine), torch.randn(2, 5)).zigs == zigs
+    assert compress_half(OnAGrid(combine), torch.randn(2, 5)).zigs == zigs
