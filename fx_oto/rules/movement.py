@@ -201,8 +201,9 @@ def _joined(p: Propagation, tensors: Sequence[Tensor], layers: Sequence[Sequence
         chosen = [found[0] if found else None for found in fitting]
         for extra in (layer for found in fitting for layer in found[1:]):
             p.freeze(extra.labels, "two of its dimensions are tied together")
-        if dim not in dims and all(layer is not None for layer in chosen):
-            joined.append(_across(p, [layer for layer in chosen if layer is not None], dim))
+        present = [layer for layer in chosen if layer is not None]
+        if dim not in dims:
+            joined += _across(p, present, len(present) == len(chosen))
             continue
         spread = [[1 if layer is None else layer.labels.size(d) for layer in chosen] for d in range(tensors[0].ndim)]
         shape = [max(sizes) for sizes in spread]
@@ -217,14 +218,18 @@ def _joined(p: Propagation, tensors: Sequence[Tensor], layers: Sequence[Sequence
     return joined
 
 
-def _across(p: Propagation, layers: Sequence[Layer], dim: int) -> Layer:
-    """Parts that are joined along another dimension than the one they vary along lose the same slices."""
+def _across(p: Propagation, layers: Sequence[Layer], everywhere: bool) -> list[Layer]:
+    """Parts that are joined along another dimension than the one they vary along lose the same slices, or none."""
+    if not everywhere:
+        for layer in layers:
+            p.freeze(layer.labels, FIXED)
+        return []
     for layer in layers[1:]:
         p.unite(layers[0].labels, layer.labels)
     removed = layers[0].removed
     if any(not torch.equal(*torch.broadcast_tensors(removed, layer.removed)) for layer in layers[1:]):
         removed = UNKNOWN.view((1,) * removed.ndim)
-    return Layer(layers[0].labels, removed)
+    return [Layer(layers[0].labels, removed)]
 
 
 def _clusters(all_dims: Sequence[tuple[int, ...]]) -> list[set[int]]:
