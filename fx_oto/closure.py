@@ -3,7 +3,7 @@
 A tensor can only lose whole slices. Where labels form a grid (groups × channels, heads × widths), all but
 one axis must be united; which one survives is chosen by whichever leaves more units to remove. The choice on one
 grid can make the choice on another, so they are made after everything else: grouped contractions first, in
-order, then rectangles to a fixpoint.
+order, then rectangles and what crosses them to a fixpoint.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ __all__ = ["Latency"]
 
 
 class Latency:
-    """Seconds of one forward pass on the example inputs, in eval mode, on the model's device.
+    """Time of a forward pass on the example inputs, in eval mode, on the model's device, over that of the full model.
 
     What is left is measured: a copy is cut, and the two models take turns; the ratio of the medians counts. Each
     measurement is made once and remembered, so that a search sees one value for one width.

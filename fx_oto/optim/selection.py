@@ -45,9 +45,10 @@ def select(
     best = torch.argsort(torch.tensor(keys, dtype=torch.float64), descending=True, stable=True)
     family, size = torch.tensor(family_of, dtype=torch.int64)[best], torch.tensor(sizes, dtype=torch.int64)[best]
 
-    def removed(portions: int) -> Tensor:
+    def removed(count: int) -> Tensor:
+        """How many ZIGs of each family the best ``count`` portions hold."""
         counts = torch.zeros(len(scores), dtype=torch.int64)
-        return counts.index_add_(0, family[:portions], size[:portions])
+        return counts.index_add_(0, family[:count], size[:count])
 
     low, high = forced, len(keys)
     while low < high:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,7 +20,7 @@ from fx_oto.optim.rows import Rows
 from fx_oto.optim.saliency import Criterion, ZIGStatistics, criterion
 from fx_oto.optim.schedule import Period, Schedule
 from fx_oto.optim.selection import select
-from fx_oto.optim.targets import find_target, limits_for
+from fx_oto.optim.targets import find_target, in_words, limits_for
 from fx_oto.trajectory import Trajectory
 from fx_oto.zigs import partition
 
@@ -29,7 +29,7 @@ __all__ = ["GroupSparseOptimizer"]
 _KEY = "zigs"
 
 
-class GroupSparseOptimizer(Optimizer):
+class GroupSparseOptimizer(Optimizer, ABC):
     """Wraps a torch optimizer and drives redundant ZIGs to zero; subclasses say how, in ``prune``.
 
     The base trains alone until ``start_step``. The pruning window that begins there is divided into periods; at the
@@ -169,10 +169,7 @@ class GroupSparseOptimizer(Optimizer):
         self.trajectory.add(now, self._rows.num_gone, self._loss)
         self._loss = None
         if period is not None and self._steps == self.schedule.end:
-            self.trajectory.reached = ", ".join(
-                f"{name} {value:.4f}" if name == "group sparsity" else f"{name} left {value:.4f}"
-                for name, value in self.reached().items()
-            )
+            self.trajectory.reached = ", ".join(in_words(name, value) for name, value in self.reached().items())
 
     def _observe(self) -> None:
         """Add the gradients of this mini-batch to the statistics."""

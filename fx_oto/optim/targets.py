@@ -16,7 +16,7 @@ from fx_oto.optim.limits import Limits, PerFamily
 from fx_oto.prices import Price, Quantity
 from fx_oto.zigs import Family, Partition
 
-__all__ = ["Target", "find_target", "limits_for"]
+__all__ = ["Target", "find_target", "in_words", "limits_for"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,12 @@ class Target:
 
     def describe(self, left: float) -> str:
         """A fraction left, in the words of the target."""
-        return f"{self.name} {1 - left:.4f}" if self.name == "group sparsity" else f"{self.name} left {left:.4f}"
+        return in_words(self.name, 1 - left if self.name == "group sparsity" else left)
+
+
+def in_words(name: str, value: float) -> str:
+    """A group sparsity, or what is left of a quantity, as users read it."""
+    return f"{name} {value:.4f}" if name == "group sparsity" else f"{name} left {value:.4f}"
 
 
 def find_target(gm: GraphModule, zigs: Partition, wanted: dict[str, float | None]) -> Target:

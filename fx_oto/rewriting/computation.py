@@ -1,4 +1,4 @@
-"""Groups, norms, means and folded constants: what a node computes, made to fit fewer channels."""
+"""Groups, norms, means, attention and folded constants: what a node computes, made to fit fewer channels."""
 
 from __future__ import annotations
 

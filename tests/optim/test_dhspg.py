@@ -187,3 +187,19 @@ def test_projection_fires_exactly_where_it_was_derived_to(epsilon):
     assert torch.equal(dual_step(moments, lam, 2.0, 10.0, epsilon).project, fires)
     assert fires.any()
     assert not fires.all()
+
+
+@pytest.mark.parametrize("periods", [1, 3])
+@pytest.mark.parametrize("kind", [fx_oto.DHSPG, fx_oto.HESSO])
+@pytest.mark.parametrize("name", BASES)
+def test_training_the_model_or_the_graph_gives_the_same_zeros(name, kind, periods):
+    base, options = BASES[name]
+    ends = []
+    for eager in (True, False):
+        model = make_net()
+        gm = fx_oto.prepare(model, IMAGE)
+        window = {"start_step": 2, "end_step": 14, "periods": periods, "saliency_batches": 2}
+        train(model if eager else gm, kind(gm, base, target_group_sparsity=0.5, **window, **options), 18)
+        ends.append((fx_oto.partition(gm).zeros(), model.state_dict()))
+    assert all(torch.equal(left, right) for left, right in zip(ends[0][0], ends[1][0], strict=True))
+    torch.testing.assert_close(ends[0][1], ends[1][1], rtol=1e-7, atol=1e-9)
