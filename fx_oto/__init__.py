@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fx_oto.api import compress, default_pipeline, prepare
-    from fx_oto.context import Context, ExampleInputs
+    from fx_oto.context import Capture, Context, ExampleInputs
     from fx_oto.costs import Cost, cost
     from fx_oto.dependencies import Dependencies, Reason
     from fx_oto.errors import (
@@ -79,6 +79,7 @@ __all__ = [
     "DHSPG",
     "HESSO",
     "Analysis",
+    "Capture",
     "Context",
     "Cost",
     "Dependencies",

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 from fx_oto.errors import InputError, MissingResultError
 
-__all__ = ["Context", "ExampleInputs"]
+__all__ = ["Capture", "Context", "ExampleInputs"]
 
 _KEY = "fx_oto"
 _Result = TypeVar("_Result")
@@ -44,13 +44,29 @@ class ExampleInputs:
 
 
 @dataclass(frozen=True)
+class Capture:
+    """How a model became a graph.
+
+    Attributes:
+        front_end: ``"torch.fx"``, ``"torch.export"``, or ``"GraphModule"`` if it was one.
+        refused: why symbolic tracing alone did not do; empty if it did.
+        opaque: submodules that are called as a whole, by name.
+    """
+
+    front_end: str
+    refused: str = ""
+    opaque: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Context:
-    """The example inputs and the results of analyses, by type.
+    """How the model was captured, the example inputs, and the results of analyses, by type.
 
     A transformation that changes the graph replaces the context by one that keeps only what it preserves.
     """
 
     inputs: ExampleInputs
+    capture: Capture
     results: dict[type, Any] = field(default_factory=dict)
     records: tuple[Any, ...] = ()
 

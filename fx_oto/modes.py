@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from fx_oto.errors import TraceError
 from fx_oto.graph import op_name, source_line
 
-__all__ = ["TrainingFlag", "by_mode", "merge_modes"]
+__all__ = ["TrainingFlag", "by_mode", "merge_modes", "written_in"]
 
 FLAG = "fx_oto_training_mode"
 _Value = TypeVar("_Value")
@@ -27,6 +28,25 @@ _Value = TypeVar("_Value")
 def by_mode(training: bool, in_training: _Value, in_evaluation: _Value) -> _Value:
     """Choose between the values that the two modes compute."""
     return in_training if training else in_evaluation
+
+
+def written_in(wanted: bool, training: bool, write: Any, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Write into a tensor in one mode only.
+
+    Args:
+        wanted: the mode in which to write.
+        training: the mode.
+        write: an operator that writes into its first argument, or the name of such a method.
+        target: that argument.
+        *args: the others.
+        **kwargs: the others, by name.
+    """
+    if training is not wanted:
+        return target
+    result: Tensor = (
+        getattr(target, write)(*args, **kwargs) if isinstance(write, str) else write(target, *args, **kwargs)
+    )
+    return result
 
 
 class TrainingFlag(nn.Module):
@@ -40,10 +60,11 @@ class TrainingFlag(nn.Module):
 def merge_modes(train: Graph, evaluation: Graph, model: nn.Module) -> Graph:
     """Join two graphs of one model; the result asks the submodule ``FLAG`` for the mode if they differ.
 
-    Nodes that one mode has alone run in both, and ``by_mode`` drops their result.
+    Nodes that one mode has alone run in both, and ``by_mode`` drops their result; what they write, they write in
+    their mode only.
 
     Raises:
-        TraceError: such a node writes into what the other mode reads.
+        TraceError: such a node writes into what the other mode reads, in a way that cannot be switched off.
     """
     if _equal(train, evaluation):
         return train
@@ -98,6 +119,7 @@ class _Merger:
         self.graph = Graph(tracer_cls=train._tracer_cls)
         self.flag: Node | None = None
         self.alone: set[Node] = set()
+        self.writes: set[Node] = set()
 
     def merge(self) -> Graph:
         train, evaluation = self.sources
@@ -114,11 +136,24 @@ class _Merger:
         for node in nodes:
             self.alone.add(node)
             if self._reaches_other_mode(node, stateful):
+                if copied := self._copy_write(node, merged, wanted=not stateful):
+                    merged[node] = copied
+                    self.writes.add(node)
+                    continue
                 raise TraceError(
                     f"{source_line(node) or node.name}: code that runs in one training mode only changes a tensor, or "
                     "a module's running statistics, that the other mode reads; write it without a change in place"
                 )
             merged[node] = self.graph.node_copy(node, merged.__getitem__)
+
+    def _copy_write(self, node: Node, merged: dict[Node, Node], wanted: bool) -> Node | None:
+        """A write that happens in its mode only, where the node is nothing but a write into its first argument."""
+        if not (isinstance(node.target, OpOverload) or node.op == "call_method"):
+            return None
+        args, kwargs = map_arg((node.args, node.kwargs), merged.__getitem__)
+        copied = self._call(written_in, (wanted, self._mode(), node.target, *args), kwargs)
+        copied.meta |= node.meta
+        return copied
 
     def _reaches_other_mode(self, node: Node, stateful: bool) -> bool:
         """Whether a node writes into something that does not belong to its mode alone."""
@@ -134,11 +169,13 @@ class _Merger:
         if not inplace or not node.all_input_nodes:
             return False
         written = node.all_input_nodes[0]
-        while written in self.alone and written.op.startswith("call_") and self._is_view(written):
+        while written in self.alone and (written in self.writes or self._is_view(written)):
             written = written.all_input_nodes[0]
         return written not in self.alone or written.op == "get_attr"
 
     def _is_view(self, node: Node) -> bool:
+        if not node.op.startswith("call_"):
+            return False
         name = type(self.model.get_submodule(str(node.target))).__name__ if node.op == "call_module" else op_name(node)
         return bool(node.all_input_nodes) and name in _VIEWS
 
@@ -161,12 +198,20 @@ class _Merger:
             return left
         return self._choose(left, right)
 
-    def _choose(self, left: Any, right: Any) -> Node:
+    def _mode(self) -> Node:
         if self.flag is None:
             last = [node for node in self.graph.nodes if node.op == "placeholder"][-1]
             with self.graph.inserting_after(last):
                 self.flag = self.graph.call_module(FLAG)
+        return self.flag
+
+    def _choose(self, left: Any, right: Any) -> Node:
         if left is True and right is False:
-            return self.flag
+            return self._mode()
         choice = (map_arg(left, self.merged[0].__getitem__), map_arg(right, self.merged[1].__getitem__))
-        return self.graph.call_function(by_mode, (self.flag, *choice))
+        return self._call(by_mode, (self._mode(), *choice), {})
+
+    def _call(self, function: Any, args: Any, kwargs: Any) -> Node:
+        node = self.graph.call_function(function, args, kwargs)
+        node.meta["is_wrapped"] = True  # pickle traces the code anew, which must not look inside
+        return node

@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from fx_oto.modes import TrainingFlag
 
-__all__ = ["holds_layers", "is_opaque", "keeps_parameters_whole", "resizable", "resize"]
+__all__ = ["holds_layers", "is_opaque", "is_torchs", "keeps_parameters_whole", "resizable", "resize"]
 
 
 def _conv(module: Any, inputs: int, outputs: int) -> None:
@@ -59,12 +59,13 @@ _REPLACED = (nn.LayerNorm, nn.MultiheadAttention)
 
 
 def _resizer(module: nn.Module) -> Callable[[Any, int, int], None] | None:
-    if not _is_torchs(type(module)):
+    if not is_torchs(type(module)):
         return None
     return next((resizer for kind, resizer in _RESIZERS if isinstance(module, kind)), None)
 
 
-def _is_torchs(kind: Any) -> bool:
+def is_torchs(kind: Any) -> bool:
+    """Whether a class or function is torch's or Python's own, which slicing knows or may call as it is."""
     module = getattr(kind, "__module__", None) or ""
     return module.split(".")[0] in ("torch", "_operator", "builtins", "math") or not module
 
@@ -85,9 +86,9 @@ def is_opaque(node: Node, gm: GraphModule) -> bool:
     """Whether a node runs Python code that slicing can neither rewrite nor see into."""
     if node.op == "call_module":
         module = gm.get_submodule(str(node.target))
-        return not isinstance(module, TrainingFlag) and not _is_torchs(type(module))
+        return not isinstance(module, TrainingFlag) and not is_torchs(type(module))
     if node.op == "call_function":
-        return not isinstance(node.target, OpOverload) and not _is_torchs(node.target)
+        return not isinstance(node.target, OpOverload) and not is_torchs(node.target)
     return False
 
 

@@ -19,16 +19,17 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from fx_oto.context import ExampleInputs
 from fx_oto.errors import InputError
 from fx_oto.graph import evaluating, op_name, source_line, tensor_names, unfused_attention
-from fx_oto.modes import by_mode
+from fx_oto.modes import by_mode, written_in
+from fx_oto.modules import is_opaque
 
-__all__ = ["OpCall", "Tape", "fake_run", "macs_of", "record_tape"]
+__all__ = ["OpCall", "Tape", "fake_run", "macs_of", "opaque_call", "record_tape"]
 
 
 @lru_cache(maxsize=4096)
@@ -121,8 +122,14 @@ def record_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
     Raises:
         InputError: the example inputs do not fit the model; the text names node and source line.
     """
-    recorder = _Recorder(gm)
-    tensors = fake_run(gm, inputs, recorder.mode, recorder)
+    recorder = _Recorder(gm, {})
+    try:
+        tensors = fake_run(gm, inputs, recorder.mode, recorder)
+    except InputError:
+        if recorder.current is None or not is_opaque(recorder.current, gm):
+            raise
+        recorder = _Recorder(gm, _real_values(gm, inputs))  # what it returns depends on the numbers in its inputs
+        tensors = fake_run(gm, inputs, recorder.mode, recorder)
     constants = {id(tensors[name]): buffer for name, buffer in gm.named_buffers()}
     return Tape(tuple(recorder.steps), tensors, constants)
 
@@ -204,23 +211,64 @@ def _moves_nothing(tensor: Tensor, size: list[int], stride: list[int], *_: Any) 
     return list(tensor.shape) == list(size) and all(before == after for before, after in fixed)
 
 
-class _Recorder(Interpreter):
-    def __init__(self, gm: GraphModule) -> None:
+def opaque_call(*_: Any) -> None:
+    """Stands on the tape for Python code that cannot be run on fake tensors."""
+
+
+def _real_values(gm: GraphModule, inputs: ExampleInputs) -> dict[str, Any]:
+    """What opaque code returns on the example inputs themselves, by node."""
+    found: dict[str, Any] = {}
+
+    class Watch(_PlainInterpreter):
+        def run_node(self, n: Node) -> Any:
+            value = super().run_node(n)
+            if is_opaque(n, gm):
+                found[n.name] = value
+            return value
+
+    with evaluating(gm), torch.no_grad():
+        _run_graph(Watch(gm), inputs.args, inputs.kwargs)
+    return found
+
+
+class _PlainInterpreter(Interpreter):
+    """Takes one value for each placeholder, starred ones included."""
+
+    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return next(self.args_iter)
+
+
+class _Recorder(_PlainInterpreter):
+    def __init__(self, gm: GraphModule, opaque: dict[str, Any]) -> None:
         super().__init__(gm)
         self.gm = gm
+        self.opaque = opaque
         self.mode = _RecordingMode()
         self.steps: list[tuple[str, tuple[OpCall, ...], Any]] = []
         self.current: Node | None = None
 
     def run_node(self, n: Node) -> Any:
         self.current, self.mode.node, self.mode.calls = n, n.name, []
-        value = super().run_node(n)
+        value = self._opaque_value(n) if n.name in self.opaque else super().run_node(n)
         if op_name(n) == "scaled_dot_product_attention" and value.ndim == 4:
             value = value.transpose(1, 2).contiguous().transpose(1, 2)  # the layout of the fused kernels
         if n.target is by_mode:
             self.mode.record(by_mode, *self.fetch_args_kwargs_from_env(n), value)
         n.meta["val"] = value
         self.steps.append((n.name, tuple(_read(self.mode.calls, _used(n, value))), value))
+        return value
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is written_in:  # in training only, but what it writes must fit all the same
+            args = (args[0], args[0], *args[2:])
+        return super().call_function(target, args, kwargs)
+
+    def _opaque_value(self, node: Node) -> Any:
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        fake = next(mode for mode in _get_current_dispatch_mode_stack() if isinstance(mode, FakeTensorMode))
+        value = tree_map_only(Tensor, lambda t: _fake(fake, t), self.opaque[node.name])
+        inside = list(self.gm.get_submodule(str(node.target)).parameters()) if node.op == "call_module" else []
+        self.mode.record(opaque_call, (*tree_leaves((args, kwargs)), *inside), {}, value)
         return value
 
 
@@ -252,11 +300,16 @@ class _Runner(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.recorder is None:
             return self.model(*args, **kwargs)
-        graph = self.recorder.gm.graph
-        if isinstance(graph._codegen, torch.fx.graph._PyTreeCodeGen):
-            flat = graph._codegen.process_inputs(*args, *_in_order(graph, kwargs))
-            return self.recorder.run(*flat, enable_io_processing=False)
-        return self.recorder.run(*_positional(graph, args, kwargs))
+        return _run_graph(self.recorder, args, kwargs)
+
+
+def _run_graph(interpreter: _PlainInterpreter, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    graph = interpreter.graph
+    if isinstance(graph._codegen, torch.fx.graph._PyTreeCodeGen):
+        flat = graph._codegen.process_inputs(*args, *_in_order(graph, kwargs))
+    else:
+        flat = _positional(graph, args, kwargs)
+    return interpreter.run(*flat, enable_io_processing=False)
 
 
 def _in_order(graph: Graph, kwargs: dict[str, Any]) -> list[Any]:
@@ -270,21 +323,21 @@ def _in_order(graph: Graph, kwargs: dict[str, Any]) -> list[Any]:
 
 
 def _positional(graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """Order keyword arguments like the placeholders; a missing one takes the placeholder's default."""
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    names = [str(node.target) for node in placeholders]
-    unknown = set(kwargs) - set(names)
-    if unknown or len(args) > len(names):
-        raise TypeError(f"the graph takes {names}, found {len(args)} positional arguments and {sorted(kwargs)}")
-    values = list(args)
-    for node in placeholders[len(args) :]:
-        if node.target in kwargs:
-            values.append(kwargs[str(node.target)])
-        elif node.args:
-            values.append(node.args[0])
-        else:
-            raise TypeError(f"no value for the input {node.target!r}")
-    return values
+    """A value for each placeholder, in order, as Python binds arguments; a missing one takes its default."""
+    placeholders = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
+    plain = [name for name in placeholders if not name.startswith("*")]
+    starred = {name.count("*"): name for name in placeholders if name.startswith("*")}
+    values: dict[str, Any] = dict(zip(plain, args, strict=False))
+    values.update((name, kwargs[name]) for name in plain if name in kwargs)
+    rest = {name: value for name, value in kwargs.items() if name not in plain}
+    if (rest and 2 not in starred) or (len(args) > len(plain) and 1 not in starred):
+        raise TypeError(f"the graph takes {plain}, found {len(args)} positional arguments and {sorted(kwargs)}")
+    values.update({name: args[len(plain) :] if stars == 1 else rest for stars, name in starred.items()})
+    for name in plain:
+        if name not in values and not placeholders[name].args:
+            raise TypeError(f"no value for the input {name!r}")
+        values.setdefault(name, *placeholders[name].args)
+    return [values[name] for name in placeholders]
 
 
 def _explain(error: Exception, recorder: _Recorder | None, gm: nn.Module, inputs: ExampleInputs) -> InputError:

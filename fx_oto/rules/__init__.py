@@ -13,6 +13,7 @@ import torch
 from fx_oto.modes import by_mode
 from fx_oto.propagation import Rule
 from fx_oto.rules import contraction, movement, normalisation, pointwise, windows
+from fx_oto.tape import opaque_call
 
 __all__ = ["register_rule", "rule_for"]
 
@@ -58,7 +59,7 @@ _BY_NAME: dict[str, Rule] = {
 
 _WINDOWS = ("pool", "upsample", "reflection_pad", "replication_pad", "grid_sampler")
 
-_registered: dict[Any, Rule] = {by_mode: pointwise.join}
+_registered: dict[Any, Rule] = {by_mode: pointwise.join, opaque_call: windows.opaque}
 
 
 def register_rule(op: Any) -> Any:

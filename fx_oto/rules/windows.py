@@ -13,7 +13,7 @@ from fx_oto.labels import UNKNOWN, ZERO, Layer
 from fx_oto.propagation import Propagation
 from fx_oto.tape import OpCall
 
-__all__ = ["along", "freeze_inputs", "reduction", "triangle", "window"]
+__all__ = ["along", "freeze_inputs", "opaque", "reduction", "triangle", "window"]
 
 
 def window(call: OpCall, p: Propagation) -> None:
@@ -111,6 +111,12 @@ def triangle(call: OpCall, p: Propagation) -> None:
     source = call.args[0]
     layers = (p.narrow_to(layer, range(source.ndim - 2), "a triangle is cut from it") for layer in p.layers(source))
     p.put(call.out, [Layer(layer.labels, _zero_stays(layer.removed)) for layer in layers if layer is not None])
+
+
+def opaque(call: OpCall, p: Propagation) -> None:
+    """Code that is called as a whole: what enters it and its own parameters stay as they are."""
+    for value in call.inputs:
+        p.freeze_value(value, "it enters code that could not be captured, and is called as a whole")
 
 
 def freeze_inputs(call: OpCall, p: Propagation) -> None:

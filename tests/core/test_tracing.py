@@ -174,39 +174,6 @@ def test_data_dependent_control_flow_is_refused_with_line_and_remedy():
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
-class ShapeFlow(nn.Module):
-    """Control flow over shapes, variable arguments and a dictionary: what symbolic tracing has no answer to."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.norm, self.drop = nn.Linear(5, 16), nn.BatchNorm1d(16), nn.Dropout(0.1)
-        self.second, self.third = nn.Linear(16, 12), nn.Linear(12, 3)
-
-    def forward(self, x, *others):
-        x = self.drop(self.first(x))
-        if x.shape[1] == 16:
-            x = self.norm(F.relu(x))
-        return {"logits": self.third(F.relu(self.second(x)))}
-
-
-def test_what_is_not_symbolic_is_exported_and_says_so():
-    model = ShapeFlow().train()
-    with pytest.warns(fx_oto.FxOtoWarning, match=r"ShapeFlow cannot be traced .* captured by torch.export instead"):
-        gm = fx_oto.prepare(model, torch.randn(4, 5))
-    assert model.training
-    zigs = fx_oto.partition(gm)
-    assert zigs.num_zigs == 28
-    optimizer = fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.05, target_group_sparsity=0.5, total_steps=20)
-    for _ in range(20):
-        optimizer.zero_grad()
-        model(torch.randn(8, 5))["logits"].square().mean().backward()
-        optimizer.step()
-    x = torch.randn(7, 5)
-    small = fx_oto.compress(gm)
-    torch.testing.assert_close(small(x)["logits"], model.eval()(x)["logits"], rtol=1e-5, atol=1e-5)
-    assert sum(p.numel() for p in small.parameters()) < 0.6 * sum(p.numel() for p in model.parameters())
-
-
 class Dice(nn.Module):
     def __init__(self):
         super().__init__()
@@ -238,11 +205,28 @@ class OneSided(nn.Module):
         return x - self.seen
 
 
-def test_a_change_in_place_in_one_mode_only_is_refused():
-    model = OneSided()
-    with pytest.raises(fx_oto.TraceError, match=r"test_tracing\.py:\d+: code that runs in one training mode only"):
-        fx_oto.trace(model, torch.randn(2, 4))
+@pytest.mark.parametrize("training", [True, False])
+def test_a_tensor_that_one_mode_writes_is_written_in_that_mode(training):
+    model, twin, x = OneSided(), OneSided(), torch.randn(2, 4)
+    twin.load_state_dict(model.state_dict())
+    gm = fx_oto.trace(model, x).train(training)
     assert not model.seen.any()
+    torch.testing.assert_close(gm(x), twin.train(training)(x))
+    torch.testing.assert_close(model.seen, twin.seen)
+    assert model.seen.any() == training
+
+
+class WritingFunction(OneSided):
+    def forward(self, x):
+        x = self.a(x)
+        if self.training:
+            torch.relu_(x)
+        return x
+
+
+def test_a_write_that_cannot_be_switched_off_is_refused():
+    with pytest.raises(fx_oto.TraceError, match=r"test_tracing\.py:\d+: code that runs in one training mode only"):
+        fx_oto.trace(WritingFunction(), torch.randn(2, 4))
 
 
 class Counter(nn.Module):

@@ -1,0 +1,119 @@
+"""From an eager model to a GraphModule that behaves like it in both training modes."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch import nn
+from torch.fx import GraphModule
+from torch.nn.parameter import is_lazy
+
+from fx_oto.context import Capture, Context, ExampleInputs
+from fx_oto.errors import FxOtoWarning, InputError, TraceError
+from fx_oto.graph import graph_copy
+from fx_oto.masks import MASKS, drop_masks
+from fx_oto.tape import record_tape
+from fx_oto.tracing.exported import export
+from fx_oto.tracing.symbolic import NotSymbolicError, symbolic_trace
+
+__all__ = ["trace"]
+
+
+def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
+    """Capture a model as a GraphModule that shares its parameters, buffers and leaf modules.
+
+    The graph keeps both training modes: where the model's Python code asks for ``self.training``, the graph
+    asks again each time it runs; what only one mode computes is computed in both, and dropped in the other. Sizes
+    that the code reads from its inputs stay dynamic.
+
+    Args:
+        model: any module; a GraphModule from ``torch.fx.symbolic_trace`` or ``torch.export`` is taken as it is.
+        example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or
+            ``(args, kwargs)``. Only their shapes, types and structure matter here.
+
+    torch.fx's symbolic tracing is tried first, with values: where the code asks for a size, the answer of the example
+    inputs is taken, and checked whenever the graph runs. What it cannot capture, ``torch.export`` is asked for. What
+    neither takes, the smallest submodules that stand in the way are called as a whole, and what touches them is kept
+    whole. ``Context.of(gm).capture`` says which way was taken.
+
+    Returns:
+        A GraphModule with each node's fake value in ``node.meta["val"]``.
+
+    Raises:
+        TraceError: the model's Python code cannot be captured; names the source line.
+        InputError: the model does not run on the example inputs.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> gm = fx_oto.trace(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU()), torch.randn(2, 4))
+        >>> [node.op for node in gm.graph.nodes]
+        ['placeholder', 'call_module', 'call_module', 'output']
+    """
+    inputs = ExampleInputs.of(example_inputs)
+    _check_initialised(model)
+    if isinstance(model, GraphModule):
+        gm, capture = graph_copy(model), Capture("GraphModule")
+    else:
+        gm, capture = _capture(model, inputs)
+    if hasattr(gm, MASKS):  # prepared before: its masks are made anew
+        drop_masks(gm.graph)
+        gm._modules.pop(MASKS)
+        gm.recompile()
+    return Context(inputs, capture).provide(record_tape(gm, inputs)).attach(gm)
+
+
+def _check_initialised(model: Any) -> None:
+    for name, parameter in model.named_parameters() if isinstance(model, nn.Module) else ():
+        if is_lazy(parameter):
+            raise InputError(f"{name} is not initialised yet: run the model once on example inputs, then prepare it")
+
+
+def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capture]:
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"expected a torch.nn.Module, found {type(model).__name__}: pass the model itself")
+    try:
+        return symbolic_trace(model, inputs), Capture("torch.fx")
+    except NotSymbolicError as error:
+        symbolic = error
+    try:
+        gm, both_modes = export(model, inputs)
+    except TraceError as error:
+        return _around_opaque(model, inputs, symbolic, error)
+    if not both_modes:
+        _warn_of_evaluation_only(symbolic, "by torch.export instead, ")
+    return gm, Capture("torch.export", str(symbolic))
+
+
+def _warn_of_evaluation_only(symbolic: TraceError, how: str) -> None:
+    warnings.warn(
+        f"{symbolic}. It was captured {how}in evaluation mode, in which this graph stays: train the model itself, "
+        "whose parameters the graph shares",
+        FxOtoWarning,
+        stacklevel=6,
+    )
+
+
+def _around_opaque(
+    model: nn.Module, inputs: ExampleInputs, symbolic: NotSymbolicError, exported: TraceError
+) -> tuple[GraphModule, Capture]:
+    """Symbolically, with the submodules that refuse called as a whole, the innermost first."""
+    names = {module: name for name, module in model.named_modules()}
+    for both_modes in (True, False):
+        opaque: dict[nn.Module, str] = {}
+        while True:
+            try:
+                gm = symbolic_trace(model, inputs, opaque, both_modes)
+            except NotSymbolicError as error:
+                if error.module is None or error.module in opaque:
+                    break
+                opaque[error.module] = names[error.module]
+            else:
+                if not both_modes:
+                    _warn_of_evaluation_only(symbolic, "")
+                return gm, Capture("torch.fx", str(symbolic), tuple(opaque.values()))
+    raise TraceError(
+        f"{symbolic}; and {exported}. What to do: as control flow that depends on tensor values cannot be captured, "
+        "replace it by torch operations such as torch.where, or move it into a submodule or a function marked with "
+        "torch.fx.wrap, which are called as a whole"
+    ) from symbolic

@@ -1,0 +1,110 @@
+"""The second front end: ``torch.export``, once in each training mode."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_map
+
+from fx_oto.context import ExampleInputs
+from fx_oto.errors import TraceError
+from fx_oto.graph import evaluating, graph_copy, with_modes_of
+from fx_oto.modes import FLAG, TrainingFlag, merge_modes
+
+__all__ = ["export"]
+
+
+def export(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, bool]:
+    """Capture a model by ``torch.export``, dynamic in every dimension of the inputs, or in the first, as far as it is.
+
+    Returns:
+        The graph, and whether it has both training modes: if only evaluation can be captured, it stays in that.
+
+    Raises:
+        TraceError: ``torch.export`` refuses the model in evaluation mode.
+    """
+    try:
+        evaluation = _export_in(False, model, inputs)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TraceError(f"torch.export refuses it: {reason}") from error
+    try:
+        return _merge(_export_in(True, model, inputs), evaluation, model), True
+    except Exception:  # whatever it is that training does
+        return graph_copy(evaluation), False
+
+
+def _export_in(training: bool, model: nn.Module, inputs: ExampleInputs) -> GraphModule:
+    given = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments
+
+    def dynamic(leaf: Any, first_only: bool) -> Any:
+        if not isinstance(leaf, Tensor):
+            return None
+        dims = range(min(leaf.ndim, 1) if first_only else leaf.ndim)
+        return {dim: torch.export.Dim.AUTO for dim in dims if leaf.size(dim) > 1}
+
+    def attempt(first_only: bool) -> GraphModule:
+        shapes = tree_map(lambda leaf: dynamic(leaf, first_only), dict(given))
+        with _quietly(), evaluating(model, training), torch.no_grad():
+            exported = torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=False)
+        return exported.module()
+
+    try:
+        return attempt(first_only=False)
+    except Exception:  # sizes that only hold for this example
+        return attempt(first_only=True)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep torch from printing whole graphs about refusals that will be explained."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _merge(train: GraphModule, evaluation: GraphModule, model: nn.Module) -> GraphModule:
+    if train._out_spec != evaluation._out_spec:
+        raise TraceError("training and evaluation return values of different structure")
+    _name_alike(train, evaluation)
+    graph = merge_modes(train.graph, evaluation.graph, evaluation)
+    setattr(evaluation, FLAG, TrainingFlag())
+    if graph is train.graph:
+        graph = evaluation.graph
+    graph.set_codegen(copy.copy(evaluation.graph._codegen))
+    return with_modes_of(GraphModule(evaluation, graph, type(model).__name__), model)
+
+
+def _name_alike(train: GraphModule, evaluation: GraphModule) -> None:
+    """Give tensors that only the training graph has names of their own."""
+    mine = dict(evaluation.named_buffers()) | dict(evaluation.named_parameters())
+    for node in train.graph.nodes:
+        if node.op != "get_attr":
+            continue
+        tensor, name = _attribute(train, node.target), str(node.target)
+        other = mine.get(name)
+        if other is tensor or (other is not None and other.dtype == tensor.dtype and torch.equal(other, tensor)):
+            continue
+        if other is not None:
+            node.target = name = f"in_training_{name}".replace(".", "_")
+        evaluation.register_buffer(name.replace(".", "_"), tensor)
+
+
+def _attribute(gm: GraphModule, name: str) -> Any:
+    value: Any = gm
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value

@@ -1,0 +1,277 @@
+"""The first front end: torch.fx's symbolic tracing, in both modes, with values where the code asks for them."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
+
+from fx_oto.context import ExampleInputs
+from fx_oto.errors import TraceError
+from fx_oto.graph import evaluating, unfused_attention, with_modes_of
+from fx_oto.modes import FLAG, TrainingFlag, merge_modes
+from fx_oto.modules import holds_layers, is_torchs
+from fx_oto.tracing.values import KnownProxy, Values, functions_on_proxies, isinstance_of_value
+
+__all__ = ["LeafTracer", "NotSymbolicError", "symbolic_trace"]
+
+_log = logging.getLogger(__name__)
+_NOT_USERS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
+
+
+class NotSymbolicError(TraceError):
+    """The model's Python code does something with a value that symbolic tracing has no answer to.
+
+    Attributes:
+        module: the innermost submodule in which that happened; None if it was in the model's own code.
+    """
+
+    def __init__(self, message: str, module: nn.Module | None) -> None:
+        super().__init__(message)
+        self.module = module
+
+
+def symbolic_trace(
+    model: nn.Module, inputs: ExampleInputs, opaque: Collection[nn.Module] = (), both_modes: bool = True
+) -> GraphModule:
+    """Capture a model.
+
+    Args:
+        model: any module.
+        inputs: example inputs; their shapes answer what the code asks for.
+        opaque: modules that are called as a whole, whatever they do inside.
+        both_modes: whether training mode is captured, or only evaluation.
+
+    Raises:
+        NotSymbolicError: the code asks for something that a trace cannot know.
+        TraceError: the two modes cannot be joined, or the inputs do not match ``forward``.
+    """
+    arguments = _Arguments.of(model, inputs)
+    with _restored_attributes(model):
+        tracer = _SourceTracer(model, arguments, opaque)
+        graph = tracer.trace_in(both_modes)
+        if both_modes and tracer.asked_for_mode:
+            evaluation = _SourceTracer(model, arguments, opaque, tracer.constants).trace_in(False)
+            graph = merge_modes(graph, evaluation, model)
+            setattr(model, FLAG, TrainingFlag())
+        gm = GraphModule(model, graph, type(model).__name__)
+    return with_modes_of(gm, model)
+
+
+@contextmanager
+def _restored_attributes(model: nn.Module) -> Iterator[None]:
+    """Take back what tracing sets on the model: tensor constants and our flag."""
+    before = set(vars(model))
+    try:
+        yield
+    finally:
+        for name in set(vars(model)) - before:
+            delattr(model, name)
+        model._modules.pop(FLAG, None)
+
+
+@dataclass(frozen=True)
+class _Arguments:
+    """The arguments of ``forward`` by name: those that the example inputs give, and the defaults of the others."""
+
+    given: dict[str, Any]
+    defaults: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: ExampleInputs) -> _Arguments:
+        signature = inspect.signature(model.forward)
+        try:
+            given = signature.bind_partial(*inputs.args, **inputs.kwargs).arguments
+        except TypeError as error:
+            raise TraceError(
+                f"the example inputs do not match {type(model).__name__}.forward{signature}: {error}"
+            ) from error
+        absent = {name: p.default for name, p in signature.parameters.items() if name not in given}
+        return cls(given, {name: default for name, default in absent.items() if default is not inspect.Parameter.empty})
+
+
+class LeafTracer(Tracer):
+    """torch.fx's tracer, but it enters modules that hold sizes, which slicing rewrites, or other layers."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is called as a whole."""
+        inside = isinstance(m, nn.Unflatten) or holds_layers(m)
+        return super().is_leaf_module(m, module_qualified_name) and not inside
+
+
+class _SourceTracer(LeafTracer):
+    """A tracer that also knows values, source lines, and the constants of an earlier trace.
+
+    Functions marked with ``torch.fx.wrap`` are traced through where that is possible, for sizes may hide inside; else
+    they are called as a whole.
+    """
+
+    proxy_buffer_attributes = True  # what the code does to a buffer belongs into the graph
+
+    def __init__(
+        self,
+        model: nn.Module,
+        arguments: _Arguments,
+        opaque: Collection[nn.Module],
+        earlier: dict[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.values = Values(model, arguments.given)
+        self.constants: dict[str, Tensor] = {}
+        self.asked_for_mode = False
+        self._defaults = arguments.defaults
+        self._opaque = opaque
+        self._earlier = earlier or {}
+        self._patched: list[dict[str, Any]] = []
+
+    def trace_in(self, training: bool) -> Graph:
+        """Trace in one mode; notes whether the code asked for it, and the tensors that it made."""
+        dice = torch.random.get_rng_state()
+        try:
+            with (
+                evaluating(self.model, training),
+                unfused_attention(),
+                functions_on_proxies(),
+                self._watching_mode(),
+            ):
+                graph = self.trace(self.model, concrete_args=self._defaults or None)
+        except Exception as error:
+            raise _explain(error, self.model) from error
+        finally:
+            for names in self._patched:
+                names.pop("isinstance", None)
+        if not torch.equal(dice, torch.random.get_rng_state()):
+            torch.random.set_rng_state(dice)
+            raise TraceError(
+                f"{type(self.model).__name__}.forward draws random numbers that do not depend on its inputs, such as "
+                "torch.rand(1): traced, they would stay the same for ever; draw them from an input, as in "
+                "torch.rand_like(x), or inside a function marked with torch.fx.wrap"
+            )
+        graph._tracer_cls = LeafTracer  # pickle makes one without arguments
+        return graph
+
+    @contextmanager
+    def _watching_mode(self) -> Iterator[None]:
+        """Note whether a module's ``training`` is read, as Python code that depends on the mode must do."""
+
+        def read(module: nn.Module) -> bool:
+            self.asked_for_mode |= not self.values.running
+            mode: bool = module.__dict__["training"]
+            return mode
+
+        def write(module: nn.Module, mode: bool) -> None:
+            module.__dict__["training"] = mode
+
+        before = nn.Module.__dict__.get("training")
+        nn.Module.training = property(read, write)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            if before is None:
+                del nn.Module.training
+            else:
+                nn.Module.training = before
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        """torch.fx's, after which the model's own code begins."""
+        self._know_isinstance(root_fn)
+        made = super().create_args_for_root(root_fn, is_module, concrete_args)
+        self.values.start(self.graph)
+        return made
+
+    def proxy(self, node: Node) -> Proxy:
+        """A proxy that knows its value."""
+        return KnownProxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Also what is asked to be."""
+        return m in self._opaque or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """torch.fx's, unless a value is being computed."""
+        if self.values.running:
+            return forward(*args, **kwargs)
+        self._know_isinstance(m.forward)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """torch.fx's, unless a value is being computed."""
+        return attr_val if self.values.running else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def call_wrapped(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """Trace through a function that is marked with ``torch.fx.wrap``; else call it as a whole."""
+        known = is_torchs(function)
+        if not known:
+            last, dice = next(reversed(self.graph.nodes)), torch.random.get_rng_state()
+            self._know_isinstance(function)
+            try:
+                result = function(*args, **kwargs)
+                if torch.equal(dice, torch.random.get_rng_state()):
+                    return result
+            except Exception as error:
+                _log.debug("%s is called as a whole: %s", function, error)
+            torch.random.set_rng_state(dice)
+            self.values.forget_after(last)
+        proxy = self.create_proxy("call_function", function, args, kwargs)
+        proxy.node.meta["is_wrapped"] = not known
+        return proxy
+
+    def _know_isinstance(self, function: Any) -> None:
+        """Let a function ask for the type of a proxy's value."""
+        function = inspect.unwrap(function)
+        names = getattr(function, "__globals__", None)
+        if names is not None and "isinstance" not in names and not is_torchs(function):
+            names["isinstance"] = isinstance_of_value
+            self._patched.append(names)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> Node:
+        """torch.fx's, with the line in the user's code."""
+        node = super().create_node(*args, **kwargs)
+        if frame := _user_frame(sys._getframe(1)):
+            code = frame.f_code
+            node.stack_trace = f'  File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}\n'
+        return node
+
+    def create_arg(self, a: Any) -> Any:
+        """torch.fx's; a tensor that an earlier trace made as well keeps its name."""
+        arg = super().create_arg(a)
+        if isinstance(a, Tensor) and isinstance(arg, Node) and str(arg.target).startswith("_tensor_constant"):
+            self.constants[str(arg.target)] = a
+            for name, tensor in self._earlier.items():
+                if tensor.dtype == a.dtype and torch.equal(tensor, a):
+                    arg.target = name
+        return arg
+
+
+def _user_frame(frame: FrameType | None) -> FrameType | None:
+    while frame is not None and frame.f_code.co_filename.startswith(_NOT_USERS):
+        frame = frame.f_back
+    return frame
+
+
+def _explain(error: Exception, model: nn.Module) -> NotSymbolicError:
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_USERS)]
+    where = f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
+    message = f"{type(model).__name__} cannot be traced symbolically{where}: {error}"
+    return NotSymbolicError(message, _innermost(error, model))
+
+
+def _innermost(error: Exception, model: nn.Module) -> nn.Module | None:
+    """The innermost submodule whose code was running when the error came up."""
+    parts = {id(module) for module in model.modules() if module is not model}
+    running = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    inner = [owner for owner in running if id(owner) in parts]
+    return inner[-1] if inner else None

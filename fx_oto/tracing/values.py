@@ -1,0 +1,259 @@
+"""Proxies that know their values, so that code may ask about shapes while it is traced.
+
+The graph that is being traced is run on fake tensors as far as somebody asks for a value. An answer that depends on
+the inputs becomes a check in the graph: run on other inputs it raises, where the code would have gone another way.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, Node, Proxy
+from torch.fx._symbolic_trace import _find_proxy
+from torch.fx.node import map_arg
+from torch.fx.proxy import Attribute, TraceError
+from torch.utils._pytree import tree_map_only
+
+from fx_oto.graph import evaluating, source_line
+from fx_oto.modules import is_torchs
+
+__all__ = ["KnownProxy", "Values", "functions_on_proxies", "isinstance_of_value"]
+
+# Functions without a tensor to dispatch on, which take sizes that may be proxies.
+_FACTORIES = (
+    *("arange", "as_tensor", "empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randint", "randn"),
+    *("randperm", "tensor", "tril_indices", "triu_indices", "zeros"),
+)
+# What cannot change with the numbers in the inputs; code that asks for the device chooses between equal computations.
+_FIXED = {"ndim", "dim", "ndimension", "device", "is_cuda", "is_sparse", "is_quantized", "layout", "requires_grad"}
+
+
+class Values:
+    """The values of the graph that is being traced, on fake tensors.
+
+    Args:
+        model: the module that is traced.
+        given: the example inputs by the name of the argument.
+    """
+
+    def __init__(self, model: nn.Module, given: dict[str, Any]) -> None:
+        self.running = False
+        self._model = model
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._really_given = given
+        self._given = tree_map_only(Tensor, self._fake.from_tensor, given)
+        self._values: dict[Node, Any] = {}
+        self._last: Node | None = None
+        self._checked: set[Node] = set()
+        self._arguments: set[Node] = set()
+
+    def start(self, graph: Graph) -> None:
+        """Take the arguments' values; what follows in the graph is the model's own code."""
+        for node in graph.nodes:
+            self._values[node] = self._given.get(str(node.target).lstrip("*"))
+            self._last = node
+        self._arguments = set(self._values)
+
+    def forget_after(self, last: Node) -> None:
+        """Take back the nodes that were traced after ``last``."""
+        graph = last.graph
+        for node in reversed(list(graph.nodes)):
+            if node is last:
+                break
+            self._checked.discard(node)
+            if self._values.pop(node, self) is not self:
+                self._last = last
+            graph.erase_node(node)
+
+    def of(self, node: Node) -> Any:
+        """A node's value; runs the graph up to there."""
+        while node not in self._values:
+            assert self._last is not None
+            following = self._last.next
+            self._values[following] = self._run(following)
+            self._last = following
+        return self._values[node]
+
+    def _run(self, node: Node) -> Any:
+        try:
+            with self._fake:
+                return self._evaluate(node, self._values)
+        except Exception:
+            if node.op != "call_module" or is_torchs(type(self._model.get_submodule(str(node.target)))):
+                raise
+            return tree_map_only(Tensor, self._fake.from_tensor, self._really(node))
+
+    def _evaluate(self, node: Node, values: dict[Node, Any]) -> Any:
+        args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
+        self.running = True
+        try:
+            with torch.no_grad():
+                if node.op == "get_attr":
+                    return operator.attrgetter(str(node.target))(self._model)
+                if node.op == "call_module":
+                    return self._model.get_submodule(str(node.target))(*args, **kwargs)
+                if node.op == "call_method":
+                    return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                return node.target(*args, **kwargs)  # type: ignore[operator]
+        finally:
+            self.running = False
+
+    def _really(self, last: Node) -> Any:
+        """The value on the example inputs themselves, of what cannot be run on fake tensors."""
+        values: dict[Node, Any] = {}
+        with evaluating(self._model):
+            for node in last.graph.nodes:
+                if node in self._arguments:
+                    values[node] = self._really_given.get(str(node.target).lstrip("*"))
+                else:
+                    values[node] = self._evaluate(node, values)
+                if node is last:
+                    break
+        return values[last]
+
+    def answer(self, proxy: Proxy, ask: Callable[[Any], Any]) -> Any:
+        """A plain number or truth value for a proxy; noted in the graph where it depends on the inputs."""
+        node = proxy.node
+        value = self.of(node)
+        if isinstance(value, Tensor):
+            raise TraceError("control flow depends on the values in a tensor")
+        found = ask(value)
+        if isinstance(value, int | float) and node not in self._checked and not _is_fixed(node):
+            self._checked.add(node)
+            question = operator.ne(proxy, 0) if ask is bool and not isinstance(value, bool) else proxy
+            same = operator.eq(question, found)
+            message = f"the graph was captured where this was {found!r} ({source_line(node)}); trace it on such inputs"
+            torch._assert(same, message)
+        return found
+
+
+def _is_fixed(node: Node) -> bool:
+    """Whether a value is the same for all inputs of the same kind."""
+    if node.op == "call_method":
+        return node.target in _FIXED
+    if node.op != "call_function":
+        return False
+    if node.target is getattr and node.args[1] in _FIXED:
+        return True
+    module = getattr(node.target, "__module__", "")
+    return module in ("_operator", "builtins") and all(map(_is_fixed, node.all_input_nodes))
+
+
+class KnownProxy(Proxy):
+    """A proxy whose value is known to its tracer, which has ``values``."""
+
+    def __getattr__(self, k: str) -> Any:
+        return _KnownAttribute(self, k)
+
+    def __iter__(self) -> Iterator[Any]:
+        value = _value(self)
+        return iter(value) if isinstance(value, dict) else (self[i] for i in range(len(self)))  # type: ignore[index]
+
+    def __len__(self) -> int:
+        value = _value(self)
+        return int(self.size(0)) if isinstance(value, Tensor) else len(value)
+
+    def __contains__(self, item: Any) -> bool:
+        value = _value(self)
+        return item in value if isinstance(value, dict) else any(bool(item == mine) for mine in self)
+
+    def keys(self) -> Any:
+        """The keys of a dictionary, which ``**`` asks for."""
+        value = _value(self)
+        return list(value) if isinstance(value, dict) else super().keys()
+
+    def __bool__(self) -> bool:
+        return bool(self.tracer.values.answer(self, bool))  # type: ignore[attr-defined]
+
+    def __index__(self) -> int:
+        return int(self.tracer.values.answer(self, operator.index))  # type: ignore[attr-defined]
+
+    def __int__(self) -> int:
+        return int(self.tracer.values.answer(self, int))  # type: ignore[attr-defined]
+
+    def __float__(self) -> float:
+        return float(self.tracer.values.answer(self, float))  # type: ignore[attr-defined]
+
+
+class _KnownAttribute(Attribute, KnownProxy):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.attr in ("items", "values") and isinstance(mapping := _value(self.root), dict):
+            pairs = [(key, self.root[key]) for key in mapping]  # type: ignore[index]
+            return pairs if self.attr == "items" else [value for _, value in pairs]
+        return super().__call__(*args, **kwargs)
+
+
+def _value(proxy: Proxy) -> Any:
+    return proxy.tracer.values.of(proxy.node)  # type: ignore[attr-defined]
+
+
+def isinstance_of_value(thing: Any, kind: Any) -> bool:
+    """``isinstance`` for code that is traced: of a proxy's value."""
+    return builtins.isinstance(thing, kind) or (
+        builtins.isinstance(thing, KnownProxy) and builtins.isinstance(_value(thing), kind)
+    )
+
+
+def _tracer_of(arguments: Any) -> Any:
+    """The tracer whose proxies are among the arguments of a call; None if it does not need to know of the call."""
+    proxy = _find_proxy(arguments)
+    return proxy.tracer if isinstance(proxy, KnownProxy) and not proxy.tracer.values.running else None  # type: ignore[attr-defined]
+
+
+def _on_proxies(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        tracer = _tracer_of((args, kwargs))
+        return function(*args, **kwargs) if tracer is None else tracer.call_wrapped(function, args, kwargs)
+
+    return call
+
+
+@functools.cache
+def _as_function(custom: type) -> Callable[..., Any]:
+    """What calls a ``torch.autograd.Function``: as a node of the graph it keeps its own backward."""
+
+    def apply(*args: Any) -> Any:
+        return custom.apply(*args)  # type: ignore[attr-defined]
+
+    apply.__name__, apply.__module__ = custom.__name__, custom.__module__
+    return apply
+
+
+def _apply_on_proxies(original: Any) -> Any:
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        tracer = _tracer_of(args)
+        if tracer is None:
+            return original.__func__(cls, *args, **kwargs)
+        return tracer.create_proxy("call_function", _as_function(cls), args, kwargs)
+
+    return classmethod(apply)
+
+
+@contextmanager
+def functions_on_proxies() -> Iterator[None]:
+    """Let functions that torch.fx cannot patch take proxies while a model is traced.
+
+    These are ``torch.zeros`` and its like, ``torch.autograd.Function.apply``, and the functions marked with
+    ``torch.fx.wrap``, of which the tracer is asked what becomes of them.
+    """
+    patches: dict[tuple[Any, str], Any] = {(torch, name): _on_proxies(getattr(torch, name)) for name in _FACTORIES}
+    patches[torch.fx._symbolic_trace, "_create_wrapped_func"] = _on_proxies
+    custom = torch.autograd.Function
+    patches[custom, "apply"] = _apply_on_proxies(custom.__dict__["apply"])
+    before = {(owner, name): owner.__dict__[name] for owner, name in patches}
+    try:
+        for (owner, name), patched in patches.items():
+            setattr(owner, name, patched)
+        yield
+    finally:
+        for (owner, name), original in before.items():
+            setattr(owner, name, original)

@@ -1,0 +1,266 @@
+"""What plain symbolic tracing refuses: questions about shapes, wrapped helpers, export, opaque leaves."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.exactness import compress_half
+from torch import nn
+
+import fx_oto
+
+
+def capture(gm):
+    return fx_oto.Context.of(gm).capture
+
+
+class ShapeFlow(nn.Module):
+    """Control flow over shapes, iteration over them, variable arguments, factories and questions about types."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.drop = nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Dropout(0.1)
+        self.second, self.third = nn.Linear(16, 12), nn.Linear(12, 3)
+
+    def forward(self, x, *others, **named):
+        assert isinstance(x, torch.Tensor)
+        x = self.drop(self.first(x))
+        if x.shape[1] == 16 and x.ndim == 2:
+            x = self.norm(F.relu(x))
+        for other in others:
+            x = x * other.mean(1, keepdim=True)
+        batch, *sizes = x.shape
+        x = x * torch.ones(batch, 1, dtype=x.dtype, device=x.device) * len(others)
+        x = x / sum(sizes)
+        return {"logits": self.third(F.relu(self.second(x))) * named["scale"], "batch": x.size(0)}
+
+
+def flow_inputs(batch):
+    return (torch.randn(batch, 6), torch.randn(batch, 3), torch.randn(batch, 2)), {"scale": torch.randn(batch, 1)}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_questions_about_shapes_are_answered_and_the_batch_stays_dynamic(training):
+    model = ShapeFlow().train(training)
+    gm = fx_oto.trace(model, flow_inputs(4))
+    assert capture(gm) == fx_oto.Capture("torch.fx")
+    args, kwargs = flow_inputs(7)
+    torch.manual_seed(0)
+    expected = model(*args, **kwargs)
+    torch.manual_seed(0)
+    torch.testing.assert_close(gm(*args, **kwargs), expected, rtol=0, atol=0)
+
+
+def test_a_network_that_asks_for_shapes_is_compressed():
+    class Flow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.flow = ShapeFlow()
+
+        def forward(self, x, *others):
+            return self.flow(x, *others, scale=x[:, :1])["logits"]
+
+    inputs = (torch.randn(2, 6), torch.randn(2, 3))
+    result = compress_half(Flow(), inputs)
+    assert result.zigs == 28
+    assert result.params_left < 0.45
+
+
+class Padded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        if x.shape[-1] % 2:
+            x = F.pad(x, (0, 1))
+        return self.b(F.relu(self.a(x)))
+
+
+def test_a_branch_is_checked_whenever_the_graph_runs():
+    model = Padded()
+    gm = fx_oto.prepare(model, torch.randn(2, 3, 8, 9))
+    fx_oto.partition(gm).zero_(0.5)
+    for graph in (gm, fx_oto.compress(gm), pickle.loads(pickle.dumps(gm))):
+        odd = torch.randn(3, 3, 6, 11)
+        torch.testing.assert_close(graph(odd), model(odd))
+        with pytest.raises(
+            AssertionError, match=r"captured where this was True .*test_front_ends.py:\d+.* trace it on such"
+        ):
+            graph(torch.randn(2, 3, 8, 8))
+
+
+def reshaped(x):
+    """A helper that torch.fx is told not to trace."""
+    batch, channels, height, width = x.shape
+    return x.view(batch, 2, channels // 2, height, width).sum(1), channels
+
+
+def noisy(x):
+    return x + torch.rand(1)
+
+
+torch.fx.wrap("reshaped")
+torch.fx.wrap("noisy")
+
+
+class Helped(nn.Module):
+    def __init__(self, noise):
+        super().__init__()
+        self.a, self.b, self.noise = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 6, 3), noise
+
+    def forward(self, x):
+        x, channels = reshaped(F.relu(self.a(x)))
+        x = self.b(x) / channels
+        return noisy(x) if self.noise else x
+
+
+def test_wrapped_helpers_are_traced_through():
+    result = compress_half(Helped(noise=False), torch.randn(2, 3, 8, 8))
+    assert result.zigs == 4  # pairs of channels that the helper adds up
+    assert not any("reshaped" in str(node.target) for node in result.gm.graph.nodes)
+
+
+def test_a_wrapped_helper_that_draws_numbers_is_called_as_a_whole():
+    model, image = Helped(noise=True), torch.randn(2, 3, 8, 8)
+    gm = fx_oto.trace(model, image)
+    assert any(node.target is noisy for node in gm.graph.nodes)
+    torch.manual_seed(3)
+    expected = model(image)
+    torch.manual_seed(3)
+    torch.testing.assert_close(gm(image), expected)
+
+
+class StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+class Rounded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.b(StraightThrough.apply(self.a(x) * 3))
+
+
+def test_a_function_with_its_own_backward_keeps_it():
+    model, x = Rounded(), torch.randn(5, 4)
+    gm = fx_oto.trace(model, x)
+    model(x).sum().backward()
+    expected = model.a.weight.grad.clone()
+    assert expected.any()
+    model.zero_grad()
+    gm(x).sum().backward()
+    torch.testing.assert_close(model.a.weight.grad, expected)
+    assert compress_half(Rounded(), x).zigs == 8
+
+
+class Asserting(nn.Module):
+    """``torch.is_tensor`` says no to a proxy: only ``torch.export`` answers this."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.drop = nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Dropout(0.5)
+        self.b = nn.Linear(16, 3)
+        self.register_buffer("seen", torch.zeros(3))
+
+    def forward(self, x):
+        assert torch.is_tensor(x)
+        x = self.b(self.drop(F.relu(self.norm(self.a(x)))))
+        if self.training:
+            self.seen.mul_(0.9).add_(x.detach().mean(0))
+        return {"logits": x - self.seen}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_exported_graph_has_both_modes(training):
+    model, twin = Asserting(), Asserting()
+    twin.load_state_dict(model.state_dict())
+    gm = fx_oto.trace(model, torch.randn(4, 4)).train(training)
+    assert capture(gm).front_end == "torch.export"
+    assert "cannot be traced symbolically" in capture(gm).refused
+    x = torch.randn(6, 4)
+    torch.manual_seed(0)
+    expected = twin.train(training)(x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(gm(x), expected)
+    torch.testing.assert_close(dict(model.named_buffers()), dict(twin.named_buffers()))
+    assert int(model.norm.num_batches_tracked) == training
+
+
+def test_an_exported_graph_is_trained_and_compressed():
+    model = Asserting()
+    gm = fx_oto.prepare(model, torch.randn(4, 4))
+    optimizer = fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.05, target_group_sparsity=0.5, total_steps=20)
+    gm.train()
+    for _ in range(20):
+        optimizer.zero_grad()
+        gm(torch.randn(8, 4))["logits"].square().mean().backward()
+        optimizer.step()
+    small, x = fx_oto.compress(gm).eval(), torch.randn(7, 4)
+    torch.testing.assert_close(small(x)["logits"], model.eval()(x)["logits"], rtol=1e-5, atol=1e-5)
+    assert small.get_parameter("a.weight").shape == (8, 4)
+
+
+class DifferentOutputs(Asserting):
+    def forward(self, x):
+        found = super().forward(x)
+        return (found["logits"], x) if self.training else found
+
+
+def test_what_exports_in_evaluation_only_says_so():
+    model = DifferentOutputs()
+    with pytest.warns(fx_oto.FxOtoWarning, match="torch.export instead, in evaluation mode, in which this graph stays"):
+        gm = fx_oto.prepare(model, torch.randn(4, 4))
+    assert fx_oto.partition(gm).num_zigs == 16
+
+
+class Selecting(nn.Module):
+    """What it returns depends on the numbers in its input, even how much."""
+
+    def __init__(self):
+        super().__init__()
+        self.score = nn.Linear(6, 6)
+
+    def forward(self, x):
+        kept = x[self.score(x)[:, 0] > 0]
+        return kept if len(kept) else x
+
+
+class Detector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.select = nn.Linear(4, 8), nn.Linear(8, 6), Selecting()
+        self.c, self.d = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.b(F.relu(self.a(x)))
+        return self.d(F.relu(self.c(self.select(x))))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_cannot_be_captured_is_called_as_a_whole(training):
+    torch.manual_seed(0)
+    model, x = Detector().double().train(training), torch.randn(5, 4, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gm = fx_oto.prepare(model, x)
+    assert capture(gm).opaque == ("select",)
+    zigs = fx_oto.partition(gm)
+    assert {family.name: len(family) for family in zigs.families} == {"a.weight": 8, "c.weight": 8}
+    reasons = {str(axis.reason) for axis in zigs.frozen if axis.tensor in ("b.weight", "select.score.weight")}
+    assert any("code that could not be captured" in reason and "test_front_ends.py:" in reason for reason in reasons)
+    zigs.zero_(0.5)
+    small, other = fx_oto.compress(gm), torch.randn(9, 4, dtype=torch.float64)
+    torch.testing.assert_close(small(other), model(other), rtol=1e-10, atol=1e-12)
