@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         TrainingError,
         VerificationError,
     )
+    from fx_oto.explanations import AxisExplanation, Cause, Explanation
     from fx_oto.optim.dhspg import DHSPG
     from fx_oto.optim.hesso import HESSO
     from fx_oto.optim.saliency import ZIGStatistics
@@ -57,6 +58,7 @@ _HOMES = (
     "fx_oto.costs",
     "fx_oto.dependencies",
     "fx_oto.errors",
+    "fx_oto.explanations",
     "fx_oto.optim.dhspg",
     "fx_oto.optim.hesso",
     "fx_oto.optim.saliency",
@@ -79,12 +81,15 @@ __all__ = [
     "DHSPG",
     "HESSO",
     "Analysis",
+    "AxisExplanation",
     "Capture",
+    "Cause",
     "Context",
     "Cost",
     "Dependencies",
     "DependencyAnalysis",
     "ExampleInputs",
+    "Explanation",
     "Family",
     "FrozenAxis",
     "FxOtoError",

@@ -28,12 +28,26 @@ class Axis:
 
 @dataclass(frozen=True)
 class Reason:
-    """Why something is kept whole: what was asked of it, by which op, where in the user's source."""
+    """Why something is kept whole: what was asked of it, by which op, where in the user's source.
+
+    Attributes:
+        why: what was asked of it.
+        op: the op that asked.
+        node: the FX node that ran it.
+        source: ``"path/net.py:12"``.
+        since: if it is kept whole only for what it is combined with: why that is, where known.
+    """
 
     why: str
     op: str = ""
     node: str = ""
     source: str = ""
+    since: Reason | None = None
+
+    @property
+    def origin(self) -> Reason:
+        """The reason at the beginning of the chain."""
+        return self if self.since is None else self.since.origin
 
     def __str__(self) -> str:
         place = " ".join(part for part in (self.op and f"op {self.op}", self.source and f"at {self.source}") if part)

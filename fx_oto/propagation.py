@@ -22,6 +22,7 @@ from fx_oto.dependencies import ADJUSTABLE, Adjustment, Axis, Dependencies, Gath
 from fx_oto.graph import op_name, source_line
 from fx_oto.labels import UNKNOWN, ZERO, Layer
 from fx_oto.modules import is_opaque, keeps_parameters_whole
+from fx_oto.origins import Origins
 from fx_oto.tape import OpCall, Tape, macs_of
 
 __all__ = ["FIXED", "Propagation", "Region", "Rule"]
@@ -67,6 +68,7 @@ class Propagation:
         self._weights: set[int] = set()
         self._regions: dict[int, Region] = {}
         self._frozen: list[tuple[Tensor, Reason]] = []
+        self._origins = Origins(self.layers)
         self._produced: list[Tensor] = []
         self._consumed: list[Tensor] = []
         self._producers: list[tuple[str, Tensor]] = []
@@ -231,7 +233,8 @@ class Propagation:
         if node is None:
             return Reason(why)
         op = self.call.name if self.call is not None else op_name(node)
-        return Reason(why, op, node.name, source_line(node))
+        since = self._origins.behind(self.call) if why == FIXED else None
+        return Reason(why, op, node.name, source_line(node), since)
 
     # -- the run ---------------------------------------------------------------------------------------
 
@@ -245,6 +248,7 @@ class Propagation:
             for self.call in calls:
                 self._play(self.call)
             values[name] = tuple(self.layers(leaf) for leaf in _tensors(value))
+        self._freeze_unused()
         settle(self.atoms, self._obligations, self._frozen)
         return self._result(axes, values)
 
@@ -265,8 +269,18 @@ class Propagation:
             self._weights.add(id(tensor))
         return tuple(axes)
 
+    def _freeze_unused(self) -> None:
+        """Parameters that no op reads."""
+        self.node, self.call = "", None
+        read = {id(value) for _, calls, _ in self._tape.steps for call in calls for value in call.inputs}
+        for tensor in self._tape.tensors.values():
+            if id(tensor) not in read:
+                self.freeze_value(tensor, "it is not used by the traced graph")
+
     def _enter(self, node: Node, value: Any) -> None:
-        if node.op == "output":
+        if node.op == "placeholder":
+            self._origins.begin(_tensors(value), Reason(f"it is the model's input {node.target!r}", node=node.name))
+        elif node.op == "output":
             for leaf in _tensors(value):
                 self.freeze_value(leaf, "it is part of the model's output")
         elif node.op == "call_module":
@@ -284,8 +298,9 @@ class Propagation:
                 for layer in self.layers(value):
                     if len(layer.dims) > 1:
                         self.rectangle(layer.labels)
-        before = self.layers(call.args[0]) if call.mutates else ()
+        before, refused = self.layers(call.args[0]) if call.mutates else (), len(self._frozen)
         rule(call, self)
+        self._origins.pass_on(call, [reason for _, reason in self._frozen[refused:]])
         self._price(call)
         if call.mutates:
             self._check_aliases(call.args[0], before)

@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 from fx_oto.context import Context
 from fx_oto.dependencies import Reason
 from fx_oto.errors import MissingResultError, SettingsError
+from fx_oto.explanations import Explanation, explain
 from fx_oto.graph import tensor_names, with_modules
 from fx_oto.masks import mask_of
 from fx_oto.prices import Price
@@ -172,6 +173,24 @@ class Partition:
         mask = mask_of(module, family)
         if mask is not None:
             mask[zigs.to(mask.device)] = 0
+
+    def explain(self, *patterns: str) -> Explanation:
+        """Why not pruned: what becomes of every parameter axis, what keeps it whole, and what that costs.
+
+        Args:
+            patterns: glob patterns of parameter or module names; without any, all parameters are explained.
+
+        Raises:
+            SettingsError: a pattern matches no parameter.
+
+        Example:
+            >>> import torch, fx_oto
+            >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> found = fx_oto.partition(fx_oto.prepare(net, torch.randn(2, 4))).explain("2")
+            >>> [(axis.tensor, axis.dim, axis.prunable, axis.kept, axis.cost) for axis in found]
+            [('2.weight', 0, 0, 2, 16), ('2.bias', 0, 0, 2, 2), ('2.weight', 1, 8, 0, 0)]
+        """
+        return explain(self, self._bound(), patterns)
 
     def to_networkx(self) -> nx.Graph[str]:
         """Parameter axes as nodes, joined where a family couples them; frozen axes carry their reason."""

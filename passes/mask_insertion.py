@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 
 from fx_oto.context import Context
 from fx_oto.dependencies import Dependencies
+from fx_oto.explanations import Untraced
 from fx_oto.labels import Layer, compress, varying
 from fx_oto.masks import MASKS, Masks, apply_mask
 from fx_oto.pipeline import Pass
@@ -28,7 +29,7 @@ class MaskInsertion(Pass):
     """
 
     name: ClassVar[str] = "mask-insertion"
-    preserves: ClassVar[tuple[type, ...]] = (Dependencies, Partition)
+    preserves: ClassVar[tuple[type, ...]] = (Dependencies, Partition, Untraced)
 
     def transform(self, gm: GraphModule, context: Context) -> GraphModule | None:
         """Add the buffers and the multiplications."""

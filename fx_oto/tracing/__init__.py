@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from fx_oto.context import Capture, Context, ExampleInputs
 from fx_oto.errors import FxOtoWarning, InputError, TraceError
+from fx_oto.explanations import Untraced
 from fx_oto.graph import graph_copy
 from fx_oto.masks import MASKS, drop_masks
 from fx_oto.tape import record_tape
@@ -60,7 +61,8 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
         drop_masks(gm.graph)
         gm._modules.pop(MASKS)
         gm.recompile()
-    return Context(inputs, capture).provide(record_tape(gm, inputs)).attach(gm)
+    context = Context(inputs, capture).provide(record_tape(gm, inputs)).provide(Untraced.of(model, gm))
+    return context.attach(gm)
 
 
 def _check_initialised(model: Any) -> None:

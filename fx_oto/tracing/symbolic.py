@@ -257,8 +257,9 @@ class _SourceTracer(LeafTracer):
 
 
 def _user_frame(frame: FrameType | None) -> FrameType | None:
+    """The innermost frame of the user's forward; None if there is none, as at the output, or in torch's containers."""
     while frame is not None and frame.f_code.co_filename.startswith(_NOT_USERS):
-        frame = frame.f_back
+        frame = None if frame.f_code is _SourceTracer.trace_in.__code__ else frame.f_back
     return frame
 
 
