@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,6 @@ from fx_oto.context import ExampleInputs
 from fx_oto.tape import fake_run
 
 __all__ = ["Cost", "cost"]
-
-_FUSED_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # torch counts those of other devices
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Cost:
 
 
 def cost(model: nn.Module, example_inputs: Any) -> Cost:
-    """Count parameters and MACs of convolutions, matrix products and attention, in eval mode, on fake tensors.
+    """Count parameters and MACs of convolutions, matrix products, attention and recurrent layers, in eval mode, on fake tensors.
 
     Args:
         model: any module.
@@ -43,7 +42,7 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
         >>> fx_oto.cost(torch.nn.Linear(4, 8), torch.randn(1, 4))
         Cost(params=40, macs=32)
     """
-    counter = FlopCounterMode(display=False, custom_mapping={_FUSED_ON_CPU: _attention_flops})
+    counter = FlopCounterMode(display=False, custom_mapping=_FUSED)
     fake_run(model, ExampleInputs.of(example_inputs), counter)
     return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
 
@@ -51,3 +50,18 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     """Of the two products, from the shapes ``(batch, heads, length, width)``."""
     return int(sdpa_flop_count(query, key, value))
+
+
+def _recurrent_flops(source: Any, *arguments: Any, **_: Any) -> int:
+    """Of the matrices, each applied at every step of every sequence: two of them, or those of a list."""
+    weights = arguments[:2] if isinstance(arguments[0], torch.Size) else arguments[0]
+    matrices = sum(math.prod(weight) for weight in weights if len(weight) == 2)
+    return 2 * math.prod(source[:-1]) * matrices
+
+
+# Kernels that torch does not count itself.
+_FUSED = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten.mkldnn_rnn_layer: _recurrent_flops,
+    torch.ops.aten._cudnn_rnn: _recurrent_flops,
+}

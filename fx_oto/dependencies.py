@@ -125,6 +125,7 @@ class Dependencies:
         adjustments: nodes that slicing must compute differently.
         gathers: nodes that slicing replaces by an ``index_select``, by name.
         unknown: reasons of the ops without a rule.
+        unequal: pairs of atoms along two axes whose lengths must differ, for torch tells them apart by that.
     """
 
     provided_by: ClassVar[str] = "dependency-analysis"
@@ -140,6 +141,7 @@ class Dependencies:
     adjustments: tuple[Adjustment, ...]
     gathers: dict[str, Gather]
     unknown: tuple[Reason, ...]
+    unequal: tuple[tuple[Tensor, Tensor], ...]
 
     def axis_of(self, atoms: Tensor) -> Tensor:
         """Position in ``axes`` of each atom; ``len(axes)`` or more for atoms of created dimensions."""

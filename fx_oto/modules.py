@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from fx_oto.modes import TrainingFlag
+from fx_oto.recurrence import GATES
 
 __all__ = ["holds_layers", "is_opaque", "is_torchs", "keeps_parameters_whole", "resizable", "resize"]
 
@@ -46,6 +47,18 @@ def _prelu(module: Any, inputs: int, outputs: int) -> None:
     module.num_parameters = module.weight.shape[0]
 
 
+def _recurrent(module: Any, inputs: int, outputs: int) -> None:
+    first = module.weight_ih_l0
+    module.input_size = first.shape[1]
+    module.hidden_size = first.shape[0] // GATES[module.mode.lower()]
+    module.proj_size = module.weight_hh_l0.shape[1] if module.proj_size else 0
+    module._init_flat_weights()  # its list of parameters, which it keeps beside them
+
+
+def _recurrent_cell(module: Any, inputs: int, outputs: int) -> None:
+    module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
+
+
 _RESIZERS: tuple[tuple[type[nn.Module], Callable[[Any, int, int], None]], ...] = (
     (_ConvNd, _conv),
     (nn.Linear, _linear),
@@ -53,6 +66,8 @@ _RESIZERS: tuple[tuple[type[nn.Module], Callable[[Any, int, int], None]], ...] =
     (nn.GroupNorm, _group_norm),
     (nn.Embedding, _embedding),
     (nn.PReLU, _prelu),
+    (nn.RNNBase, _recurrent),
+    (nn.RNNCellBase, _recurrent_cell),
 )
 # Replaced as a whole: by a norm over the original count, by attention with fewer heads (see rewriting/computation.py).
 _REPLACED = (nn.LayerNorm, nn.MultiheadAttention)

@@ -79,6 +79,7 @@ class Propagation:
         self._contracting: set[str] = set()
         self._made_up: set[int] = set()
         self._works: list[Work] = []
+        self._unequal: list[tuple[Tensor, Tensor]] = []
         self.node = ""
         self.memo: dict[Any, Tensor] = {}
 
@@ -194,6 +195,15 @@ class Propagation:
         """Combine a grid with what varies along one of its axes only, whichever axis survives."""
         self._obligations.append(Crossing(grid, thin, self.reason(FIXED)))
 
+    def work(self, macs: int, layers: Iterable[Layer]) -> None:
+        """Note a contraction that the current call makes: its multiply-adds, and the axes that it runs over."""
+        self._contracting.add(self.node)
+        self._works.append(Work(macs, tuple(layer.labels.reshape(-1) for layer in layers)))
+
+    def keep_unequal(self, left: Tensor, right: Tensor) -> None:
+        """Ask that something of ``right`` is put back if as much as of ``left`` would be left of it."""
+        self._unequal.append((left, right))
+
     def narrow_to(self, layer: Layer, dims: Iterable[int], why: str) -> Layer | None:
         """Restrict a layer to some dimensions: along the others its labels are united.
 
@@ -308,12 +318,8 @@ class Propagation:
             self._storages.setdefault(_storage(out), []).append(out)
 
     def _price(self, call: OpCall) -> None:
-        """Note a contraction's multiply-adds and the axes that they run over."""
-        macs = macs_of(call)
-        if not macs:
-            return
-        self._contracting.add(call.node)
-        self._works.append(Work(macs, tuple(layer.labels.reshape(-1) for layer in self._contracted(call))))
+        if macs := macs_of(call):
+            self.work(macs, self._contracted(call))
 
     def _contracted(self, call: OpCall) -> list[Layer]:
         """Layers along the axes that a contraction runs over, each axis once."""
@@ -362,6 +368,7 @@ class Propagation:
             adjustments=tuple(self._adjustments),
             gathers=gathers,
             unknown=tuple(self._unknown.values()),
+            unequal=tuple(self._unequal),
         )
 
     def _reasons(self, roots: Tensor) -> dict[int, Reason]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +28,7 @@ from fx_oto.errors import InputError
 from fx_oto.graph import evaluating, op_name, source_line, tensor_names, unfused_attention
 from fx_oto.modes import by_mode, written_in
 from fx_oto.modules import is_opaque
+from fx_oto.recurrence import WholeRecurrence, holds_recurrence
 
 __all__ = ["OpCall", "Tape", "fake_run", "macs_of", "opaque_call", "record_tape"]
 
@@ -153,7 +154,9 @@ def fake_run(
     args, kwargs = tree_map_only(Tensor, lambda t: _fake(fake, t), (inputs.args, dict(inputs.kwargs)))
     try:
         attention = sdpa_kernel(SDPBackend.MATH) if recorder else nullcontext()  # as products and a softmax
-        with _plainly(), attention, evaluating(model), torch.no_grad(), fake, mode:
+        whole = recorder is not None and holds_recurrence(recorder.gm)
+        recurrence = WholeRecurrence(recorder.mode.whole) if recorder and whole else nullcontext()
+        with _plainly(), attention, recurrence, evaluating(model), torch.no_grad(), fake, mode:
             torch.func.functional_call(_Runner(model, recorder), stand_ins, args, kwargs)
     except Exception as error:
         raise _explain(error, recorder, model, inputs) from error
@@ -197,6 +200,14 @@ class _RecordingMode(TorchDispatchMode):
         if restride:
             return result
         self.record(func, args, kwargs or {}, result)
+        return result
+
+    def whole(self, func: Any, args: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
+        """Record one call in the place of those that ``compute`` makes."""
+        calls, self.calls = self.calls, []
+        result = compute()
+        self.calls = calls
+        self.record(func, args, {}, result)
         return result
 
     def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:

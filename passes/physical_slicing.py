@@ -98,6 +98,7 @@ def _kept_atoms(gm: GraphModule, found: Dependencies) -> Tensor:
             )
         kept[family.classes[zero]] = False
     _keep_one_of_each_value(kept, found)
+    _keep_unequal(kept, found)
     if kept.all():
         raise NothingToCompressError(
             f"none of the {zigs.num_zigs} ZIGs is zero, so there is nothing to cut: train with fx_oto.DHSPG(gm, …) "
@@ -118,6 +119,13 @@ def _keep_one_of_each_value(kept: Tensor, found: Dependencies) -> None:
                     FxOtoWarning,
                     stacklevel=2,
                 )
+
+
+def _keep_unequal(kept: Tensor, found: Dependencies) -> None:
+    """Put ZIGs back where two lengths would become the same and must not: they stay, being zero."""
+    pairs = [(found.roots[left], found.roots[right]) for left, right in found.unequal]
+    while alike := [right for left, right in pairs if kept[left].sum() == kept[right].sum()]:
+        kept[alike[0][~kept[alike[0]]][0]] = True
 
 
 def _sliced_copy(gm: GraphModule, plan: SlicingPlan) -> GraphModule:

@@ -115,6 +115,8 @@ class Editor:
 
     def channels(self, node: Any, dim: int = 1) -> int:
         """What is left of the dimension of the channels; 0 where there is none."""
+        if not isinstance(node.meta["val"], Tensor):
+            return 0
         shape = self.shape(node)
         return len(self.cut(node)[dim]) if dim in self.cut(node) else shape[dim] if len(shape) > dim else 0
 

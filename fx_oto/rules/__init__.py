@@ -12,7 +12,8 @@ import torch
 
 from fx_oto.modes import by_mode
 from fx_oto.propagation import Rule
-from fx_oto.rules import contraction, movement, normalisation, pointwise, windows
+from fx_oto.recurrence import CELLS, SEQUENCES
+from fx_oto.rules import contraction, movement, normalisation, pointwise, recurrence, windows
 from fx_oto.tape import opaque_call
 
 __all__ = ["register_rule", "rule_for"]
@@ -27,6 +28,8 @@ _BY_NAME: dict[str, Rule] = {
         normalisation.batch_norm,
     ),
     "_batch_norm_with_update": normalisation.batch_norm,
+    **dict.fromkeys(SEQUENCES, recurrence.sequence),
+    **dict.fromkeys(CELLS, recurrence.cell),
     "native_layer_norm": normalisation.layer_norm,
     "native_group_norm": normalisation.group_norm,
     **dict.fromkeys(

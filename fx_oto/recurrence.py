@@ -1,0 +1,61 @@
+"""Recurrent layers and cells as one call each.
+
+Below ``nn.LSTM`` and its like, torch calls one kernel or another, or spells the recurrence out step by step,
+by device and type. What they do to labels is the same in all of them, and does not grow with the sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.overrides import TorchFunctionMode
+
+from fx_oto.graph import op_name
+
+__all__ = ["CELLS", "GATES", "SEQUENCES", "WholeRecurrence", "holds_recurrence"]
+
+# How many blocks of rows, one row for each hidden unit, the weights of each kind have.
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+SEQUENCES = tuple(GATES)
+CELLS = tuple(f"{name}_cell" for name in GATES)
+
+
+def holds_recurrence(gm: GraphModule) -> bool:
+    """Whether a graph has recurrent modules, or calls what they call."""
+    modules = any(isinstance(module, nn.RNNBase | nn.RNNCellBase) for module in gm.modules())
+    return modules or any(node.op == "call_function" and op_name(node) in SEQUENCES + CELLS for node in gm.graph.nodes)
+
+
+class WholeRecurrence(TorchFunctionMode):
+    """Replace each recurrent call by what ``run`` makes of it.
+
+    Args:
+        run: is given the ``OpOverload``, its arguments, and a function that computes results of the right sizes.
+    """
+
+    def __init__(self, run: Callable[[Any, tuple[Any, ...], Callable[[], Any]], Any]) -> None:
+        super().__init__()
+        self.run = run
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "").partition(".")[0]
+        if name in CELLS and not kwargs:
+            return self.run(getattr(torch.ops.aten, name).default, args, lambda: func(*args))
+        if name in SEQUENCES and not kwargs and isinstance(args[2], list | tuple):  # else it is a packed sequence
+            return self.run(getattr(torch.ops.aten, name).input, args, lambda: _by_one_step(func, *args))
+        return func(*args, **(kwargs or {}))
+
+
+def _by_one_step(func: Any, source: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """Results of the right sizes, at the price of one step."""
+    batch_first = rest[-1]
+    time = int(batch_first)
+    step, *states = func(source.narrow(time, 0, 1), *rest)
+    out = step.new_empty((source.size(time), source.size(1 - time), step.size(2)))
+    return (out.transpose(0, 1) if batch_first else out, *states)

@@ -1,0 +1,124 @@
+"""Rules for recurrent layers and cells: a hidden unit goes with its rows in every gate.
+
+With all its variables zero, a unit's gates are ½ and its candidate is 0, so its state stays what it is at the
+beginning, times a power of ½: it is zero for ever if it is zero at first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fx_oto.labels import ZERO, Layer
+from fx_oto.propagation import FIXED, Propagation
+from fx_oto.recurrence import GATES
+from fx_oto.rules.contraction import contract
+from fx_oto.rules.pointwise import Operand, combine
+from fx_oto.tape import OpCall
+
+__all__ = ["cell", "sequence"]
+
+
+def sequence(call: OpCall, p: Propagation) -> None:
+    """``lstm``, ``gru``, ``rnn_tanh`` and ``rnn_relu``: layers and directions that share one hidden size."""
+    source, weights = call.arg("input"), call.arg("params")
+    directions = 2 if call.arg("bidirectional") else 1
+    layers = int(call.arg("num_layers"))
+    per_direction = len(weights) // (layers * directions)
+    shown, units = _start(p, _states(call))
+    incoming = _features(p, source)
+    for first in range(0, len(weights), per_direction * directions):
+        for start in range(first, first + per_direction * directions, per_direction):
+            _direction(call, p, incoming, weights[start : start + per_direction], (shown, units))
+        out = shown.repeat(directions)
+        incoming = Operand((1, len(out)), _layers(p, out, 2))
+    _put(call, p, [out, shown, units])
+
+
+def cell(call: OpCall, p: Propagation) -> None:
+    """One step: ``lstm_cell`` and its like."""
+    weights = [call.arg(name) for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
+    units = _start(p, _states(call))
+    _direction(call, p, _features(p, call.arg("input")), [w for w in weights if w is not None], units)
+    _put(call, p, units)
+
+
+def _states(call: OpCall) -> list[Tensor]:
+    """The initial states: of what is shown to the next layer and step, and for an LSTM that of the units' memory."""
+    states = call.arg("hx")
+    return [states] if isinstance(states, Tensor) else list(states)
+
+
+def _start(p: Propagation, states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Atoms of what is shown and of the hidden units, the same unless there is a projection between them."""
+    units = p.atoms.fresh(states[-1].size(-1))
+    projected = states[0].size(-1) != len(units)
+    shown = p.atoms.fresh(states[0].size(-1)) if projected else units
+    if projected:
+        p.keep_unequal(shown, units)
+    for labels in (shown, units):
+        if len(labels) == 1:
+            p.freeze(labels, "it is the only unit")
+    for state, labels in zip(states, (shown, units), strict=False):
+        _initial(p, state, labels)
+    return shown, units
+
+
+def _initial(p: Propagation, state: Tensor, labels: Tensor) -> None:
+    side = _features(p, state, "it is the initial state of several layers or sequences")
+    if p.is_weight(state):
+        for layer in side.layers:
+            p.produce(layer.labels)
+    _tie(p, side.layers, labels, "its initial state is not known to be zero once it is removed")
+
+
+def _tie(p: Propagation, layers: Sequence[Layer], labels: Tensor, why: str) -> None:
+    """Unite one layer along the last dimension with units, or with each block of units, if its removed value is zero."""
+    if not layers:
+        p.freeze(labels, why)
+    for layer in layers:
+        p.freeze_where(layer.removed != 0, layer.labels, why)
+        p.unite(layer.labels.reshape(-1, len(labels)), labels)
+
+
+def _features(p: Propagation, value: Tensor, why: str = "a recurrence runs along it") -> Operand:
+    """The last dimension of a value; the others are kept whole."""
+    narrowed = [p.narrow_to(layer, (value.ndim - 1,), why) for layer in p.layers(value)]
+    layers = [layer.map(lambda t: t.reshape(1, -1)) for layer in narrowed if layer is not None]
+    return Operand((1, value.size(-1)), layers)
+
+
+def _layers(p: Propagation, labels: Tensor, ndim: int) -> list[Layer]:
+    shape = (1,) * (ndim - 1)
+    return [Layer(labels.view(*shape, -1), ZERO.view(*shape, 1))] if len(labels) > 1 else []
+
+
+def _direction(
+    call: OpCall, p: Propagation, incoming: Operand, weights: Sequence[Tensor], atoms: tuple[Tensor, Tensor]
+) -> None:
+    """The weights of one layer in one direction: of the input, of the state, biases, and of a projection."""
+    shown, units = atoms
+    state = Operand((1, len(shown)), _layers(p, shown, 2))
+    *rest, projection = (*weights[2:], None) if shown is units else weights[2:]
+    products = [_product(call, p, side, w) for side, w in zip((incoming, state), weights[:2], strict=True)]
+    biases = [Operand(bias.shape, p.layers(bias), p.is_weight(bias)) for bias in rest]
+    gates = combine(p, [*products, *biases], 2, lambda values: torch.stack(torch.broadcast_tensors(*values)).sum(0))
+    _tie(p, gates, units, FIXED)
+    if projection is not None:
+        hidden = Operand((1, len(units)), _layers(p, units, 2))
+        _tie(p, _product(call, p, hidden, projection).layers, shown, FIXED)
+
+
+def _product(call: OpCall, p: Propagation, side: Operand, weight: Tensor) -> Operand:
+    """A linear map at every step."""
+    p.work(call.arg("input")[..., 0].numel() * weight.numel(), p.layers(weight))
+    operand = Operand(weight.shape, p.layers(weight), p.is_weight(weight))
+    return Operand((1, weight.size(0)), contract(p, [side, operand], ("bk", "ok"), "bo", foldable=False))
+
+
+def _put(call: OpCall, p: Propagation, atoms: Sequence[Any]) -> None:
+    for out, labels in zip(call.outputs, atoms, strict=False):
+        p.put(out, _layers(p, labels, out.ndim))
