@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from fx_oto.context import ExampleInputs
 from fx_oto.tape import fake_run
 
-__all__ = ["Cost", "cost"]
+__all__ = ["FUSED", "Cost", "cost"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Cost:
 
 
 def cost(model: nn.Module, example_inputs: Any) -> Cost:
-    """Count parameters and MACs of convolutions, matrix products, attention and recurrent layers, in eval mode, on fake tensors.
+    """Count parameters and MACs of convolutions, matrix products, attention and recurrences, in eval mode without data.
 
     Args:
         model: any module.
@@ -42,7 +42,7 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
         >>> fx_oto.cost(torch.nn.Linear(4, 8), torch.randn(1, 4))
         Cost(params=40, macs=32)
     """
-    counter = FlopCounterMode(display=False, custom_mapping=_FUSED)
+    counter = FlopCounterMode(display=False, custom_mapping=FUSED)
     fake_run(model, ExampleInputs.of(example_inputs), counter)
     return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
 
@@ -56,11 +56,11 @@ def _recurrent_flops(source: Any, *arguments: Any, **_: Any) -> int:
     """Of the matrices, each applied at every step of every sequence: two of them, or those of a list."""
     weights = arguments[:2] if isinstance(arguments[0], torch.Size) else arguments[0]
     matrices = sum(math.prod(weight) for weight in weights if len(weight) == 2)
-    return 2 * math.prod(source[:-1]) * matrices
+    return int(2 * math.prod(source[:-1]) * matrices)
 
 
 # Kernels that torch does not count itself.
-_FUSED = {
+FUSED = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten.mkldnn_rnn_layer: _recurrent_flops,
     torch.ops.aten._cudnn_rnn: _recurrent_flops,

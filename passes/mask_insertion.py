@@ -25,7 +25,8 @@ class MaskInsertion(Pass):
     """Multiply the outputs of each family's producers by its mask.
 
     All masks are 1, so nothing changes numerically. A producer whose only reader is another producer of the
-    same family (a convolution before its normalisation) is left out, for the reader's mask covers it.
+    same family (a convolution before its normalisation) is left out, for the reader's mask covers it. A leaf module
+    that returns several tensors (``nn.LSTM``, ``nn.MultiheadAttention``) gets none: there, zero variables act alone.
     """
 
     name: ClassVar[str] = "mask-insertion"

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fx_oto.labels import ZERO, Layer
 from fx_oto.propagation import FIXED, Propagation
-from fx_oto.recurrence import GATES
 from fx_oto.rules.contraction import contract
 from fx_oto.rules.pointwise import Operand, combine
 from fx_oto.tape import OpCall
@@ -26,15 +25,14 @@ def sequence(call: OpCall, p: Propagation) -> None:
     """``lstm``, ``gru``, ``rnn_tanh`` and ``rnn_relu``: layers and directions that share one hidden size."""
     source, weights = call.arg("input"), call.arg("params")
     directions = 2 if call.arg("bidirectional") else 1
-    layers = int(call.arg("num_layers"))
-    per_direction = len(weights) // (layers * directions)
+    each = len(weights) // (call.arg("num_layers") * directions)
+    parts = [weights[start : start + each] for start in range(0, len(weights), each)]
     shown, units = _start(p, _states(call))
-    incoming = _features(p, source)
-    for first in range(0, len(weights), per_direction * directions):
-        for start in range(first, first + per_direction * directions, per_direction):
-            _direction(call, p, incoming, weights[start : start + per_direction], (shown, units))
-        out = shown.repeat(directions)
-        incoming = Operand((1, len(out)), _layers(p, out, 2))
+    incoming, out = _features(p, source), shown.repeat(directions)
+    for first in range(0, len(parts), directions):
+        for part in parts[first : first + directions]:
+            _direction(call, p, incoming, part, (shown, units))
+        incoming = Operand((1, len(out)), _layers(out, 2))
     _put(call, p, [out, shown, units])
 
 
@@ -76,7 +74,7 @@ def _initial(p: Propagation, state: Tensor, labels: Tensor) -> None:
 
 
 def _tie(p: Propagation, layers: Sequence[Layer], labels: Tensor, why: str) -> None:
-    """Unite one layer along the last dimension with units, or with each block of units, if its removed value is zero."""
+    """Unite a layer along the last dimension with units, or each block of it, if its removed value is zero."""
     if not layers:
         p.freeze(labels, why)
     for layer in layers:
@@ -91,7 +89,7 @@ def _features(p: Propagation, value: Tensor, why: str = "a recurrence runs along
     return Operand((1, value.size(-1)), layers)
 
 
-def _layers(p: Propagation, labels: Tensor, ndim: int) -> list[Layer]:
+def _layers(labels: Tensor, ndim: int) -> list[Layer]:
     shape = (1,) * (ndim - 1)
     return [Layer(labels.view(*shape, -1), ZERO.view(*shape, 1))] if len(labels) > 1 else []
 
@@ -101,15 +99,15 @@ def _direction(
 ) -> None:
     """The weights of one layer in one direction: of the input, of the state, biases, and of a projection."""
     shown, units = atoms
-    state = Operand((1, len(shown)), _layers(p, shown, 2))
-    *rest, projection = (*weights[2:], None) if shown is units else weights[2:]
+    state = Operand((1, len(shown)), _layers(shown, 2))
+    biases = weights[2:] if shown is units else weights[2:-1]
     products = [_product(call, p, side, w) for side, w in zip((incoming, state), weights[:2], strict=True)]
-    biases = [Operand(bias.shape, p.layers(bias), p.is_weight(bias)) for bias in rest]
-    gates = combine(p, [*products, *biases], 2, lambda values: torch.stack(torch.broadcast_tensors(*values)).sum(0))
+    added = [Operand(bias.shape, p.layers(bias), p.is_weight(bias)) for bias in biases]
+    gates = combine(p, [*products, *added], 2, lambda values: torch.stack(torch.broadcast_tensors(*values)).sum(0))
     _tie(p, gates, units, FIXED)
-    if projection is not None:
-        hidden = Operand((1, len(units)), _layers(p, units, 2))
-        _tie(p, _product(call, p, hidden, projection).layers, shown, FIXED)
+    if shown is not units:
+        hidden = Operand((1, len(units)), _layers(units, 2))
+        _tie(p, _product(call, p, hidden, weights[-1]).layers, shown, FIXED)
 
 
 def _product(call: OpCall, p: Propagation, side: Operand, weight: Tensor) -> Operand:
@@ -121,4 +119,4 @@ def _product(call: OpCall, p: Propagation, side: Operand, weight: Tensor) -> Ope
 
 def _put(call: OpCall, p: Propagation, atoms: Sequence[Any]) -> None:
     for out, labels in zip(call.outputs, atoms, strict=False):
-        p.put(out, _layers(p, labels, out.ndim))
+        p.put(out, _layers(labels, out.ndim))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
@@ -70,7 +71,9 @@ def _quietly() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with redirect_stderr(StringIO()):
+        with redirect_stderr(StringIO()), warnings.catch_warnings():
+            # recurrent modules keep a list of their parameters, of which export warns though nothing depends on it
+            warnings.filterwarnings("ignore", "The tensor attributes? self.*assigned during export")
             yield
     finally:
         logging.disable(before)

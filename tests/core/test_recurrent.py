@@ -6,10 +6,16 @@ import itertools
 
 import pytest
 import torch
-from support.exactness import compress_half, randomise
+from support.exactness import compress_half, randomise, to_double
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import fx_oto
+from fx_oto.costs import FUSED
+from fx_oto.masks import mask_of
+from fx_oto.tape import Tape
+from passes.verification import relative_error
 
 TOKENS = torch.randn(4, 6, 5)
 HIDDEN = 8
@@ -156,6 +162,19 @@ STATES = {
 }
 
 
+class Residual(nn.Module):
+    """A recurrence in a residual branch, with dropout between its layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Linear(5, HIDDEN), nn.Linear(HIDDEN, 3)
+        self.recurrence = nn.GRU(HIDDEN, HIDDEN, num_layers=3, dropout=0.5, batch_first=True)
+
+    def forward(self, x):
+        x = self.embed(x)
+        return self.head(torch.relu(x + self.recurrence(x)[0]))
+
+
 class Unbatched(nn.Module):
     """One sequence at a time."""
 
@@ -194,6 +213,7 @@ OTHERS = {
     "captions": (Captions, torch.randn(2, 1, 4, 7)),
     "translator": (Translator, TOKENS),
     "shared": (Shared, TOKENS),
+    "residual": (Residual, TOKENS),
     "unbatched": (Unbatched, torch.randn(6, 5)),
     **{f"state {name}": (lambda begin=begin: Given(begin), TOKENS) for name, begin in STATES.items()},
     **{name: (lambda chosen=chosen: Loop(*chosen), TOKENS) for name, chosen in CELLS.items()},
@@ -210,3 +230,157 @@ def test_recurrences_among_other_layers(name):
     frozen = {axis.tensor: str(axis.reason) for axis in fx_oto.partition(result.gm).frozen if axis.dim == 0}
     assert not {name for name in frozen if not name.startswith(("head", "words"))}, frozen
     check_prices(result, inputs.double() if inputs.is_floating_point() else inputs)
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes? self:UserWarning")  # torch's, of a list of parameters
+@pytest.mark.parametrize("name", OTHERS)
+def test_exported_graphs_lose_the_same_units(name):
+    torch.manual_seed(0)
+    make_model, inputs = OTHERS[name]
+    model, inputs = randomise(make_model().double()).eval(), to_double(inputs)
+    many = None if name == "unbatched" else ({0: torch.export.Dim.AUTO},)
+    traced = fx_oto.partition(fx_oto.prepare(model, inputs))
+    gm = fx_oto.prepare(torch.export.export(model, (inputs,), dynamic_shapes=many, strict=False).module(), inputs)
+    zigs = fx_oto.partition(gm)
+    assert sorted(map(len, zigs.families)) == sorted(map(len, traced.families))
+    for i, family in enumerate(zigs.families):
+        mask_of(gm, i)[: len(family) // 2] = 0
+    masked = gm(inputs)
+    for i, family in enumerate(zigs.families):
+        zigs.zero_zigs_(i, torch.arange(len(family) // 2))
+    small = fx_oto.compress(gm)
+    batches = [inputs] if many is None else [inputs, inputs.flip(0)[:2]]
+    assert max(relative_error(model(x), small(x)) for x in batches) <= 1e-10
+    assert relative_error(masked, small(inputs)) <= 1e-10  # here masks reach the parameters, and act alone
+
+
+@pytest.mark.parametrize("kind", ["GRUCell", "RNNCell"])
+def test_masks_of_cells_with_one_state_act_alone(kind):
+    gm = fx_oto.prepare(randomise(Loop(kind).double()), TOKENS.double())
+    zigs, before = fx_oto.partition(gm), gm(TOKENS.double())
+    for i, family in enumerate(zigs.families):
+        mask_of(gm, i)[: len(family) // 2] = 0
+    masked = gm(TOKENS.double())
+    for i, family in enumerate(zigs.families):
+        zigs.zero_zigs_(i, torch.arange(len(family) // 2))
+    assert relative_error(gm(TOKENS.double()), masked) <= 1e-10 < relative_error(before, masked)
+
+
+WHOLE = {
+    "computed, not zero": lambda model, x: model.first(x.mean(1)).sigmoid().unsqueeze(0),
+    "ones": lambda model, x: x.new_ones(1, x.size(0), HIDDEN),
+    "the input": lambda model, x: x.sum(dim=(1, 2)).view(1, -1, 1).expand(1, x.size(0), HIDDEN).relu(),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_units_with_an_initial_state_that_is_not_zero_are_kept(name):
+    zigs = fx_oto.partition(fx_oto.prepare(Given(WHOLE[name]), TOKENS))
+    assert zigs.num_zigs == 0
+    reasons = {axis.tensor: str(axis.reason) for axis in zigs.frozen}
+    assert "initial state" in reasons["recurrence.weight_hh_l0"]
+    assert "test_recurrent.py" in reasons["recurrence.weight_hh_l0"]
+
+
+def test_a_state_that_the_caller_gives_keeps_the_units_and_no_more():
+    class Continued(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.recurrence, self.head = nn.Linear(5, 6), nn.LSTM(6, HIDDEN), nn.Linear(HIDDEN, 3)
+
+        def forward(self, x, h, c):
+            y, (h, c) = self.recurrence(self.embed(x), (h, c))
+            return self.head(y), h, c
+
+    states = torch.randn(2, 1, 6, HIDDEN)
+    gm = fx_oto.prepare(Continued(), (TOKENS, states[0], states[1]))
+    assert [family.name for family in fx_oto.partition(gm).families] == ["embed.weight"]
+
+
+def test_features_that_are_not_zero_once_removed_stay():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.recurrence, self.head = nn.Linear(5, 6), nn.GRU(6, HIDDEN), nn.Linear(HIDDEN, 3)
+
+        def forward(self, x):
+            return self.head(self.recurrence(self.embed(x).sigmoid())[0])
+
+    result = compress_half(Gated(), TOKENS)
+    zigs = fx_oto.partition(result.gm)
+    assert [family.name for family in zigs.families] == ["recurrence.weight_ih_l0"]
+    assert any("not zero once removed" in str(axis.reason) for axis in zigs.frozen if axis.tensor == "embed.weight")
+
+
+def test_a_single_unit_stays():
+    class One(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.recurrence, self.head = nn.LSTM(5, 1, bidirectional=True), nn.Linear(2, 3)
+
+        def forward(self, x):
+            return self.head(self.recurrence(x)[0])
+
+    assert fx_oto.partition(fx_oto.prepare(One(), TOKENS)).num_zigs == 0
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes? self:UserWarning")
+@pytest.mark.parametrize("exported", [False, True], ids=["traced", "exported"])
+def test_as_many_units_as_projections_are_never_left(exported):
+    """Torch takes a state of the same width as its memory for one without projections."""
+    model, inputs = randomise(Tagger("LSTM", False, proj_size=3).double()), TOKENS.double()
+    given = torch.export.export(model, (inputs,), strict=False).module() if exported else model
+    gm = fx_oto.prepare(given, inputs)
+    zigs = fx_oto.partition(gm)
+    hidden = [len(family) for family in zigs.families].index(HIDDEN)
+    zigs.zero_zigs_(hidden, torch.arange(HIDDEN - 3))
+    small = fx_oto.compress(gm)
+    assert relative_error(model(inputs), small(inputs)) <= 1e-10
+    assert small.get_parameter("recurrence.weight_hr_l0").shape == (3, 4)
+
+
+def test_the_analysis_does_not_grow_with_the_sequence():
+    def calls(length):
+        gm = fx_oto.trace(Tagger("GRU", False, num_layers=2), torch.randn(length, 2, 5))
+        return sum(len(step[1]) for step in fx_oto.Context.of(gm).get(Tape).steps)
+
+    assert calls(4) == calls(40)
+
+
+def test_the_compact_module_lists_its_own_parameters():
+    result = compress_half(Tagger("LSTM", False, num_layers=2, bidirectional=True), TOKENS)
+    small, full = (gm.get_submodule("recurrence") for gm in (result.small, result.gm))
+    assert full.hidden_size == HIDDEN
+    assert all(left is right for left, right in zip(small._flat_weights, small.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("form", [{}, {"proj_size": 3}, {"bidirectional": True, "num_layers": 2}], ids=str)
+def test_one_kernel_costs_what_its_steps_do(form):
+    model, inputs = nn.LSTM(5, HIDDEN, **form).double(), TOKENS.double()
+    shown, layers = form.get("proj_size", 0), form.get("num_layers", 1) * (2 if "bidirectional" in form else 1)
+    counter = FlopCounterMode(display=False, custom_mapping=FUSED)
+    with FakeTensorMode(), counter:
+        weights = [torch.empty(weight.shape, device="cuda") for weight in model.parameters()]
+        state, memory = (torch.empty(layers, 6, width, device="cuda") for width in (shown or HIDDEN, HIDDEN))
+        source, each = torch.empty(TOKENS.shape, device="cuda"), len(weights) // layers
+        settings = (2, HIDDEN, shown, form.get("num_layers", 1), False, 0.0, False, "bidirectional" in form, [], None)
+        torch.ops.aten._cudnn_rnn(source, weights, each, None, state, memory, *settings)
+    assert counter.get_total_flops() // 2 == fx_oto.cost(model, inputs).macs
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_training_to_a_target(kind):
+    torch.manual_seed(0)
+    model = Tagger(kind, True, batch_first=True, num_layers=2, dropout=0.1)
+    gm = fx_oto.prepare(model, TOKENS)
+    optimizer = fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.1, momentum=0.9, target_group_sparsity=0.5, total_steps=40)
+    gm.train()
+    for _ in range(40):
+        optimizer.zero_grad()
+        x = torch.randn(16, 6, 5)
+        (gm(x) - x[:, 0, :3]).square().mean().backward()
+        optimizer.step()
+    assert optimizer.reached()["group sparsity"] == fx_oto.partition(gm).group_sparsity() == 0.5
+    small, x = fx_oto.compress(gm).eval(), torch.randn(5, 9, 5)
+    assert relative_error(model.eval()(x), small(x)) <= 1e-5
+    assert small.get_submodule("recurrence").hidden_size < HIDDEN
