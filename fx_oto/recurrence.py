@@ -47,7 +47,7 @@ class WholeRecurrence(TorchFunctionMode):
         name = getattr(func, "__name__", "").partition(".")[0]
         if name in CELLS and not kwargs:
             return self.run(getattr(torch.ops.aten, name).default, args, lambda: func(*args))
-        if name in SEQUENCES and not kwargs and isinstance(args[2], list | tuple):  # else it is a packed sequence
+        if name in SEQUENCES and not kwargs and isinstance(args[3], bool):  # else it is a packed sequence
             return self.run(getattr(torch.ops.aten, name).input, args, lambda: _by_one_step(func, *args))
         return func(*args, **(kwargs or {}))
 
