@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves
 
 from fx_oto.cuts import Cuts
 from fx_oto.dependencies import Adjustment
@@ -100,8 +101,8 @@ def _handler(edit: Editor, node: Node) -> Handler | None:
         name = str(node.args[1])
     if name in _HANDLERS:
         return _HANDLERS[name]
-    sources = [arg for arg in node.all_input_nodes if isinstance(arg.meta.get("val"), Tensor)]
-    return sizes.created if not sources else None
+    read = tree_leaves([arg.meta.get("val") for arg in node.all_input_nodes])
+    return None if any(isinstance(value, Tensor) for value in read) else sizes.created
 
 
 def _erase(edit: Editor, stale: set[Node]) -> None:

@@ -260,6 +260,11 @@ CASES = {
         IMAGE,
         8,
     ),
+    "chunk, joined whole": (
+        Net(lambda m, x: m.b(torch.cat(m.a(x).chunk(2, 1), 1)), a=nn.Linear(5, 16), b=nn.Linear(16, 4)),
+        torch.randn(2, 5),
+        16,
+    ),
     "chunk, gated": (Net(swiglu, a=nn.Linear(5, 16), b=nn.Linear(8, 4)), torch.randn(2, 5), 8),
     "glu": (Net(lambda m, x: m.b(F.glu(m.a(x), -1)), a=nn.Linear(5, 16), b=nn.Linear(8, 4)), torch.randn(2, 5), 8),
     "slices": (two(lambda m, x: torch.cat([x[:, 2:6], x[:, :2] * 2, x[:, 6:]], 1)), IMAGE, 8),
