@@ -26,8 +26,15 @@ def window(call: OpCall, p: Propagation) -> None:
     layers = [Layer(layer.labels, _zero_stays(layer.removed)) for layer in narrowed if layer is not None]
     for value in call.inputs[1:]:
         p.freeze_value(value, "it steers how values are sampled")
+    _put(call, p, layers)
+
+
+def _put(call: OpCall, p: Propagation, layers: Iterable[Layer]) -> None:
+    """Layers of the first result; the others, mostly indices, are not known once their channel is removed."""
+    values = list(layers)
     for out in call.outputs:
-        p.put(out, layers)
+        p.put(out, values)
+        values = [Layer(layer.labels, UNKNOWN.view((1,) * out.ndim)) for layer in values]
 
 
 def _zero_stays(removed: Tensor) -> Tensor:
@@ -35,7 +42,20 @@ def _zero_stays(removed: Tensor) -> Tensor:
 
 
 # Reductions that map zeros to zero; of these, the ones to which an element worth 0 adds nothing.
-_ZERO_TO_ZERO = {"sum", "nansum", "mean", "amax", "amin", "linalg_vector_norm", "norm", "var", "std", "prod"}
+_ZERO_TO_ZERO = {
+    "sum",
+    "nansum",
+    "mean",
+    "amax",
+    "amin",
+    "max",
+    "min",
+    "linalg_vector_norm",
+    "norm",
+    "var",
+    "std",
+    "prod",
+}
 _NEUTRAL = {"sum", "nansum", "mean", "linalg_vector_norm", "norm"}
 
 
@@ -56,8 +76,7 @@ def reduction(call: OpCall, p: Propagation) -> None:
         if call.name == "mean":
             removed = narrowed.removed
         layers.append(Layer(narrowed.labels, removed).map(lambda t: t if keepdim else _drop(t, dims)))
-    for out in call.outputs:
-        p.put(out, layers)
+    _put(call, p, layers)
 
 
 def _absorb(call: OpCall, p: Propagation, layer: Layer) -> None:
@@ -102,8 +121,7 @@ def along(call: OpCall, p: Propagation) -> None:
             keeps_zero = call.name in ("cumsum", "sort", "topk")
             removed = _zero_stays(narrowed.removed) if keeps_zero else UNKNOWN.view((1,) * source.ndim)
             layers.append(Layer(narrowed.labels, removed))
-    for out in call.outputs:
-        p.put(out, layers)
+    _put(call, p, layers)
 
 
 def triangle(call: OpCall, p: Propagation) -> None:

@@ -431,6 +431,8 @@ CASES = {
         torch.randn(2, 5),
         0,
     ),
+    "maximum over pixels": (two(lambda m, x: x.flatten(2).max(2)[0][..., None, None]), IMAGE, 8),
+    "order of pixels": (two(lambda m, x: x.flatten(2).sort(2)[1].to(x.dtype).view(x.shape)), IMAGE, 0),
     "sorted pixels": (two(lambda m, x: x.flatten(2).sort(2)[0].view(x.shape).cumsum(3)), IMAGE, 8),
     "broadcast": (
         Net(
