@@ -63,6 +63,41 @@ def check_prices(result, inputs):
     assert (zigs.params.left(zigs.removed()), zigs.macs.left(zigs.removed())) == (found.params, found.macs)
 
 
+class Summary(nn.Module):
+    """What comes after a recurrence in both directions; its module is called by keywords."""
+
+    def __init__(self, summary, width=2 * HIDDEN):
+        super().__init__()
+        self.embed, self.recurrence = nn.Linear(5, 6), nn.GRU(6, HIDDEN, batch_first=True, bidirectional=True)
+        self.norm, self.score = nn.LayerNorm(2 * HIDDEN), nn.Linear(2 * HIDDEN, 1)
+        self.summary, self.head = summary, nn.Linear(width, 3)
+
+    def forward(self, x):
+        y, h = self.recurrence(input=self.embed(x))
+        return self.head(self.summary(self, y, h))
+
+
+SUMMARIES = {
+    "sum of directions": (lambda m, y, h: y.view(y.size(0), y.size(1), 2, HIDDEN).sum(2), HIDDEN),
+    "product of directions": (lambda m, y, h: y[..., :HIDDEN] * y[..., HIDDEN:], HIDDEN),
+    "ends of directions": (lambda m, y, h: torch.cat([y[:, -1, :HIDDEN], y[:, 0, HIDDEN:]], 1), 2 * HIDDEN),
+    "states by layer": (lambda m, y, h: h.view(1, 2, h.size(1), HIDDEN)[-1].sum(0), HIDDEN),
+    "states, reshaped": (lambda m, y, h: h.transpose(0, 1).reshape(h.size(1), -1), 2 * HIDDEN),
+    "states, unbound": (lambda m, y, h: torch.cat(h.unbind(0), -1), 2 * HIDDEN),
+    "maximum over time": (lambda m, y, h: y.max(1)[0], 2 * HIDDEN),
+    "norm": (lambda m, y, h: m.norm(y), 2 * HIDDEN),
+    "attention": (lambda m, y, h: (m.score(y).softmax(1) * y).sum(1), 2 * HIDDEN),
+}
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_what_comes_after_both_directions(name):
+    torch.manual_seed(0)
+    result = compress_half(Summary(*SUMMARIES[name]), TOKENS)
+    assert [len(family) for family in fx_oto.partition(result.gm).families] == [6, HIDDEN]
+    check_prices(result, TOKENS.double())
+
+
 @pytest.mark.parametrize("last", [False, True], ids=["every step", "last step"])
 @pytest.mark.parametrize(("kind", "options"), NETWORKS, ids=str)
 def test_hidden_units_go_together_in_all_layers_and_directions(kind, options, last):
