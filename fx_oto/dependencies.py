@@ -57,7 +57,8 @@ class Reason:
 # For each kind of adjustment, the ops, in lower case, that slicing knows to adjust.
 ADJUSTABLE = {
     "norm": {"layernorm", "layer_norm", "groupnorm", "group_norm"},
-    "mean": {"mean"},
+    "mean": {"mean", "rmsnorm", "rms_norm"},
+    "var": {"var", "std", "var_mean", "std_mean"},
     "fold": {"linear", "conv1d", "conv2d", "conv3d"},
 }
 
@@ -67,7 +68,7 @@ class Adjustment:
     """A node that stays exact only if slicing also changes how it computes.
 
     Attributes:
-        kind: ``"norm"`` and ``"mean"`` divide by the original count; ``"fold"`` adds to the bias what the
+        kind: ``"norm"``, ``"mean"`` and ``"var"`` count the missing as zeros; ``"fold"`` adds to the bias what the
             removed input channels, worth a constant, contributed.
         node: name of the FX node.
         labels: atoms of the axis that is summed over, shape ``(channels,)``.

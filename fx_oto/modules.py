@@ -70,7 +70,7 @@ _RESIZERS: tuple[tuple[type[nn.Module], Callable[[Any, int, int], None]], ...] =
     (nn.RNNCellBase, _recurrent_cell),
 )
 # Replaced as a whole: by a norm over the original count, by attention with fewer heads (see rewriting/computation.py).
-_REPLACED = (nn.LayerNorm, nn.MultiheadAttention)
+_REPLACED = (nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention)
 
 
 def _resizer(module: nn.Module) -> Callable[[Any, int, int], None] | None:

@@ -6,7 +6,12 @@ mean each in the variance. Results equal those of the full norm on the group-spa
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = [
@@ -16,7 +21,11 @@ __all__ = [
     "layer_norm_over",
     "mean_over",
     "over_original_count",
+    "rms_norm_over",
+    "variance_over",
 ]
+
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def layer_norm_over(value: Tensor, count: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -29,14 +38,20 @@ def layer_norm_over(value: Tensor, count: int, weight: Tensor | None, bias: Tens
         bias: shape ``(kept,)``, or None.
         eps: added to the variance.
     """
-    wide = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-    mean = wide.sum(-1, keepdim=True) / count
-    centred = wide - mean
-    missing = count - value.shape[-1]
-    variance = (centred.square().sum(-1, keepdim=True) + missing * mean.square()) / count
-    result = (centred * torch.rsqrt(variance + eps)).to(value.dtype)
-    result = result if weight is None else result * weight
-    return result if bias is None else result + bias
+    wide = value.float() if value.dtype in _HALF else value
+    total = wide.sum(-1, keepdim=True)
+    centred = torch.sub(wide, total, alpha=1 / count)
+    left = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
+    squares = torch.addcmul(left * left, total, total, value=(count - value.shape[-1]) / count**2)
+    scale = torch.rsqrt(squares / count + eps)
+    result = centred * scale if centred.requires_grad else centred.mul_(scale)  # memory is what a norm costs
+    return _affine(result.to(value.dtype), weight, bias)
+
+
+def _affine(value: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    if weight is None:
+        return value if bias is None else value + bias
+    return value * weight if bias is None else torch.addcmul(bias, value, weight)
 
 
 def group_norm_over(value: Tensor, count: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -44,8 +59,28 @@ def group_norm_over(value: Tensor, count: int, weight: Tensor | None, bias: Tens
     spatial = value[0, 0].numel()
     flat = layer_norm_over(value.flatten(1), count * spatial, None, None, eps).view_as(value)
     shape = [1, -1] + [1] * (value.ndim - 2)
-    flat = flat if weight is None else flat * weight.view(shape)
-    return flat if bias is None else flat + bias.view(shape)
+    return _affine(flat, *(None if part is None else part.view(shape) for part in (weight, bias)))
+
+
+def rms_norm_over(
+    value: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """RMS norm over the last dimensions, as if they had the sizes ``shape`` and the missing elements were zero.
+
+    The native kernel computes it, for with s, the share that is left, ``1/√(s·m + eps) = s^-½ / √(m + eps/s)``.
+
+    Args:
+        value: shape ``(…, *kept)``.
+        shape: original sizes of those dimensions.
+        weight: shape ``kept``, or None.
+        eps: added to the mean square; None for torch's default, the smallest step of the type that it computes in.
+    """
+    if eps is None:
+        eps = torch.finfo(torch.float32 if value.dtype in _HALF else value.dtype).eps
+    kept = value.shape[-len(shape) :]
+    share = math.prod(kept) / math.prod(shape)
+    weight = value.new_full(kept, share**-0.5) if weight is None else weight * share**-0.5
+    return F.rms_norm(value, kept, weight, eps / share)
 
 
 def mean_over(
@@ -55,10 +90,25 @@ def mean_over(
     return value.mean(dim, keepdim=keepdim, dtype=dtype) * share
 
 
+def variance_over(function: str, value: Tensor, *args: Any, share: float, **kwargs: Any) -> Any:
+    """``torch.var``, ``std``, ``var_mean`` or ``std_mean`` of which only ``share`` of the elements are left.
+
+    The missing ones are zero. Arguments other than ``function`` and ``share`` are those of the torch function.
+    """
+    names = ("unbiased",) if args and isinstance(args[0], bool) else ("dim", "unbiased", "keepdim")
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    lost = given["correction"] if given.get("correction") is not None else float(given.get("unbiased", True))
+    variance, mean = torch.var_mean(value, given.get("dim"), correction=0, keepdim=given.get("keepdim", False))
+    count = value.numel() / max(mean.numel(), 1) / share
+    variance = (variance + mean.square() * (1 - share)) * (share * count / (count - lost))
+    spread = variance.sqrt() if function.startswith("std") else variance
+    return (spread, mean * share) if function.endswith("mean") else spread
+
+
 class _NormOver(nn.Module):
     """A norm's parameters at the kept channels, and the original channel count."""
 
-    def __init__(self, count: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
+    def __init__(self, count: int, weight: Tensor | None, bias: Tensor | None, eps: Any) -> None:
         super().__init__()
         self.weight: Tensor | None
         self.bias: Tensor | None
@@ -87,9 +137,23 @@ class GroupNormOver(_NormOver):
         return group_norm_over(value, self.count, self.weight, self.bias, self.eps)
 
 
+class RMSNormOver(_NormOver):
+    """``nn.RMSNorm`` over the last dimensions, dividing by the product of their original sizes ``shape``."""
+
+    def __init__(self, shape: Sequence[int], weight: Tensor | None, eps: float | None) -> None:
+        super().__init__(math.prod(shape), weight, None, eps)
+        self.shape = tuple(shape)
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Normalise ``(…, *kept)``."""
+        return rms_norm_over(value, self.shape, self.weight, self.eps)
+
+
 def over_original_count(module: nn.Module, count: int) -> nn.Module:
-    """The norm that takes the place of ``nn.LayerNorm`` or one-group ``nn.GroupNorm`` with cut parameters."""
+    """The norm that takes the place of a layer, RMS or one-group group norm with cut parameters."""
     if isinstance(module, _NormOver):  # shared, and replaced before
         return module
+    if isinstance(module, nn.RMSNorm):
+        return RMSNormOver(module.normalized_shape, module.weight, module.eps).train(module.training)
     kind = GroupNormOver if isinstance(module, nn.GroupNorm) else LayerNormOver
     return kind(count, module.weight, module.bias, module.eps).train(module.training)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from fx_oto.attention import FewerHeads
 from fx_oto.dependencies import Adjustment
 from fx_oto.graph import op_name
 from fx_oto.modules import resize
-from fx_oto.norms import group_norm_over, layer_norm_over, mean_over, over_original_count
+from fx_oto.norms import group_norm_over, layer_norm_over, mean_over, over_original_count, rms_norm_over, variance_over
 from fx_oto.rewriting.editor import Editor
 
 Fold = Callable[[Node, Adjustment], Tensor]
@@ -67,11 +67,15 @@ def fewer_heads(edit: Editor, node: Node) -> None:
 def adjust(edit: Editor, node: Node, adjustment: Adjustment, fold: Fold) -> None:
     """Make a node compute over the original count, or add what removed channels contributed."""
     kept = edit.cuts.kept_labels(adjustment.labels)
-    if adjustment.kind == "norm" and node.op == "call_module":
+    if adjustment.kind in ("norm", "mean") and node.op == "call_module":
         module = edit.gm.get_submodule(str(node.target))
         edit.gm.set_submodule(str(node.target), over_original_count(module, len(kept)))
     elif adjustment.kind == "norm":
         _norm(edit, node, len(kept))
+    elif adjustment.kind == "mean" and "rms_norm" in op_name(node):
+        _rms_norm(edit, node)
+    elif adjustment.kind == "var":
+        _variance(edit, node, float(kept.sum()) / len(kept))
     elif adjustment.kind == "mean":
         _mean(edit, node, float(kept.sum()) / len(kept))
     else:
@@ -83,6 +87,22 @@ def _norm(edit: Editor, node: Node, count: int) -> None:
     weight, bias = edit.argument(node, 2, "weight"), edit.argument(node, 3, "bias")
     eps = edit.argument(node, 4, "eps", 1e-5)
     edit.replace(node, over, node.args[0], count, weight, bias, eps)
+
+
+def _rms_norm(edit: Editor, node: Node) -> None:
+    if node.target is rms_norm_over:  # two of its dimensions are cut
+        return
+    source, dims = node.args[0], len(edit.argument(node, 1, "normalized_shape"))
+    shape = tuple(edit.shape(source)[-dims:])  # type: ignore[arg-type]
+    weight, eps = edit.argument(node, 2, "weight"), edit.argument(node, 3, "eps")
+    edit.replace(node, rms_norm_over, source, shape, weight, eps)
+
+
+def _variance(edit: Editor, node: Node, share: float) -> None:
+    if node.target is variance_over:  # two of its dimensions are cut
+        node.update_kwarg("share", node.kwargs["share"] * share)  # type: ignore[operator]
+        return
+    edit.replace(node, variance_over, op_name(node), *node.args, share=share, **node.kwargs)
 
 
 def _mean(edit: Editor, node: Node, share: float) -> None:

@@ -28,11 +28,20 @@ def batch_norm(call: OpCall, p: Propagation) -> None:
     for layer in p.layers(source):
         narrowed = p.narrow_to(layer, (1,), "its statistics are taken along it")
         if narrowed is not None:
-            layers.append(Layer(narrowed.labels, _affine(p, weight, bias, narrowed, (1,), source.ndim)))
+            worth = narrowed.removed.reshape(-1) if _of_the_data(call) else UNKNOWN
+            layers.append(Layer(narrowed.labels, _affine(p, weight, bias, narrowed, 1, worth)))
             for tensor in statistics:
                 _couple(p, tensor, narrowed.labels.reshape(-1))
     _keep_unmatched(p, (weight, bias, *statistics), layers)
     p.put(call.out, layers)
+
+
+def _of_the_data(call: OpCall) -> bool:
+    """Whether a batch norm takes its statistics from what it normalises, so that zeros stay zeros."""
+    by_name = {argument.name for argument in call.func._schema.arguments}
+    running = call.arg("running_mean") if "running_mean" in by_name else None
+    training = call.arg("training") if "training" in by_name else "no_training" not in call.name
+    return (running is None or bool(training)) and call.arg("epsilon" if "epsilon" in by_name else "eps") > 0
 
 
 def layer_norm(call: OpCall, p: Propagation) -> None:
@@ -49,7 +58,7 @@ def layer_norm(call: OpCall, p: Propagation) -> None:
         if len(shape) > 1:
             p.freeze(narrowed.labels, "a norm runs over several dimensions")
         _over_original_count(p, narrowed)
-        layers.append(Layer(narrowed.labels, _affine(p, weight, bias, narrowed, (source.ndim - 1,), source.ndim)))
+        layers.append(Layer(narrowed.labels, _affine(p, weight, bias, narrowed, source.ndim - 1)))
     _keep_unmatched(p, (weight, bias), [layer for layer in layers if source.ndim - 1 in layer.dims])
     p.put(call.out, layers)
 
@@ -63,14 +72,16 @@ def group_norm(call: OpCall, p: Propagation) -> None:
         narrowed = p.narrow_to(layer, (1,), "its statistics are taken along it")
         if narrowed is None:
             continue
+        worth = UNKNOWN
         if groups == 1:
             _over_original_count(p, narrowed)
         else:
             grid = narrowed.labels.reshape(groups, -1)
             p.unite(grid, grid[:, :1])
+            worth = narrowed.removed.reshape(-1) if call.arg("eps") > 0 else UNKNOWN
             if not p.can_adjust("norm"):
                 p.freeze(grid, "it is normalised in groups in a way that slicing cannot rewrite")
-        layers.append(Layer(narrowed.labels, _affine(p, weight, bias, narrowed, (1,), source.ndim)))
+        layers.append(Layer(narrowed.labels, _affine(p, weight, bias, narrowed, 1, worth)))
     _keep_unmatched(p, (weight, bias), layers)
     p.put(call.out, layers)
 
@@ -81,13 +92,13 @@ def _over_original_count(p: Propagation, layer: Layer) -> None:
 
 
 def _affine(
-    p: Propagation, weight: Tensor | None, bias: Tensor | None, layer: Layer, dims: Sequence[int], ndim: int
+    p: Propagation, weight: Tensor | None, bias: Tensor | None, layer: Layer, dim: int, normalised: Tensor = UNKNOWN
 ) -> Tensor:
-    """Couple a norm's weight and bias; the removed value of its result, (unknown) · weight + bias."""
+    """Couple a norm's weight and bias; the removed value of its result, normalised · weight + bias."""
     worth = UNKNOWN if weight is None else _couple(p, weight, layer.labels.reshape(-1))
     shift = ZERO if bias is None else _couple(p, bias, layer.labels.reshape(-1))
-    scaled = torch.where(worth == 0, ZERO, UNKNOWN)
-    return (scaled + shift).reshape([-1 if dim in dims else 1 for dim in range(ndim)])
+    scaled = torch.where((worth == 0) | (normalised == 0), ZERO, UNKNOWN)
+    return (scaled + shift).reshape([-1 if d == dim else 1 for d in range(layer.labels.ndim)])
 
 
 def _couple(p: Propagation, tensor: Tensor, labels: Tensor) -> Tensor:

@@ -42,21 +42,11 @@ def _zero_stays(removed: Tensor) -> Tensor:
 
 
 # Reductions that map zeros to zero; of these, the ones to which an element worth 0 adds nothing.
-_ZERO_TO_ZERO = {
-    "sum",
-    "nansum",
-    "mean",
-    "amax",
-    "amin",
-    "max",
-    "min",
-    "linalg_vector_norm",
-    "norm",
-    "var",
-    "std",
-    "prod",
-}
+_ZERO_TO_ZERO = {"sum", "nansum", "mean", "amax", "amin", "max", "min", "linalg_vector_norm", "norm", "prod"}
+_ZERO_TO_ZERO |= {"var", "std", "var_mean", "std_mean"}
 _NEUTRAL = {"sum", "nansum", "mean", "linalg_vector_norm", "norm"}
+# Those in which it counts, and how slicing sees to that.
+_COUNTING = {"mean": "mean", **dict.fromkeys(("var", "std", "var_mean", "std_mean"), "var")}
 
 
 def reduction(call: OpCall, p: Propagation) -> None:
@@ -82,14 +72,14 @@ def reduction(call: OpCall, p: Propagation) -> None:
 def _absorb(call: OpCall, p: Propagation, layer: Layer) -> None:
     """Everything tracked by this layer is reduced away."""
     order = _optional(call, "ord") or _optional(call, "p") or 2
-    if call.name not in _NEUTRAL or order < 0:
+    if call.name not in _NEUTRAL | _COUNTING.keys() or order < 0:
         p.freeze(layer.labels, f"{call.name} runs over it")
         return
     p.freeze_where(
         layer.removed != 0, layer.labels, "its value is not zero once removed, and the sum over it would change"
     )
-    if call.name == "mean":
-        p.adjust("mean", layer.labels)
+    if kind := _COUNTING.get(call.name):
+        p.adjust(kind, layer.labels)
 
 
 def _optional(call: OpCall, name: str) -> Any:
