@@ -56,7 +56,7 @@ class Reason:
 
 # For each kind of adjustment, the ops, in lower case, that slicing knows to adjust.
 ADJUSTABLE = {
-    "norm": {"layernorm", "layer_norm", "groupnorm", "group_norm"},
+    "norm": {"layernorm", "layer_norm", "groupnorm", "group_norm", "batch_norm"},
     "mean": {"mean", "rmsnorm", "rms_norm"},
     "var": {"var", "std", "var_mean", "std_mean"},
     "fold": {"linear", "conv1d", "conv2d", "conv3d"},

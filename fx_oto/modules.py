@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _NormBase
@@ -21,13 +21,19 @@ from fx_oto.recurrence import GATES
 __all__ = ["holds_layers", "is_opaque", "is_torchs", "keeps_parameters_whole", "resizable", "resize"]
 
 
+def _weight(module: nn.Module) -> Any:
+    """A module's weight, or what a hook of ``torch.nn.utils`` computes it from: then the weight itself is stale."""
+    stored = [parameter for parameter in module.parameters(recurse=False) if parameter.ndim > 1]
+    return max(stored, key=Tensor.numel) if stored else module.weight
+
+
 def _conv(module: Any, inputs: int, outputs: int) -> None:
     module.in_channels, module.out_channels = inputs, outputs
-    module.groups = (outputs if module.transposed else inputs) // module.weight.shape[1]
+    module.groups = (outputs if module.transposed else inputs) // _weight(module).shape[1]
 
 
 def _linear(module: Any, inputs: int, outputs: int) -> None:
-    module.out_features, module.in_features = module.weight.shape
+    module.out_features, module.in_features = _weight(module).shape
 
 
 def _norm(module: Any, inputs: int, outputs: int) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 __all__ = [
     "GroupNormOver",
     "LayerNormOver",
+    "batch_norm_over",
     "group_norm_over",
     "layer_norm_over",
     "mean_over",
@@ -58,8 +59,12 @@ def group_norm_over(value: Tensor, count: int, weight: Tensor | None, bias: Tens
     """Group norm with one group over all of ``(N, kept, …)``, as if dimension 1 had ``count`` channels."""
     spatial = value[0, 0].numel()
     flat = layer_norm_over(value.flatten(1), count * spatial, None, None, eps).view_as(value)
+    return _channels_affine(flat, weight, bias)
+
+
+def _channels_affine(value: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     shape = [1, -1] + [1] * (value.ndim - 2)
-    return _affine(flat, *(None if part is None else part.view(shape) for part in (weight, bias)))
+    return _affine(value, *(None if part is None else part.view(shape) for part in (weight, bias)))
 
 
 def rms_norm_over(
@@ -103,6 +108,13 @@ def variance_over(function: str, value: Tensor, *args: Any, share: float, **kwar
     variance = (variance + mean.square() * (1 - share)) * (share * count / (count - lost))
     spread = variance.sqrt() if function.startswith("std") else variance
     return (spread, mean * share) if function.endswith("mean") else spread
+
+
+def batch_norm_over(value: Tensor, share: float, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Batch norm by the statistics of ``value``, shape ``(N, C, …)``; of each channel only ``share`` is left."""
+    dims = [dim for dim in range(value.ndim) if dim != 1]
+    variance, mean = variance_over("var_mean", value, dims, share=share, correction=0, keepdim=True)
+    return _channels_affine((value - mean) * torch.rsqrt(variance + eps), weight, bias)
 
 
 class _NormOver(nn.Module):

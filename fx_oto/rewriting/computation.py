@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.modules.conv import _ConvNd
@@ -13,7 +14,15 @@ from fx_oto.attention import FewerHeads
 from fx_oto.dependencies import Adjustment
 from fx_oto.graph import op_name
 from fx_oto.modules import resize
-from fx_oto.norms import group_norm_over, layer_norm_over, mean_over, over_original_count, rms_norm_over, variance_over
+from fx_oto.norms import (
+    batch_norm_over,
+    group_norm_over,
+    layer_norm_over,
+    mean_over,
+    over_original_count,
+    rms_norm_over,
+    variance_over,
+)
 from fx_oto.rewriting.editor import Editor
 
 Fold = Callable[[Node, Adjustment], Tensor]
@@ -70,6 +79,8 @@ def adjust(edit: Editor, node: Node, adjustment: Adjustment, fold: Fold) -> None
     if adjustment.kind in ("norm", "mean") and node.op == "call_module":
         module = edit.gm.get_submodule(str(node.target))
         edit.gm.set_submodule(str(node.target), over_original_count(module, len(kept)))
+    elif adjustment.kind == "norm" and "batch_norm" in op_name(node):
+        _batch_norm(edit, node, float(kept.sum()) / len(kept))
     elif adjustment.kind == "norm":
         _norm(edit, node, len(kept))
     elif adjustment.kind == "mean" and "rms_norm" in op_name(node):
@@ -87,6 +98,16 @@ def _norm(edit: Editor, node: Node, count: int) -> None:
     weight, bias = edit.argument(node, 2, "weight"), edit.argument(node, 3, "bias")
     eps = edit.argument(node, 4, "eps", 1e-5)
     edit.replace(node, over, node.args[0], count, weight, bias, eps)
+
+
+def _batch_norm(edit: Editor, node: Node, share: float) -> None:
+    if node.target is batch_norm_over:  # two of its dimensions are cut
+        node.update_arg(1, node.args[1] * share)  # type: ignore[operator]
+        return
+    first = 3 if node.target is F.batch_norm else 1  # torch.batch_norm has another order
+    weight, bias = edit.argument(node, first, "weight"), edit.argument(node, first + 1, "bias")
+    eps = edit.argument(node, 7, "eps", 1e-5)
+    edit.replace(node, batch_norm_over, node.args[0], share, weight, bias, eps)
 
 
 def _rms_norm(edit: Editor, node: Node) -> None:

@@ -19,7 +19,7 @@ from fx_oto.tape import opaque_call
 __all__ = ["register_rule", "rule_for"]
 
 _BY_NAME: dict[str, Rule] = {
-    **dict.fromkeys(("mm", "bmm", "mv", "dot"), contraction.matmul),
+    **dict.fromkeys(("mm", "bmm", "mv", "dot", "vdot"), contraction.matmul),
     **dict.fromkeys(("addmm", "baddbmm"), contraction.add_matmul),
     "convolution": contraction.convolution,
     "embedding": contraction.embedding,
@@ -32,6 +32,7 @@ _BY_NAME: dict[str, Rule] = {
     **dict.fromkeys(CELLS, recurrence.cell),
     "native_layer_norm": normalisation.layer_norm,
     "native_group_norm": normalisation.group_norm,
+    "_weight_norm_interface": normalisation.weight_norm,
     **dict.fromkeys(
         ("clone", "_to_copy", "lift_fresh_copy", "alias", "detach", "detach_", "lift_fresh"), movement.identity
     ),

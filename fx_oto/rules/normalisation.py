@@ -15,7 +15,7 @@ from fx_oto.labels import UNKNOWN, ZERO, Layer
 from fx_oto.propagation import FIXED, Propagation
 from fx_oto.tape import OpCall
 
-__all__ = ["batch_norm", "group_norm", "layer_norm"]
+__all__ = ["batch_norm", "group_norm", "layer_norm", "weight_norm"]
 
 _NOT_ZERO = "its value is not zero once removed, and the statistics over it would change"
 
@@ -24,16 +24,21 @@ def batch_norm(call: OpCall, p: Propagation) -> None:
     """Statistics per channel (dimension 1): input, affine and running statistics are coupled."""
     source, weight, bias = call.args[:3]
     statistics = [t for t in call.inputs if t is not source and t is not weight and t is not bias]
-    layers = []
+    of_the_data = _of_the_data(call)
+    layers, summed = [], []
     for layer in p.layers(source):
+        if of_the_data and not statistics and 1 not in layer.dims:
+            _over_original_count(p, layer)
+            summed.append(Layer(layer.labels, UNKNOWN.view((1,) * source.ndim)))
+            continue
         narrowed = p.narrow_to(layer, (1,), "its statistics are taken along it")
         if narrowed is not None:
-            worth = narrowed.removed.reshape(-1) if _of_the_data(call) else UNKNOWN
+            worth = narrowed.removed.reshape(-1) if of_the_data else UNKNOWN
             layers.append(Layer(narrowed.labels, _affine(p, weight, bias, narrowed, 1, worth)))
             for tensor in statistics:
                 _couple(p, tensor, narrowed.labels.reshape(-1))
     _keep_unmatched(p, (weight, bias, *statistics), layers)
-    p.put(call.out, layers)
+    p.put(call.out, layers + summed)
 
 
 def _of_the_data(call: OpCall) -> bool:
@@ -84,6 +89,29 @@ def group_norm(call: OpCall, p: Propagation) -> None:
         layers.append(Layer(narrowed.labels, _affine(p, weight, bias, narrowed, 1, worth)))
     _keep_unmatched(p, (weight, bias), layers)
     p.put(call.out, layers)
+
+
+def weight_norm(call: OpCall, p: Propagation) -> None:
+    """``g · v / ‖v‖``: ``g`` is what makes a slice zero, for where ``v`` were zero, too, there would be 0 / 0.
+
+    What ``v`` loses along the other dimensions is zero, and adds nothing to the norm.
+    """
+    v, g, dim = call.args[0], call.args[1], int(call.arg("dim"))
+    layers = []
+    for layer in p.layers(v):
+        if dim not in layer.dims:
+            p.freeze_where(layer.removed != 0, layer.labels, _NOT_ZERO)
+            layers.append(Layer(layer.labels, _zero_stays(layer.removed)))
+        elif (narrowed := p.narrow_to(layer, (dim,), "")) is not None:
+            worth = _couple(p, g, narrowed.labels.reshape(-1))
+            p.consume(narrowed.labels)
+            shape = [-1 if d == dim else 1 for d in range(v.ndim)]
+            layers.append(Layer(narrowed.labels, _zero_stays(worth).reshape(shape)))
+    p.put(call.out, layers)
+
+
+def _zero_stays(worth: Tensor) -> Tensor:
+    return torch.where(worth == 0, ZERO, UNKNOWN)
 
 
 def _over_original_count(p: Propagation, layer: Layer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,6 +114,7 @@ def combine(
         if thin and not (removed == 0).all():  # what is removed depends on which axis survives
             thin, known = [], members
             removed = worth([_worth(position, known, ndim) for position in range(len(operands))])
+        p.freeze_where(removed == math.inf, labels, "once zero, it would be 0 / 0 or the like")
         for member in members[1:]:
             couple = p.crossing if member in thin else p.unite
             couple(labels, member[1].labels)
@@ -219,7 +221,10 @@ def _probe(call: OpCall, values: list[Tensor]) -> Tensor:
     if results.size(0) != len(_PROBES):  # nothing unknown came in, or the op ignores its operands
         results = results.expand(len(_PROBES), *results.shape[1:])
     agree = (results == results[0]).all(0)
-    return compress(torch.where(agree, results[0], UNKNOWN))
+    known = torch.where(agree, results[0], UNKNOWN)
+    if not any(value.isnan().any() for value in values):  # what is no number, although all is known
+        known = torch.where(results[0].isnan(), math.inf, known)
+    return compress(known)
 
 
 def _functional(func: Any) -> Any:

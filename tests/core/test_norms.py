@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
 from support.exactness import calibrate, compress_half, randomise
 from support.vision import torchvision_models
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import fx_oto
 from fx_oto import norms
@@ -124,7 +127,72 @@ IMAGES = {
     "layer norm by squares": lambda: Spelled(by_squares),
     "global response norm": lambda: Spelled(response),
 }
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weight has mean zero and variance one."""
+
+    def forward(self, x):
+        w = self.weight.reshape(1, self.out_channels, -1)
+        w = F.batch_norm(w, None, None, training=True, momentum=0.0, eps=1e-6).reshape_as(self.weight)
+        return F.conv2d(x, w, self.bias, self.stride, self.padding)
+
+
+class StandardisedByHand(nn.Conv2d):
+    def forward(self, x):
+        var, mean = torch.var_mean(self.weight, (1, 2, 3), keepdim=True, unbiased=False)
+        return F.conv2d(x, (self.weight - mean) / torch.sqrt(var + 1e-6), self.bias, self.stride, self.padding)
+
+
+class Scaled(nn.Conv2d):
+    def __init__(self, inputs, outputs, size, padding):
+        super().__init__(inputs, outputs, size, padding=padding)
+        self.gain = nn.Parameter(torch.ones(outputs, 1, 1, 1))
+
+    def forward(self, x):
+        w, gain = self.weight.reshape(1, self.out_channels, -1), (self.gain * 0.1).view(-1)
+        w = F.batch_norm(w, None, None, weight=gain, training=True, momentum=0.0, eps=1e-6)
+        return F.conv2d(x, w.reshape_as(self.weight), self.bias, self.stride, self.padding)
+
+
+class StandardisedLinear(nn.Linear):
+    def forward(self, x):
+        w = self.weight - self.weight.mean(1, keepdim=True)
+        return F.linear(x, w / (self.weight.std(1, keepdim=True) + 1e-5), self.bias)
+
+
+class Cosine(nn.Linear):
+    def forward(self, x):
+        return F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1), self.bias)
+
+
+def weight_normed(layer):
+    return lambda *args, **kwargs: parametrizations.weight_norm(layer(*args, **kwargs))
+
+
+def weight_normed_by_hook(*args, **kwargs):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.utils.weight_norm(nn.Conv2d(*args, **kwargs))
+
+
+WEIGHTS = {
+    "standardised": Standardised,
+    "standardised by hand": StandardisedByHand,
+    "standardised and scaled": Scaled,
+    "weight norm": weight_normed(nn.Conv2d),
+    "weight norm by a hook": weight_normed_by_hook,
+}
+LINEAR = {"standardised": StandardisedLinear, "cosine": Cosine, "weight norm": weight_normed(nn.Linear)}
 NETWORKS = {
+    **{
+        f"convolution: {name}": (lambda make=make: (ConvNet(nn.BatchNorm2d(16), make), (2, 3, 8, 8)))
+        for name, make in WEIGHTS.items()
+    },
+    **{
+        f"linear: {name}": (lambda make=make: (TokenNet(nn.LayerNorm(16), nn.LayerNorm(16), make), (2, 7, 6)))
+        for name, make in LINEAR.items()
+    },
     **{f"tokens: {name}": (lambda make=make: (TokenNet(make(), make()), (2, 7, 6))) for name, make in TOKENS.items()},
     **{f"images: {name}": (lambda make=make: (ConvNet(make()), (2, 3, 8, 8))) for name, make in IMAGES.items()},
     "1d": lambda: (ConvNet(nn.InstanceNorm1d(16), nn.Conv1d), (2, 3, 8)),
@@ -141,6 +209,8 @@ def test_pruned_and_exact(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_exported_pruned_and_exact(name):
     model, shape = NETWORKS[name]()
+    if "hook" in name:
+        pytest.skip("torch.export warns of the hook")
     x = torch.randn(shape).double()
     calibrate(randomise(model.double()), (x,), {})
     exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},)).module()
@@ -153,11 +223,31 @@ def test_exported_pruned_and_exact(name):
     assert sizes[0] < 0.36 * sizes[1]
 
 
+def conv_net(norm, conv=nn.Conv2d):
+    return lambda: ConvNet(norm(16), conv)
+
+
 KEPT = {
-    "response to neighbouring channels": (lambda: nn.LocalResponseNorm(5), "a window slides along it"),
+    "response to neighbouring channels": (conv_net(lambda n: nn.LocalResponseNorm(5)), "a window slides along it"),
     "statistics without a weight": (
-        lambda: nn.BatchNorm2d(16, affine=False),
+        conv_net(lambda n: nn.BatchNorm2d(n, affine=False)),
         "its value is not zero once removed, and the sum over it would change",
+    ),
+    "spectral norm": (
+        conv_net(nn.BatchNorm2d, lambda *a, **k: parametrizations.spectral_norm(nn.Conv2d(*a, **k))),
+        "its value is not zero once removed, and the sum over it would change",
+    ),
+    "weight norm of the inputs": (
+        conv_net(nn.BatchNorm2d, lambda *a, **k: parametrizations.weight_norm(nn.Conv2d(*a, **k), dim=1)),
+        "once zero, it would be 0 / 0 or the like",
+    ),
+    "zero over zero": (
+        conv_net(lambda n: Spelled(lambda m, x: x / x.pow(2).mean((2, 3), keepdim=True).sqrt())),
+        "once zero, it would be 0 / 0 or the like",
+    ),
+    "infinity times zero": (
+        conv_net(lambda n: Spelled(lambda m, x: x * x.pow(2).mean((2, 3), keepdim=True).rsqrt())),
+        "once zero, it would be 0 / 0 or the like",
     ),
 }
 
@@ -165,7 +255,7 @@ KEPT = {
 @pytest.mark.parametrize("name", KEPT)
 def test_kept_whole_with_the_reason(name):
     make, reason = KEPT[name]
-    result = compress_half(ConvNet(make()), torch.randn(2, 3, 8, 8))
+    result = compress_half(make(), torch.randn(2, 3, 8, 8))
     assert result.params_left > 0.5
     assert reason in [kept.reason.why for kept in fx_oto.partition(result.gm).frozen]
 
