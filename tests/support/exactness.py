@@ -16,8 +16,12 @@ from passes.verification import relative_error
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every parameter and every running statistic a random value far from zero or one."""
+def randomise(model: nn.Module, seed: int = 0, linear_gain: float = 2.0, constants: bool = True) -> nn.Module:
+    """Give every parameter and every running statistic a random value far from zero or one.
+
+    Weights have the variance ``gain / fan_in``; ``linear_gain`` is that of matrices, all others have 2. With
+    ``constants``, buffers that are no running statistics, such as additive masks, are changed as well.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def noise(like: Tensor) -> Tensor:
@@ -29,9 +33,10 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
                 parameter.copy_(noise(parameter) * 0.1 + (0.0 if "bias" in name else 1.0))
             else:
                 fan_in = parameter[0].numel() if parameter.shape[0] > 1 else parameter.numel()
-                parameter.copy_(noise(parameter) * (2.0 / fan_in) ** 0.5)
+                gain = linear_gain if parameter.ndim == 2 else 2.0
+                parameter.copy_(noise(parameter) * (gain / fan_in) ** 0.5)
         for name, buffer in model.named_buffers():
-            if buffer.is_floating_point():
+            if buffer.is_floating_point() and (constants or "running_" in name):
                 buffer.copy_(noise(buffer).abs() * 0.3 + 0.7 if "var" in name else noise(buffer) * 0.1)
     return model
 
@@ -43,12 +48,17 @@ def to_double(inputs: object) -> object:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, args: tuple, kwargs: dict) -> nn.Module:
-    """Take running statistics from data, then perturb them: signals keep their scale through deep networks."""
-    norms = [m for m in model.modules() if getattr(m, "running_var", None) is not None]
+    """Take running statistics from data, then perturb them: signals keep their scale through deep networks.
+
+    Only what has running statistics is in training mode meanwhile: others may ask for more in it, such as targets.
+    """
+    model.eval()
+    norms = [m for m in model.modules() if getattr(m, "running_var", None) is not None and hasattr(m, "momentum")]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
+        norm.train()
         norm.momentum = 1.0
-    model.train()(*args, **kwargs)
+    model(*args, **kwargs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.running_mean += 0.1 * torch.randn_like(norm.running_mean) * norm.running_var.sqrt()

@@ -1,0 +1,96 @@
+"""Which networks are compressed exactly: half of every family of groups zero, compact against eager model.
+
+    pip install -e '.[bench]' timm transformers torch-pruning==1.6.1; pip install --no-deps torchvision
+    python benchmarks/coverage.py torchvision            # or timm, timm-all, transformers, peers; then names, or all
+    python benchmarks/coverage.py timm --missing         # only what was not measured yet
+    python benchmarks/coverage.py timm --peer            # what Torch-Pruning leaves of the same networks
+    python benchmarks/coverage.py --table                # only render coverage/README.md
+
+Each network has random weights, in float64 where it can, and is measured in a process of its own. Results are kept in
+``coverage/<zoo>.json`` as they come; names replace what was measured before, so a run can be stopped and continued.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent / "coverage"
+sys.path[0] = str(HERE)  # this script's own folder would hide the package of its name
+sys.path[1:1] = [str(HERE.parents[1] / "tests"), str(HERE.parents[1])]
+
+import torch
+from apart import Limits, run_apart
+from networks import ZOOS, load
+from table import render
+
+Records = dict[str, dict[str, Any]]
+
+
+def kept(zoo: str) -> Records:
+    path = HERE / f"{zoo}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def keep(zoo: str, records: Records) -> None:
+    """One network a line, sorted: a change of one is a change of one line."""
+    lines = (f"{json.dumps(name)}: {json.dumps(records[name], sort_keys=True)}" for name in sorted(records))
+    text = "{\n" + ",\n".join(lines) + "\n}\n"
+    beside = HERE / f"{zoo}.json.new"
+    beside.write_text(text)
+    beside.replace(HERE / f"{zoo}.json")
+
+
+def chosen(zoo: str, patterns: list[str], records: Records, field: str | None) -> list[str]:
+    """Names that match a pattern, or all; with ``field``, only those whose record lacks it."""
+    names = [name for name in load(zoo).names() if not patterns or any(fnmatchcase(name, p) for p in patterns)]
+    return [name for name in names if field is None or field not in records.get(name, {})]
+
+
+def run(zoo: str, arguments: argparse.Namespace) -> None:
+    warnings.simplefilter("ignore")
+    source, records = load(zoo), kept(zoo)
+    torch.set_num_threads(1)
+    if arguments.peer:
+        import peer as tool
+    else:
+        import measure as tool
+
+        tool.warm_up()
+    missing = ("torch_pruning" if arguments.peer else "status") if arguments.missing else None
+    names = chosen(zoo, arguments.names, records, missing)
+    limits = Limits(arguments.timeout, arguments.memory, arguments.jobs)
+    for name, result in run_apart(names, lambda name, note: tool.measure(lambda: source.build(name), note), limits):
+        records = kept(zoo)  # another run may have written meanwhile
+        before = records.get(name, {})
+        if arguments.peer:
+            records[name] = before | {"torch_pruning": result}
+        else:
+            records[name] = result | {key: before[key] for key in ("torch_pruning",) if key in before}
+        keep(zoo, records)
+        print(f"{name:40s} {json.dumps(result)[:400]}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("zoo", nargs="?", choices=sorted(ZOOS))
+    parser.add_argument("names", nargs="*", help="names or glob patterns; all of the zoo if none")
+    parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds for each network")
+    parser.add_argument("--memory", type=float, default=12, help="GiB for each network")
+    parser.add_argument("--missing", action="store_true", help="only what has no result yet")
+    parser.add_argument("--peer", action="store_true", help="measure Torch-Pruning instead")
+    parser.add_argument("--table", action="store_true", help="only render the results")
+    arguments = parser.parse_intermixed_args()
+    if arguments.zoo and not arguments.table:
+        run(arguments.zoo, arguments)
+    (HERE / "README.md").write_text(render({zoo: kept(zoo) for zoo in ZOOS if kept(zoo)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Every model of torchvision that is not quantised, on the smallest images that make sense."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from networks import Built, Inputs, images
+from torch import Tensor
+from torchvision.models import get_model_builder, list_models
+
+# name or the start of it: size of the image; the longest start wins
+SIZES = {"": 64, "vit": 224, "vit_h_14": 224, "maxvit": 224, "inception_v3": 96, "vgg": 32}
+CLIPS = {"": (8, 112, 112), "mvit": (16, 224, 224), "s3d": (16, 112, 112), "swin3d": (8, 64, 64)}
+
+
+def names() -> list[str]:
+    return [name for name in list_models() if not name.startswith("quantized_")]
+
+
+def build(name: str) -> Built:
+    builder = get_model_builder(name)
+    options: dict[str, Any] = {"weights": None}
+    if "weights_backbone" in inspect.signature(builder).parameters:
+        options["weights_backbone"] = None
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False  # theirs takes a minute
+    return builder(**options), _inputs(name, builder.__module__)
+
+
+def _inputs(name: str, module: str) -> Inputs:
+    if ".detection" in module:
+        return _lists_of_images
+    if ".optical_flow" in module:
+        return _pairs_of_images
+    if ".video" in module:
+        return images(3, *_longest(CLIPS, name))
+    return images(3, *[_longest(SIZES, name)] * 2)
+
+
+def _longest(table: dict[str, Any], name: str) -> Any:
+    return table[max((start for start in table if name.startswith(start)), key=len)]
+
+
+def _lists_of_images(batch: int, seed: int) -> tuple[tuple[list[Tensor]], dict[str, Any]]:
+    generator = torch.Generator().manual_seed(seed)
+    return ([torch.rand(3, 64, 64, generator=generator) for _ in range(batch)],), {}
+
+
+def _pairs_of_images(batch: int, seed: int) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
+    generator = torch.Generator().manual_seed(seed)
+    first, second = torch.rand(2, batch, 3, 128, 128, generator=generator) * 2 - 1
+    return (first, second), {"num_flow_updates": 2}
