@@ -107,6 +107,9 @@ def _start(name: str, work: Work, limits: Limits) -> _Child:
 def _inside(name: str, work: Work, limits: Limits, pipe: Connection, trace: str) -> None:
     size = int(limits.memory * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)  # what libraries print and log
+    os.dup2(silence, 2)
     with open(trace, "w") as file:
         faulthandler.enable(file)  # where it crashed
         faulthandler.dump_traceback_later(limits.seconds, exit=True, file=file)

@@ -17,8 +17,8 @@ __all__ = ["measure"]
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 HEADS, WIDTHS, TOTALS = (
-    ("num_heads", "num_attention_heads"),
-    ("head_dim", "attention_head_size"),
+    ("num_heads", "num_attention_heads", "n_heads"),
+    ("head_dim", "attention_head_size", "key_value_proj_dim"),
     ("all_head_size", "inner_dim"),
 )
 

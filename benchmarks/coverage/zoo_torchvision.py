@@ -8,11 +8,31 @@ from typing import Any
 import torch
 from networks import Built, Inputs, images
 from torch import Tensor
+from torchvision import extension
 from torchvision.models import get_model_builder, list_models
+from torchvision.ops import box_iou
 
 # name or the start of it: size of the image; the longest start wins
-SIZES = {"": 64, "vit": 224, "vit_h_14": 224, "maxvit": 224, "inception_v3": 96, "vgg": 32}
+SIZES = {"": 64, "vit": 224, "vit_h_14": 224, "maxvit": 224, "inception_v3": 299, "vgg": 32}
 CLIPS = {"": (8, 112, 112), "mvit": (16, 224, 224), "s3d": (16, 112, 112), "swin3d": (8, 64, 64)}
+
+
+if not extension._has_ops():  # only the Python part is installed; what detection needs beyond it is one operator
+
+    @torch.library.custom_op("torchvision::nms", mutates_args=())
+    def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+        """Indices of boxes, best first, of which none overlaps a better one by more than the threshold."""
+        overlap, kept = box_iou(boxes, boxes), []
+        for index in scores.argsort(descending=True, stable=True).tolist():
+            if not kept or overlap[index, kept].max() <= iou_threshold:
+                kept.append(index)
+        return torch.tensor(kept, dtype=torch.int64)
+
+    @_nms.register_fake
+    def _(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+        return scores.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
+
+    extension._has_ops = lambda: True
 
 
 def names() -> list[str]:
@@ -26,6 +46,8 @@ def build(name: str) -> Built:
         options["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = False  # theirs takes a minute
+    if ".detection" in builder.__module__ and not name.startswith("ssd"):
+        options |= {"min_size": 64, "max_size": 64}  # they resize their images
     return builder(**options), _inputs(name, builder.__module__)
 
 
