@@ -1,7 +1,7 @@
 """Rules for recurrent layers and cells: a hidden unit goes with its rows in every gate.
 
-With all its variables zero, a unit's gates are ½ and its candidate is 0, so its state stays what it is at the
-beginning, times a power of ½: it is zero for ever if it is zero at first.
+With all its variables zero, a unit's gates are ½ and what it would add to its state is 0, so the state of an LSTM or
+GRU halves at every step: it is zero for ever if it is zero at first. A plain recurrence shows its first state once.
 """
 
 from __future__ import annotations
