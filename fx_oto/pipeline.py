@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
 
+import torch
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassResult
 
@@ -43,7 +44,8 @@ class _Stage(ABC):
         """Run on a GraphModule, whose graph and modules are never changed; results and record go to its ``meta``."""
         before = Context.of(graph_module)
         start = time.perf_counter()
-        result = self._run(graph_module)
+        with torch.inference_mode(False):  # what is made is to be trained
+            result = self._run(graph_module)
         seconds = time.perf_counter() - start
         gm = result.graph_module
         record = PassRecord(

@@ -28,6 +28,9 @@ from fx_oto.tape import OpCall, Tape, macs_of
 __all__ = ["FIXED", "Propagation", "Region", "Rule"]
 
 
+# What is no tensor and holds none.
+_PLAIN: tuple[type, ...] = (Tensor, int, float, complex, str, bytes, type(None), type, slice, range, torch.SymInt)
+_PLAIN += (torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
 # The commonest reason to keep something whole.
 FIXED = "it is combined with a tensor that is kept whole, such as the input"
 
@@ -65,6 +68,7 @@ class Propagation:
         self._gm, self._tape, self._rule_for = gm, tape, rule_for
         self._layers: dict[int, tuple[Layer, ...]] = {}
         self._storages: dict[int, list[Tensor]] = {}
+        self._outdated: dict[int, Tensor] = {}
         self._weights: set[int] = set()
         self._regions: dict[int, Region] = {}
         self._frozen: list[tuple[Tensor, Reason]] = []
@@ -288,9 +292,14 @@ class Propagation:
                 self.freeze_value(tensor, "it is not used by the traced graph")
 
     def _enter(self, node: Node, value: Any) -> None:
+        if node.op.startswith("call_") and not all(isinstance(leaf, _PLAIN) for leaf in tree_leaves(value)):
+            for read in node.all_input_nodes:
+                for leaf in _tensors(read.meta["val"]):
+                    self.freeze_value(leaf, f"it goes into an object of class {type(value).__name__}, which is opaque")
         if node.op == "placeholder":
             self._origins.begin(_tensors(value), Reason(f"it is the model's input {node.target!r}", node=node.name))
         elif node.op == "output":
+            self._check_outdated(_tensors(value))
             for leaf in _tensors(value):
                 self.freeze_value(leaf, "it is part of the model's output")
         elif node.op == "call_module":
@@ -302,6 +311,7 @@ class Propagation:
                     self.freeze_value(stand_in, f"slicing does not know the module class {type(module).__name__}")
 
     def _play(self, call: OpCall) -> None:
+        self._check_outdated(call.inputs)
         rule = self._rule_for(call.func)
         if not getattr(rule, "moves_data", False):
             for value in call.inputs:
@@ -313,7 +323,7 @@ class Propagation:
         self._origins.pass_on(call, [reason for _, reason in self._frozen[refused:]])
         self._price(call)
         if call.mutates:
-            self._check_aliases(call.args[0], before)
+            self._note_aliases(call.args[0], before)
         for out in call.outputs:
             self._storages.setdefault(_storage(out), []).append(out)
 
@@ -330,15 +340,21 @@ class Propagation:
         last = operands[1].ndim - 1
         return [*left, *(layer for layer in right if last > 0 and layer.dims == (last,))]
 
-    def _check_aliases(self, target: Tensor, before: tuple[Layer, ...]) -> None:
+    def _note_aliases(self, target: Tensor, before: tuple[Layer, ...]) -> None:
         """A write into a view changes its base, whose layers were recorded before."""
         after = self.layers(target)
         if len(after) == len(before) and all(map(_equivalent, before, after)):
             return
         for other in self._storages.get(_storage(target), ()):
             if other is not target:
-                for value in (target, other):
-                    self.freeze_value(value, "it is written in place through a view")
+                self._outdated[id(other)] = target
+
+    def _check_outdated(self, values: Iterable[Any]) -> None:
+        """What is read must not have changed behind its layers."""
+        for value in values:
+            if id(value) in self._outdated:
+                for alias in (value, self._outdated[id(value)]):
+                    self.freeze_value(alias, "it was written in place through a view before it is read here")
 
     def _result(self, axes: tuple[Axis, ...], values: dict[str, tuple[tuple[Layer, ...], ...]]) -> Dependencies:
         roots = self.atoms.roots()

@@ -146,6 +146,13 @@ def fake_run(
     Raises:
         InputError: the example inputs do not fit the model.
     """
+    with torch.inference_mode(False):  # in which ops are not taken apart
+        return _fake_run(model, inputs, mode, recorder)
+
+
+def _fake_run(
+    model: nn.Module, inputs: ExampleInputs, mode: AbstractContextManager[Any], recorder: _Recorder | None
+) -> dict[str, Tensor]:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     real = tensor_names(model)
     tensors = {name: _fake(fake, tensor) for name, tensor in real.items()}

@@ -27,7 +27,7 @@ from fx_oto.rewriting.editor import Editor
 
 Fold = Callable[[Node, Adjustment], Tensor]
 
-__all__ = ["Fold", "adjust", "fewer_heads", "groups", "norm_groups", "resize_module"]
+__all__ = ["Fold", "adjust", "fewer_heads", "groups", "norm_groups", "original_scale", "resize_module"]
 
 
 def resize_module(edit: Editor, node: Node) -> None:
@@ -62,6 +62,13 @@ def norm_groups(edit: Editor, node: Node) -> None:
     if 1 in edit.cut(source) and groups > 1:
         left = groups * edit.channels(source) // edit.shape(source)[1]  # type: ignore[arg-type]
         edit.set_argument(node, 1, "num_groups", left)
+
+
+def original_scale(edit: Editor, node: Node) -> None:
+    """Attention whose default scale, 1 / √width, would follow the width that is left."""
+    shape = edit.shape(node.args[0])
+    if len(shape) - 1 in edit.cut(node.args[0]) and node.kwargs.get("scale") is None:
+        node.update_kwarg("scale", shape[-1] ** -0.5)
 
 
 def fewer_heads(edit: Editor, node: Node) -> None:

@@ -30,11 +30,11 @@ def window(call: OpCall, p: Propagation) -> None:
 
 
 def _put(call: OpCall, p: Propagation, layers: Iterable[Layer]) -> None:
-    """Layers of the first result; the others, mostly indices, are not known once their channel is removed."""
+    """Layers of the results; indices beside the first are not known once their channel is removed."""
     values = list(layers)
-    for out in call.outputs:
-        p.put(out, values)
-        values = [Layer(layer.labels, UNKNOWN.view((1,) * out.ndim)) for layer in values]
+    for position, out in enumerate(call.outputs):
+        known = position == 0 or out.is_floating_point()
+        p.put(out, values if known else [Layer(one.labels, UNKNOWN.view((1,) * out.ndim)) for one in values])
 
 
 def _zero_stays(removed: Tensor) -> Tensor:

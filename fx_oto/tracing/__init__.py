@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from fx_oto.context import Capture, Context, ExampleInputs
@@ -29,7 +30,8 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
     that the code reads from its inputs stay dynamic.
 
     Args:
-        model: any module; a GraphModule from ``torch.fx.symbolic_trace`` or ``torch.export`` is taken as it is.
+        model: any module; a GraphModule from ``torch.fx.symbolic_trace`` or ``torch.export`` is taken as it is, of a
+            data-parallel wrapper the module inside.
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or
             ``(args, kwargs)``. Only their shapes, types and structure matter here.
 
@@ -52,6 +54,8 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
         ['placeholder', 'call_module', 'call_module', 'output']
     """
     inputs = ExampleInputs.of(example_inputs)
+    while isinstance(model, DataParallel | DistributedDataParallel):
+        model = model.module
     _check_initialised(model)
     if isinstance(model, GraphModule):
         gm, capture = graph_copy(model), Capture("GraphModule")

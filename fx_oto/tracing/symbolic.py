@@ -246,7 +246,9 @@ class _SourceTracer(LeafTracer):
         return node
 
     def create_arg(self, a: Any) -> Any:
-        """torch.fx's; a tensor that an earlier trace made as well keeps its name."""
+        """torch.fx's; other kinds of dict stay such, and a tensor that an earlier trace made keeps its name."""
+        if isinstance(a, dict) and type(a) is not dict and all(isinstance(key, str) for key in a):
+            return self.create_node("call_function", type(a), (), {key: self.create_arg(a[key]) for key in a})
         arg = super().create_arg(a)
         if isinstance(a, Tensor) and isinstance(arg, Node) and str(arg.target).startswith("_tensor_constant"):
             self.constants[str(arg.target)] = a

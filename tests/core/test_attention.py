@@ -242,3 +242,20 @@ def test_fewer_heads_takes_one_sequence_without_a_batch():
     x = torch.randn(7, WIDTH, dtype=torch.float64)
     for found, expected in zip(FewerHeads(full)(x, x, x), full(x, x, x), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+class OneHead(nn.Module):
+    """A single head, of which single channels go: the default scale stays that of the original width."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x):
+        return self.out(F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x)))
+
+
+def test_a_default_scale_survives_fewer_channels():
+    result = compress_half(OneHead(), torch.randn(2, 8, WIDTH))
+    assert result.zigs == 2 * WIDTH
+    assert result.params_left < 0.6

@@ -480,7 +480,6 @@ OPEN = {
     "conditional convolution": "in a grouped convolution, weights that are computed for each image have no rule",
     "frozen batch norm": "a zero channel is worth its shift, which is a buffer: a known constant, but not zero, and a "
     "convolution with padding cannot fold it into its bias; the buffer would have to be zeroed with the group",
-    "variable arguments": "*args of forward become one placeholder, which does not take several inputs",
 }
 COUNT = "a module that divides by the original count, as the first round makes it, is not understood by a second one"
 AGAIN = OPEN | {
@@ -577,7 +576,6 @@ def test_under_no_grad():
     assert all(parameter.grad.abs().max() > 0 for parameter in small.parameters())
 
 
-@pytest.mark.xfail(strict=True, reason="in inference mode ops are dispatched undecomposed: the tape has to leave it")
 @pytest.mark.filterwarnings(RULES)
 def test_under_inference_mode():
     model, x = residual()
@@ -593,11 +591,14 @@ def test_bfloat16():
     assert {tensor.dtype for tensor in small.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="trace does not look for the model inside the wrapper, whose forward takes *args"
-)
 @pytest.mark.filterwarnings(EXPORTED)
-@pytest.mark.parametrize("wrap", ["DataParallel", "DistributedDataParallel"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        "DataParallel",
+        "DistributedDataParallel",
+    ],
+)
 def test_a_wrapped_model(wrap, tmp_path):
     model, x = residual()
     if wrap == "DistributedDataParallel":
@@ -658,7 +659,6 @@ def test_weights_are_loaded_in_a_fresh_process_without_this_library(tmp_path):
     subprocess.run([sys.executable, "-c", FRESH, str(tmp_path / "small.pt")], check=True)
 
 
-@pytest.mark.xfail(strict=True, reason="torch.fx takes any kind of dict for a dict: the graph returns a plain one")
 def test_a_model_output_stays_one():
     inputs = CASES["dict in, ModelOutput out"][1]
     result = compress_half(Outputs(), inputs)
