@@ -89,10 +89,19 @@ def rms_norm_over(
 
 
 def mean_over(
-    value: Tensor, dim: int | list[int] | None, keepdim: bool, share: float, dtype: torch.dtype | None = None
+    value: Tensor,
+    dim: int | list[int] | None,
+    keepdim: bool,
+    share: float,
+    dtype: torch.dtype | None = None,
+    missing: Tensor | None = None,
 ) -> Tensor:
-    """Mean over dimensions of which only ``share`` of the elements are left, the missing ones being zero."""
-    return value.mean(dim, keepdim=keepdim, dtype=dtype) * share
+    """Mean over dimensions of which only ``share`` of the elements are left.
+
+    The others are zero, or worth what ``missing`` holds: it has size 1 along the dimension that is cut.
+    """
+    left = value.mean(dim, keepdim=keepdim, dtype=dtype) * share
+    return left if missing is None else left + missing.mean(dim, keepdim=keepdim, dtype=dtype) * (1 - share)
 
 
 def variance_over(function: str, value: Tensor, *args: Any, share: float, **kwargs: Any) -> Any:

@@ -70,6 +70,7 @@ class Propagation:
         self._storages: dict[int, list[Tensor]] = {}
         self._outdated: dict[int, Tensor] = {}
         self._weights: set[int] = set()
+        self._made: dict[int, OpCall] = {}
         self._regions: dict[int, Region] = {}
         self._frozen: list[tuple[Tensor, Reason]] = []
         self._origins = Origins(self.layers)
@@ -100,6 +101,10 @@ class Propagation:
     def constant(self, value: Tensor) -> Tensor | None:
         """The real content of a buffer, None for any other tensor."""
         return self._tape.constants.get(id(value))
+
+    def made_by(self, value: Tensor) -> OpCall | None:
+        """The call that made a tensor, if it is all that a function or method node does."""
+        return self._made.get(id(value))
 
     def region(self, value: Tensor) -> Region | None:
         """The movement region that a tensor is part of."""
@@ -261,6 +266,8 @@ class Propagation:
             self._enter(self._nodes[name], value)
             for self.call in calls:
                 self._play(self.call)
+            if len(calls) == 1 and self._nodes[name].op in ("call_function", "call_method"):
+                self._made[id(calls[0].out)] = calls[0]
             values[name] = tuple(self.layers(leaf) for leaf in _tensors(value))
         self._freeze_unused()
         settle(self.atoms, self._obligations, self._frozen)

@@ -95,7 +95,7 @@ def adjust(edit: Editor, node: Node, adjustment: Adjustment, fold: Fold) -> None
     elif adjustment.kind == "var":
         _variance(edit, node, float(kept.sum()) / len(kept))
     elif adjustment.kind == "mean":
-        _mean(edit, node, float(kept.sum()) / len(kept))
+        _mean(edit, node, adjustment, float(kept.sum()) / len(kept))
     else:
         _fold(edit, node, fold(node, adjustment))
 
@@ -133,12 +133,35 @@ def _variance(edit: Editor, node: Node, share: float) -> None:
     edit.replace(node, variance_over, op_name(node), *node.args, share=share, **node.kwargs)
 
 
-def _mean(edit: Editor, node: Node, share: float) -> None:
+def _mean(edit: Editor, node: Node, adjustment: Adjustment, share: float) -> None:
     if node.target is mean_over:  # two of its dimensions are cut
         node.update_arg(3, node.args[3] * share)  # type: ignore[operator]
         return
     dim, keepdim = edit.argument(node, 1, "dim"), edit.argument(node, 2, "keepdim", False)
-    edit.replace(node, mean_over, node.args[0], dim, keepdim, share, node.kwargs.get("dtype"))
+    missing = None if (adjustment.removed == 0).all() else _missing(edit, node, adjustment.labels)
+    edit.replace(node, mean_over, node.args[0], dim, keepdim, share, node.kwargs.get("dtype"), missing)
+
+
+def _missing(edit: Editor, reader: Node, labels: Tensor) -> Node:
+    """What each removed element of the mean's input is worth, in a tensor of size 1 along the dimension that is cut."""
+
+    def worth(node: Node, back: int) -> Node:
+        dim = len(edit.shape(node)) - back
+        layer = next((layer for layer in edit.layers(node) if layer.dims == (dim,)), None)
+        if layer is None:  # the same for every channel
+            return node
+        if layer.removed.isnan().any():
+            sources = {source: worth(source, back) for source in node.all_input_nodes}
+            with edit.graph.inserting_after(node):
+                return edit.graph.node_copy(node, sources.__getitem__)
+        with edit.graph.inserting_after(node):
+            one = edit.graph.call_function(torch.narrow, (node, dim, 0, 1))
+        with edit.graph.inserting_after(one):
+            return edit.graph.call_function(torch.full_like, (one, float(layer.removed)))
+
+    source = reader.all_input_nodes[0]
+    dim = next(layer.dims[0] for layer in edit.layers(source) if torch.equal(layer.labels.reshape(-1), labels))
+    return worth(source, len(edit.shape(source)) - dim)
 
 
 def _fold(edit: Editor, node: Node, contribution: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.fx.node import map_arg
 from fx_oto.cuts import Cuts
 from fx_oto.errors import SlicingError
 from fx_oto.graph import op_name, source_line
+from fx_oto.labels import Layer
 
 __all__ = ["Cut", "Editor", "Handler"]
 
@@ -37,6 +38,11 @@ class Editor:
     def cut(self, node: Any) -> Cut:
         """Kept indices, by dimension, of a node's tensor value."""
         return self.cuts.of_tensor(self._origins.get(node, node.name)) if isinstance(node, Node) else {}
+
+    def layers(self, node: Node) -> Sequence[Layer]:
+        """The layers of a node's tensor value."""
+        values = self.cuts.found.values.get(self._origins.get(node, node.name), ())
+        return values[0] if len(values) == 1 else ()
 
     def is_lost(self, node: Any) -> bool:
         """Whether what is left of a node's tensor value is no rectangle."""

@@ -54,11 +54,11 @@ def reduction(call: OpCall, p: Propagation) -> None:
     source = call.args[0]
     dims = _reduced(call, source.ndim)
     keepdim = bool(_optional(call, "keepdim"))
-    layers = []
+    layers, absorbed = [], []
     for layer in p.layers(source):
         survives = [dim for dim in layer.dims if dim not in dims]
         if not survives:
-            _absorb(call, p, layer)
+            absorbed.append(layer)
             continue
         narrowed = p.narrow_to(layer, survives, "")
         assert narrowed is not None
@@ -66,7 +66,31 @@ def reduction(call: OpCall, p: Propagation) -> None:
         if call.name == "mean":
             removed = narrowed.removed
         layers.append(Layer(narrowed.labels, removed).map(lambda t: t if keepdim else _drop(t, dims)))
+    for layer in absorbed:
+        if call.name == "mean" and len(absorbed) == 1 and (layer.removed != 0).any() and _alike(p, source, layer):
+            p.adjust("mean", layer.labels, UNKNOWN)
+        else:
+            _absorb(call, p, layer)
     _put(call, p, layers)
+
+
+def _alike(p: Propagation, value: Tensor, layer: Layer) -> bool:
+    """Whether every removed element is worth the same, whatever that is: ``0 - mean``, say, or its square.
+
+    Then slicing can compute that worth beside the value, by the same elementwise ops on what they are made from.
+    """
+    if len(layer.dims) != 1 or layer.removed.numel() > 1:
+        return False
+    if not layer.removed.isnan().any():
+        return True
+    call = p.made_by(value)
+    tags = set() if call is None or call.mutates else set(getattr(call.func, "tags", ()))
+    if call is None or torch.Tag.pointwise not in tags or torch.Tag.nondeterministic_seeded in tags:
+        return False
+    back = value.ndim - layer.dims[0]
+    varying = [t for t in call.inputs if t.ndim >= back and t.size(-back) > 1]
+    mine = [[one for one in p.layers(t) if t.ndim - back in one.dims] for t in varying]
+    return all(len(found) == 1 and _alike(p, t, found[0]) for t, found in zip(varying, mine, strict=True))
 
 
 def _absorb(call: OpCall, p: Propagation, layer: Layer) -> None:

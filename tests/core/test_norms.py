@@ -81,6 +81,42 @@ def by_var_over_image(m, x):
     return (x - mean) * torch.rsqrt(var + 1e-6) * m.w[:, None, None] + m.b[:, None, None]
 
 
+def by_centring(dim):
+    def norm(m, x):
+        mean = x.mean(dim, keepdim=True)
+        var = (x - mean).pow(2).mean(dim, keepdim=True)
+        shape = (-1,) + (1,) * (x.ndim - 1 - dim % x.ndim)
+        return (x - mean) / torch.sqrt(var + 1e-6) * m.w.view(shape) + m.b.view(shape)
+
+    return norm
+
+
+def by_centring_twice(m, x):
+    mean = x.mean((1, 2, 3), keepdim=True)
+    var = torch.mean(input=(x - mean) * (x - mean), dim=(1, 2, 3), keepdim=True)
+    return m.w[:, None, None] * ((x - mean) * torch.rsqrt(var + 1e-6)) + m.b[:, None, None]
+
+
+def shifted(m, x):
+    return x * (1 + (x + 3).abs().mean(1, keepdim=True))
+
+
+def written_between(m, x):
+    mean = x.mean(1, keepdim=True)
+    centred = x - mean
+    mean.mul_(2)
+    return x * centred.square().mean(1, keepdim=True) + mean * x
+
+
+class Gate(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(16, affine=False)
+
+    def forward(self, x):
+        return x * self.norm(x).abs().mean(1, keepdim=True)
+
+
 def by_squares(m, x):
     mean = x.mean(1, keepdim=True)
     var = ((x * x).mean(1, keepdim=True) - mean * mean).clamp(0)
@@ -96,6 +132,7 @@ def response(m, x):
 TOKENS = {
     "layer norm": lambda: nn.LayerNorm(16),
     "layer norm without bias": lambda: nn.LayerNorm(16, bias=False),
+    "layer norm by centring": lambda: Spelled(by_centring(-1)),
     "layer norm by std": lambda: Spelled(by_std),
     "layer norm by var": lambda: Spelled(by_var),
     "layer norm by std_mean": lambda: Spelled(by_std_mean),
@@ -124,6 +161,10 @@ IMAGES = {
     "layer norm, permuted": lambda: torchvision_models().convnext.LayerNorm2d(16),
     "layer norm by var_mean": lambda: Spelled(by_var_mean),
     "layer norm over the image": lambda: Spelled(by_var_over_image),
+    "layer norm by centring": lambda: Spelled(by_centring(1)),
+    "layer norm over the image by centring": lambda: Spelled(by_centring_twice),
+    "mean of what is shifted": lambda: Spelled(shifted),
+    "mean of what was written into": lambda: Spelled(written_between),
     "layer norm by squares": lambda: Spelled(by_squares),
     "global response norm": lambda: Spelled(response),
 }
@@ -240,6 +281,10 @@ KEPT = {
     "weight norm of the inputs": (
         conv_net(nn.BatchNorm2d, lambda *a, **k: parametrizations.weight_norm(nn.Conv2d(*a, **k), dim=1)),
         "once zero, it would be 0 / 0 or the like",
+    ),
+    "mean of what was shifted by data": (
+        conv_net(lambda n: Gate()),
+        "its value is not zero once removed, and the sum over it would change",
     ),
     "zero over zero": (
         conv_net(lambda n: Spelled(lambda m, x: x / x.pow(2).mean((2, 3), keepdim=True).sqrt())),
