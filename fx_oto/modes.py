@@ -7,6 +7,7 @@ and where they differ ``by_mode`` chooses when the graph runs.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from torch.fx.node import map_arg
 from fx_oto.errors import TraceError
 from fx_oto.graph import op_name, source_line
 
-__all__ = ["TrainingFlag", "by_mode", "merge_modes", "written_in"]
+__all__ = ["IN_PLACE", "TrainingFlag", "by_mode", "merge_modes", "written_in"]
 
 FLAG = "fx_oto_training_mode"
 _Value = TypeVar("_Value")
@@ -97,7 +98,8 @@ def _same(left: Any, right: Any) -> bool:
     return left is right or bool(left == right)
 
 
-_IN_PLACE = {"iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "setitem"}
+# Python's operators that write into their left operand.
+IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
 _VIEWS = {
     *("view", "reshape", "permute", "transpose", "getitem", "flatten", "squeeze", "unsqueeze", "chunk", "split"),
     *("narrow", "select", "unbind", "expand", "contiguous", "unflatten", "movedim", "detach"),
@@ -148,10 +150,13 @@ class _Merger:
 
     def _copy_write(self, node: Node, merged: dict[Node, Node], wanted: bool) -> Node | None:
         """A write that happens in its mode only, where the node is nothing but a write into its first argument."""
-        if not (isinstance(node.target, OpOverload) or node.op == "call_method"):
+        write = node.target
+        if node.op == "call_function" and (op_name(node) in IN_PLACE or write is operator.setitem):
+            write = f"__{op_name(node)}__"
+        if not isinstance(write, OpOverload | str):
             return None
         args, kwargs = map_arg((node.args, node.kwargs), merged.__getitem__)
-        copied = self._call(written_in, (wanted, self._mode(), node.target, *args), kwargs)
+        copied = self._call(written_in, (wanted, self._mode(), write, *args), kwargs)
         copied.meta |= node.meta
         return copied
 
@@ -165,7 +170,7 @@ class _Merger:
             inplace = getattr(module, "inplace", False) is True
         elif node.op in ("call_method", "call_function"):
             name = op_name(node)
-            inplace |= (name.endswith("_") and not name.startswith("_")) or name in _IN_PLACE
+            inplace |= (name.endswith("_") and not name.startswith("_")) or name in (*IN_PLACE, "setitem")
         if not inplace or not node.all_input_nodes:
             return False
         written = node.all_input_nodes[0]

@@ -66,8 +66,9 @@ def norm_groups(edit: Editor, node: Node) -> None:
 
 def original_scale(edit: Editor, node: Node) -> None:
     """Attention whose default scale, 1 / √width, would follow the width that is left."""
-    shape = edit.shape(node.args[0])
-    if len(shape) - 1 in edit.cut(node.args[0]) and node.kwargs.get("scale") is None:
+    query: Any = node.args[0]
+    shape = edit.shape(query)
+    if len(shape) - 1 in edit.cut(query) and node.kwargs.get("scale") is None:
         node.update_kwarg("scale", shape[-1] ** -0.5)
 
 

@@ -23,6 +23,7 @@ from torch.fx.proxy import Attribute, TraceError
 from torch.utils._pytree import tree_map_only
 
 from fx_oto.graph import evaluating, source_line
+from fx_oto.modes import IN_PLACE
 from fx_oto.modules import is_torchs
 
 __all__ = ["KnownProxy", "Values", "functions_on_proxies", "isinstance_of_value"]
@@ -148,7 +149,10 @@ def _is_fixed(node: Node) -> bool:
 
 
 class KnownProxy(Proxy):
-    """A proxy whose value is known to its tracer, which has ``values``."""
+    """A proxy whose value is known to its tracer, which has ``values``.
+
+    Unlike torch.fx's, it writes where ``x += y`` and ``x[i] = y`` do.
+    """
 
     def __getattr__(self, k: str) -> Any:
         return _KnownAttribute(self, k)
@@ -170,6 +174,9 @@ class KnownProxy(Proxy):
         value = _value(self)
         return list(value) if isinstance(value, dict) else super().keys()
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
     def __bool__(self) -> bool:
         return bool(self.tracer.values.answer(self, bool))  # type: ignore[attr-defined]
 
@@ -181,6 +188,17 @@ class KnownProxy(Proxy):
 
     def __float__(self) -> float:
         return float(self.tracer.values.answer(self, float))  # type: ignore[attr-defined]
+
+
+def _in_place(name: str) -> Callable[[KnownProxy, Any], Any]:
+    def write(self: KnownProxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
+
+    return write
+
+
+for _name in IN_PLACE:
+    setattr(KnownProxy, f"__{_name}__", _in_place(_name))
 
 
 class _KnownAttribute(Attribute, KnownProxy):
