@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import traceback
+from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from fx_oto.tracing.values import KnownProxy, Values, functions_on_proxies, isin
 __all__ = ["LeafTracer", "NotSymbolicError", "symbolic_trace"]
 
 _log = logging.getLogger(__name__)
+_STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 _NOT_USERS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
 
 
@@ -130,9 +132,10 @@ class _SourceTracer(LeafTracer):
         super().__init__()
         self.model = model
         self.values = Values(model, arguments.given)
+        self._modules = set(model.modules())
         self.constants: dict[str, Tensor] = {}
         self.asked_for_mode = False
-        self._defaults = arguments.defaults
+        self._given, self._defaults = arguments.given, arguments.defaults
         self._opaque = opaque
         self._earlier = earlier or {}
         self._patched: list[dict[str, Any]] = []
@@ -144,7 +147,7 @@ class _SourceTracer(LeafTracer):
             with (
                 evaluating(self.model, training),
                 unfused_attention(),
-                functions_on_proxies(),
+                functions_on_proxies(self),
                 self._watching_mode(),
             ):
                 graph = self.trace(self.model, concrete_args=self._defaults or None)
@@ -155,10 +158,10 @@ class _SourceTracer(LeafTracer):
                 names.pop("isinstance", None)
         if not torch.equal(dice, torch.random.get_rng_state()):
             torch.random.set_rng_state(dice)
-            raise TraceError(
-                f"{type(self.model).__name__}.forward draws random numbers that do not depend on its inputs, such as "
-                "torch.rand(1): traced, they would stay the same for ever; draw them from an input, as in "
-                "torch.rand_like(x), or inside a function marked with torch.fx.wrap"
+            raise NotSymbolicError(
+                f"{type(self.model).__name__}.forward draws random numbers that a trace cannot see: they would stay the "
+                "same for ever",
+                None,
             )
         graph._tracer_cls = LeafTracer  # pickle makes one without arguments
         return graph
@@ -186,11 +189,21 @@ class _SourceTracer(LeafTracer):
                 nn.Module.training = before
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
-        """torch.fx's, after which the model's own code begins."""
+        """A placeholder for each argument that was given or has a default; then the model's own code begins."""
         self._know_isinstance(root_fn)
-        made = super().create_args_for_root(root_fn, is_module, concrete_args)
+        signature, given = inspect.signature(self.model.forward), self._given
+        proxies = {}
+        for name, parameter in signature.parameters.items():
+            stars = _STARS.get(parameter.kind, "")
+            if name in given or name in self._defaults:
+                proxies[name] = self._proxy_placeholder(stars + name, concrete_args, signature, root_fn)
         self.values.start(self.graph)
-        return made
+        bound = inspect.BoundArguments(signature, OrderedDict(proxies))
+
+        def forward(root: nn.Module, *_: Any) -> Any:
+            return root_fn(root, *bound.args, **bound.kwargs)
+
+        return forward, [self.root, *proxies.values()]
 
     def proxy(self, node: Node) -> Proxy:
         """A proxy that knows its value."""
@@ -201,8 +214,8 @@ class _SourceTracer(LeafTracer):
         return m in self._opaque or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """torch.fx's, unless a value is being computed."""
-        if self.values.running:
+        """torch.fx's, unless a value is being computed, or the module was made in ``forward``."""
+        if self.values.running or m not in self._modules:
             return forward(*args, **kwargs)
         self._know_isinstance(m.forward)
         return super().call_module(m, forward, args, kwargs)

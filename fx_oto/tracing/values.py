@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.fx import Graph, Node, Proxy
 from torch.fx._symbolic_trace import _find_proxy
 from torch.fx.node import map_arg
@@ -28,11 +28,22 @@ from fx_oto.modules import is_torchs
 
 __all__ = ["KnownProxy", "Values", "functions_on_proxies", "isinstance_of_value"]
 
-# Functions without a tensor to dispatch on, which take sizes that may be proxies.
-_FACTORIES = (
-    *("arange", "as_tensor", "empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randint", "randn"),
-    *("randperm", "tensor", "tril_indices", "triu_indices", "zeros"),
+# Functions without a tensor to dispatch on, which take sizes or types that may be proxies.
+_FACTORIES: tuple[str, ...] = (
+    "arange",
+    "as_tensor",
+    "empty",
+    "eye",
+    "finfo",
+    "full",
+    "iinfo",
+    "linspace",
+    "logspace",
+    "ones",
 )
+_FACTORIES += ("tensor", "tril_indices", "triu_indices", "zeros")
+_ON_VALUES = "control flow depends on the values in a tensor"
+_RANDOM = ("rand", "randint", "randn", "randperm")
 # What cannot change with the numbers in the inputs; code that asks for the device chooses between equal computations.
 _FIXED = {"ndim", "dim", "ndimension", "device", "is_cuda", "is_sparse", "is_quantized", "layout", "requires_grad"}
 
@@ -87,6 +98,8 @@ class Values:
         try:
             with self._fake:
                 return self._evaluate(node, self._values)
+        except DataDependentOutputException as error:
+            raise TraceError(_ON_VALUES) from error
         except Exception:
             if node.op != "call_module" or is_torchs(type(self._model.get_submodule(str(node.target)))):
                 raise
@@ -125,7 +138,7 @@ class Values:
         node = proxy.node
         value = self.of(node)
         if isinstance(value, Tensor):
-            raise TraceError("control flow depends on the values in a tensor")
+            raise TraceError(_ON_VALUES)
         found = ask(value)
         if isinstance(value, int | float) and node not in self._checked and not _is_fixed(node):
             self._checked.add(node)
@@ -235,6 +248,16 @@ def _on_proxies(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _drawn_in_graph(function: Callable[..., Any], tracer: Any) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def draw(*args: Any, **kwargs: Any) -> Any:
+        if tracer.values.running:
+            return function(*args, **kwargs)
+        return tracer.create_proxy("call_function", function, args, kwargs)
+
+    return draw
+
+
 @functools.cache
 def _as_function(custom: type) -> Callable[..., Any]:
     """What calls a ``torch.autograd.Function``: as a node of the graph it keeps its own backward."""
@@ -257,13 +280,14 @@ def _apply_on_proxies(original: Any) -> Any:
 
 
 @contextmanager
-def functions_on_proxies() -> Iterator[None]:
+def functions_on_proxies(tracer: Any) -> Iterator[None]:
     """Let functions that torch.fx cannot patch take proxies while a model is traced.
 
     These are ``torch.zeros`` and its like, ``torch.autograd.Function.apply``, and the functions marked with
-    ``torch.fx.wrap``, of which the tracer is asked what becomes of them.
+    ``torch.fx.wrap``, of which the tracer is asked what becomes of them. Random numbers are drawn by the graph.
     """
     patches: dict[tuple[Any, str], Any] = {(torch, name): _on_proxies(getattr(torch, name)) for name in _FACTORIES}
+    patches |= {(torch, name): _drawn_in_graph(getattr(torch, name), tracer) for name in _RANDOM}
     patches[torch.fx._symbolic_trace, "_create_wrapped_func"] = _on_proxies
     custom = torch.autograd.Function
     patches[custom, "apply"] = _apply_on_proxies(custom.__dict__["apply"])

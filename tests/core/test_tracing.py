@@ -184,12 +184,34 @@ class Dice(nn.Module):
         return x if self.training and torch.rand(1).item() < 0.5 else self.b(x)
 
 
-def test_a_branch_taken_at_random_is_refused_and_the_dice_are_put_back():
+def test_a_branch_taken_at_random_is_left_out_and_the_dice_are_put_back():
     model, x = Dice(), torch.randn(2, 4)
     before = torch.random.get_rng_state()
-    with pytest.raises(fx_oto.TraceError, match=r"Dice.forward draws random numbers .* torch.rand_like\(x\)"):
-        fx_oto.trace(model, x)
+    with pytest.warns(
+        fx_oto.FxOtoWarning, match="depends on the values in a tensor.* in evaluation mode, in which this"
+    ):
+        gm = fx_oto.trace(model, x)
     assert torch.equal(torch.random.get_rng_state(), before)
+    torch.testing.assert_close(gm(x), model.eval()(x))
+
+
+class Noise(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.b(self.a(x) + torch.rand(1) * nn.Softplus()(x))
+
+
+def test_random_numbers_are_drawn_by_the_graph():
+    model, x = Noise(), torch.randn(2, 4)
+    gm = fx_oto.trace(model, x)
+    torch.manual_seed(1)
+    expected = model(x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(gm(x), expected)
+    assert not torch.equal(gm(x), gm(x))
 
 
 class OneSided(nn.Module):
