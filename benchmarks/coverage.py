@@ -3,6 +3,7 @@
     pip install -e '.[bench]' timm transformers torch-pruning==1.6.1; pip install --no-deps torchvision
     python benchmarks/coverage.py torchvision            # or timm, timm-all, transformers, peers; then names, or all
     python benchmarks/coverage.py timm --missing         # only what was not measured yet
+    python benchmarks/coverage.py timm --again           # only what was not exact, or left much
     python benchmarks/coverage.py timm --peer            # what Torch-Pruning leaves of the same networks
     python benchmarks/coverage.py --table                # only render coverage/README.md
 
@@ -29,6 +30,7 @@ from apart import Limits, run_apart
 from networks import ZOOS, load
 from table import render
 
+MUCH = 0.45  # share of the parameters left
 Records = dict[str, dict[str, Any]]
 
 
@@ -44,6 +46,11 @@ def keep(zoo: str, records: Records) -> None:
     beside = HERE / f"{zoo}.json.new"
     beside.write_text(text)
     beside.replace(HERE / f"{zoo}.json")
+
+
+def worth_another_look(record: dict[str, Any]) -> bool:
+    """Whether a network was measured, and is not exact or keeps much."""
+    return bool(record) and (record.get("status") != "exact" or record.get("params_left", 1.0) > MUCH)
 
 
 def chosen(zoo: str, patterns: list[str], records: Records, field: str | None) -> list[str]:
@@ -64,6 +71,8 @@ def run(zoo: str, arguments: argparse.Namespace) -> None:
         tool.warm_up()
     missing = ("torch_pruning" if arguments.peer else "status") if arguments.missing else None
     names = chosen(zoo, arguments.names, records, missing)
+    if arguments.again:
+        names = [name for name in names if worth_another_look(records.get(name, {}))]
     limits = Limits(arguments.timeout, arguments.memory, arguments.jobs)
     for name, result in run_apart(names, lambda name, note: tool.measure(lambda: source.build(name), note), limits):
         records = kept(zoo)  # another run may have written meanwhile
@@ -84,6 +93,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=300, help="seconds for each network")
     parser.add_argument("--memory", type=float, default=12, help="GiB for each network")
     parser.add_argument("--missing", action="store_true", help="only what has no result yet")
+    parser.add_argument("--again", action="store_true", help="only what was not exact, or kept much")
     parser.add_argument("--peer", action="store_true", help="measure Torch-Pruning instead")
     parser.add_argument("--table", action="store_true", help="only render the results")
     arguments = parser.parse_intermixed_args()

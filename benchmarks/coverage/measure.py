@@ -85,15 +85,14 @@ def _compressed(model: nn.Module, inputs: Inputs, dtype: str, note: Note) -> Rec
     params = _size(model)
     note("preparing")
     start = time.process_time()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         gm = fx_oto.prepare(model, inputs(2, 0))
     seconds = time.process_time() - start
-    exported = any(isinstance(w.message, fx_oto.FxOtoWarning) and "torch.export" in str(w.message) for w in caught)
     partition = fx_oto.partition(gm)
     frozen, kept = _frozen(partition, dict(gm.named_parameters()))
     facts = {
-        "front_end": "export" if exported else "symbolic",
+        "front_end": fx_oto.Context.of(gm).capture.front_end,
         "params": params,
         "zigs": partition.num_zigs,
         "frozen_share": round(frozen, 4),

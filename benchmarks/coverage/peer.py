@@ -19,7 +19,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 HEADS, WIDTHS, TOTALS = (
     ("num_heads", "num_attention_heads", "n_heads"),
     ("head_dim", "attention_head_size", "key_value_proj_dim"),
-    ("all_head_size", "inner_dim"),
+    ("all_head_size", "inner_dim", "dim"),
 )
 
 
@@ -72,8 +72,11 @@ def _heads(model: nn.Module) -> dict[nn.Module, tuple[nn.Module, int]]:
 
 
 def _tell_widths(heads: dict[nn.Module, tuple[nn.Module, int]]) -> None:
-    """Modules that remember the width of a head are told the new one, as Torch-Pruning's examples do."""
-    for layer, (owner, count) in heads.items():
+    """Modules that remember the width of a head are told the new one, as Torch-Pruning's examples do.
+
+    The first projection of each decides, in all libraries a query, key or value; the last makes the output.
+    """
+    for layer, (owner, count) in reversed(heads.items()):
         width = layer.out_features // count // (3 if hasattr(owner, "qkv") else 1)
         for name in WIDTHS:
             if isinstance(getattr(owner, name, None), int):
