@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 
 # name or the start of it: size of the image; the longest start wins
 SIZES = {"": 64, "vit": 224, "vit_h_14": 224, "maxvit": 224, "inception_v3": 299, "vgg": 32}
-CLIPS = {"": (8, 112, 112), "mvit": (8, 64, 64), "s3d": (16, 224, 224), "swin3d": (8, 64, 64)}
+CLIPS = {"": (8, 112, 112), "mvit": (16, 224, 224), "s3d": (16, 224, 224), "swin3d": (8, 64, 64)}
 
 
 if not extension._has_ops():  # only the Python part is installed; what detection needs beyond it is one operator
@@ -48,8 +48,6 @@ def build(name: str) -> Built:
         options["init_weights"] = False  # theirs takes a minute
     if ".detection" in builder.__module__ and not name.startswith("ssd"):
         options |= {"min_size": 64, "max_size": 64}  # they resize their images
-    if name.startswith("mvit"):
-        options |= {"temporal_size": 8, "spatial_size": (64, 64)}
     return builder(**options), _inputs(name, builder.__module__)
 
 
