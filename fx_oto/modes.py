@@ -8,7 +8,7 @@ and where they differ ``by_mode`` chooses when the graph runs.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator
 from difflib import SequenceMatcher
 from typing import Any, TypeVar
 
@@ -107,10 +107,26 @@ _VIEWS = {
 }
 
 
-def _alignment(left: list[Any], right: list[Any]) -> Sequence[tuple[str, int, int, int, int]]:
+_Block = tuple[bool, int, int, int, int]
+
+
+def _alignment(train: list[Node], evaluation: list[Node]) -> Iterator[_Block]:
+    """Blocks of nodes that are the same in both modes, or not: first by source line, then whatever the line."""
+    by_line = [[(*_key(node), source_line(node)) for node in nodes] for nodes in (train, evaluation)]
+    for same, i, i_end, j, j_end in _matching(*by_line):
+        if same:
+            yield same, i, i_end, j, j_end
+            continue
+        left, right = train[i:i_end], evaluation[j:j_end]
+        for alike, k, k_end, m, m_end in _matching(list(map(_key, left)), list(map(_key, right))):
+            yield alike, i + k, i + k_end, j + m, j + m_end
+
+
+def _matching(left: list[Any], right: list[Any]) -> list[_Block]:
     if left == right:
-        return [("equal", 0, len(left), 0, len(right))]
-    return SequenceMatcher(None, left, right, autojunk=False).get_opcodes()
+        return [(True, 0, len(left), 0, len(right))]
+    blocks = SequenceMatcher(None, left, right, autojunk=False).get_opcodes()
+    return [(kind == "equal", *places) for kind, *places in blocks]  # type: ignore[misc]
 
 
 class _Merger:
@@ -125,8 +141,8 @@ class _Merger:
 
     def merge(self) -> Graph:
         train, evaluation = self.sources
-        for kind, i, i_end, j, j_end in _alignment([_key(n) for n in train], [_key(n) for n in evaluation]):
-            if kind == "equal":
+        for same, i, i_end, j, j_end in _alignment(train, evaluation):
+            if same:
                 for left, right in zip(train[i:i_end], evaluation[j:j_end], strict=True):
                     self._copy_both(left, right)
             else:

@@ -30,7 +30,7 @@ from fx_oto.modes import by_mode, written_in
 from fx_oto.modules import is_opaque
 from fx_oto.recurrence import WholeRecurrence, holds_recurrence
 
-__all__ = ["OpCall", "Tape", "fake_run", "macs_of", "opaque_call", "record_tape"]
+__all__ = ["OpCall", "Tape", "fake_like", "fake_run", "macs_of", "opaque_call", "record_tape"]
 
 
 @lru_cache(maxsize=4096)
@@ -155,10 +155,10 @@ def _fake_run(
 ) -> dict[str, Tensor]:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     real = tensor_names(model)
-    tensors = {name: _fake(fake, tensor) for name, tensor in real.items()}
+    tensors = {name: fake_like(fake, tensor) for name, tensor in real.items()}
     by_real = {id(tensor): tensors[name] for name, tensor in real.items()}
     stand_ins = {f"model.{name}": by_real[id(tensor)] for name, tensor in _every_name(model).items()}
-    args, kwargs = tree_map_only(Tensor, lambda t: _fake(fake, t), (inputs.args, dict(inputs.kwargs)))
+    args, kwargs = tree_map_only(Tensor, lambda t: fake_like(fake, t), (inputs.args, dict(inputs.kwargs)))
     try:
         attention = sdpa_kernel(SDPBackend.MATH) if recorder else nullcontext()  # as products and a softmax
         whole = recorder is not None and holds_recurrence(recorder.gm)
@@ -186,7 +186,8 @@ def _every_name(gm: nn.Module) -> dict[str, Tensor]:
     return dict(gm.named_parameters(remove_duplicate=False)) | dict(gm.named_buffers(remove_duplicate=False))
 
 
-def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
+def fake_like(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
+    """A fake tensor of the same form."""
     if isinstance(tensor, FakeTensor):
         tensor = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
     meta = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
@@ -284,7 +285,7 @@ class _Recorder(_PlainInterpreter):
     def _opaque_value(self, node: Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         fake = next(mode for mode in _get_current_dispatch_mode_stack() if isinstance(mode, FakeTensorMode))
-        value = tree_map_only(Tensor, lambda t: _fake(fake, t), self.opaque[node.name])
+        value = tree_map_only(Tensor, lambda t: fake_like(fake, t), self.opaque[node.name])
         inside = list(self.gm.get_submodule(str(node.target)).parameters()) if node.op == "call_module" else []
         self.mode.record(opaque_call, (*tree_leaves((args, kwargs)), *inside), {}, value)
         return value

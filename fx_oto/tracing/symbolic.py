@@ -159,8 +159,8 @@ class _SourceTracer(LeafTracer):
         if not torch.equal(dice, torch.random.get_rng_state()):
             torch.random.set_rng_state(dice)
             raise NotSymbolicError(
-                f"{type(self.model).__name__}.forward draws random numbers that a trace cannot see: they would stay the "
-                "same for ever",
+                f"{type(self.model).__name__}.forward draws random numbers that a trace cannot see: "
+                "they would stay the same for ever",
                 None,
             )
         graph._tracer_cls = LeafTracer  # pickle makes one without arguments

@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import functools
 import operator
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +26,7 @@ from torch.utils._pytree import tree_map_only
 from fx_oto.graph import evaluating, source_line
 from fx_oto.modes import IN_PLACE
 from fx_oto.modules import is_torchs
+from fx_oto.tape import fake_like
 
 __all__ = ["KnownProxy", "Values", "functions_on_proxies", "isinstance_of_value"]
 
@@ -61,11 +63,14 @@ class Values:
         self._model = model
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._really_given = given
-        self._given = tree_map_only(Tensor, self._fake.from_tensor, given)
+        self._given = self._faked(given)
         self._values: dict[Node, Any] = {}
         self._last: Node | None = None
         self._checked: set[Node] = set()
         self._arguments: set[Node] = set()
+
+    def _faked(self, value: Any) -> Any:
+        return tree_map_only(Tensor, lambda tensor: fake_like(self._fake, tensor), value)
 
     def start(self, graph: Graph) -> None:
         """Take the arguments' values; what follows in the graph is the model's own code."""
@@ -87,23 +92,25 @@ class Values:
 
     def of(self, node: Node) -> Any:
         """A node's value; runs the graph up to there."""
-        while node not in self._values:
-            assert self._last is not None
-            following = self._last.next
-            self._values[following] = self._run(following)
-            self._last = following
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they come again when the graph runs
+            while node not in self._values:
+                assert self._last is not None
+                following = self._last.next
+                self._values[following] = self._run(following)
+                self._last = following
         return self._values[node]
 
     def _run(self, node: Node) -> Any:
         try:
             with self._fake:
                 return self._evaluate(node, self._values)
-        except DataDependentOutputException as error:
-            raise TraceError(_ON_VALUES) from error
-        except Exception:
-            if node.op != "call_module" or is_torchs(type(self._model.get_submodule(str(node.target)))):
-                raise
-            return tree_map_only(Tensor, self._fake.from_tensor, self._really(node))
+        except Exception as error:
+            if node.op == "call_module" and not is_torchs(type(self._model.get_submodule(str(node.target)))):
+                return self._faked(self._really(node))
+            if isinstance(error, DataDependentOutputException):
+                raise TraceError(_ON_VALUES) from error
+            raise
 
     def _evaluate(self, node: Node, values: dict[Node, Any]) -> Any:
         args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
