@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from fx_oto.atoms import Atoms
 from fx_oto.closure import Crossing, Grouped, Obligation, Rectangle, settle
+from fx_oto.constants import Constants
 from fx_oto.dependencies import ADJUSTABLE, Adjustment, Axis, Dependencies, Gather, Reason, Work
 from fx_oto.graph import op_name, source_line
 from fx_oto.labels import UNKNOWN, ZERO, Layer
@@ -66,6 +67,8 @@ class Propagation:
         self.call: OpCall | None = None
         self._nodes: dict[str, Node] = {node.name: node for node in gm.graph.nodes}
         self._gm, self._tape, self._rule_for = gm, tape, rule_for
+        self._constants = Constants(tape, self._nodes, self.is_fixed)
+        self._num_axis_atoms = 1
         self._layers: dict[int, tuple[Layer, ...]] = {}
         self._storages: dict[int, list[Tensor]] = {}
         self._outdated: dict[int, Tensor] = {}
@@ -99,8 +102,16 @@ class Propagation:
         return id(value) in self._weights
 
     def constant(self, value: Tensor) -> Tensor | None:
-        """The real content of a buffer, None for any other tensor."""
-        return self._tape.constants.get(id(value))
+        """The real content of a tensor that is the same in every call, None for any other."""
+        return self._constants.content(value)
+
+    def is_fixed(self, value: Tensor, dim: int) -> bool:
+        """Whether a dimension has the size of a parameter's or buffer's, and so the same in every call."""
+        layers = [layer for layer in self.layers(value) if dim in layer.dims]
+        if value.ndim and (self.is_weight(value) or not layers):
+            return self.is_weight(value)
+        roots = [self.atoms.find(layer.labels) for layer in layers]
+        return any(bool(((root > 0) & (root < self._num_axis_atoms)).all()) for root in roots)
 
     def made_by(self, value: Tensor) -> OpCall | None:
         """The call that made a tensor, if it is all that a function or method node does."""
@@ -288,6 +299,7 @@ class Propagation:
                     layers.append(Layer(atoms.view(shape), worth.view((1,) * tensor.ndim)))
             self._layers[id(tensor)] = tuple(layers)
             self._weights.add(id(tensor))
+        self._num_axis_atoms = len(self.atoms)
         return tuple(axes)
 
     def _freeze_unused(self) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from fx_oto.cuts import Cuts
@@ -34,6 +35,7 @@ class Editor:
         self.gm, self.graph, self.cuts = gm, gm.graph, cuts
         self.nodes = {node.name: node for node in gm.graph.nodes}
         self._origins: dict[Node, str] = {}
+        self._constants = _constant_nodes(gm.graph)
 
     def cut(self, node: Any) -> Cut:
         """Kept indices, by dimension, of a node's tensor value."""
@@ -112,12 +114,19 @@ class Editor:
         )
 
     def plain(self, value: Any) -> Any:
-        """Arguments with the sizes they were traced with, and the buffers they name."""
+        """Arguments with the sizes they were traced with, and the constants they name."""
+        return map_arg(value, self._content)
 
-        def content(node: Node) -> Any:
-            return self.gm.get_buffer(str(node.target)) if node.op == "get_attr" else node.meta["val"]
-
-        return map_arg(value, content)
+    def _content(self, node: Node) -> Any:
+        """The value of a node that reads no input: what analysis takes for constant is computed from buffers."""
+        if node.op == "get_attr":
+            return attrgetter(str(node.target))(self.gm)
+        if node not in self._constants:
+            return node.meta["val"]
+        args, kwargs = self.plain((node.args, node.kwargs))
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def channels(self, node: Any, dim: int = 1) -> int:
         """What is left of the dimension of the channels; 0 where there is none."""
@@ -125,6 +134,17 @@ class Editor:
             return 0
         shape = self.shape(node)
         return len(self.cut(node)[dim]) if dim in self.cut(node) else shape[dim] if len(shape) > dim else 0
+
+
+def _constant_nodes(graph: Graph) -> set[Node]:
+    """Nodes that compute a tensor from buffers, parameters and traced sizes alone."""
+    found: set[Node] = set()
+    for node in graph.nodes:
+        calls = node.op in ("call_function", "call_method") and isinstance(node.meta.get("val"), Tensor)
+        read = [one for one in node.all_input_nodes if isinstance(one.meta.get("val"), Tensor)]
+        if calls and all(one.op == "get_attr" or one in found for one in read):
+            found.add(node)
+    return found
 
 
 Handler = Callable[[Editor, Node], None]

@@ -324,6 +324,8 @@ def index(call: OpCall, p: Propagation) -> None:
     if (not known or len(real) > 1) and any(_reads(call, layer) for layer in p.layers(source)):
         p.freeze_value(source, "it is indexed by several tensors, or by one that depends on data")
         return
+    for tensor in call.inputs[1:]:
+        p.freeze_value(tensor, "it tells which elements are taken")
     constants = iter(real)
 
     def stand_in(leaf: Any) -> Any:

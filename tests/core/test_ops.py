@@ -273,6 +273,36 @@ CASES = {
     "roll": (two(lambda m, x: torch.roll(x, 3, 1) * x.mean()), IMAGE, 8),
     "flip": (two(lambda m, x: x.flip(1)), IMAGE, 8),
     "constant index": (two(lambda m, x: x[:, m.order], order=torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])), IMAGE, 8),
+    "index computed from a buffer": (
+        two(lambda m, x: x[:, (m.order.view(-1) + 3) % 8], order=torch.tensor([[3, 1, 0, 2], [7, 6, 5, 4]])),
+        IMAGE,
+        8,
+    ),
+    "index that is a range of the channels": (
+        two(lambda m, x: x[:, (torch.arange(x.shape[1]) * 3) % 8]),
+        IMAGE,
+        8,
+    ),
+    "index that is a range of the batch": (
+        two(lambda m, x: x * x[:, torch.arange(x.shape[0]) % 8].sum(1, keepdim=True)),
+        IMAGE,
+        0,
+    ),
+    "index that the model writes to": (
+        two(lambda m, x: x * x[:, m.order.add_(1) % 8].sum(1, keepdim=True), order=torch.arange(4)),
+        IMAGE,
+        0,
+    ),
+    "index that is random": (
+        two(lambda m, x: x * x[:, torch.randint(8, (x.shape[1],))].sum(1, keepdim=True)),
+        IMAGE,
+        0,
+    ),
+    "index that is added as well": (
+        two(lambda m, x: x[:, m.order] + m.order.view(8, 1, 1), order=torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])),
+        IMAGE,
+        0,
+    ),
     "index select": (
         two(lambda m, x: torch.index_select(x, 1, m.order), order=torch.tensor([3, 1, 0, 2]), after=4),
         IMAGE,

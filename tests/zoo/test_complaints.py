@@ -474,8 +474,6 @@ RULES = "ignore:no rule is known:fx_oto.FxOtoWarning"
 OPEN = {
     "talking heads, fused": "heads of queries and of values are families of their own, but share one fused projection "
     "whose reshape must stay a rectangle: the analysis asks that of computed values only, not of moved ones",
-    "windows with a table of biases": "only a buffer itself is known to be constant, not what is computed from it: "
-    "here its view, as an index",
     "unfold and fold": "im2col and col2im have no rule; both are movement: channels × window become channels",
     "conditional convolution": "in a grouped convolution, weights that are computed for each image have no rule",
     "frozen batch norm": "a zero channel is worth its shift, which is a buffer: a known constant, but not zero, and a "
@@ -484,6 +482,7 @@ OPEN = {
 COUNT = "a module that divides by the original count, as the first round makes it, is not understood by a second one"
 AGAIN = OPEN | {
     "interpolated positional embedding": COUNT,
+    "windows with a table of biases": COUNT,
     "mixer without biases": COUNT,
     "spatial gating unit": COUNT,
     "pooling as token mixer": COUNT,

@@ -1,0 +1,120 @@
+"""Values that are the same in every call of a model: buffers, and what is computed from them and from sizes alone.
+
+Their real content is computed when a rule asks for it, by making the recorded calls once more on real tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx import Node
+from torch.utils._pytree import tree_map_only
+
+from fx_oto.graph import op_name
+from fx_oto.tape import OpCall, Tape, tensors_in
+
+__all__ = ["Constants"]
+
+_PLAIN = (torch.device, torch.dtype, torch.layout, torch.memory_format, str)
+
+
+class Constants:
+    """What is known of the values on a tape before any input is.
+
+    Args:
+        tape: the recorded calls.
+        nodes: the FX nodes, by name.
+        is_fixed: whether a dimension of a value has the same size whatever the inputs are.
+    """
+
+    def __init__(self, tape: Tape, nodes: dict[str, Node], is_fixed: Callable[[Tensor, int], bool]) -> None:
+        self._tape, self._nodes, self._is_fixed = tape, nodes, is_fixed
+        self._known: dict[int, Tensor | None] = {}
+
+    def content(self, value: Any) -> Tensor | None:
+        """The real content of a tensor, None where it is not constant or not a tensor."""
+        if not isinstance(value, Tensor):
+            return None
+        if id(value) not in self._known:
+            self._known[id(value)] = self._find(value)
+        return self._known[id(value)]
+
+    @cached_property
+    def _calls(self) -> dict[int, OpCall]:
+        return {id(out): call for _, calls, _ in self._tape.steps for call in calls for out in call.outputs}
+
+    @cached_property
+    def _written(self) -> set[int]:
+        """Storages that some call writes into: of a buffer, the next call of the model may find another content."""
+        calls = [call for _, calls, _ in self._tape.steps for call in calls if call.mutates]
+        return {_storage(tensor) for call in calls for tensor in tensors_in(call.args[:1])}
+
+    def _find(self, value: Tensor) -> Tensor | None:
+        if _storage(value) in self._written:
+            return None
+        if not isinstance(value, FakeTensor) or id(value) in self._tape.constants:
+            return self._tape.constants.get(id(value), value)
+        call = self._calls.get(id(value))
+        if call is None or not _repeatable(call.func) or not self._without_inputs(self._nodes[call.node]):
+            return None
+        real = {id(tensor): self.content(tensor) for tensor in call.inputs}
+        if any(tensor is None for tensor in real.values()):
+            return None
+        args, kwargs = tree_map_only(Tensor, lambda t: real[id(t)], (call.args, call.kwargs))
+        with torch.no_grad():
+            results = tensors_in([call.func(*args, **kwargs)])
+        return next(result for out, result in zip(call.outputs, results, strict=True) if out is value)
+
+    def _without_inputs(self, node: Node) -> bool:
+        """Whether a node reads nothing but constants and sizes that are fixed."""
+        if node.op not in ("call_function", "call_method"):
+            return False
+        return all(
+            self._fixed(read)
+            if not isinstance(read.meta["val"], Tensor)
+            else self.content(read.meta["val"]) is not None
+            for read in node.all_input_nodes
+        )
+
+    def _fixed(self, node: Node) -> bool:
+        """Whether a node's value, which is no tensor, is the same in every call: fixed sizes and what they make."""
+        if isinstance(node.meta["val"], _PLAIN):
+            return True
+        sizes = _sizes_read(node)
+        if sizes is not None:
+            source, dims = sizes
+            return all(self._is_fixed(source.meta["val"], dim) for dim in dims)
+        return node.op in ("call_function", "call_method") and self._without_inputs(node)
+
+
+def _sizes_read(node: Node) -> tuple[Node, list[int]] | None:
+    """The tensor and its dimensions whose sizes a node returns, None where that is not all it does."""
+    if not node.op.startswith("call_") or not node.args or not isinstance(source := node.args[0], Node):
+        return None
+    name, where = op_name(node), node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    if isinstance(source.meta["val"], Tensor):
+        dims = list(range(source.meta["val"].ndim))
+        if name == "getattr" and where == "shape":
+            return source, dims
+        if name in ("size", "sym_size") and (where is None or isinstance(where, int)):
+            return source, dims if where is None else [dims[where]]
+    elif name == "getitem" and isinstance(where, int | slice) and (whole := _sizes_read(source)):
+        part = whole[1][where]
+        return whole[0], part if isinstance(part, list) else [part]
+    return None
+
+
+def _repeatable(func: Any) -> bool:
+    """Whether an operator returns the same whenever it is given the same."""
+    if not isinstance(func, torch._ops.OpOverload) or func._schema.is_mutable:
+        return False
+    return torch.Tag.nondeterministic_seeded not in func.tags and "empty" not in func._schema.name
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
