@@ -1,4 +1,4 @@
-"""Multi-head attention of which whole heads, or channels of its input and output, were cut out."""
+"""Multi-head attention of which heads, a part of each head, or channels of its input and output were cut out."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ __all__ = ["FewerHeads"]
 
 
 class FewerHeads(nn.Module):
-    """``nn.MultiheadAttention`` over sliced parameters: any number of heads of the original width.
+    """``nn.MultiheadAttention`` over sliced parameters: any number of heads, alike in what is left of their width.
 
-    Returns what the original returns, but for the attention weights, which speak of the heads that are left.
+    Returns what the original returns, but for the attention weights, which speak of the heads that are left. Scores
+    are scaled by the original width.
 
     Args:
         full: the module, whose parameters were sliced.
+        heads: how many heads are left.
     """
 
-    def __init__(self, full: nn.MultiheadAttention) -> None:
+    def __init__(self, full: nn.MultiheadAttention, heads: int) -> None:
         super().__init__()
-        self.head_dim, self.batch_first, self.dropout = full.head_dim, full.batch_first, full.dropout
+        self.num_heads, self.scale = heads, full.head_dim**-0.5
+        self.batch_first, self.dropout = full.batch_first, full.dropout
         self.add_zero_attn = full.add_zero_attn
         self.in_proj_weight, self.in_proj_bias = full.in_proj_weight, full.in_proj_bias
         self.q_proj_weight, self.k_proj_weight = full.q_proj_weight, full.k_proj_weight
@@ -48,14 +51,14 @@ class FewerHeads(nn.Module):
         dropout = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
-            scores = q @ k.transpose(-2, -1) * self.head_dim**-0.5
+            scores = q @ k.transpose(-2, -1) * self.scale
             weights = (scores if mask is None else scores + mask).softmax(-1)
             weights = F.dropout(weights, dropout) if dropout else weights
             attended = weights @ v
             weights = weights.mean(1) if average_attn_weights else weights
             weights = weights if batched else weights[0]
         else:
-            attended = F.scaled_dot_product_attention(q, k, v, mask, dropout)
+            attended = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=self.scale)
         out = self.out_proj(attended.transpose(1, 2).flatten(2))
         if not batched:
             return out[0], weights
@@ -69,9 +72,15 @@ class FewerHeads(nn.Module):
     def _project(self, tokens: list[Tensor]) -> list[Tensor]:
         packed = self.in_proj_weight
         separate = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
-        weights = separate if packed is None else packed.chunk(3)
-        biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        weights = separate if packed is None else self._unpack(packed)
+        biases = (None, None, None) if self.in_proj_bias is None else self._unpack(self.in_proj_bias)
         return [F.linear(*parts) for parts in zip(tokens, weights, biases, strict=True)]
+
+    def _unpack(self, packed: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values, of which the last may have lost more, or less, than the others."""
+        values: int = self.out_proj.in_features
+        scored = (len(packed) - values) // 2
+        return packed.split([scored, scored, values])
 
     def _with_biases(self, projected: list[Tensor]) -> list[Tensor]:
         """Add the learnt key and value, and the zero ones, to the sequence."""
@@ -84,7 +93,7 @@ class FewerHeads(nn.Module):
         return [q, *memory]
 
     def _heads(self, tokens: Tensor) -> Tensor:
-        heads: Tensor = tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        heads: Tensor = tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         return heads
 
     def _mask(

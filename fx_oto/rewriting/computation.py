@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from fx_oto.attention import FewerHeads
 from fx_oto.dependencies import Adjustment
-from fx_oto.graph import op_name
+from fx_oto.graph import op_name, tensor_names
 from fx_oto.modules import resize
 from fx_oto.norms import (
     batch_norm_over,
@@ -76,10 +76,14 @@ def original_scale(edit: Editor, node: Node) -> None:
 def fewer_heads(edit: Editor, node: Node) -> None:
     """Attention over sliced parameters is another module."""
     module = edit.gm.get_submodule(str(node.target))
-    assert isinstance(module, nn.MultiheadAttention)
-    width = module.embed_dim
-    if module.out_proj.weight.shape != (width, width) or edit.cut_dims(node.args[0]):
-        edit.gm.set_submodule(str(node.target), FewerHeads(module))
+    if not isinstance(module, nn.MultiheadAttention):
+        return  # it is called twice
+    names = {id(tensor): name for name, tensor in tensor_names(edit.gm).items()}
+    mine = {names[id(parameter)] for parameter in module.parameters()}
+    if any(name in mine for name, _ in edit.cuts.axes):
+        kept = edit.cuts.axes.get((names[id(module.out_proj.weight)], 1), torch.arange(module.embed_dim))
+        heads = len((kept // module.head_dim).unique())
+        edit.gm.set_submodule(str(node.target), FewerHeads(module, heads))
 
 
 def adjust(edit: Editor, node: Node, adjustment: Adjustment, fold: Fold) -> None:

@@ -170,6 +170,24 @@ def test_whole_heads_go(name):
     assert sizes == [HEADS, WIDTH, 32]
 
 
+def test_a_single_head_loses_channels():
+    torch.manual_seed(0)
+    alone = Module()
+    alone.attention = nn.MultiheadAttention(WIDTH, 1, batch_first=True)
+    result = compress_half(Transformer(alone), torch.randn(2, 7, 5), sensitive=False)
+    assert sorted(map(len, fx_oto.partition(result.gm).families)) == [WIDTH, WIDTH, WIDTH, 32]
+    attention = result.small.get_submodule("attention.attention")
+    assert attention.in_proj_weight.shape == (3 * WIDTH // 2, WIDTH // 2)
+
+
+def test_a_module_that_is_called_twice_loses_heads():
+    attention = Module()
+    result = compress_half(
+        Transformer(nn.Sequential(attention, nn.Linear(WIDTH, WIDTH), attention)), torch.randn(2, 7, 5), sensitive=False
+    )
+    assert HEADS in map(len, fx_oto.partition(result.gm).families)
+
+
 @pytest.mark.parametrize("name", GROUPED)
 def test_query_heads_go_with_the_key_head_that_serves_them(name):
     torch.manual_seed(0)
@@ -230,7 +248,7 @@ def test_fewer_heads_computes_what_torchs_module_does(options, mask, need_weight
     if not full.batch_first:
         tokens = [part.transpose(0, 1) for part in tokens]
     expected = full(*tokens, need_weights=need_weights, **MASKS[mask])
-    found = FewerHeads(full)(*tokens, need_weights=need_weights, **MASKS[mask])
+    found = FewerHeads(full, HEADS)(*tokens, need_weights=need_weights, **MASKS[mask])
     torch.testing.assert_close(found[0], expected[0])
     assert (found[1] is None) == (expected[1] is None)
     if need_weights:
@@ -240,7 +258,7 @@ def test_fewer_heads_computes_what_torchs_module_does(options, mask, need_weight
 def test_fewer_heads_takes_one_sequence_without_a_batch():
     full = nn.MultiheadAttention(WIDTH, HEADS).double().eval()
     x = torch.randn(7, WIDTH, dtype=torch.float64)
-    for found, expected in zip(FewerHeads(full)(x, x, x), full(x, x, x), strict=True):
+    for found, expected in zip(FewerHeads(full, HEADS)(x, x, x), full(x, x, x), strict=True):
         torch.testing.assert_close(found, expected)
 
 
