@@ -80,7 +80,8 @@ class FewerHeads(nn.Module):
         """Queries, keys and values, of which the last may have lost more, or less, than the others."""
         values: int = self.out_proj.in_features
         scored = (len(packed) - values) // 2
-        return packed.split([scored, scored, values])
+        parts: tuple[Tensor, ...] = packed.split([scored, scored, values])
+        return parts
 
     def _with_biases(self, projected: list[Tensor]) -> list[Tensor]:
         """Add the learnt key and value, and the zero ones, to the sequence."""

@@ -139,6 +139,7 @@ _HANDLERS: dict[str, Handler] = {
         movement.gather,
     ),
     "getitem": movement.getitem,
+    "select": movement.select,
     **dict.fromkeys(("pad", "constant_pad_nd"), movement.pad),
     **dict.fromkeys(
         ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution"),

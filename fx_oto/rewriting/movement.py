@@ -12,7 +12,7 @@ from fx_oto.dependencies import Gather
 from fx_oto.labels import compress
 from fx_oto.rewriting.editor import Cut, Editor
 
-__all__ = ["gather", "gather_from_entry", "getitem", "pad", "split"]
+__all__ = ["gather", "gather_from_entry", "getitem", "pad", "select", "split"]
 
 
 def split(edit: Editor, node: Node) -> None:
@@ -84,6 +84,16 @@ def getitem(edit: Editor, node: Node) -> None:
     node.args = (source, tuple(entries))
 
 
+def select(edit: Editor, node: Node) -> None:
+    """``select``: one index, which is kept, of what is left."""
+    source = node.args[0]
+    cut = edit.cut(source)
+    dim = edit.argument(node, 1, "dim") % len(edit.shape(source))  # type: ignore[arg-type]
+    if dim in cut:
+        position = edit.argument(node, 2, "index") % edit.shape(source)[dim]  # type: ignore[arg-type]
+        edit.set_argument(node, 2, "index", int(_places(torch.tensor([position]), cut[dim])))
+
+
 def _expand_ellipsis(edit: Editor, entries: list[Any], ndim: int) -> None:
     if Ellipsis in entries:
         at = entries.index(Ellipsis)
@@ -93,8 +103,10 @@ def _expand_ellipsis(edit: Editor, entries: list[Any], ndim: int) -> None:
 
 def _take(edit: Editor, node: Node, source: Node, dim: int, entry: Any, kept: Tensor) -> tuple[Node, Any]:
     positions = torch.arange(edit.shape(source)[dim])[edit.plain(entry)]
+    if positions.ndim == 0:
+        return source, int(_places(positions[None], kept))
     if positions.ndim != 1:
-        raise edit.refuse(node, "it indexes a cut dimension by something other than a slice or a list")
+        raise edit.refuse(node, "it indexes a cut dimension by something other than a number, a slice or a list")
     places = _places(positions, kept)
     start, length = int(places[0]), len(places)
     if torch.equal(places, torch.arange(start, start + length)):

@@ -49,6 +49,13 @@ def two(middle, width=8, after=None, **layers):
     return Net(lambda m, x: m.b(middle(m, m.a(x))), a=conv(3, width), b=conv(after or width, 4), **layers)
 
 
+def mixing(pick):
+    """Tokens are mixed into 9, of which one is picked."""
+    return Net(
+        lambda m, x: m.b(pick(m.a(x.transpose(1, 2)).tanh().transpose(1, 2))), a=nn.Linear(5, 9), b=nn.Linear(4, 3)
+    )
+
+
 def squeeze(m, x):
     gate = F.relu(m.s1(x.mean((2, 3), keepdim=True)))
     return x * torch.sigmoid(m.s2(gate))
@@ -529,6 +536,9 @@ CASES = {
         torch.randn(2, 5),
         8,
     ),
+    "one token by a number": (mixing(lambda x: x[:, 3]), torch.randn(2, 5, 4), 8),
+    "one token from behind": (mixing(lambda x: x[..., -2, :]), torch.randn(2, 5, 4), 8),
+    "one token by select": (mixing(lambda x: x.select(1, -3)), torch.randn(2, 5, 4), 8),
     "dropout": (two(lambda m, x: m.d(F.dropout(x, 0.5, m.training)), d=nn.Dropout2d(0.1)), IMAGE, 8),
     "shared module": (
         Net(lambda m, x: m.b(F.relu(m.s(F.relu(m.s(m.a(x)))))), a=conv(3, 8), s=conv(8, 8), b=conv(8, 4)),
