@@ -281,8 +281,10 @@ class Propagation:
                 self._made[id(calls[0].out)] = calls[0]
             values[name] = tuple(self.layers(leaf) for leaf in _tensors(value))
         self._freeze_unused()
+        gathers = self._named_gathers()
+        self._keep_rectangles(values, gathers)
         settle(self.atoms, self._obligations, self._frozen)
-        return self._result(axes, values)
+        return self._result(axes, values, gathers)
 
     def _parameter_axes(self) -> tuple[Axis, ...]:
         axes = []
@@ -375,22 +377,40 @@ class Propagation:
                 for alias in (value, self._outdated[id(value)]):
                     self.freeze_value(alias, "it was written in place through a view before it is read here")
 
-    def _result(self, axes: tuple[Axis, ...], values: dict[str, tuple[tuple[Layer, ...], ...]]) -> Dependencies:
+    def _named_gathers(self) -> dict[str, Gather]:
+        named: dict[int, str] = {}
+        for name, _, value in self._tape.steps:
+            if isinstance(value, Tensor):
+                named.setdefault(id(value), name)  # an identity returns what another node has made
+        return {
+            named[key]: Gather(named[id(entry)], dim, positions)
+            for key, (entry, dim, positions) in self._gathers.items()
+            if key in named and id(entry) in named
+        }
+
+    def _keep_rectangles(self, values: dict[str, tuple[tuple[Layer, ...], ...]], gathers: dict[str, Gather]) -> None:
+        """A grid may lose any shape only if all that reads it is replaced, at the end of a chain of movement."""
+        passing: set[Node] = set()
+        for node in reversed(self._nodes.values()):
+            readers = [user for user in node.users if _tensors(user.meta.get("val"))]
+            if node.op != "output" and all(user in passing or user.name in gathers for user in readers):
+                passing.add(node)
+                continue
+            for layer in (layer for layers in values.get(node.name, ()) for layer in layers if len(layer.dims) > 1):
+                self.rectangle(layer.labels)
+
+    def _result(
+        self,
+        axes: tuple[Axis, ...],
+        values: dict[str, tuple[tuple[Layer, ...], ...]],
+        gathers: dict[str, Gather],
+    ) -> Dependencies:
         roots = self.atoms.roots()
         variable = torch.bincount(roots)[roots] > 1  # what meets nothing is no group
         for labels in self._consumed:
             variable[labels] = False
         for labels in self._produced:
             variable[labels] = True
-        named: dict[int, str] = {}
-        for name, _, value in self._tape.steps:
-            if isinstance(value, Tensor):
-                named.setdefault(id(value), name)  # an identity returns what another node has made
-        gathers = {
-            named[key]: Gather(named[id(entry)], dim, positions)
-            for key, (entry, dim, positions) in self._gathers.items()
-            if key in named and id(entry) in named
-        }
         return Dependencies(
             axes=axes,
             roots=roots,
