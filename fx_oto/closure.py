@@ -92,8 +92,9 @@ def settle(atoms: Atoms, obligations: Sequence[Obligation], frozen: list[tuple[T
 class _Closure:
     def __init__(self, atoms: Atoms, frozen: list[tuple[Tensor, Reason]]) -> None:
         self.atoms, self.frozen = atoms, frozen
-        labels = torch.cat([labels for labels, _ in frozen] or [torch.zeros(0, dtype=torch.int64)])
-        self.dead = atoms.find(labels.unique())
+        self.dead = torch.cat([labels for labels, _ in frozen] or [torch.zeros(0, dtype=torch.int64)])
+        self._known = (-1, -1)
+        self._is_dead = torch.zeros(0, dtype=torch.bool)
 
     def run(self, obligations: Sequence[Obligation]) -> None:
         for grid in obligations:
@@ -155,9 +156,13 @@ class _Closure:
 
     def _units(self, labels: Tensor) -> Tensor:
         """Root of each label, 0 for what is frozen."""
-        self.dead = self.atoms.find(self.dead)
+        state = (self.atoms.changes, len(self.dead))
+        if state != self._known:
+            self.dead = self.atoms.find(self.dead).unique()
+            self._is_dead = torch.zeros(len(self.atoms), dtype=torch.bool).index_fill_(0, self.dead, True)
+            self._known = (self.atoms.changes, len(self.dead))
         roots = self.atoms.find(labels)
-        return torch.where(torch.isin(roots, self.dead), 0, roots)
+        return roots.masked_fill(self._is_dead[roots], 0)
 
     def _count(self, unions: list[tuple[Tensor, Tensor]]) -> int:
         """How many removable units these unions would leave."""
@@ -170,4 +175,5 @@ class _Closure:
         for left, right in zip(parts[::2], parts[1::2], strict=True):
             trial.unite(left, right)
         roots = trial.find(stand_ins)
-        return int((~torch.isin(roots.unique(), roots[names == 0])).sum())
+        left_over = torch.zeros(len(trial), dtype=torch.bool).index_fill_(0, roots, True)
+        return int(left_over.index_fill_(0, roots[names == 0], False).sum())

@@ -30,7 +30,17 @@ from fx_oto.modes import by_mode, written_in
 from fx_oto.modules import is_opaque
 from fx_oto.recurrence import WholeRecurrence, holds_recurrence
 
-__all__ = ["OpCall", "Tape", "fake_like", "fake_run", "macs_of", "opaque_call", "record_tape"]
+__all__ = [
+    "OpCall",
+    "PlainInterpreter",
+    "Tape",
+    "fake_like",
+    "fake_run",
+    "macs_of",
+    "opaque_call",
+    "record_tape",
+    "run_graph",
+]
 
 
 @lru_cache(maxsize=4096)
@@ -238,7 +248,7 @@ def _real_values(gm: GraphModule, inputs: ExampleInputs) -> dict[str, Any]:
     """What opaque code returns on the example inputs themselves, by node."""
     found: dict[str, Any] = {}
 
-    class Watch(_PlainInterpreter):
+    class Watch(PlainInterpreter):
         def run_node(self, n: Node) -> Any:
             value = super().run_node(n)
             if is_opaque(n, gm):
@@ -246,18 +256,19 @@ def _real_values(gm: GraphModule, inputs: ExampleInputs) -> dict[str, Any]:
             return value
 
     with evaluating(gm), torch.no_grad():
-        _run_graph(Watch(gm), inputs.args, inputs.kwargs)
+        run_graph(Watch(gm), inputs.args, inputs.kwargs)
     return found
 
 
-class _PlainInterpreter(Interpreter):
-    """Takes one value for each placeholder, starred ones included."""
+class PlainInterpreter(Interpreter):
+    """Takes one value for each placeholder, starred ones included; started by ``run_graph``."""
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """The next value."""
         return next(self.args_iter)
 
 
-class _Recorder(_PlainInterpreter):
+class _Recorder(PlainInterpreter):
     def __init__(self, gm: GraphModule, opaque: dict[str, Any]) -> None:
         super().__init__(gm)
         self.gm = gm
@@ -319,10 +330,11 @@ class _Runner(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.recorder is None:
             return self.model(*args, **kwargs)
-        return _run_graph(self.recorder, args, kwargs)
+        return run_graph(self.recorder, args, kwargs)
 
 
-def _run_graph(interpreter: _PlainInterpreter, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def run_graph(interpreter: PlainInterpreter, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Interpret a graph on the arguments that its GraphModule would take."""
     graph = interpreter.graph
     if isinstance(graph._codegen, torch.fx.graph._PyTreeCodeGen):
         flat = graph._codegen.process_inputs(*args, *_in_order(graph, kwargs))

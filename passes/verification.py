@@ -6,14 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fx_oto.context import Context
 from fx_oto.errors import VerificationError
 from fx_oto.graph import evaluating, op_name, source_line
 from fx_oto.pipeline import Analysis
+from fx_oto.tape import PlainInterpreter, run_graph
 from passes.physical_slicing import SlicingPlan
 
 __all__ = ["Verification", "VerificationReport", "relative_error"]
@@ -68,8 +69,7 @@ class Verification(Analysis):
 
 def relative_error(expected: Any, found: Any) -> float:
     """Largest absolute difference of two pytrees of tensors, each relative to the largest value expected there."""
-    left = [leaf for leaf in tree_leaves(expected) if isinstance(leaf, Tensor)]
-    right = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+    left, right = _tensors(expected), _tensors(found)
     if [t.shape for t in left] != [t.shape for t in right]:
         return float("inf")
     errors = [0.0]
@@ -86,10 +86,21 @@ def _outputs(gm: GraphModule, context: Context) -> list[Tensor]:
     with evaluating(gm), torch.no_grad():
         args, kwargs = tree_map_only(Tensor, Tensor.clone, (context.inputs.args, context.inputs.kwargs))
         result = gm(*args, **kwargs)
-    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+    return _tensors(result)
 
 
-class _Keeper(Interpreter):
+def _tensors(value: Any) -> list[Tensor]:
+    """Every tensor in a nested value, also in the attributes of objects that torch does not look into."""
+    found = []
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, type | nn.Module):
+            found += _tensors(vars(leaf))
+    return found
+
+
+class _Keeper(PlainInterpreter):
     def __init__(self, gm: GraphModule) -> None:
         super().__init__(gm)
         self.kept: dict[str, Tensor] = {}
@@ -104,13 +115,11 @@ class _Keeper(Interpreter):
 def _values(gm: GraphModule, context: Context) -> dict[str, Tensor]:
     keeper = _Keeper(gm)
     with evaluating(gm), torch.no_grad():
-        keeper.run(*tree_map_only(Tensor, Tensor.clone, context.inputs.args))
+        run_graph(keeper, *tree_map_only(Tensor, Tensor.clone, (context.inputs.args, context.inputs.kwargs)))
     return keeper.kept
 
 
 def _first_difference(reference: GraphModule, compact: GraphModule, context: Context, tolerance: float) -> str:
-    if context.inputs.kwargs:
-        return ""
     cuts = context.get(SlicingPlan).cuts
     expected = _values(reference, context)
     found = _values(compact, context)

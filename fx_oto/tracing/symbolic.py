@@ -203,6 +203,7 @@ class _SourceTracer(LeafTracer):
         def forward(root: nn.Module, *_: Any) -> Any:
             return root_fn(root, *bound.args, **bound.kwargs)
 
+        forward.__annotations__ = {}  # would become types in the graph's code
         return forward, [self.root, *proxies.values()]
 
     def proxy(self, node: Node) -> Proxy:

@@ -12,6 +12,7 @@ from torch import nn
 
 import fx_oto
 from fx_oto.modes import IN_PLACE
+from passes.verification import relative_error
 
 
 class Written(nn.Module):
@@ -70,6 +71,12 @@ def test_what_goes_into_an_object_is_kept_whole():
     assert fx_oto.partition(gm).num_zigs == 0
     reasons = [str(axis.reason) for axis in fx_oto.partition(gm).frozen if axis.tensor == "a.weight"]
     assert any("it goes into an object of class Hidden, which is opaque" in reason for reason in reasons)
+
+
+def test_tensors_inside_objects_are_compared():
+    x = torch.ones(3)
+    assert relative_error((x, Hidden([x])), (x, Hidden([x]))) == 0
+    assert relative_error((x, Hidden([x])), (x, Hidden([2 * x]))) == 1
 
 
 class InPlace(nn.Module):

@@ -472,8 +472,6 @@ EXPORTED = "ignore:.*captured by torch.export instead:fx_oto.FxOtoWarning"
 RULES = "ignore:no rule is known:fx_oto.FxOtoWarning"
 # What is not solved yet, and why. A case that starts to pass fails here, so that its line is taken out.
 OPEN = {
-    "talking heads, fused": "heads of queries and of values are families of their own, but share one fused projection "
-    "whose reshape must stay a rectangle: the analysis asks that of computed values only, not of moved ones",
     "unfold and fold": "im2col and col2im have no rule; both are movement: channels × window become channels",
     "conditional convolution": "in a grouped convolution, weights that are computed for each image have no rule",
     "frozen batch norm": "a zero channel is worth its shift, which is a buffer: a known constant, but not zero, and a "
