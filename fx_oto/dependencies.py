@@ -56,9 +56,10 @@ class Reason:
 
 # For each kind of adjustment, the ops, in lower case, that slicing knows to adjust.
 ADJUSTABLE = {
-    "norm": {"layernorm", "layer_norm", "groupnorm", "group_norm", "batch_norm"},
-    "mean": {"mean", "rmsnorm", "rms_norm"},
-    "var": {"var", "std", "var_mean", "std_mean"},
+    "norm": {"layernorm", "layer_norm", "groupnorm", "group_norm", "batch_norm"}
+    | {"layernormover", "layer_norm_over", "groupnormover", "group_norm_over", "batch_norm_over"},  # adjusted before
+    "mean": {"mean", "rmsnorm", "rms_norm"} | {"mean_over", "rmsnormover", "rms_norm_over"},
+    "var": {"var", "std", "var_mean", "std_mean"} | {"variance_over"},
     "fold": {"linear", "conv1d", "conv2d", "conv3d"},
 }
 

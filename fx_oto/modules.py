@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from fx_oto import attention, norms
 from fx_oto.modes import TrainingFlag
 from fx_oto.recurrence import GATES
 
@@ -76,7 +77,9 @@ _RESIZERS: tuple[tuple[type[nn.Module], Callable[[Any, int, int], None]], ...] =
     (nn.RNNCellBase, _recurrent_cell),
 )
 # Replaced as a whole: by a norm over the original count, by attention with fewer heads (see rewriting/computation.py).
-_REPLACED = (nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention)
+# Those hold nothing but parameters that changes with them, and stay as they are in a second round.
+_REPLACED: tuple[type[nn.Module], ...] = (nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention)
+_REPLACED += (norms.LayerNormOver, norms.GroupNormOver, norms.RMSNormOver, attention.FewerHeads)
 
 
 def _resizer(module: nn.Module) -> Callable[[Any, int, int], None] | None:
@@ -89,6 +92,11 @@ def is_torchs(kind: Any) -> bool:
     """Whether a class or function is torch's or Python's own, which slicing knows or may call as it is."""
     module = getattr(kind, "__module__", None) or ""
     return module.split(".")[0] in ("torch", "_operator", "builtins", "math") or not module
+
+
+def _is_ours(kind: Any) -> bool:
+    """Whether slicing itself put a class or function into the graph, in an earlier round."""
+    return getattr(kind, "__module__", None) in (norms.__name__, attention.__name__)
 
 
 def keeps_parameters_whole(module: nn.Module) -> bool:
@@ -106,10 +114,10 @@ def holds_layers(module: nn.Module) -> bool:
 def is_opaque(node: Node, gm: GraphModule) -> bool:
     """Whether a node runs Python code that slicing can neither rewrite nor see into."""
     if node.op == "call_module":
-        module = gm.get_submodule(str(node.target))
-        return not isinstance(module, TrainingFlag) and not is_torchs(type(module))
+        kind = type(gm.get_submodule(str(node.target)))
+        return not issubclass(kind, TrainingFlag) and not is_torchs(kind) and not _is_ours(kind)
     if node.op == "call_function":
-        return not isinstance(node.target, OpOverload) and not is_torchs(node.target)
+        return not (isinstance(node.target, OpOverload) or is_torchs(node.target) or _is_ours(node.target))
     return False
 
 

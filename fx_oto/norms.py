@@ -7,25 +7,32 @@ mean each in the variance. Results equal those of the full norm on the group-spa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
 __all__ = [
     "GroupNormOver",
     "LayerNormOver",
+    "RMSNormOver",
+    "WholeNorms",
     "batch_norm_over",
     "group_norm_over",
+    "holds_norms_over",
     "layer_norm_over",
     "mean_over",
     "over_original_count",
     "rms_norm_over",
     "variance_over",
+    "worth_beside",
 ]
 
+_ATEN = torch.ops.aten
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -39,6 +46,8 @@ def layer_norm_over(value: Tensor, count: int, weight: Tensor | None, bias: Tens
         bias: shape ``(kept,)``, or None.
         eps: added to the variance.
     """
+    if has_torch_function_unary(value):
+        return handle_torch_function(layer_norm_over, (value,), value, count, weight, bias, eps)
     if not torch.is_grad_enabled() and value.dtype not in _HALF and eps > 0:
         return _without_gradient(value, value.shape[-1] / count, weight, bias, eps)
     wide = value.float() if value.dtype in _HALF else value
@@ -75,6 +84,8 @@ def _affine(value: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor
 
 def group_norm_over(value: Tensor, count: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Group norm with one group over all of ``(N, kept, …)``, as if dimension 1 had ``count`` channels."""
+    if has_torch_function_unary(value):
+        return handle_torch_function(group_norm_over, (value,), value, count, weight, bias, eps)
     spatial = value[0, 0].numel()
     flat = layer_norm_over(value.flatten(1), count * spatial, None, None, eps).view_as(value)
     return _channels_affine(flat, weight, bias)
@@ -122,6 +133,11 @@ def mean_over(
     return left if missing is None else left + missing.mean(dim, keepdim=keepdim, dtype=dtype) * (1 - share)
 
 
+def worth_beside(value: Tensor, dim: int, worth: float) -> Tensor:
+    """One more index along ``dim``, worth a constant; it depends on none of those that are there, so any can go."""
+    return value.narrow(dim, 0, 0).sum(dim, keepdim=True) + worth
+
+
 def variance_over(function: str, value: Tensor, *args: Any, share: float, **kwargs: Any) -> Any:
     """``torch.var``, ``std``, ``var_mean`` or ``std_mean`` of which only ``share`` of the elements are left.
 
@@ -139,6 +155,8 @@ def variance_over(function: str, value: Tensor, *args: Any, share: float, **kwar
 
 def batch_norm_over(value: Tensor, share: float, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Batch norm by the statistics of ``value``, shape ``(N, C, …)``; of each channel only ``share`` is left."""
+    if has_torch_function_unary(value):
+        return handle_torch_function(batch_norm_over, (value,), value, share, weight, bias, eps)
     dims = [dim for dim in range(value.ndim) if dim != 1]
     variance, mean = variance_over("var_mean", value, dims, share=share, correction=0, keepdim=True)
     return _channels_affine((value - mean) * torch.rsqrt(variance + eps), weight, bias)
@@ -196,3 +214,36 @@ def over_original_count(module: nn.Module, count: int) -> nn.Module:
         return RMSNormOver(module.normalized_shape, module.weight, module.eps).train(module.training)
     kind = GroupNormOver if isinstance(module, nn.GroupNorm) else LayerNormOver
     return kind(count, module.weight, module.bias, module.eps).train(module.training)  # type: ignore[arg-type]
+
+
+def holds_norms_over(gm: GraphModule) -> bool:
+    """Whether a graph has norms that divide by an original count: those that rest on the functions above."""
+    functions = (layer_norm_over, group_norm_over, batch_norm_over)
+    modules = any(isinstance(module, LayerNormOver | GroupNormOver) for module in gm.modules())
+    return modules or any(node.target in functions for node in gm.graph.nodes if node.op == "call_function")
+
+
+class WholeNorms(TorchFunctionMode):
+    """Show each layer, group or batch norm over an original count as torch's own, which loses the same channels.
+
+    Args:
+        run: is given the ``OpOverload``, its arguments, and a function that computes the result.
+    """
+
+    def __init__(self, run: Callable[[Any, tuple[Any, ...], Callable[[], Any]], Any]) -> None:
+        super().__init__()
+        self.run = run
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func not in (layer_norm_over, group_norm_over, batch_norm_over):
+            return func(*args, **(kwargs or {}))
+        value, _, weight, bias, eps = args
+        shown: tuple[Any, tuple[Any, ...]] = (_ATEN.native_layer_norm, (value, [value.size(-1)], weight, bias, eps))
+        if func is group_norm_over:
+            sizes = (len(value), value.size(1), value[0, 0].numel())
+            shown = (_ATEN.native_group_norm, (value, weight, bias, *sizes, 1, eps))
+        elif func is batch_norm_over:
+            shown = (_ATEN.native_batch_norm, (value, weight, bias, None, None, True, 0.0, eps))
+        return self.run(shown[0].default, shown[1], lambda: func(*args))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import operator
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -28,6 +28,7 @@ from fx_oto.errors import InputError
 from fx_oto.graph import evaluating, op_name, source_line, tensor_names, unfused_attention
 from fx_oto.modes import by_mode, written_in
 from fx_oto.modules import is_opaque
+from fx_oto.norms import WholeNorms, holds_norms_over
 from fx_oto.recurrence import WholeRecurrence, holds_recurrence
 
 __all__ = [
@@ -171,13 +172,21 @@ def _fake_run(
     args, kwargs = tree_map_only(Tensor, lambda t: fake_like(fake, t), (inputs.args, dict(inputs.kwargs)))
     try:
         attention = sdpa_kernel(SDPBackend.MATH) if recorder else nullcontext()  # as products and a softmax
-        whole = recorder is not None and holds_recurrence(recorder.gm)
-        recurrence = WholeRecurrence(recorder.mode.whole) if recorder and whole else nullcontext()
-        with _plainly(), attention, recurrence, evaluating(model), torch.no_grad(), fake, mode:
+        with _plainly(), attention, _whole(recorder), evaluating(model), torch.no_grad(), fake, mode:
             torch.func.functional_call(_Runner(model, recorder), stand_ins, args, kwargs)
     except Exception as error:
         raise _explain(error, recorder, model, inputs) from error
     return tensors
+
+
+def _whole(recorder: _Recorder | None) -> ExitStack:
+    """Record some functions as one call each, whatever torch makes of them."""
+    modes = ExitStack()
+    if recorder is not None and holds_recurrence(recorder.gm):
+        modes.enter_context(WholeRecurrence(recorder.mode.whole))
+    if recorder is not None and holds_norms_over(recorder.gm):
+        modes.enter_context(WholeNorms(recorder.mode.whole))
+    return modes
 
 
 @contextmanager

@@ -23,12 +23,22 @@ from fx_oto.norms import (
     over_original_count,
     rms_norm_over,
     variance_over,
+    worth_beside,
 )
 from fx_oto.rewriting.editor import Editor
 
 Fold = Callable[[Node, Adjustment], Tensor]
 
-__all__ = ["Fold", "adjust", "fewer_heads", "groups", "norm_groups", "original_scale", "resize_module"]
+__all__ = [
+    "Fold",
+    "adjust",
+    "fewer_heads",
+    "groups",
+    "norm_groups",
+    "original_scale",
+    "resize_module",
+    "still_fewer_heads",
+]
 
 
 def resize_module(edit: Editor, node: Node) -> None:
@@ -86,6 +96,11 @@ def fewer_heads(edit: Editor, node: Node) -> None:
         edit.gm.set_submodule(str(node.target), FewerHeads(module, heads))
 
 
+def still_fewer_heads(edit: Editor, node: Node) -> None:
+    """Attention of which an earlier round took heads: its parameters are sliced, and say how many are left."""
+    resize(edit.gm.get_submodule(f"{node.target}.out_proj"), 0, 0)
+
+
 def adjust(edit: Editor, node: Node, adjustment: Adjustment, fold: Fold) -> None:
     """Make a node compute over the original count, or add what removed channels contributed."""
     kept = edit.cuts.kept_labels(adjustment.labels)
@@ -107,6 +122,8 @@ def adjust(edit: Editor, node: Node, adjustment: Adjustment, fold: Fold) -> None
 
 
 def _norm(edit: Editor, node: Node, count: int) -> None:
+    if node.target in (group_norm_over, layer_norm_over):  # it counts what there was at first
+        return
     over = group_norm_over if "group" in op_name(node) else layer_norm_over
     weight, bias = edit.argument(node, 2, "weight"), edit.argument(node, 3, "bias")
     eps = edit.argument(node, 4, "eps", 1e-5)
@@ -114,7 +131,7 @@ def _norm(edit: Editor, node: Node, count: int) -> None:
 
 
 def _batch_norm(edit: Editor, node: Node, share: float) -> None:
-    if node.target is batch_norm_over:  # two of its dimensions are cut
+    if node.target is batch_norm_over:  # two of its dimensions are cut, or it is from an earlier round
         node.update_arg(1, node.args[1] * share)  # type: ignore[operator]
         return
     first = 3 if node.target is F.batch_norm else 1  # torch.batch_norm has another order
@@ -133,19 +150,29 @@ def _rms_norm(edit: Editor, node: Node) -> None:
 
 
 def _variance(edit: Editor, node: Node, share: float) -> None:
-    if node.target is variance_over:  # two of its dimensions are cut
+    if node.target is variance_over:  # two of its dimensions are cut, or it is from an earlier round
         node.update_kwarg("share", node.kwargs["share"] * share)  # type: ignore[operator]
         return
     edit.replace(node, variance_over, op_name(node), *node.args, share=share, **node.kwargs)
 
 
 def _mean(edit: Editor, node: Node, adjustment: Adjustment, share: float) -> None:
-    if node.target is mean_over:  # two of its dimensions are cut
-        node.update_arg(3, node.args[3] * share)  # type: ignore[operator]
+    missing = None if (adjustment.removed == 0).all() else _missing(edit, node, adjustment.labels)
+    if node.target is mean_over:  # two of its dimensions are cut, or it is from an earlier round
+        before: Any = node.args[3]
+        node.update_arg(5, _mixed(edit, node, node.args[5], missing, (1 - before) / (1 - before * share)))
+        node.update_arg(3, before * share)
         return
     dim, keepdim = edit.argument(node, 1, "dim"), edit.argument(node, 2, "keepdim", False)
-    missing = None if (adjustment.removed == 0).all() else _missing(edit, node, adjustment.labels)
     edit.replace(node, mean_over, node.args[0], dim, keepdim, share, node.kwargs.get("dtype"), missing)
+
+
+def _mixed(edit: Editor, reader: Node, before: Any, now: Any, share: float) -> Node | None:
+    """Mean of what elements were worth that went before, a share of all that are gone, and that go now."""
+    parts = [(part, weight) for part, weight in ((before, share), (now, 1 - share)) if part is not None]
+    with edit.graph.inserting_before(reader):
+        weighted = [edit.graph.call_function(torch.mul, part) for part in parts]
+        return edit.graph.call_function(torch.add, tuple(weighted)) if len(weighted) > 1 else next(iter(weighted), None)
 
 
 def _missing(edit: Editor, reader: Node, labels: Tensor) -> Node:
@@ -161,9 +188,7 @@ def _missing(edit: Editor, reader: Node, labels: Tensor) -> Node:
             with edit.graph.inserting_after(node):
                 return edit.graph.node_copy(node, sources.__getitem__)
         with edit.graph.inserting_after(node):
-            one = edit.graph.call_function(torch.narrow, (node, dim, 0, 1))
-        with edit.graph.inserting_after(one):
-            return edit.graph.call_function(torch.full_like, (one, float(layer.removed)))
+            return edit.graph.call_function(worth_beside, (node, dim, float(layer.removed)))
 
     source = reader.all_input_nodes[0]
     dim = next(layer.dims[0] for layer in edit.layers(source) if torch.equal(layer.labels.reshape(-1), labels))

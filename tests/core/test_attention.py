@@ -255,6 +255,15 @@ def test_fewer_heads_computes_what_torchs_module_does(options, mask, need_weight
         torch.testing.assert_close(found[1], expected[1])
 
 
+@pytest.mark.parametrize("name", [name for name in ATTENTIONS if name.startswith("module")])
+def test_a_second_round_takes_more_heads(name):
+    x = torch.randn(2, 7, 5)
+    first = compress_half(Transformer(ATTENTIONS[name]()), x)
+    second = compress_half(first.small, x)
+    before, after = (sorted(map(len, fx_oto.partition(result.gm).families)) for result in (first, second))
+    assert after == [size - size // 2 for size in before]
+
+
 def test_fewer_heads_takes_one_sequence_without_a_batch():
     full = nn.MultiheadAttention(WIDTH, HEADS).double().eval()
     x = torch.randn(7, WIDTH, dtype=torch.float64)

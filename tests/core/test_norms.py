@@ -248,6 +248,15 @@ def test_pruned_and_exact(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+def test_a_second_round_finds_what_the_first_has_left(name):
+    model, shape = NETWORKS[name]()
+    first = compress_half(model, torch.randn(shape))
+    second = compress_half(first.small, torch.randn(shape))
+    before, after = (sorted(map(len, fx_oto.partition(result.gm).families)) for result in (first, second))
+    assert after == [size - size // 2 for size in before]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_exported_pruned_and_exact(name):
     model, shape = NETWORKS[name]()
     if "hook" in name:

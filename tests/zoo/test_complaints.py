@@ -477,17 +477,7 @@ OPEN = {
     "frozen batch norm": "a zero channel is worth its shift, which is a buffer: a known constant, but not zero, and a "
     "convolution with padding cannot fold it into its bias; the buffer would have to be zeroed with the group",
 }
-COUNT = "a module that divides by the original count, as the first round makes it, is not understood by a second one"
-AGAIN = OPEN | {
-    "interpolated positional embedding": COUNT,
-    "windows with a table of biases": COUNT,
-    "mixer without biases": COUNT,
-    "spatial gating unit": COUNT,
-    "pooling as token mixer": COUNT,
-    "one head for a feature pyramid": COUNT,
-    "a branch that ends nowhere": "a mean over the original count, as the first round makes it, is not understood by a "
-    "second one",
-}
+AGAIN = dict(OPEN)
 AGAIN.pop("unfold and fold")  # what can go at all can go again
 
 
