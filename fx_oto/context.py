@@ -50,7 +50,7 @@ class Capture:
     Attributes:
         front_end: ``"torch.fx"``, ``"torch.export"``, or ``"GraphModule"`` if it was one.
         refused: why symbolic tracing alone did not do; empty if it did.
-        opaque: submodules that are called as a whole, by name.
+        opaque: submodules and methods that are called as a whole, by name.
     """
 
     front_end: str

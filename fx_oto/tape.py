@@ -294,7 +294,8 @@ class _Recorder(PlainInterpreter):
         if n.target is by_mode:
             self.mode.record(by_mode, *self.fetch_args_kwargs_from_env(n), value)
         n.meta["val"] = value
-        self.steps.append((n.name, tuple(_read(self.mode.calls, _used(n, value))), value))
+        calls = self.mode.calls if n.name in self.opaque else _read(self.mode.calls, _used(n, value))
+        self.steps.append((n.name, tuple(calls), value))
         return value
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -307,7 +308,8 @@ class _Recorder(PlainInterpreter):
         fake = next(mode for mode in _get_current_dispatch_mode_stack() if isinstance(mode, FakeTensorMode))
         value = tree_map_only(Tensor, lambda t: fake_like(fake, t), self.opaque[node.name])
         inside = list(self.gm.get_submodule(str(node.target)).parameters()) if node.op == "call_module" else []
-        self.mode.record(opaque_call, (*tree_leaves((args, kwargs)), *inside), {}, value)
+        outputs = tuple(leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+        self.mode.calls = [OpCall(node.name, opaque_call, (*tree_leaves((args, kwargs)), *inside), {}, outputs)]
         return value
 
 

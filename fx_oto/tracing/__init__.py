@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.fx import GraphModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
@@ -15,8 +16,9 @@ from fx_oto.errors import FxOtoWarning, InputError, TraceError
 from fx_oto.explanations import Untraced
 from fx_oto.graph import graph_copy
 from fx_oto.masks import MASKS, drop_masks
-from fx_oto.tape import record_tape
+from fx_oto.tape import Tape, record_tape
 from fx_oto.tracing.exported import export
+from fx_oto.tracing.opaque import Part
 from fx_oto.tracing.symbolic import NotSymbolicError, symbolic_trace
 
 __all__ = ["trace"]
@@ -58,15 +60,21 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
         model = model.module
     _check_initialised(model)
     if isinstance(model, GraphModule):
-        gm, capture = graph_copy(model), Capture("GraphModule")
+        gm = _without_masks(graph_copy(model))
+        capture, tape = Capture("GraphModule"), record_tape(gm, inputs)
     else:
-        gm, capture = _capture(model, inputs)
-    if hasattr(gm, MASKS):  # prepared before: its masks are made anew
+        gm, capture, tape = _capture(model, inputs)
+    context = Context(inputs, capture).provide(tape).provide(Untraced.of(model, gm))
+    return context.attach(gm)
+
+
+def _without_masks(gm: GraphModule) -> GraphModule:
+    """A module that was prepared before gets its masks anew."""
+    if hasattr(gm, MASKS):
         drop_masks(gm.graph)
         gm._modules.pop(MASKS)
         gm.recompile()
-    context = Context(inputs, capture).provide(record_tape(gm, inputs)).provide(Untraced.of(model, gm))
-    return context.attach(gm)
+    return gm
 
 
 def _check_initialised(model: Any) -> None:
@@ -75,20 +83,31 @@ def _check_initialised(model: Any) -> None:
             raise InputError(f"{name} is not initialised yet: run the model once on example inputs, then prepare it")
 
 
-def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capture]:
+def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capture, Tape]:
     if not isinstance(model, nn.Module):
         raise TraceError(f"expected a torch.nn.Module, found {type(model).__name__}: pass the model itself")
     try:
-        return symbolic_trace(model, inputs), Capture("torch.fx")
+        gm = symbolic_trace(model, inputs)
+        return gm, Capture("torch.fx"), _record(gm, inputs)
     except NotSymbolicError as error:
         symbolic = error
     try:
         gm, both_modes = export(model, inputs)
+        tape = _record(gm, inputs)
     except TraceError as error:
         return _around_opaque(model, inputs, symbolic, error)
     if not both_modes:
         _warn_of_evaluation_only(symbolic, "by torch.export instead, ")
-    return gm, Capture("torch.export", str(symbolic))
+    return gm, Capture("torch.export", str(symbolic)), tape
+
+
+def _record(gm: GraphModule, inputs: ExampleInputs) -> Tape:
+    try:
+        return record_tape(gm, inputs)
+    except InputError as error:
+        if isinstance(error.__cause__, DynamicOutputShapeException | DataDependentOutputException):
+            raise NotSymbolicError(f"a size depends on the values in a tensor: {error}") from error
+        raise
 
 
 def _warn_of_evaluation_only(symbolic: TraceError, how: str) -> None:
@@ -102,22 +121,23 @@ def _warn_of_evaluation_only(symbolic: TraceError, how: str) -> None:
 
 def _around_opaque(
     model: nn.Module, inputs: ExampleInputs, symbolic: NotSymbolicError, exported: TraceError
-) -> tuple[GraphModule, Capture]:
-    """Symbolically, with the submodules that refuse called as a whole, the innermost first."""
-    names = {module: name for name, module in model.named_modules()}
+) -> tuple[GraphModule, Capture, Tape]:
+    """Symbolically, with the submodules and methods that refuse called as a whole, the innermost first."""
     for both_modes in (True, False):
-        opaque: dict[nn.Module, str] = {}
+        opaque: list[Part] = []
         while True:
             try:
                 gm = symbolic_trace(model, inputs, opaque, both_modes)
+                tape = _record(gm, inputs)
             except NotSymbolicError as error:
-                if error.module is None or error.module in opaque:
+                left = [part for part in error.parts if part not in opaque]
+                if not left:
                     break
-                opaque[error.module] = names[error.module]
+                opaque.append(left[-1])
             else:
                 if not both_modes:
                     _warn_of_evaluation_only(symbolic, "")
-                return gm, Capture("torch.fx", str(symbolic), tuple(opaque.values()))
+                return gm, Capture("torch.fx", str(symbolic), tuple(part.name_in(model) for part in opaque)), tape
     raise TraceError(
         f"{symbolic}; and {exported}. What to do: as control flow that depends on tensor values cannot be captured, "
         "replace it by torch operations such as torch.where, or move it into a submodule or a function marked with "

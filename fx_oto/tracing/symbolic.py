@@ -8,9 +8,10 @@ import os
 import sys
 import traceback
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,11 +25,13 @@ from fx_oto.errors import TraceError
 from fx_oto.graph import evaluating, unfused_attention, with_modes_of
 from fx_oto.modes import FLAG, TrainingFlag, merge_modes
 from fx_oto.modules import holds_layers, is_torchs
+from fx_oto.tracing.opaque import MethodCall, Part, parts_in
 from fx_oto.tracing.values import KnownProxy, Values, functions_on_proxies, isinstance_of_value
 
 __all__ = ["LeafTracer", "NotSymbolicError", "symbolic_trace"]
 
 _log = logging.getLogger(__name__)
+_METHOD = "_method_"
 _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 _NOT_USERS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
 
@@ -37,23 +40,24 @@ class NotSymbolicError(TraceError):
     """The model's Python code does something with a value that symbolic tracing has no answer to.
 
     Attributes:
-        module: the innermost submodule in which that happened; None if it was in the model's own code.
+        parts: the methods of the model's modules in which that happened, outermost first.
     """
 
-    def __init__(self, message: str, module: nn.Module | None) -> None:
+    def __init__(self, message: str, parts: Iterable[Part] = ()) -> None:
         super().__init__(message)
-        self.module = module
+        self.parts = tuple(parts)
 
 
 def symbolic_trace(
-    model: nn.Module, inputs: ExampleInputs, opaque: Collection[nn.Module] = (), both_modes: bool = True
+    model: nn.Module, inputs: ExampleInputs, opaque: Collection[Part] | None = None, both_modes: bool = True
 ) -> GraphModule:
     """Capture a model.
 
     Args:
         model: any module.
         inputs: example inputs; their shapes answer what the code asks for.
-        opaque: modules that are called as a whole, whatever they do inside.
+        opaque: what is called as a whole, whatever it does inside; if None, nothing is, and only the values that the
+            code asks for are computed.
         both_modes: whether training mode is captured, or only evaluation.
 
     Raises:
@@ -61,7 +65,7 @@ def symbolic_trace(
         TraceError: the two modes cannot be joined, or the inputs do not match ``forward``.
     """
     arguments = _Arguments.of(model, inputs)
-    with _restored_attributes(model):
+    with _unchanged(model):
         tracer = _SourceTracer(model, arguments, opaque)
         graph = tracer.trace_in(both_modes)
         if both_modes and tracer.asked_for_mode:
@@ -73,15 +77,17 @@ def symbolic_trace(
 
 
 @contextmanager
-def _restored_attributes(model: nn.Module) -> Iterator[None]:
-    """Take back what tracing sets on the model: tensor constants and our flag."""
-    before = set(vars(model))
+def _unchanged(model: nn.Module, but: tuple[str, ...] = ()) -> Iterator[None]:
+    """Take back what is set on modules, such as proxies by traced code, but for the model's names that begin so."""
+    before = [(owner, dict(owner)) for module in model.modules() for owner in (vars(module), module._modules)]
     try:
         yield
     finally:
-        for name in set(vars(model)) - before:
-            delattr(model, name)
-        model._modules.pop(FLAG, None)
+        for owner, held in before:
+            for name in set(owner) - set(held):
+                if not ((owner is vars(model) or owner is model._modules) and name.startswith(but)):
+                    del owner[name]
+            owner.update(held)
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ class _SourceTracer(LeafTracer):
         self,
         model: nn.Module,
         arguments: _Arguments,
-        opaque: Collection[nn.Module],
+        opaque: Collection[Part] | None,
         earlier: dict[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
@@ -136,7 +142,8 @@ class _SourceTracer(LeafTracer):
         self.constants: dict[str, Tensor] = {}
         self.asked_for_mode = False
         self._given, self._defaults = arguments.given, arguments.defaults
-        self._opaque = opaque
+        self._opaque = opaque or ()
+        self._eager = opaque is not None  # so that what fails is known to be the code that runs
         self._earlier = earlier or {}
         self._patched: list[dict[str, Any]] = []
 
@@ -149,6 +156,8 @@ class _SourceTracer(LeafTracer):
                 unfused_attention(),
                 functions_on_proxies(self),
                 self._watching_mode(),
+                _unchanged(self.model, but=(_METHOD, "_tensor_constant")),
+                self._whole_methods(),
             ):
                 graph = self.trace(self.model, concrete_args=self._defaults or None)
         except Exception as error:
@@ -160,8 +169,7 @@ class _SourceTracer(LeafTracer):
             torch.random.set_rng_state(dice)
             raise NotSymbolicError(
                 f"{type(self.model).__name__}.forward draws random numbers that a trace cannot see: "
-                "they would stay the same for ever",
-                None,
+                "they would stay the same for ever"
             )
         graph._tracer_cls = LeafTracer  # pickle makes one without arguments
         return graph
@@ -188,6 +196,25 @@ class _SourceTracer(LeafTracer):
             else:
                 nn.Module.training = before
 
+    @contextmanager
+    def _whole_methods(self) -> Iterator[None]:
+        """Let the methods that are called as a whole become nodes."""
+        methods = [part for part in self._opaque if part.method != "forward"]
+        try:
+            for part in methods:
+                part.owner.__dict__[part.method] = partial(self._call_method, part)
+            yield
+        finally:
+            for part in methods:
+                del part.owner.__dict__[part.method]
+
+    def _call_method(self, part: Part, *args: Any, **kwargs: Any) -> Any:
+        if self.values.running:
+            return getattr(type(part.owner), part.method)(part.owner, *args, **kwargs)
+        name = _METHOD + part.name_in(self.model).replace(".", "_")
+        self.model.add_module(name, MethodCall(part))
+        return self.create_proxy("call_module", name, args, kwargs)
+
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         """A placeholder for each argument that was given or has a default; then the model's own code begins."""
         self._know_isinstance(root_fn)
@@ -212,7 +239,7 @@ class _SourceTracer(LeafTracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Also what is asked to be."""
-        return m in self._opaque or super().is_leaf_module(m, module_qualified_name)
+        return Part(m, "forward") in self._opaque or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         """torch.fx's, unless a value is being computed, or the module was made in ``forward``."""
@@ -224,6 +251,13 @@ class _SourceTracer(LeafTracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """torch.fx's, unless a value is being computed."""
         return attr_val if self.values.running else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
+        """torch.fx's; its value is computed at once if asked to."""
+        proxy = super().create_proxy(*args, **kwargs)
+        if self._eager and self.values.started:
+            self.values.of(proxy.node)
+        return proxy
 
     def call_wrapped(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Trace through a function that is marked with ``torch.fx.wrap``; else call it as a whole."""
@@ -283,12 +317,4 @@ def _explain(error: Exception, model: nn.Module) -> NotSymbolicError:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_USERS)]
     where = f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
     message = f"{type(model).__name__} cannot be traced symbolically{where}: {error}"
-    return NotSymbolicError(message, _innermost(error, model))
-
-
-def _innermost(error: Exception, model: nn.Module) -> nn.Module | None:
-    """The innermost submodule whose code was running when the error came up."""
-    parts = {id(module) for module in model.modules() if module is not model}
-    running = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    inner = [owner for owner in running if id(owner) in parts]
-    return inner[-1] if inner else None
+    return NotSymbolicError(message, parts_in(error.__traceback__, model))

@@ -11,7 +11,7 @@ import functools
 import operator
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from fx_oto.graph import evaluating, source_line
 from fx_oto.modes import IN_PLACE
 from fx_oto.modules import is_torchs
 from fx_oto.tape import fake_like
+from fx_oto.tracing.opaque import MethodCall, without_parameters
 
 __all__ = ["KnownProxy", "Values", "functions_on_proxies", "isinstance_of_value"]
 
@@ -71,6 +72,11 @@ class Values:
 
     def _faked(self, value: Any) -> Any:
         return tree_map_only(Tensor, lambda tensor: fake_like(self._fake, tensor), value)
+
+    @property
+    def started(self) -> bool:
+        """Whether the model's own code is being traced."""
+        return self._last is not None
 
     def start(self, graph: Graph) -> None:
         """Take the arguments' values; what follows in the graph is the model's own code."""
@@ -120,7 +126,9 @@ class Values:
                 if node.op == "get_attr":
                     return operator.attrgetter(str(node.target))(self._model)
                 if node.op == "call_module":
-                    return self._model.get_submodule(str(node.target))(*args, **kwargs)
+                    module = self._model.get_submodule(str(node.target))
+                    with without_parameters(self._model) if isinstance(module, MethodCall) else nullcontext():
+                        return module(*args, **kwargs)
                 if node.op == "call_method":
                     return getattr(args[0], str(node.target))(*args[1:], **kwargs)
                 return node.target(*args, **kwargs)  # type: ignore[operator]

@@ -264,3 +264,45 @@ def test_what_cannot_be_captured_is_called_as_a_whole(training):
     zigs.zero_(0.5)
     small, other = fx_oto.compress(gm), torch.randn(9, 4, dtype=torch.float64)
     torch.testing.assert_close(small(other), model(other), rtol=1e-10, atol=1e-12)
+
+
+class Postprocessing(nn.Module):
+    """The model's own method selects by scores; a submodule remembers what it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 6)
+        self.a.seen = None
+
+    def select(self, x, floor):
+        return [row[row > floor] for row in x]
+
+    def forward(self, x):
+        self.a.seen = x.shape
+        x = self.b(F.relu(self.a(x)))
+        return self.select(x, 0.0), len(x)
+
+
+def test_a_method_that_cannot_be_captured_is_called_as_a_whole():
+    torch.manual_seed(0)
+    model, x = Postprocessing().double().eval(), torch.randn(5, 4, dtype=torch.float64)
+    gm = fx_oto.prepare(model, x)
+    assert capture(gm).opaque == ("select",)
+    assert model.a.seen is None
+    assert "select" not in vars(model)
+    assert [name for name, _ in model.named_children()] == ["a", "b"]
+    zigs = fx_oto.partition(gm)
+    assert {family.name: len(family) for family in zigs.families} == {"a.weight": 8}
+    zigs.zero_(0.5)
+    other = torch.randn(5, 4, dtype=torch.float64)
+    torch.testing.assert_close(fx_oto.compress(gm)(other), model(other), rtol=1e-10, atol=1e-12)
+
+
+class Owning(Postprocessing):
+    def select(self, x, floor):
+        return [row[row > floor] for row in x * self.b.bias]
+
+
+def test_a_method_with_parameters_is_not_called_as_a_whole():
+    with pytest.raises(fx_oto.TraceError, match=r"cannot be traced symbolically at .*test_front_ends.py:\d+"):
+        fx_oto.prepare(Owning(), torch.randn(5, 4))
