@@ -217,7 +217,10 @@ class _SourceTracer(LeafTracer):
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         """A placeholder for each argument that was given or has a default; then the model's own code begins."""
-        self._know_isinstance(root_fn)
+        packages = {type(module).__module__.split(".")[0] for module in self._modules} - {"torch"}
+        for name, module in list(sys.modules.items()):
+            if name.split(".")[0] in packages:
+                self._know_isinstance(vars(module))
         signature, given = inspect.signature(self.model.forward), self._given
         proxies = {}
         for name, parameter in signature.parameters.items():
@@ -245,7 +248,6 @@ class _SourceTracer(LeafTracer):
         """torch.fx's, unless a value is being computed, or the module was made in ``forward``."""
         if self.values.running or m not in self._modules:
             return forward(*args, **kwargs)
-        self._know_isinstance(m.forward)
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -264,7 +266,7 @@ class _SourceTracer(LeafTracer):
         known = is_torchs(function)
         if not known:
             last, dice = next(reversed(self.graph.nodes)), torch.random.get_rng_state()
-            self._know_isinstance(function)
+            self._know_isinstance(getattr(inspect.unwrap(function), "__globals__", {}))
             try:
                 result = function(*args, **kwargs)
                 if torch.equal(dice, torch.random.get_rng_state()):
@@ -277,11 +279,9 @@ class _SourceTracer(LeafTracer):
         proxy.node.meta["is_wrapped"] = not known
         return proxy
 
-    def _know_isinstance(self, function: Any) -> None:
-        """Let a function ask for the type of a proxy's value."""
-        function = inspect.unwrap(function)
-        names = getattr(function, "__globals__", None)
-        if names is not None and "isinstance" not in names and not is_torchs(function):
+    def _know_isinstance(self, names: dict[str, Any]) -> None:
+        """Let code with these global names ask for the type of a proxy's value."""
+        if "isinstance" not in names:
             names["isinstance"] = isinstance_of_value
             self._patched.append(names)
 
