@@ -13,7 +13,7 @@ from fx_oto.labels import UNKNOWN, Layer, compress, reshape
 from fx_oto.propagation import FIXED, Propagation, Region
 from fx_oto.tape import OpCall
 
-__all__ = ["concatenate", "create", "expand", "identity", "index", "movement", "pad", "roll", "view"]
+__all__ = ["concatenate", "create", "expand", "identity", "index", "movement", "pad", "roll", "slide", "view"]
 
 _Rule = TypeVar("_Rule", bound=Callable[[OpCall, Propagation], None])
 _Move = Callable[[Tensor], list[Tensor]]
@@ -340,6 +340,16 @@ def index(call: OpCall, p: Propagation) -> None:
         return [compress(call.func(labels.expand(source.shape), *rest))]
 
     _follow(call, p, source, move)
+
+
+@_moves_data
+def slide(call: OpCall, p: Propagation) -> None:
+    """``Tensor.unfold``: windows along one dimension, whose size and step slicing does not change."""
+    dim = call.arg("dimension") % max(call.args[0].ndim, 1)
+    for layer in p.layers(call.args[0]):
+        if dim in layer.dims:
+            p.freeze(layer.labels, "a window slides along it")
+    movement(call, p)
 
 
 def _reads(call: OpCall, layer: Layer) -> bool:

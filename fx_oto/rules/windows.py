@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +14,7 @@ from fx_oto.labels import UNKNOWN, ZERO, Layer
 from fx_oto.propagation import Propagation
 from fx_oto.tape import OpCall
 
-__all__ = ["along", "freeze_inputs", "opaque", "reduction", "triangle", "window"]
+__all__ = ["along", "fold", "freeze_inputs", "opaque", "reduction", "triangle", "unfold", "window"]
 
 
 def window(call: OpCall, p: Propagation) -> None:
@@ -27,6 +28,37 @@ def window(call: OpCall, p: Propagation) -> None:
     for value in call.inputs[1:]:
         p.freeze_value(value, "it steers how values are sampled")
     _put(call, p, layers)
+
+
+def unfold(call: OpCall, p: Propagation) -> None:
+    """``im2col``: each channel becomes as many as a window has places, and the windows make a sequence."""
+    source, size = call.args[0], math.prod(call.arg("kernel_size"))
+    dim = source.ndim - 3
+    layers = []
+    for layer in p.layers(source):
+        if (narrowed := p.narrow_to(layer, range(dim + 1), "a window slides along it")) is None:
+            continue
+        padded = any(call.arg("padding")) and not (narrowed.removed == 0).all()
+        one = Layer(narrowed.labels, UNKNOWN.view((1,) * source.ndim) if padded else narrowed.removed)
+        layers.append(one.map(lambda t: (t.repeat_interleave(size, dim) if t.size(dim) > 1 else t).flatten(-2)))
+    p.put(call.out, layers)
+
+
+def fold(call: OpCall, p: Propagation) -> None:
+    """``col2im``: each channel is summed from as many as a window has places, which go together."""
+    source, size = call.args[0], math.prod(call.arg("kernel_size"))
+    dim = source.ndim - 2
+    layers = []
+    for layer in p.layers(source):
+        if (narrowed := p.narrow_to(layer, range(dim + 1), "a window slides along it")) is None:
+            continue
+        labels, removed = narrowed.labels, torch.where((narrowed.removed == 0).all(), ZERO, UNKNOWN)
+        if labels.size(dim) > 1:
+            places = labels.unflatten(dim, (-1, size))
+            labels = places.select(dim + 1, 0)
+            p.unite(places, labels.unsqueeze(dim + 1))
+        layers.append(Layer(labels.unsqueeze(-1), removed.view((1,) * call.out.ndim)))
+    p.put(call.out, layers)
 
 
 def _put(call: OpCall, p: Propagation, layers: Iterable[Layer]) -> None:

@@ -280,6 +280,37 @@ CASES = {
     "roll": (two(lambda m, x: torch.roll(x, 3, 1) * x.mean()), IMAGE, 8),
     "flip": (two(lambda m, x: x.flip(1)), IMAGE, 8),
     "constant index": (two(lambda m, x: x[:, m.order], order=torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])), IMAGE, 8),
+    "unfold and fold": (
+        Net(
+            lambda m, x: m.b(F.fold(F.unfold(m.a(x), 3, padding=1, stride=2), x.shape[-2:], 3, padding=1, stride=2)),
+            a=conv(3, 8),
+            b=conv(8, 4),
+        ),
+        IMAGE,
+        8,
+    ),
+    "unfold as a module, without padding": (
+        Net(lambda m, x: m.b(m.u(torch.sigmoid(m.a(x))).mT), a=conv(3, 8), u=nn.Unfold(2), b=nn.Linear(32, 4)),
+        IMAGE,
+        8,
+    ),
+    "unfold of a constant, with padding": (
+        Net(lambda m, x: m.b(m.u(torch.sigmoid(m.a(x))).mT), a=conv(3, 8), u=nn.Unfold(2, 1, 1), b=nn.Linear(32, 4)),
+        IMAGE,
+        0,
+    ),
+    "fold of channels": (
+        Net(lambda m, x: m.b(m.f(m.a(x).mT)), a=nn.Linear(5, 32), f=nn.Fold(4, 2, stride=2), b=conv(8, 4)),
+        torch.randn(2, 4, 5),
+        8,
+    ),
+    "fold along the windows": (
+        Net(lambda m, x: m.b(m.f(m.a(x))), a=nn.Linear(5, 4), f=nn.Fold(4, 2, stride=2), b=conv(8, 4)),
+        torch.randn(2, 32, 5),
+        0,
+    ),
+    "windows of pixels": (two(lambda m, x: x.unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2))), IMAGE, 8),
+    "windows of channels": (two(lambda m, x: x.unfold(1, 4, 4).sum((1, 4)).unsqueeze(1) * x), IMAGE, 0),
     "index computed from a buffer": (
         two(lambda m, x: x[:, (m.order.view(-1) + 3) % 8], order=torch.tensor([[3, 1, 0, 2], [7, 6, 5, 4]])),
         IMAGE,

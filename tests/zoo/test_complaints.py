@@ -472,13 +472,11 @@ EXPORTED = "ignore:.*captured by torch.export instead:fx_oto.FxOtoWarning"
 RULES = "ignore:no rule is known:fx_oto.FxOtoWarning"
 # What is not solved yet, and why. A case that starts to pass fails here, so that its line is taken out.
 OPEN = {
-    "unfold and fold": "im2col and col2im have no rule; both are movement: channels × window become channels",
     "conditional convolution": "in a grouped convolution, weights that are computed for each image have no rule",
     "frozen batch norm": "a zero channel is worth its shift, which is a buffer: a known constant, but not zero, and a "
     "convolution with padding cannot fold it into its bias; the buffer would have to be zeroed with the group",
 }
 AGAIN = dict(OPEN)
-AGAIN.pop("unfold and fold")  # what can go at all can go again
 
 
 def cases(unsolved):
