@@ -14,15 +14,10 @@ __all__ = ["Atoms"]
 
 
 class Atoms:
-    """Disjoint sets of atoms; unions are collected and carried out together when a root is asked for.
-
-    Attributes:
-        changes: how often something was united.
-    """
+    """Disjoint sets of atoms; unions are collected and carried out together when a root is asked for."""
 
     def __init__(self) -> None:
         self._count = 1
-        self.changes = 0
         self._parent = torch.zeros(1, dtype=torch.int64)
         self._pending: list[tuple[Tensor, Tensor]] = []
 
@@ -40,7 +35,6 @@ class Atoms:
         """Unite two tensors of atoms elementwise, under broadcasting."""
         if left is right:
             return
-        self.changes += 1
         left, right = torch.broadcast_tensors(left, right)
         self._pending.append((left.reshape(-1), right.reshape(-1)))
 

@@ -92,9 +92,10 @@ def settle(atoms: Atoms, obligations: Sequence[Obligation], frozen: list[tuple[T
 class _Closure:
     def __init__(self, atoms: Atoms, frozen: list[tuple[Tensor, Reason]]) -> None:
         self.atoms, self.frozen = atoms, frozen
-        self.dead = torch.cat([labels for labels, _ in frozen] or [torch.zeros(0, dtype=torch.int64)])
-        self._known = (-1, -1)
-        self._is_dead = torch.zeros(0, dtype=torch.bool)
+        self.rectangles: list[Tensor] = []
+        labels = torch.cat([labels for labels, _ in frozen] or [torch.zeros(0, dtype=torch.int64)])
+        self.dead = labels.unique()
+        self._table: Tensor | None = None
 
     def run(self, obligations: Sequence[Obligation]) -> None:
         for grid in obligations:
@@ -102,8 +103,8 @@ class _Closure:
                 self._meet_grouped(grid)
         rectangles = [one.labels for one in obligations if isinstance(one, Rectangle)]
         crossings = [one for one in obligations if isinstance(one, Crossing)]
-        rectangles += [crossing.grid for crossing in crossings]
-        while any(map(self._meet_rectangle, rectangles)) or any(map(self._meet_crossing, crossings)):
+        self.rectangles = rectangles + [crossing.grid for crossing in crossings]
+        while any(map(self._meet_rectangle, self.rectangles)) or any(map(self._meet_crossing, crossings)):
             pass
 
     def _meet_crossing(self, crossing: Crossing) -> bool:
@@ -124,21 +125,38 @@ class _Closure:
         grid, thin = torch.broadcast_tensors(crossing.grid, crossing.thin)
         self._freeze(torch.where(self._units(grid) == 0, thin, 0), crossing.reason)
         self._freeze(torch.where(self._units(thin) == 0, grid, 0), crossing.reason)
-        self.atoms.unite(grid, thin)
+        self._unite(grid, thin)
+
+    def _unite(self, left: Tensor, right: Tensor) -> None:
+        self.atoms.unite(left, right)
+        self._table = None
 
     def _freeze(self, labels: Tensor, reason: Reason) -> None:
         if labels.any():
             self.frozen.append((labels.reshape(-1), reason))
             self.dead = torch.cat([self.dead, labels[labels > 0]])
+            self._table = None
 
     def _meet_rectangle(self, labels: Tensor) -> bool:
         axes = varying(compress(self._units(labels)))
         if len(axes) < 2:
             return False
         options = [[(labels, labels.narrow(axis, 0, 1)) for axis in axes if axis != keep] for keep in axes]
-        for union in max(options, key=self._count):
-            self.atoms.unite(*union)
+        parts = self._parts(labels)
+        for union in max(options, key=lambda unions: (self._leaves_parts(unions, parts), self._count(unions))):
+            self._unite(*union)
         return True
+
+    def _parts(self, labels: Tensor) -> list[Tensor]:
+        """Units of the values that are parts of this one, such as queries, keys and values of a fused projection."""
+        whole = self._units(labels).unique()
+        smaller = [self._units(one) for one in self.rectangles if one.numel() < labels.numel()]
+        return [units for units in smaller if (units != units.reshape(-1)[0]).any() and torch.isin(units, whole).all()]
+
+    def _leaves_parts(self, unions: list[tuple[Tensor, Tensor]], parts: list[Tensor]) -> bool:
+        """Whether no part would become a single unit: something of each has to be left."""
+        names, roots = self._merged(unions)
+        return all(len(roots[torch.searchsorted(names, units)].unique()) > 1 for units in parts)
 
     def _meet_grouped(self, grid: Grouped) -> None:
         chosen = grid.positions()
@@ -147,7 +165,7 @@ class _Closure:
             if grid.shared is not None:
                 self._freeze(grid.shared, grid.reason)
         for union in chosen:
-            self.atoms.unite(*union)
+            self._unite(*union)
 
     def _groups_leave_more(self, grid: Grouped, inputs: Tensor) -> bool:
         units = self._count(grid.groups())
@@ -156,16 +174,20 @@ class _Closure:
 
     def _units(self, labels: Tensor) -> Tensor:
         """Root of each label, 0 for what is frozen."""
-        state = (self.atoms.changes, len(self.dead))
-        if state != self._known:
-            self.dead = self.atoms.find(self.dead).unique()
-            self._is_dead = torch.zeros(len(self.atoms), dtype=torch.bool).index_fill_(0, self.dead, True)
-            self._known = (self.atoms.changes, len(self.dead))
-        roots = self.atoms.find(labels)
-        return roots.masked_fill(self._is_dead[roots], 0)
+        if self._table is None:
+            roots = self.atoms.roots()
+            dead = torch.zeros(len(roots), dtype=torch.bool)
+            dead[roots[self.dead]] = True
+            self._table = torch.where(dead[roots], 0, roots)
+        return self._table[labels]
 
     def _count(self, unions: list[tuple[Tensor, Tensor]]) -> int:
         """How many removable units these unions would leave."""
+        names, roots = self._merged(unions)
+        return int((~torch.isin(roots.unique(), roots[names == 0])).sum())
+
+    def _merged(self, unions: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The units that take part in these unions, ascending, and a number for each: alike where they would unite."""
         sides = [torch.broadcast_tensors(*union) for union in unions]
         flat = self._units(torch.cat([side.reshape(-1) for pair in sides for side in pair]))
         names, index = flat.unique(return_inverse=True)
@@ -174,6 +196,4 @@ class _Closure:
         parts = stand_ins[index].split([side.numel() for pair in sides for side in pair])
         for left, right in zip(parts[::2], parts[1::2], strict=True):
             trial.unite(left, right)
-        roots = trial.find(stand_ins)
-        left_over = torch.zeros(len(trial), dtype=torch.bool).index_fill_(0, roots, True)
-        return int(left_over.index_fill_(0, roots[names == 0], False).sum())
+        return names, trial.find(stand_ins)

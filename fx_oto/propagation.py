@@ -205,6 +205,9 @@ class Propagation:
 
     def rectangle(self, labels: Tensor) -> None:
         """Ask that whatever is removed from these labels leaves a rectangle."""
+        if not labels.all():  # a part of each slice stays
+            self.freeze(labels, FIXED)
+            return
         self._obligations.append(Rectangle(labels))
 
     def grouped(self, grid: Grouped) -> None:
@@ -388,23 +391,20 @@ class Propagation:
             if key in named and id(entry) in named
         }
 
-    def _keep_rectangles(self, values: dict[str, tuple[tuple[Layer, ...], ...]], gathers: dict[str, Gather]) -> None:
-        """A grid may lose any shape only if all that reads it is replaced, at the end of a chain of movement."""
-        passing: set[Node] = set()
+    def _keep_rectangles(self, values: dict[str, Layers], gathers: dict[str, Gather]) -> None:
+        """Ask a rectangle of every node's value, but inside a chain of movement that slicing replaces by a gather."""
+        inside: set[Node] = set()
         for node in reversed(self._nodes.values()):
-            readers = [user for user in node.users if _tensors(user.meta.get("val"))]
-            if node.op != "output" and all(user in passing or user.name in gathers for user in readers):
-                passing.add(node)
-                continue
-            for layer in (layer for layers in values.get(node.name, ()) for layer in layers if len(layer.dims) > 1):
-                self.rectangle(layer.labels)
+            readers = [user for user in node.users if _tensors(user.meta["val"])]
+            if readers and all(user in inside or user.name in gathers for user in readers):
+                inside.add(node)
+        for name, value in values.items():
+            self.node, self.call = name, None
+            for layer in (layer for layers in value for layer in layers if self._nodes[name] not in inside):
+                if len(layer.dims) > 1:
+                    self.rectangle(layer.labels)
 
-    def _result(
-        self,
-        axes: tuple[Axis, ...],
-        values: dict[str, tuple[tuple[Layer, ...], ...]],
-        gathers: dict[str, Gather],
-    ) -> Dependencies:
+    def _result(self, axes: tuple[Axis, ...], values: dict[str, Layers], gathers: dict[str, Gather]) -> Dependencies:
         roots = self.atoms.roots()
         variable = torch.bincount(roots)[roots] > 1  # what meets nothing is no group
         for labels in self._consumed:
@@ -435,6 +435,7 @@ class Propagation:
 
 
 Rule = Callable[[OpCall, Propagation], None]
+Layers = tuple[tuple[Layer, ...], ...]
 
 
 def _tensors(value: Any) -> list[Tensor]:

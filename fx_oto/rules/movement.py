@@ -148,8 +148,8 @@ def _continue_region(p: Propagation, source: Tensor, out: Tensor, region: Region
         positions = inside[0].labels.reshape(-1) - region.atoms[0]
         p.put_gather(out, region.entry, region.dim, positions)
         return
-    for layer in p.layers(source):
-        if _belongs(layer, region) and len(layer.dims) > 1:
+    for layer in (*p.layers(source), *inside):
+        if _belongs(layer, region):
             p.rectangle(layer.labels)
 
 

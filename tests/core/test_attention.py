@@ -215,6 +215,50 @@ def test_torchs_encoder_is_pruned_through_export():
     torch.testing.assert_close(fx_oto.compress(gm)(x), net(x), rtol=1e-10, atol=1e-12)
 
 
+class Fused(nn.Module):
+    """A few heads from a fused projection, which are mixed before they meet the values."""
+
+    def __init__(self, split, heads):
+        super().__init__()
+        self.qkv, self.out, self.split = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH), split
+        self.mix = nn.Linear(heads, heads)
+
+    def forward(self, x):
+        q, k, v = (part.transpose(1, 2) for part in self.split(self.qkv(x)))
+        attention = self.mix((q @ k.transpose(-2, -1)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.out((attention @ v).transpose(1, 2).flatten(2))
+
+
+SPLITS = {
+    "unbind": lambda x, heads: x.unflatten(-1, (3, heads, -1)).unbind(2),
+    "unpacking": lambda x, heads: x.unflatten(-1, (3, heads, -1)).permute(2, 0, 1, 3, 4),
+    "selecting": lambda x, heads: [x.unflatten(-1, (3, heads, -1))[:, :, i] for i in range(3)],
+}
+
+
+@pytest.mark.parametrize("heads", [2, 3, 6])
+@pytest.mark.parametrize("split", SPLITS)
+def test_parts_of_one_tensor_lose_the_same_heads(split, heads):
+    fused = Fused(lambda x: SPLITS[split](x, heads), heads)
+    result = compress_half(nn.Sequential(nn.Linear(5, WIDTH), fused, nn.Linear(WIDTH, 3)), torch.randn(2, 7, 5))
+    families = fx_oto.partition(result.gm).families
+    assert sorted(map(len, families)) == [heads, WIDTH, WIDTH]
+
+
+def test_parts_that_are_sliced_out_of_one_tensor_lose_what_they_like():
+    class OneFused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).unflatten(-1, (3, WIDTH)).unbind(-2)
+            return self.out((q @ k.transpose(-2, -1)).softmax(-1) @ v)
+
+    result = compress_half(OneFused(), torch.randn(2, 7, WIDTH))
+    assert sorted(map(len, fx_oto.partition(result.gm).families)) == [WIDTH, WIDTH]
+
+
 MASKS = {
     "none": {},
     "padding": {"key_padding_mask": torch.arange(7).expand(2, 7) > 4},
