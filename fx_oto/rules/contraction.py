@@ -107,7 +107,7 @@ def _sum_out(p: Propagation, layer: Layer, left: Operand, kept: int, foldable: b
         return None
     narrowed = p.narrow_to(layer, survives, "")
     assert narrowed is not None
-    removed = torch.where(narrowed.removed == 0, ZERO, UNKNOWN)
+    removed = _zero_stays(narrowed.removed)
     shape = narrowed.labels.shape[:kept]
     return Layer(narrowed.labels.reshape(shape), removed.reshape(removed.shape[:kept]))
 
@@ -156,11 +156,18 @@ def convolution(call: OpCall, p: Propagation) -> None:
         foldable = p.is_weight(weight) and not transposed and not any(call.arg("padding"))
         layers = contract(p, sides, ("bc", "co" if transposed else "oc"), "bo", foldable)
     else:
+        by_image = [p.narrow_to(layer, (0,), "") for layer in inputs if 0 in layer.dims]
+        sides[0] = Operand(source.shape[:2], [layer for layer in inputs if layer.dims == (1,)])
         layers = _grouped(p, sides, groups, transposed, call.out.size(1))
+        layers += [Layer(layer.labels, _zero_stays(layer.removed)) for layer in by_image if layer is not None]
     if bias is not None:
         side = Operand(bias.shape, p.layers(bias), p.is_weight(bias))
         layers = _add(p, Operand(call.out.shape[:2], layers), side, 2)
     p.put(call.out, [layer.map(lambda t: t[(...,) + (None,) * spatial]) for layer in layers])
+
+
+def _zero_stays(removed: Tensor) -> Tensor:
+    return torch.where(removed == 0, ZERO, UNKNOWN)
 
 
 def _channels(p: Propagation, layers: Sequence[Layer], dims: tuple[int, ...], spatial: int) -> list[Layer]:

@@ -215,6 +215,34 @@ def test_torchs_encoder_is_pruned_through_export():
     torch.testing.assert_close(fx_oto.compress(gm)(x), net(x), rtol=1e-10, atol=1e-12)
 
 
+class Pooled(nn.Module):
+    """Queries and keys pass a convolution for each channel of a head, the same one for all heads."""
+
+    def __init__(self, groups):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        width = WIDTH // HEADS
+        self.pools = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=False, groups=groups) for _ in "qk")
+
+    def forward(self, x):
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, HEADS, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = (self.pool(conv, tokens) for conv, tokens in zip(self.pools, (q, k), strict=True))
+        return self.out(((q @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2).reshape(b, n, c))
+
+    def pool(self, conv, x):
+        y = conv(x.reshape(-1, 3, 3, x.shape[-1]).permute(0, 3, 1, 2)).flatten(2)
+        return y.reshape(-1, HEADS, y.shape[1], y.shape[2]).transpose(2, 3)
+
+
+@pytest.mark.parametrize("groups", [1, 2, WIDTH // HEADS])
+def test_heads_that_are_convolved_as_images(groups):
+    net = nn.Sequential(nn.Linear(5, WIDTH), Pooled(groups), nn.Linear(WIDTH, 3))
+    result = compress_half(net, torch.randn(2, 9, 5))
+    assert [len(family) for family in fx_oto.partition(result.gm).families].count(WIDTH) == 2
+    assert result.params_left < 0.65
+
+
 class Fused(nn.Module):
     """A few heads from a fused projection, which are mixed before they meet the values."""
 
