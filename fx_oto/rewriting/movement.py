@@ -108,7 +108,7 @@ def _take(edit: Editor, node: Node, source: Node, dim: int, entry: Any, kept: Te
     if positions.ndim != 1:
         raise edit.refuse(node, "it indexes a cut dimension by something other than a number, a slice or a list")
     places = _places(positions, kept)
-    start, length = int(places[0]), len(places)
+    start, length = int(places[:1].sum()), len(places)  # nothing at all may have been selected
     if torch.equal(places, torch.arange(start, start + length)):
         return source, slice(start, start + length)
     index = edit.constant(f"kept_{dim}", places, node)

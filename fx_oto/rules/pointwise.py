@@ -108,7 +108,7 @@ def combine(
     layers = []
     for dims, members in groups:
         members.sort(key=lambda member: -len(member[1].dims))
-        labels, thin = members[0][1].labels, _thin(members) if may_cross else []
+        labels, thin = members[0][1].labels, _thin(members, operands, ndim) if may_cross else []
         known = [member for member in members if member not in thin]
         removed = worth([_worth(position, known, ndim) for position in range(len(operands))])
         if thin and not (removed == 0).all():  # what is removed depends on which axis survives
@@ -130,9 +130,17 @@ def combine(
     return layers
 
 
-def _thin(members: Sequence[tuple[int, Layer]]) -> list[tuple[int, Layer]]:
-    """Those that vary along one dimension, where the first varies along several."""
-    return [member for member in members if len(member[1].dims) == 1 < len(members[0][1].dims)]
+def _thin(members: Sequence[tuple[int, Layer]], operands: Sequence[Operand], ndim: int) -> list[tuple[int, Layer]]:
+    """Those that vary along one dimension, where the first varies along several, over which they are broadcast."""
+    grid = set(members[0][1].dims)
+    tracked: dict[int, set[int]] = {}
+    for position, layer in members:
+        tracked.setdefault(position, set()).update(layer.dims)
+    return [
+        (position, layer)
+        for position, layer in members
+        if len(layer.dims) == 1 < len(grid) and not _spans(operands[position].shape, ndim, grid - tracked[position])
+    ]
 
 
 def _whole(p: Propagation, operand: Operand) -> Operand:
