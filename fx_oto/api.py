@@ -12,6 +12,7 @@ from fx_oto.context import Context
 from fx_oto.errors import MissingResultError, SettingsError
 from fx_oto.optim.dhspg import DHSPG
 from fx_oto.pipeline import Pipeline
+from fx_oto.propagation import Attention
 from fx_oto.tracing import trace
 from passes.dependency_analysis import DependencyAnalysis
 from passes.mask_insertion import MaskInsertion
@@ -22,11 +23,11 @@ from passes.zig_partition import ZIGPartition
 __all__ = ["compress", "default_pipeline", "prepare"]
 
 
-def default_pipeline(unprunable: Iterable[str] = ()) -> Pipeline:
+def default_pipeline(unprunable: Iterable[str] = (), attention: Attention = "heads") -> Pipeline:
     """The passes that ``prepare`` runs, in order."""
     return Pipeline(
         (
-            DependencyAnalysis(),  # which indices of which axes must go together
+            DependencyAnalysis(attention),  # which indices of which axes must go together
             ZIGPartition(tuple(unprunable)),  # families of groups that can go
             MaskInsertion(),  # one switch for each group
         )
@@ -39,6 +40,7 @@ def prepare(
     *,
     passes: Pipeline | None = None,
     unprunable: Iterable[str] = (),
+    attention: Attention = "heads",
 ) -> GraphModule:
     """Trace a model, find its zero-invariant groups and insert their masks.
 
@@ -46,8 +48,10 @@ def prepare(
         model: any module, or a GraphModule; it is not changed, and the result shares its parameters.
         example_inputs: a tensor, a tuple, a dict of keyword arguments or ``(args, kwargs)``; may be left out for
             a GraphModule that was traced by ``fx_oto.trace``.
-        passes: the pipeline to run instead of ``default_pipeline(unprunable)``.
+        passes: the pipeline to run instead of ``default_pipeline(unprunable, attention)``.
         unprunable: glob patterns of parameter or module names that must be kept whole.
+        attention: what multi-head attention loses: whole ``"heads"``, or with ``"head_dim"`` the same positions of
+            every head's width, those of queries and keys together. Scores are scaled by the original width.
 
     Returns:
         A GraphModule that behaves as the model in both training modes.
@@ -55,7 +59,7 @@ def prepare(
     Raises:
         TraceError: the model cannot be captured.
         InputError: the model does not run on the example inputs.
-        SettingsError: a pattern matches nothing.
+        SettingsError: a pattern matches nothing, or ``attention`` is neither of the two.
 
     Example:
         >>> import torch, fx_oto
@@ -72,7 +76,7 @@ def prepare(
         gm = trace(model, Context.of(model).inputs)
     else:
         gm = trace(model, example_inputs)
-    pipeline = passes if passes is not None else default_pipeline(unprunable)
+    pipeline = passes if passes is not None else default_pipeline(unprunable, attention)
     return pipeline.run(gm)
 
 
@@ -82,6 +86,7 @@ def compress(
     *,
     train: Callable[[GraphModule, DHSPG], object] | None = None,
     unprunable: Iterable[str] = (),
+    attention: Attention = "heads",
     verify: bool = True,
     **optimizer: Any,
 ) -> GraphModule:
@@ -93,6 +98,7 @@ def compress(
         example_inputs: needed with ``train`` if the model is not prepared.
         train: called once with the prepared GraphModule and a ``DHSPG`` optimizer: the user's training loop.
         unprunable: as for ``prepare``.
+        attention: as for ``prepare``.
         verify: compare the outputs of the compact and the group-sparse model on the example inputs.
         optimizer: arguments of ``DHSPG``, such as ``lr=0.1, target_group_sparsity=0.7``.
 
@@ -114,8 +120,10 @@ def compress(
         >>> fx_oto.compress(gm).get_submodule("0")
         Linear(in_features=4, out_features=4, bias=True)
     """
-    if train is None and (optimizer or unprunable or example_inputs is not None):
-        found = [*optimizer, *(["unprunable"] * bool(unprunable)), *(["example_inputs"] * (example_inputs is not None))]
+    given = {"unprunable": bool(unprunable), "attention": attention != "heads"}
+    given["example_inputs"] = example_inputs is not None
+    if train is None and (optimizer or any(given.values())):
+        found = [*optimizer, *(name for name, is_given in given.items() if is_given)]
         raise SettingsError(
             f"without train=…, compress only cuts a prepared GraphModule, so {', '.join(found)} cannot be used: pass "
             "them to fx_oto.prepare or fx_oto.DHSPG, or give train"
@@ -123,7 +131,7 @@ def compress(
     gm = model
     if train is not None:
         prepared = isinstance(model, GraphModule) and "fx_oto" in model.meta and example_inputs is None
-        gm = model if prepared else prepare(model, example_inputs, unprunable=unprunable)
+        gm = model if prepared else prepare(model, example_inputs, unprunable=unprunable, attention=attention)
         train(gm, DHSPG(gm, **optimizer))  # type: ignore[arg-type]
     Context.of(gm)
     assert isinstance(gm, GraphModule)

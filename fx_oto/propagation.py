@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,9 +26,11 @@ from fx_oto.modules import is_opaque, keeps_parameters_whole
 from fx_oto.origins import Origins
 from fx_oto.tape import OpCall, Tape, macs_of
 
-__all__ = ["FIXED", "Propagation", "Region", "Rule"]
+__all__ = ["FIXED", "Attention", "Propagation", "Region", "Rule"]
 
 
+# What attention loses: whole heads, or the same part of the width of every head.
+Attention = Literal["heads", "head_dim"]
 # What is no tensor and holds none.
 _PLAIN: tuple[type, ...] = (Tensor, int, float, complex, str, bytes, type(None), type, slice, range, torch.SymInt)
 _PLAIN += (torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
@@ -60,10 +62,14 @@ class Propagation:
         gm: the GraphModule, for source lines and leaf modules.
         tape: its ATen calls.
         rule_for: finds the rule of an operator.
+        attention: what attention loses, ``"heads"`` or ``"head_dim"``.
     """
 
-    def __init__(self, gm: GraphModule, tape: Tape, rule_for: Callable[[Any], Rule]) -> None:
+    def __init__(
+        self, gm: GraphModule, tape: Tape, rule_for: Callable[[Any], Rule], attention: Attention = "heads"
+    ) -> None:
         self.atoms = Atoms()
+        self.attention = attention
         self.call: OpCall | None = None
         self._nodes: dict[str, Node] = {node.name: node for node in gm.graph.nodes}
         self._gm, self._tape, self._rule_for = gm, tape, rule_for

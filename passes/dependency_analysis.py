@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 from torch.fx import GraphModule
 
 from fx_oto.context import Context
 from fx_oto.dependencies import Dependencies
-from fx_oto.errors import FxOtoWarning
+from fx_oto.errors import FxOtoWarning, SettingsError
 from fx_oto.pipeline import Analysis
-from fx_oto.propagation import Propagation
+from fx_oto.propagation import Attention, Propagation
 from fx_oto.rules import rule_for
 from fx_oto.tape import Tape, record_tape
 
@@ -24,14 +24,27 @@ class DependencyAnalysis(Analysis):
     """Follow the provenance of every channel through the ATen calls of the graph.
 
     Provides ``Dependencies``. An op without a rule freezes what enters it, with an ``FxOtoWarning``.
+
+    Attributes:
+        attention: what attention loses: whole ``"heads"``, or the same positions of every head's width, ``"head_dim"``.
+
+    Raises:
+        SettingsError: ``attention`` is neither.
     """
 
     name: ClassVar[str] = "dependency-analysis"
 
+    attention: Attention = "heads"
+
+    def __post_init__(self) -> None:
+        if self.attention not in get_args(Attention):
+            choices = " or ".join(map(repr, get_args(Attention)))
+            raise SettingsError(f"attention must be {choices}, found {self.attention!r}")
+
     def analyse(self, gm: GraphModule, context: Context) -> Dependencies:
         """Play the tape, recording it first if a pass has changed the graph."""
         tape = context.results.get(Tape) or record_tape(gm, context.inputs)
-        found = Propagation(gm, tape, rule_for).run()
+        found = Propagation(gm, tape, rule_for, self.attention).run()
         for reason in found.unknown:
             warnings.warn(
                 f"{reason}: what enters it is kept whole. Teach it with fx_oto.register_rule, or ignore this",

@@ -41,7 +41,19 @@ def _product(p: Propagation, left: Tensor, right: Tensor, foldable: bool = True)
     rows, columns = ("n" if left.ndim > 1 else ""), ("m" if right.ndim > 1 else "")
     terms = (batch[: max(left.ndim - 2, 0)] + rows + "k", batch[: max(right.ndim - 2, 0)] + "k" + columns)
     sides = [_side(p, left, p.layers(left)), _side(p, right, p.layers(right))]
+    if batch and p.attention == "head_dim" and not any(side.weight for side in sides):
+        sides = [_alike_in_all_heads(p, side, len(batch)) for side in sides]
     return contract(p, sides, terms, batch + rows + columns, foldable and p.is_weight(right))
+
+
+def _alike_in_all_heads(p: Propagation, side: Operand, batch: int) -> Operand:
+    """Where labels form a grid of heads, which the product is batched over, and widths: all heads lose the same."""
+    widths = range(batch, len(side.shape))
+    layers = [
+        p.narrow_to(layer, widths, "") if len(layer.dims) > 1 and layer.dims[0] < batch else layer
+        for layer in side.layers
+    ]
+    return Operand(side.shape, [layer for layer in layers if layer is not None])
 
 
 def _side(p: Propagation, tensor: Tensor, layers: Sequence[Layer]) -> Operand:

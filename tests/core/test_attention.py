@@ -358,3 +358,56 @@ def test_a_default_scale_survives_fewer_channels():
     result = compress_half(OneHead(), torch.randn(2, 8, WIDTH))
     assert result.zigs == 2 * WIDTH
     assert result.params_left < 0.6
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_every_head_loses_the_same_part_of_its_width(name):
+    torch.manual_seed(0)
+    result = compress_half(Transformer(ATTENTIONS[name]()), torch.randn(2, 7, 5), sensitive=False, attention="head_dim")
+    together = name.startswith(("fused", "explicit", "einsum", "linear", "rotary"))  # in one reshape
+    width = WIDTH // HEADS // (2 if name == "rotary" else 1)  # which turns pairs
+    sizes = sorted(len(family) for family in fx_oto.partition(result.gm).families)
+    assert sizes == [*[width] * (1 if together else 2), WIDTH, 32]
+    rows = sum(p.size(0) for n, p in result.small.named_parameters() if "weight" in n and _projects(n))
+    assert rows == 3 * WIDTH * (width - width // 2) // width
+
+
+def _projects(name):
+    return any(part in name for part in ("qkv", "in_proj", "attention.q", "attention.k", "attention.v", "_proj_weight"))
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_grouped_heads_lose_the_same_part_of_their_width(name):
+    torch.manual_seed(0)
+    result = compress_half(
+        Transformer(Grouped(GROUPED[name])), torch.randn(2, 7, 5), sensitive=False, attention="head_dim"
+    )
+    width = WIDTH // HEADS
+    assert sorted(map(len, fx_oto.partition(result.gm).families)) == [width, width, WIDTH, 32]
+    assert result.small.get_submodule("attention.q").out_features == WIDTH // 2
+    assert result.small.get_submodule("attention.k").out_features == WIDTH // 4
+
+
+def test_queries_and_values_may_lose_different_widths():
+    """The module that takes the place of torch's is told apart by what is left of the two."""
+    torch.manual_seed(0)
+    net = randomise(Transformer(Module()).double().eval())
+    gm = fx_oto.prepare(net, torch.randn(2, 7, 5, dtype=torch.float64), attention="head_dim")
+    zigs, x = fx_oto.partition(gm), torch.randn(3, 7, 5, dtype=torch.float64)
+    scored, valued = (i for i, family in enumerate(zigs.families) if len(family) == WIDTH // HEADS)
+    zigs.zero_zigs_(scored, torch.tensor([0, 3]))
+    zigs.zero_zigs_(valued, torch.tensor([1, 2, 4]))
+    small = fx_oto.compress(gm)
+    torch.testing.assert_close(small(x), net(x), rtol=1e-10, atol=1e-12)
+    attention = small.get_submodule("attention.attention")
+    assert len(attention.in_proj_weight) == HEADS * (4 + 4 + 3)
+    assert attention.out_proj.in_features == HEADS * 3
+
+
+def test_an_unknown_kind_of_attention():
+    with pytest.raises(fx_oto.SettingsError, match=r"attention must be 'heads' or 'head_dim', found 'head'"):
+        fx_oto.prepare(OneHead(), torch.randn(2, 8, WIDTH), attention="head")
+    with pytest.raises(fx_oto.SettingsError, match=r"found \['heads'\]"):
+        fx_oto.DependencyAnalysis(attention=["heads"])
+    with pytest.raises(fx_oto.SettingsError, match=r"without train=…, .* so attention cannot be used"):
+        fx_oto.compress(OneHead(), attention="head_dim")

@@ -86,17 +86,17 @@ class Compressed:
 
 
 def compress_half(
-    model: nn.Module, inputs: object, dtype: torch.dtype = torch.float64, sensitive: bool = True
+    model: nn.Module, inputs: object, dtype: torch.dtype = torch.float64, sensitive: bool = True, **options: object
 ) -> Compressed:
     """Set half of each family to zero, compress, and compare at the traced batch size and another.
 
     Asserts exactness, that the group-sparse eager model agrees, that the output depends on the input (unless not
-    ``sensitive``), and that the compact model trains. The model is changed.
+    ``sensitive``), and that the compact model trains. The model is changed; ``options`` are those of ``prepare``.
     """
     model = randomise(model.to(dtype))
     given = ExampleInputs.of(tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, inputs))
     calibrate(model, given.args, given.kwargs)
-    gm = fx_oto.prepare(model, given)
+    gm = fx_oto.prepare(model, given, **options)
     zigs = fx_oto.partition(gm).zero_(0.5, torch.Generator().manual_seed(1))
     small = fx_oto.compress(gm)
     errors = []

@@ -23,13 +23,16 @@ ON_IMAGES = {"images": plans(IMAGES, 8)}
 ON_TOKENS = {"images": plans(IMAGES, 2), "tokens": plans(TOKENS, 7)}
 
 
-def check(build):
+ATTENTION = st.sampled_from(("heads", "head_dim"))
+
+
+def check(build, **options):
     torch.manual_seed(0)
     x = torch.randn(2, 4, 6, 6)
     try:
-        gm = compress_half(build(), x, sensitive=False).gm
+        gm = compress_half(build(), x, sensitive=False, **options).gm
     except fx_oto.NothingToCompressError:
-        gm = fx_oto.prepare(build(), x)
+        gm = fx_oto.prepare(build(), x, **options)
         assert not fx_oto.partition(gm).families
     assert all(axis.reason.why for axis in fx_oto.partition(gm).frozen)
 
@@ -41,16 +44,16 @@ def test_exact_on_images(**plan):
 
 
 @settings(max_examples=60, derandomize=True, deadline=None)
-@given(**ON_TOKENS)
-def test_exact_on_tokens(**plan):
-    check(lambda: by_plan(**plan))
+@given(st.fixed_dictionaries(ON_TOKENS), ATTENTION)
+def test_exact_on_tokens(plan, attention):
+    check(lambda: by_plan(**plan), attention=attention)
 
 
 @pytest.mark.slow
 @settings(max_examples=2000, deadline=None)
-@given(st.one_of(st.fixed_dictionaries(ON_IMAGES), st.fixed_dictionaries(ON_TOKENS)))
-def test_exact_at_length(plan):
-    check(lambda: by_plan(**plan))
+@given(st.one_of(st.fixed_dictionaries(ON_IMAGES), st.fixed_dictionaries(ON_TOKENS)), ATTENTION)
+def test_exact_at_length(plan, attention):
+    check(lambda: by_plan(**plan), attention=attention)
 
 
 @pytest.mark.parametrize("seed", [701508, 1100748])
@@ -69,10 +72,19 @@ FOUND = {
     "every other channel of a reshaped width, the rest is not read": {
         "images": [("bottleneck", 176), ("strided", 253), ("gate", 243)]
     },
+    "one token of a grid times what all tokens have their own of": {
+        "images": [],
+        "tokens": [("tokens_as_width", 938), ("attention_separate", 149), ("shared", 303), ("add", 360)],
+    },
+    "queries, keys and values that nothing reads": {
+        "images": [],
+        "tokens": [("attention_fused", 172), ("norm", 678), ("layer_scale", 466)],
+    },
 }
 
 
+@pytest.mark.parametrize("attention", ["heads", "head_dim"])
 @pytest.mark.parametrize("name", FOUND)
-def test_found_by_chance_and_shortened(name):
-    """Each was a crash once."""
-    check(lambda: by_plan(**FOUND[name]))
+def test_found_by_chance_and_shortened(name, attention):
+    """Each was a crash once, in one mode or both."""
+    check(lambda: by_plan(**FOUND[name]), attention=attention)
