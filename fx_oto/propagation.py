@@ -24,6 +24,7 @@ from fx_oto.graph import op_name, source_line
 from fx_oto.labels import UNKNOWN, ZERO, Layer
 from fx_oto.modules import is_opaque, keeps_parameters_whole
 from fx_oto.origins import Origins
+from fx_oto.rectangles import keep_rectangles
 from fx_oto.tape import OpCall, Tape, macs_of
 
 __all__ = ["FIXED", "Attention", "Propagation", "Region", "Rule"]
@@ -291,7 +292,7 @@ class Propagation:
             values[name] = tuple(self.layers(leaf) for leaf in _tensors(value))
         self._freeze_unused()
         gathers = self._named_gathers()
-        self._keep_rectangles(values, gathers)
+        keep_rectangles(self, self._nodes.values(), values, gathers)
         settle(self.atoms, self._obligations, self._frozen)
         return self._result(axes, values, gathers)
 
@@ -396,19 +397,6 @@ class Propagation:
             for key, (entry, dim, positions) in self._gathers.items()
             if key in named and id(entry) in named
         }
-
-    def _keep_rectangles(self, values: dict[str, Layers], gathers: dict[str, Gather]) -> None:
-        """Ask a rectangle of every node's value, but inside a chain of movement that slicing replaces by a gather."""
-        inside: set[Node] = set()
-        for node in reversed(self._nodes.values()):
-            readers = [user for user in node.users if _tensors(user.meta["val"])]
-            if readers and all(user in inside or user.name in gathers for user in readers):
-                inside.add(node)
-        for name, value in values.items():
-            self.node, self.call = name, None
-            for layer in (layer for layers in value for layer in layers if self._nodes[name] not in inside):
-                if len(layer.dims) > 1:
-                    self.rectangle(layer.labels)
 
     def _result(self, axes: tuple[Axis, ...], values: dict[str, Layers], gathers: dict[str, Gather]) -> Dependencies:
         roots = self.atoms.roots()

@@ -76,6 +76,24 @@ FOUND = {
         "images": [],
         "tokens": [("tokens_as_width", 938), ("attention_separate", 149), ("shared", 303), ("add", 360)],
     },
+    "rows of pixels that become channels": {
+        "images": [
+            *(("channel_mean", 373), ("pixels", 10), ("spatial", 971), ("concatenate", 949)),
+            *(("pixel_mlp", 259), ("up_and_down", 743)),
+        ]
+    },
+    "pixels that become channels, of a reshaped width": {
+        "images": [
+            *(("norm", 861), ("gate", 98), ("statistics", 289), ("convolution", 213)),
+            *(("bottleneck", 621), ("up_and_down", 158), ("shuffle", 906)),
+        ]
+    },
+    "a part of a reshaped width, reshaped": {
+        "images": [],
+        "tokens": [
+            *(("linear", 900), ("tokens_as_width", 156), ("tokens_as_width", 552), ("pieces", 970), ("inside", 558)),
+        ],
+    },
     "queries, keys and values that nothing reads": {
         "images": [],
         "tokens": [("attention_fused", 172), ("norm", 678), ("layer_scale", 466)],

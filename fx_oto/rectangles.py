@@ -1,0 +1,61 @@
+"""Nodes that stay in the compact graph, whose values must stay rectangles of sizes that they can compute with."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves
+
+from fx_oto.graph import op_name
+from fx_oto.labels import Layer
+
+if TYPE_CHECKING:
+    from fx_oto.propagation import Propagation
+
+__all__ = ["keep_rectangles"]
+
+_Values = Mapping[str, Sequence[Sequence[Layer]]]
+
+
+def keep_rectangles(p: Propagation, nodes: Collection[Node], values: _Values, gathers: Collection[str]) -> None:
+    """A grid may lose any shape only if all that reads it is replaced, at the end of a chain of movement.
+
+    Args:
+        p: the engine.
+        nodes: all nodes of the graph, in order.
+        values: the layers of each tensor in their values, by name.
+        gathers: those that are replaced by a selection from the beginning of such a chain, by name.
+    """
+    passing: set[Node] = set()
+    for node in reversed(list(nodes)):
+        readers = [user for user in node.users if _holds_tensors(user.meta.get("val"))]
+        if readers and all(user in passing or user.name in gathers for user in readers):
+            passing.add(node)
+            continue
+        p.node = node.name
+        if node.name not in gathers:
+            _keep_pixels_whole(p, node, values)
+        for layer in (layer for layers in values.get(node.name, ()) for layer in layers if len(layer.dims) > 1):
+            p.rectangle(layer.labels)
+
+
+def _holds_tensors(value: object) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
+
+
+def _keep_pixels_whole(p: Propagation, node: Node, values: _Values) -> None:
+    """Of the channels that become pixels, or were pixels, all go that belong to one channel on the other side."""
+    direction = op_name(node).lower().replace("_", "")
+    if direction not in ("pixelshuffle", "pixelunshuffle"):
+        return
+    ends = (node.all_input_nodes[0], node)
+    deep, flat = ends if direction == "pixelshuffle" else ends[::-1]
+    block = deep.meta["val"].size(-3) // flat.meta["val"].size(-3)
+    for layer in (layer for layers in values[deep.name] for layer in layers):
+        channels = layer.labels.ndim - 3
+        if channels in layer.dims:
+            grid = layer.labels.unflatten(channels, (-1, block))
+            p.unite(grid, grid.narrow(channels + 1, 0, 1))
