@@ -77,7 +77,7 @@ _RESIZERS: tuple[tuple[type[nn.Module], Callable[[Any, int, int], None]], ...] =
     (nn.RNNCellBase, _recurrent_cell),
 )
 # Replaced as a whole: by a norm over the original count, by attention with fewer heads (see rewriting/computation.py).
-# Those hold nothing but parameters that changes with them, and stay as they are in a second round.
+# Those stay in a second round, in which nothing but their parameters and the number of heads changes.
 _REPLACED: tuple[type[nn.Module], ...] = (nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention)
 _REPLACED += (norms.LayerNormOver, norms.GroupNormOver, norms.RMSNormOver, attention.FewerHeads)
 

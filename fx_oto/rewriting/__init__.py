@@ -148,6 +148,6 @@ _HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), sizes.created),
     "group_norm": computation.norm_groups,
     "MultiheadAttention": computation.fewer_heads,
-    "FewerHeads": computation.still_fewer_heads,
+    "FewerHeads": computation.fewer_heads,
     "scaled_dot_product_attention": computation.original_scale,
 }

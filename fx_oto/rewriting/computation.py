@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Node
 from torch.nn.modules.conv import _ConvNd
 
@@ -37,7 +37,6 @@ __all__ = [
     "norm_groups",
     "original_scale",
     "resize_module",
-    "still_fewer_heads",
 ]
 
 
@@ -84,21 +83,28 @@ def original_scale(edit: Editor, node: Node) -> None:
 
 
 def fewer_heads(edit: Editor, node: Node) -> None:
-    """Attention over sliced parameters is another module."""
-    module = edit.gm.get_submodule(str(node.target))
-    if not isinstance(module, nn.MultiheadAttention):
-        return  # it is called twice
+    """Attention over sliced parameters is another module, and remains it in a second round."""
+    calls = [one for one in edit.graph.nodes if one.op == "call_module" and one.target == node.target]
+    module: Any = edit.gm.get_submodule(str(node.target))
     names = {id(tensor): name for name, tensor in tensor_names(edit.gm).items()}
     mine = {names[id(parameter)] for parameter in module.parameters()}
-    if any(name in mine for name, _ in edit.cuts.axes):
-        kept = edit.cuts.axes.get((names[id(module.out_proj.weight)], 1), torch.arange(module.embed_dim))
-        heads = len((kept // module.head_dim).unique())
+    if node is not calls[0] or not any(name in mine for name, _ in edit.cuts.axes):
+        return
+    heads = _heads_left(edit, names[id(module.out_proj.weight)], module.num_heads)
+    if isinstance(module, FewerHeads):
+        module.num_heads = heads
+        resize(module.out_proj, 0, 0)
+    else:
         edit.gm.set_submodule(str(node.target), FewerHeads(module, heads))
 
 
-def still_fewer_heads(edit: Editor, node: Node) -> None:
-    """Attention of which an earlier round took heads: its parameters are sliced, and say how many are left."""
-    resize(edit.gm.get_submodule(f"{node.target}.out_proj"), 0, 0)
+def _heads_left(edit: Editor, projection: str, heads: int) -> int:
+    """Of how many heads something is left in the columns of the output's projection."""
+    kept = edit.cuts.axes.get((projection, 1))
+    if kept is None:
+        return heads
+    size = next(axis.size for axis in edit.cuts.found.axes if (axis.tensor, axis.dim) == (projection, 1))
+    return len((kept // (size // heads)).unique())
 
 
 def adjust(edit: Editor, node: Node, adjustment: Adjustment, fold: Fold) -> None:

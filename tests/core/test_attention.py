@@ -327,13 +327,22 @@ def test_fewer_heads_computes_what_torchs_module_does(options, mask, need_weight
         torch.testing.assert_close(found[1], expected[1])
 
 
+@pytest.mark.parametrize("attention", ["heads", "head_dim"])
 @pytest.mark.parametrize("name", [name for name in ATTENTIONS if name.startswith("module")])
-def test_a_second_round_takes_more_heads(name):
+def test_a_second_round_takes_more_heads(name, attention):
     x = torch.randn(2, 7, 5)
-    first = compress_half(Transformer(ATTENTIONS[name]()), x)
-    second = compress_half(first.small, x)
+    first = compress_half(Transformer(ATTENTIONS[name]()), x, attention=attention)
+    second = compress_half(first.small, x, attention=attention)
     before, after = (sorted(map(len, fx_oto.partition(result.gm).families)) for result in (first, second))
     assert after == [size - size // 2 for size in before]
+
+
+def test_a_second_round_may_take_heads_that_are_narrower_by_the_first():
+    x = torch.randn(2, 7, 5)
+    first = compress_half(Transformer(Module()), x, attention="head_dim")
+    second = compress_half(first.small, x, attention="heads")
+    assert HEADS in map(len, fx_oto.partition(second.gm).families)
+    assert second.small.get_submodule("attention.attention").num_heads == HEADS // 2
 
 
 def test_fewer_heads_takes_one_sequence_without_a_batch():
