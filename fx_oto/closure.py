@@ -141,7 +141,8 @@ class _Closure:
         axes = varying(compress(self._units(labels)))
         if len(axes) < 2:
             return False
-        options = [[(labels, labels.narrow(axis, 0, 1)) for axis in axes if axis != keep] for keep in axes]
+        # the last axis of equals: parts come before the widths of parts
+        options = [[(labels, labels.narrow(axis, 0, 1)) for axis in axes if axis != keep] for keep in reversed(axes)]
         parts = self._parts(labels)
         for union in max(options, key=lambda unions: (self._leaves_parts(unions, parts), self._count(unions))):
             self._unite(*union)

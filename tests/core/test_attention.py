@@ -397,6 +397,15 @@ def test_grouped_heads_lose_the_same_part_of_their_width(name):
     assert result.small.get_submodule("attention.k").out_features == WIDTH // 4
 
 
+def test_heads_of_width_two(monkeypatch):
+    """As many parts, queries with keys and values, as there are widths: it is widths that go."""
+    monkeypatch.setitem(globals(), "HEADS", WIDTH // 2)
+    result = compress_half(
+        Transformer(ATTENTIONS["fused"]()), torch.randn(2, 7, 5), sensitive=False, attention="head_dim"
+    )
+    assert sorted(map(len, fx_oto.partition(result.gm).families)) == [2, WIDTH, 32]
+
+
 def test_queries_and_values_may_lose_different_widths():
     """The module that takes the place of torch's is told apart by what is left of the two."""
     torch.manual_seed(0)
