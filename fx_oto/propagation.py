@@ -24,6 +24,7 @@ from fx_oto.graph import op_name, source_line
 from fx_oto.labels import UNKNOWN, ZERO, Layer
 from fx_oto.modules import is_opaque, keeps_parameters_whole
 from fx_oto.origins import Origins
+from fx_oto.products import before_products
 from fx_oto.rectangles import keep_rectangles
 from fx_oto.tape import OpCall, Tape, macs_of
 
@@ -71,6 +72,7 @@ class Propagation:
     ) -> None:
         self.atoms = Atoms()
         self.attention = attention
+        self._before_products = before_products(tape)
         self.call: OpCall | None = None
         self._nodes: dict[str, Node] = {node.name: node for node in gm.graph.nodes}
         self._gm, self._tape, self._rule_for = gm, tape, rule_for
@@ -127,6 +129,10 @@ class Propagation:
     def region(self, value: Tensor) -> Region | None:
         """The movement region that a tensor is part of."""
         return self._regions.get(id(value))
+
+    def loses(self, value: Tensor) -> Attention | None:
+        """What goes of a grid of heads and widths that a value may hold; None if no attention follows at once."""
+        return self.attention if id(value) in self._before_products else None
 
     @property
     def rewritable(self) -> bool:

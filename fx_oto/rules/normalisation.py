@@ -54,7 +54,10 @@ def layer_norm(call: OpCall, p: Propagation) -> None:
     source, shape, weight, bias = call.args[:4]
     first = source.ndim - len(shape)
     layers = []
-    for layer in p.layers(source):
+    for tracked in p.layers(source):
+        layer = tracked
+        if p.loses(call.out) == "heads" and min(layer.dims) < first:
+            layer = p.narrow_to(tracked, range(first), "") or tracked
         if all(dim < first for dim in layer.dims):
             layers.append(Layer(layer.labels, UNKNOWN.view((1,) * source.ndim)))
             continue

@@ -119,14 +119,16 @@ def combine(
             couple = p.crossing if member in thin else p.unite
             couple(labels, member[1].labels)
         present = {position for position, _ in members}
-        absent = [operand for position, operand in enumerate(operands) if position not in present]
-        if any(_spans(operand.shape, ndim, dims) for operand in absent):
-            p.freeze(labels, FIXED)
+        absent = [operand.shape for position, operand in enumerate(operands) if position not in present]
+        free = {dim for dim in dims if not any(_spans(shape, ndim, {dim}) for shape in absent)}
+        whole = Layer(labels, removed)
+        result = whole if free == dims else p.narrow_to(whole, free, FIXED)
+        if result is None:
             continue  # untracked, like what it is combined with
         for position, layer in members:
             if operands[position].weight:
                 p.produce(layer.labels)
-        layers.append(Layer(labels, removed))
+        layers.append(result)
     return layers
 
 

@@ -89,8 +89,9 @@ def reduction(call: OpCall, p: Propagation) -> None:
     layers, absorbed = [], []
     for layer in p.layers(source):
         survives = [dim for dim in layer.dims if dim not in dims]
-        if not survives:
-            absorbed.append(layer)
+        widths = dims.intersection(layer.dims) if p.loses(call.out) == "head_dim" else set()
+        if not survives or widths:
+            absorbed.append(p.narrow_to(layer, widths, "") or layer if widths else layer)
             continue
         narrowed = p.narrow_to(layer, survives, "")
         assert narrowed is not None

@@ -397,6 +397,24 @@ def test_grouped_heads_lose_the_same_part_of_their_width(name):
     assert result.small.get_submodule("attention.k").out_features == WIDTH // 4
 
 
+class Normed(SelfAttention):
+    """Queries and keys are normed, each head for itself."""
+
+    def __init__(self, norm):
+        super().__init__(F.scaled_dot_product_attention)
+        self.q_norm, self.k_norm = norm(WIDTH // HEADS), norm(WIDTH // HEADS)
+        plain, self.attend = self.attend, lambda q, k, v: plain(self.q_norm(q), self.k_norm(k), v)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.parametrize(("attention", "size"), [("heads", HEADS), ("head_dim", WIDTH // HEADS)])
+def test_normed_queries_and_keys(norm, attention, size):
+    torch.manual_seed(0)
+    result = compress_half(Transformer(Normed(norm)), torch.randn(2, 7, 5), sensitive=False, attention=attention)
+    assert sorted(map(len, fx_oto.partition(result.gm).families)) == sorted([size, WIDTH, 32])
+    assert result.small.get_submodule("attention.qkv").out_features == 3 * WIDTH // 2
+
+
 def test_heads_of_width_two(monkeypatch):
     """As many parts, queries with keys and values, as there are widths: it is widths that go."""
     monkeypatch.setitem(globals(), "HEADS", WIDTH // 2)

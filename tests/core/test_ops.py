@@ -570,6 +570,15 @@ CASES = {
     "one token by a number": (mixing(lambda x: x[:, 3]), torch.randn(2, 5, 4), 8),
     "one token from behind": (mixing(lambda x: x[..., -2, :]), torch.randn(2, 5, 4), 8),
     "one token by select": (mixing(lambda x: x.select(1, -3)), torch.randn(2, 5, 4), 8),
+    "a grid times an input along one of its axes": (
+        Net(
+            lambda m, x, y: m.b((m.a(x).unflatten(1, (2, 4)) * y[:, :, None, None, None]).flatten(1, 2)),
+            a=conv(3, 8),
+            b=conv(8, 4),
+        ),
+        (image(3), torch.randn(2, 2)),
+        4,
+    ),
     "dropout": (two(lambda m, x: m.d(F.dropout(x, 0.5, m.training)), d=nn.Dropout2d(0.1)), IMAGE, 8),
     "shared module": (
         Net(lambda m, x: m.b(F.relu(m.s(F.relu(m.s(m.a(x)))))), a=conv(3, 8), s=conv(8, 8), b=conv(8, 4)),
