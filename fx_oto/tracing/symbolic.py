@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import os
@@ -79,7 +80,9 @@ def symbolic_trace(
 @contextmanager
 def _unchanged(model: nn.Module, but: tuple[str, ...] = ()) -> Iterator[None]:
     """Take back what is set on modules, such as proxies by traced code, but for the model's names that begin so."""
-    before = [(owner, dict(owner)) for module in model.modules() for owner in (vars(module), module._modules)]
+    owners = [owner for module in model.modules() for owner in (vars(module), module._modules)]
+    before = [(owner, dict(owner)) for owner in owners]
+    inside = [(held, copy.copy(held)) for owner in owners for held in owner.values() if isinstance(held, dict | list)]
     try:
         yield
     finally:
@@ -88,6 +91,21 @@ def _unchanged(model: nn.Module, but: tuple[str, ...] = ()) -> Iterator[None]:
                 if not ((owner is vars(model) or owner is model._modules) and name.startswith(but)):
                     del owner[name]
             owner.update(held)
+        for container, content in inside:
+            if isinstance(container, list):
+                container[:] = content
+            elif not any(container is owner for owner in owners):
+                container.clear()
+                container.update(content)
+
+
+def _forget_caches(model: nn.Module, training: bool) -> None:
+    """Modules that keep in evaluation what they computed from parameters forget it when training begins."""
+    for module in model.modules():
+        if type(module).train is not nn.Module.train:
+            module.train(True)
+    for module in model.modules():
+        module.training = training
 
 
 @dataclass(frozen=True)
@@ -159,6 +177,7 @@ class _SourceTracer(LeafTracer):
                 _unchanged(self.model, but=(_METHOD, "_tensor_constant")),
                 self._whole_methods(),
             ):
+                _forget_caches(self.model, training)
                 graph = self.trace(self.model, concrete_args=self._defaults or None)
         except Exception as error:
             raise _explain(error, self.model) from error

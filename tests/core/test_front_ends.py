@@ -306,3 +306,36 @@ class Owning(Postprocessing):
 def test_a_method_with_parameters_is_not_called_as_a_whole():
     with pytest.raises(fx_oto.TraceError, match=r"cannot be traced symbolically at .*test_front_ends.py:\d+"):
         fx_oto.prepare(Owning(), torch.randn(5, 4))
+
+
+class Caching(nn.Module):
+    """Keeps in evaluation what it computed from a parameter, until training begins."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.table = nn.Linear(4, 8), nn.Linear(8, 3), nn.Parameter(torch.randn(2, 8))
+        self.cache = {}
+
+    def train(self, mode=True):
+        if mode:
+            self.cache.clear()
+        return super().train(mode)
+
+    def forward(self, x):
+        if self.training:
+            bias = self.table.sum(0)
+        else:
+            if "bias" not in self.cache:
+                self.cache["bias"] = self.table.sum(0)
+            bias = self.cache["bias"]
+        return self.b(F.relu(self.a(x) * bias))
+
+
+def test_what_a_module_keeps_in_evaluation_is_neither_baked_in_nor_left_behind():
+    model, x = Caching().eval(), torch.randn(2, 4)
+    model(x)
+    gm = fx_oto.trace(model, x)
+    assert not any(isinstance(value, torch.fx.Proxy) for value in model.cache.values())
+    with torch.no_grad():
+        model.table.mul_(3)
+    torch.testing.assert_close(gm(x), model.train()(x))
