@@ -5,7 +5,7 @@
     python benchmarks/coverage.py timm --missing         # only what was not measured yet
     python benchmarks/coverage.py timm --again           # only what was not exact, or left much
     python benchmarks/coverage.py timm --peer            # what Torch-Pruning leaves of the same networks
-    python benchmarks/coverage.py --table                # only render coverage/README.md
+    python benchmarks/coverage.py --table                # only render coverage/README.md, and its summary in the README
 
 Each network has random weights, in float64 where it can, and is measured in a process of its own. Results are kept in
 ``coverage/<zoo>.json`` as they come; names replace what was measured before, so a run can be stopped and continued.
@@ -28,7 +28,7 @@ sys.path[1:1] = [str(HERE.parents[1] / "tests"), str(HERE.parents[1])]
 import torch
 from apart import Limits, run_apart
 from networks import ZOOS, load
-from table import render
+from table import into_readme, render
 
 MUCH = 0.45  # share of the parameters left
 Records = dict[str, dict[str, Any]]
@@ -99,7 +99,9 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     if arguments.zoo and not arguments.table:
         run(arguments.zoo, arguments)
-    (HERE / "README.md").write_text(render({zoo: kept(zoo) for zoo in ZOOS if kept(zoo)}))
+    zoos = {zoo: kept(zoo) for zoo in ZOOS if kept(zoo)}
+    (HERE / "README.md").write_text(render(zoos))
+    into_readme(HERE.parents[1] / "README.md", zoos)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["render", "summary"]
+__all__ = ["into_readme", "render", "summary"]
 
 Record = dict[str, Any]
 STATUSES = ("exact", "inexact", "refused", "failed", "timeout", "unavailable")
@@ -31,6 +31,26 @@ zero; the compact network is compared with the group-sparse eager one at two bat
 - **Torch-Pruning**: parameters that Torch-Pruning 1.6.1 leaves at `pruning_ratio=0.5`, if its network still runs with
   outputs of the same shape. Whether these are the right numbers is not asked here.
 """
+
+
+SUMMARY = ("<!-- coverage: python benchmarks/coverage.py --table -->\n", "<!-- end of coverage -->")
+
+
+def into_readme(readme: Path, zoos: dict[str, dict[str, Record]]) -> None:
+    """Put the counts, and what is not exact, between the marks in the project's README."""
+    begin, end = SUMMARY
+    before, _, rest = readme.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    readme.write_text(f"{before}{begin}\n{summary(zoos)}\n\n{_exceptions(zoos)}\n\n{end}{after}")
+
+
+def _exceptions(zoos: dict[str, dict[str, Record]]) -> str:
+    rows = []
+    for zoo, records in zoos.items():
+        for name, record in sorted(records.items()):
+            if record.get("status") not in ("exact", None):
+                rows.append([zoo, name, record["status"], _cell(record.get("reason", ""))[:150]])
+    return _markdown(["zoo", "network", "result", "reason"], rows)
 
 
 def render(zoos: dict[str, dict[str, Record]]) -> str:
@@ -58,10 +78,18 @@ def summary(zoos: dict[str, dict[str, Record]]) -> str:
 
 def _comparison(records: dict[str, Record]) -> tuple[list[str], int]:
     """The networks of which we leave clearly more than Torch-Pruning, and of how many both leave something."""
+    peers = {row["network"]: row for row in csv.DictReader(PEERS.open()) if row["library"].startswith("torch-pruning")}
+
+    def theirs(name: str, record: Record) -> float | None:
+        row = peers.get(name)
+        if row is not None:
+            return float(row["params_kept"]) if row["runs"] == "1" else None
+        return record.get("torch_pruning", {}).get("params_left")
+
     both = {
-        name: (record["params_left"], record["torch_pruning"]["params_left"])
+        name: (record["params_left"], theirs(name, record))
         for name, record in records.items()
-        if record.get("status") == "exact" and "params_left" in record.get("torch_pruning", {})
+        if record.get("status") == "exact" and theirs(name, record) is not None
     }
     return [name for name, (ours, theirs) in both.items() if ours > theirs + MARGIN], len(both)
 

@@ -76,7 +76,7 @@ def norm_groups(edit: Editor, node: Node) -> None:
 
 def original_scale(edit: Editor, node: Node) -> None:
     """Attention whose default scale, 1 / √width, would follow the width that is left."""
-    query: Any = node.args[0]
+    query = edit.argument(node, 0, "query")
     shape = edit.shape(query)
     if len(shape) - 1 in edit.cut(query) and node.kwargs.get("scale") is None:
         node.update_kwarg("scale", shape[-1] ** -0.5)

@@ -355,16 +355,20 @@ def test_fewer_heads_takes_one_sequence_without_a_batch():
 class OneHead(nn.Module):
     """A single head, of which single channels go: the default scale stays that of the original width."""
 
-    def __init__(self):
+    def __init__(self, by_name=False):
         super().__init__()
         self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.by_name = by_name
 
     def forward(self, x):
-        return self.out(F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x)))
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        attend = F.scaled_dot_product_attention
+        return self.out(attend(query=q, key=k, value=v) if self.by_name else attend(q, k, v))
 
 
-def test_a_default_scale_survives_fewer_channels():
-    result = compress_half(OneHead(), torch.randn(2, 8, WIDTH))
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_default_scale_survives_fewer_channels(by_name):
+    result = compress_half(OneHead(by_name), torch.randn(2, 8, WIDTH))
     assert result.zigs == 2 * WIDTH
     assert result.params_left < 0.6
 
