@@ -33,7 +33,9 @@ class Constants:
     """
 
     def __init__(self, tape: Tape, nodes: dict[str, Node], is_fixed: Callable[[Tensor, int], bool]) -> None:
-        self._tape, self._nodes, self._is_fixed = tape, nodes, is_fixed
+        self._tape, self._is_fixed = tape, is_fixed
+        self._unjudged = iter(nodes.values())
+        self._judged: dict[str, bool] = {}
         self._known: dict[int, Tensor | None] = {}
 
     def content(self, value: Any) -> Tensor | None:
@@ -55,12 +57,12 @@ class Constants:
         return {_storage(tensor) for call in calls for tensor in tensors_in(call.args[:1])}
 
     def _find(self, value: Tensor) -> Tensor | None:
-        if _storage(value) in self._written:
+        if value.requires_grad or _storage(value) in self._written:
             return None
         if not isinstance(value, FakeTensor) or id(value) in self._tape.constants:
             return self._tape.constants.get(id(value), value)
         call = self._calls.get(id(value))
-        if call is None or not _repeatable(call.func) or not self._without_inputs(self._nodes[call.node]):
+        if call is None or not _repeatable(call.func) or not self._without_inputs(call.node):
             return None
         real = {id(tensor): self.content(tensor) for tensor in call.inputs}
         if any(tensor is None for tensor in real.values()):
@@ -70,26 +72,24 @@ class Constants:
             results = tensors_in([call.func(*args, **kwargs)])
         return next(result for out, result in zip(call.outputs, results, strict=True) if out is value)
 
-    def _without_inputs(self, node: Node) -> bool:
-        """Whether a node reads nothing but constants and sizes that are fixed."""
-        if node.op not in ("call_function", "call_method"):
-            return False
-        return all(
-            self._fixed(read)
-            if not isinstance(read.meta["val"], Tensor)
-            else self.content(read.meta["val"]) is not None
-            for read in node.all_input_nodes
-        )
+    def _without_inputs(self, name: str) -> bool:
+        """Whether a node reads nothing but constants and sizes that are fixed; nodes are judged in order, each once."""
+        while name not in self._judged:
+            node = next(self._unjudged)
+            self._judged[node.name] = self._judge(node)
+        return self._judged[name]
 
-    def _fixed(self, node: Node) -> bool:
-        """Whether a node's value, which is no tensor, is the same in every call: fixed sizes and what they make."""
-        if isinstance(node.meta["val"], _PLAIN):
+    def _judge(self, node: Node) -> bool:
+        value = node.meta["val"]
+        if isinstance(value, _PLAIN) or (node.op == "get_attr" and not isinstance(value, FakeTensor)):
             return True
-        sizes = _sizes_read(node)
-        if sizes is not None:
+        if node.op == "get_attr":
+            return id(value) in self._tape.constants
+        if (sizes := _sizes_read(node)) is not None:
             source, dims = sizes
             return all(self._is_fixed(source.meta["val"], dim) for dim in dims)
-        return node.op in ("call_function", "call_method") and self._without_inputs(node)
+        plain = node.op in ("call_function", "call_method")
+        return plain and all(self._judged[read.name] for read in node.all_input_nodes)
 
 
 def _sizes_read(node: Node) -> tuple[Node, list[int]] | None:

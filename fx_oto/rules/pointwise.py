@@ -39,9 +39,20 @@ def pointwise(call: OpCall, p: Propagation) -> None:
     if not any(p.layers(t) for t in tensors):
         return
     operands = [Operand(t.shape, p.layers(t), p.is_weight(t)) for t in tensors]
-    layers = combine(p, operands, call.out.ndim, lambda values: _evaluate(call, values, p.memo))
+    known = {i: content for i, t in enumerate(tensors) if (content := _number(p, t, call.out.ndim)) is not None}
+
+    def worth(values: list[Tensor]) -> Tensor:
+        return _evaluate(call, [known.get(i, value) for i, value in enumerate(values)], p.memo)
+
+    layers = combine(p, operands, call.out.ndim, worth)
     for out in call.outputs:
         p.put(out, layers)
+
+
+def _number(p: Propagation, tensor: Tensor, ndim: int) -> Tensor | None:
+    """The content of a constant of one element, such as a bound or a temperature in a buffer."""
+    content = p.constant(tensor) if tensor.numel() == 1 else None
+    return None if content is None else content.to("cpu", torch.float64).reshape((1,) * ndim)
 
 
 def glu(call: OpCall, p: Propagation) -> None:

@@ -311,6 +311,26 @@ CASES = {
     ),
     "windows of pixels": (two(lambda m, x: x.unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2))), IMAGE, 8),
     "windows of channels": (two(lambda m, x: x.unfold(1, 4, 4).sum((1, 4)).unsqueeze(1) * x), IMAGE, 0),
+    "bounds in buffers": (
+        two(lambda m, x: torch.clamp(x, m.low, m.high), low=torch.tensor(-0.5), high=torch.tensor([2.0])),
+        IMAGE,
+        8,
+    ),
+    "bounds in buffers, without zero": (
+        two(lambda m, x: torch.maximum(x, m.low)[..., 1:], low=torch.ones(1)),
+        IMAGE,
+        0,
+    ),
+    "bounds that the model writes to": (
+        two(lambda m, x: torch.maximum(x, m.low.mul_(1)), low=-torch.ones(1)),
+        IMAGE,
+        0,
+    ),
+    "constant computed from buffers before a folded layer": (
+        Net(lambda m, x: m.b(m.a(x) + m.t.exp() * 2), a=nn.Linear(5, 8), b=nn.Linear(8, 4), t=torch.tensor(0.3)),
+        torch.randn(2, 5),
+        8,
+    ),
     "index computed from a buffer": (
         two(lambda m, x: x[:, (m.order.view(-1) + 3) % 8], order=torch.tensor([[3, 1, 0, 2], [7, 6, 5, 4]])),
         IMAGE,
