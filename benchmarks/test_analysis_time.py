@@ -8,13 +8,15 @@ Torch-Pruning (``pip install torch-pruning==1.6.1``) lists its groups with ``bui
 
 from __future__ import annotations
 
+import multiprocessing
+import resource
 import statistics
 import time
 import warnings
 
 import pytest
 import torch
-from support.networks import Bottleneck, ResNet
+from support.networks import Bottleneck, Decoder, ResNet
 from tabulate import tabulate
 
 import fx_oto
@@ -66,3 +68,26 @@ def test_growth_with_depth(benchmark, blocks):
     benchmark.pedantic(analyse, (model, image), rounds=9, warmup_rounds=2)
     if benchmark.stats:  # None when benchmarks are disabled
         benchmark.extra_info["milliseconds per node"] = 1e3 * benchmark.stats.stats.median / nodes
+
+
+def _analyse_decoder(layers, pipe):
+    torch.set_num_threads(1)
+    with torch.device("meta"):
+        model, ids = Decoder(layers=layers), torch.zeros(2, 64, dtype=torch.int64)
+    passed = seconds(analyse, model, ids)
+    params = sum(parameter.numel() for parameter in model.parameters())
+    pipe.send((params, passed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
+
+
+def test_language_models_on_the_meta_device(capsys):
+    """Seconds and peak memory, each size in a process of its own; 32 layers have 7 billion parameters."""
+    rows = []
+    for layers in (4, 8, 16, 32):
+        mine, theirs = multiprocessing.Pipe()
+        process = multiprocessing.get_context("spawn").Process(target=_analyse_decoder, args=(layers, theirs))
+        process.start()
+        params, passed, memory = mine.recv()
+        process.join()
+        rows.append((layers, f"{params / 1e9:.2f}", f"{passed:.1f} s", f"{memory:.2f} GiB"))
+    with capsys.disabled():
+        print("\n" + tabulate(rows, ("layers", "billion parameters", "analysis", "peak memory")))

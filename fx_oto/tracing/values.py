@@ -176,6 +176,18 @@ def _is_fixed(node: Node) -> bool:
     return module in ("_operator", "builtins") and all(map(_is_fixed, node.all_input_nodes))
 
 
+def length(value: Any) -> int:
+    """``len``, as a node of a graph."""
+    return len(value)
+
+
+def _varies_in_length(node: Node) -> bool:
+    """Whether a list, tuple or dictionary is given by the user, or returned by code that is called as a whole."""
+    if node.target is operator.getitem:
+        return _varies_in_length(node.args[0])  # type: ignore[arg-type]
+    return node.op in ("placeholder", "call_module") or (node.op == "call_function" and not is_torchs(node.target))
+
+
 class KnownProxy(Proxy):
     """A proxy whose value is known to its tracer, which has ``values``.
 
@@ -191,7 +203,15 @@ class KnownProxy(Proxy):
 
     def __len__(self) -> int:
         value = _value(self)
-        return int(self.size(0)) if isinstance(value, Tensor) else len(value)
+        counted: Any
+        if isinstance(value, Tensor):
+            counted = self.size(0)
+            return int(counted)
+        if _varies_in_length(self.node) and not isinstance(value, str | torch.Size):
+            counted = self.tracer.create_proxy("call_function", length, (self,), {})
+            counted.node.meta["is_wrapped"] = True
+            return int(counted)
+        return len(value)
 
     def __contains__(self, item: Any) -> bool:
         value = _value(self)

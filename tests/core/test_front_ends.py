@@ -339,3 +339,21 @@ def test_what_a_module_keeps_in_evaluation_is_neither_baked_in_nor_left_behind()
     with torch.no_grad():
         model.table.mul_(3)
     torch.testing.assert_close(gm(x), model.train()(x))
+
+
+class Listed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, values):
+        return [self.b(F.relu(self.a(value))) for value in values]
+
+
+def test_the_length_of_a_list_is_checked():
+    model, values = Listed(), [torch.randn(2, 4), torch.randn(3, 4)]
+    gm = fx_oto.prepare(model, (values,))
+    torch.testing.assert_close(gm(values[::-1]), model(values[::-1]))
+    for graph in (gm, pickle.loads(pickle.dumps(gm))):
+        with pytest.raises(AssertionError, match=r"captured where this was 2 .*test_front_ends.py"):
+            graph([*values, values[0]])

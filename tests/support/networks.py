@@ -197,3 +197,49 @@ class StackedUnets(nn.Module):
     def forward(self, x):
         out = F.relu(self.norm(self.stages(self.stem(x))))
         return self.head(F.adaptive_avg_pool2d(out, 1).flatten(1))
+
+
+class DecoderBlock(nn.Module):
+    """Grouped-query attention with rotary embeddings and a gated feed-forward network, each after an RMS norm."""
+
+    def __init__(self, width, heads, key_heads, hidden):
+        super().__init__()
+        self.half, self.head_dim = width // heads // 2, width // heads
+        self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.q, self.o = (nn.Linear(width, width, bias=False) for _ in range(2))
+        self.k, self.v = (nn.Linear(width, key_heads * self.head_dim, bias=False) for _ in range(2))
+        self.gate, self.up = (nn.Linear(width, hidden, bias=False) for _ in range(2))
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def rotate(self, x, cos, sin):
+        return x * cos + torch.cat((-x[..., self.half :], x[..., : self.half]), -1) * sin
+
+    def forward(self, x, cos, sin):
+        batch, length, width = x.shape
+        y = self.norm1(x)
+        q, k, v = (p(y).view(batch, length, -1, self.head_dim).transpose(1, 2) for p in (self.q, self.k, self.v))
+        q, k = self.rotate(q, cos, sin), self.rotate(k, cos, sin)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        x = x + self.o(y.transpose(1, 2).reshape(batch, length, width))
+        y = self.norm2(x)
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+
+class Decoder(nn.Module):
+    """A language model in Llama's shape; by default of 7 billion parameters."""
+
+    def __init__(self, vocabulary=32000, width=4096, layers=32, heads=32, key_heads=32, hidden=11008):
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, width)
+        self.blocks = nn.ModuleList(DecoderBlock(width, heads, key_heads, hidden) for _ in range(layers))
+        self.norm, self.head = nn.RMSNorm(width), nn.Linear(width, vocabulary, bias=False)
+        self.head_dim = width // heads
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        place = torch.arange(ids.size(1), device=ids.device).to(x.dtype)
+        rate = 10000 ** -(torch.arange(0, self.head_dim, 2, device=ids.device).to(x.dtype) / self.head_dim)
+        angle = place[:, None] * torch.cat((rate, rate))
+        for block in self.blocks:
+            x = block(x, angle.cos(), angle.sin())
+        return self.head(self.norm(x))

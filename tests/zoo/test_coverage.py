@@ -1,10 +1,11 @@
-"""What the coverage benchmark found exact stays exact: hours for all, so choose, as in -m slow -k timm-resnet."""
+"""What the coverage benchmark found exact stays exact: all takes hours (-m slow -k resnet chooses), these minutes."""
 
 from __future__ import annotations
 
 import json
 import sys
 import warnings
+from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,16 +13,26 @@ import pytest
 
 COVERAGE = Path(__file__).parents[2] / "benchmarks" / "coverage"
 ZOOS = ("torchvision", "timm", "transformers", "peers")
+# What is small enough to be tested always.
+FAST = {
+    "transformers": {"*"},
+    "timm": {"convnext_zepto_rms", "dla46x_c", "edgenext_xx_small", "iformer_t", "mobilenetv3_small_050", "pvt_v2_b0"}
+    | {"ghostnet_050", "starnet_s050", "vit_tiny_patch16_224", "xcit_nano_*"},
+    "torchvision": {"squeezenet1_1", "ssdlite320_*", "swin_t"},
+    "peers": {"oto:demonet_*"},
+}
 LIBRARIES = {"peers": ("torchvision", "timm", "transformers")}
 
 
 def exact(zoo):
     path = COVERAGE / f"{zoo}.json"
     records = json.loads(path.read_text()) if path.exists() else {}
-    return [pytest.param(zoo, name, id=f"{zoo}-{name}") for name in records if records[name].get("status") == "exact"]
+    for name in records:
+        if records[name].get("status") == "exact":
+            fast = any(fnmatchcase(name, pattern) for pattern in FAST[zoo])
+            yield pytest.param(zoo, name, id=f"{zoo}-{name}", marks=() if fast else pytest.mark.slow)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("zoo", "name"), [parameter for zoo in ZOOS for parameter in exact(zoo)])
 def test_stays_exact(zoo, name, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(COVERAGE), *sys.path])

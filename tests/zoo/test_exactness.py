@@ -125,3 +125,11 @@ def test_export_sees_into_wrapped_functions(name, zigs):
     with torch.no_grad():
         torch.testing.assert_close(small(image), model(image), rtol=1e-10, atol=1e-10)
     assert sum(p.numel() for p in small.parameters()) < 0.27 * sum(p.numel() for p in model.parameters())
+
+
+def test_language_model():
+    model = networks.Decoder(vocabulary=64, width=32, layers=2, heads=4, key_heads=2, hidden=48)
+    result = compress_half(model, torch.randint(0, 64, (2, 9)))
+    assert result.params_left <= 0.35
+    whole = {(axis.tensor, axis.dim) for axis in fx_oto.partition(result.gm).frozen}
+    assert whole == {("embed.weight", 0), ("head.weight", 0)}
