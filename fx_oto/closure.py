@@ -103,7 +103,9 @@ class _Closure:
                 self._meet_grouped(grid)
         rectangles = [one.labels for one in obligations if isinstance(one, Rectangle)]
         crossings = [one for one in obligations if isinstance(one, Crossing)]
-        self.rectangles = rectangles + [crossing.grid for crossing in crossings]
+        rectangles += [crossing.grid for crossing in crossings]
+        self.rectangles = list({id(labels): labels for labels in rectangles}.values())
+        self._firsts = torch.tensor([int(labels[(0,) * labels.ndim]) for labels in self.rectangles], dtype=torch.int64)
         while any(map(self._meet_rectangle, self.rectangles)) or any(map(self._meet_crossing, crossings)):
             pass
 
@@ -151,7 +153,9 @@ class _Closure:
     def _parts(self, labels: Tensor) -> list[Tensor]:
         """Units of the values that are parts of this one, such as queries, keys and values of a fused projection."""
         whole = self._units(labels).unique()
-        smaller = [self._units(one) for one in self.rectangles if one.numel() < labels.numel()]
+        begin_inside = torch.isin(self._units(self._firsts), whole).tolist()
+        candidates = (one for one, inside in zip(self.rectangles, begin_inside, strict=True) if inside)
+        smaller = [self._units(one) for one in candidates if one.numel() < labels.numel()]
         return [units for units in smaller if (units != units.reshape(-1)[0]).any() and torch.isin(units, whole).all()]
 
     def _leaves_parts(self, unions: list[tuple[Tensor, Tensor]], parts: list[Tensor]) -> bool:

@@ -33,6 +33,7 @@ __all__ = ["LeafTracer", "NotSymbolicError", "symbolic_trace"]
 
 _log = logging.getLogger(__name__)
 _METHOD = "_method_"
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 _NOT_USERS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
 
@@ -80,9 +81,13 @@ def symbolic_trace(
 @contextmanager
 def _unchanged(model: nn.Module, but: tuple[str, ...] = ()) -> Iterator[None]:
     """Take back what is set on modules, such as proxies by traced code, but for the model's names that begin so."""
-    owners = [owner for module in model.modules() for owner in (vars(module), module._modules)]
-    before = [(owner, dict(owner)) for owner in owners]
-    inside = [(held, copy.copy(held)) for owner in owners for held in owner.values() if isinstance(held, dict | list)]
+    before = [(owner, dict(owner)) for module in model.modules() for owner in (vars(module), module._modules)]
+    inside = [
+        (held, copy.copy(held))
+        for module in model.modules()
+        for name, held in vars(module).items()
+        if isinstance(held, dict | list) and name not in _OF_EVERY_MODULE
+    ]
     try:
         yield
     finally:
@@ -92,11 +97,8 @@ def _unchanged(model: nn.Module, but: tuple[str, ...] = ()) -> Iterator[None]:
                     del owner[name]
             owner.update(held)
         for container, content in inside:
-            if isinstance(container, list):
-                container[:] = content
-            elif not any(container is owner for owner in owners):
-                container.clear()
-                container.update(content)
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(content)
 
 
 def _forget_caches(model: nn.Module, training: bool) -> None:
