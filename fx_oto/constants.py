@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 from torch.utils._pytree import tree_map_only
 
+from fx_oto.aliases import storage_of
 from fx_oto.graph import op_name
 from fx_oto.tape import OpCall, Tape, tensors_in
 
@@ -54,10 +55,10 @@ class Constants:
     def _written(self) -> set[int]:
         """Storages that some call writes into: of a buffer, the next call of the model may find another content."""
         calls = [call for _, calls, _ in self._tape.steps for call in calls if call.mutates]
-        return {_storage(tensor) for call in calls for tensor in tensors_in(call.args[:1])}
+        return {storage_of(tensor) for call in calls for tensor in tensors_in(call.args[:1])}
 
     def _find(self, value: Tensor) -> Tensor | None:
-        if value.requires_grad or _storage(value) in self._written:
+        if value.requires_grad or storage_of(value) in self._written:
             return None
         if not isinstance(value, FakeTensor) or id(value) in self._tape.constants:
             return self._tape.constants.get(id(value), value)
@@ -114,7 +115,3 @@ def _repeatable(func: Any) -> bool:
     if not isinstance(func, torch._ops.OpOverload) or func._schema.is_mutable:
         return False
     return torch.Tag.nondeterministic_seeded not in func.tags and "empty" not in func._schema.name
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)

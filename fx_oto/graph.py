@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
+from torch.utils._pytree import tree_leaves
 
 __all__ = [
     "clone_module",
@@ -20,8 +22,11 @@ __all__ = [
     "graph_copy",
     "op_name",
     "source_line",
+    "tensor_leaves",
     "tensor_names",
+    "unfused_attention",
     "with_modes_of",
+    "with_modules",
 ]
 
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
@@ -127,6 +132,13 @@ def clone_module(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.M
 def tensor_names(module: nn.Module) -> dict[str, Tensor]:
     """Parameters, then buffers, by name; a tensor under several names is listed under its first."""
     return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def tensor_leaves(value: Any) -> list[Tensor]:
+    """The tensors in a value of any structure, in order."""
+    if isinstance(value, Tensor):  # as most are
+        return [value]
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def with_modules(name: str) -> list[str]:

@@ -14,15 +14,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.utils._pytree import tree_leaves
 
+from fx_oto.aliases import Aliases
 from fx_oto.atoms import Atoms
-from fx_oto.closure import Crossing, Grouped, Obligation, Rectangle, settle
+from fx_oto.borders import Borders
+from fx_oto.closure import Crossing, Grouped, Rectangle, settle
 from fx_oto.constants import Constants
-from fx_oto.dependencies import ADJUSTABLE, Adjustment, Axis, Dependencies, Gather, Reason, Work
-from fx_oto.graph import op_name, source_line
+from fx_oto.dependencies import ADJUSTABLE, Adjustment, Axis, Dependencies, Reason, Work
+from fx_oto.findings import Findings
+from fx_oto.graph import op_name, source_line, tensor_leaves
 from fx_oto.labels import UNKNOWN, ZERO, Layer
-from fx_oto.modules import is_opaque, keeps_parameters_whole
+from fx_oto.modules import is_opaque
 from fx_oto.origins import Origins
 from fx_oto.products import before_products
 from fx_oto.rectangles import keep_rectangles
@@ -33,9 +35,6 @@ __all__ = ["FIXED", "Attention", "Propagation", "Region", "Rule"]
 
 # What attention loses: whole heads, or the same part of the width of every head.
 Attention = Literal["heads", "head_dim"]
-# What is no tensor and holds none.
-_PLAIN: tuple[type, ...] = (Tensor, int, float, complex, str, bytes, type(None), type, slice, range, torch.SymInt)
-_PLAIN += (torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
 # The commonest reason to keep something whole.
 FIXED = "it is combined with a tensor that is kept whole, such as the input"
 
@@ -72,33 +71,23 @@ class Propagation:
     ) -> None:
         self.atoms = Atoms()
         self.attention = attention
-        self._before_products = before_products(tape)
         self.call: OpCall | None = None
-        self._nodes: dict[str, Node] = {node.name: node for node in gm.graph.nodes}
-        self._gm, self._tape, self._rule_for = gm, tape, rule_for
-        self._constants = Constants(tape, self._nodes, self.is_fixed)
-        self._num_axis_atoms = 1
-        self._layers: dict[int, tuple[Layer, ...]] = {}
-        self._storages: dict[int, list[Tensor]] = {}
-        self._outdated: dict[int, Tensor] = {}
-        self._weights: set[int] = set()
-        self._made: dict[int, OpCall] = {}
-        self._regions: dict[int, Region] = {}
-        self._frozen: list[tuple[Tensor, Reason]] = []
-        self._origins = Origins(self.layers)
-        self._produced: list[Tensor] = []
-        self._consumed: list[Tensor] = []
-        self._producers: list[tuple[str, Tensor]] = []
-        self._obligations: list[Obligation] = []
-        self._adjustments: list[Adjustment] = []
-        self._gathers: dict[int, tuple[Tensor, int, Tensor]] = {}
-        self._unknown: dict[tuple[str, str], Reason] = {}
-        self._contracting: set[str] = set()
-        self._made_up: set[int] = set()
-        self._works: list[Work] = []
-        self._unequal: list[tuple[Tensor, Tensor]] = []
         self.node = ""
         self.memo: dict[Any, Tensor] = {}
+        self._gm, self._tape, self._rule_for = gm, tape, rule_for
+        self._nodes: dict[str, Node] = {node.name: node for node in gm.graph.nodes}
+        self._num_axis_atoms = 1
+        self._layers: dict[int, tuple[Layer, ...]] = {}
+        self._weights: set[int] = set()
+        self._made: dict[int, OpCall] = {}
+        self._made_up: set[int] = set()
+        self._regions: dict[int, Region] = {}
+        self._found = Findings()
+        self._aliases = Aliases()
+        self._origins = Origins(self.layers)
+        self._borders = Borders(self, gm, tape)
+        self._constants = Constants(tape, self._nodes, self.is_fixed)
+        self._before_products = before_products(tape)
 
     # -- what rules read -------------------------------------------------------------------------------
 
@@ -180,7 +169,7 @@ class Propagation:
 
     def put_gather(self, value: Tensor, entry: Tensor, dim: int, positions: Tensor) -> None:
         """Remember that a value is ``entry.index_select(dim, positions)``."""
-        self._gathers[id(value)] = (entry, dim, positions)
+        self._found.selected[id(value)] = (entry, dim, positions)
 
     def unite(self, left: Tensor, right: Tensor, why: str = "it is combined with something that is kept whole") -> None:
         """Couple atoms elementwise under broadcasting; what meets atom 0 is frozen."""
@@ -195,7 +184,7 @@ class Propagation:
         """Keep whole the classes of these atoms."""
         labels = labels.reshape(-1)
         if labels.any():
-            self._frozen.append((labels, self.reason(why)))
+            self._found.frozen.append((labels, self.reason(why)))
 
     def freeze_where(self, bad: Tensor, labels: Tensor, why: str) -> None:
         """Keep whole the classes of those atoms for which ``bad``, broadcastable to them, is true."""
@@ -209,36 +198,35 @@ class Propagation:
 
     def produce(self, labels: Tensor) -> None:
         """Mark atoms whose indices are variables that the zero-invariant group drives to zero."""
-        self._produced.append(labels.reshape(-1))
-        self._producers.append((self.node, labels.reshape(-1)))
+        self._found.producers.append((self.node, labels.reshape(-1)))
 
     def consume(self, labels: Tensor) -> None:
         """Mark atoms whose indices are only summed over here: cut with their group, but not driven to zero."""
-        self._consumed.append(labels.reshape(-1))
+        self._found.consumed.append(labels.reshape(-1))
 
     def rectangle(self, labels: Tensor) -> None:
         """Ask that whatever is removed from these labels leaves a rectangle."""
         if not labels.all():  # a part of each slice stays
             self.freeze(labels, FIXED)
             return
-        self._obligations.append(Rectangle(labels))
+        self._found.obligations.append(Rectangle(labels))
 
     def grouped(self, grid: Grouped) -> None:
         """Ask that a grouped contraction stays a grid of equal groups."""
-        self._obligations.append(grid)
+        self._found.obligations.append(grid)
 
     def crossing(self, grid: Tensor, thin: Tensor) -> None:
         """Combine a grid with what varies along one of its axes only, whichever axis survives."""
-        self._obligations.append(Crossing(grid, thin, self.reason(FIXED)))
+        self._found.obligations.append(Crossing(grid, thin, self.reason(FIXED)))
 
     def work(self, macs: int, layers: Iterable[Layer]) -> None:
         """Note a contraction that the current call makes: its multiply-adds, and the axes that it runs over."""
-        self._contracting.add(self.node)
-        self._works.append(Work(macs, tuple(layer.labels.reshape(-1) for layer in layers)))
+        self._found.contracting.add(self.node)
+        self._found.works.append(Work(macs, tuple(layer.labels.reshape(-1) for layer in layers)))
 
     def keep_unequal(self, left: Tensor, right: Tensor) -> None:
         """Ask that something of ``right`` is put back if as much as of ``left`` would be left of it."""
-        self._unequal.append((left, right))
+        self._found.unequal.append((left, right))
 
     def narrow_to(self, layer: Layer, dims: Iterable[int], why: str) -> Layer | None:
         """Restrict a layer to some dimensions: along the others its labels are united.
@@ -266,12 +254,12 @@ class Propagation:
             self.freeze(labels, f"the {kind} over it is computed in a way that slicing cannot rewrite")
             return
         labels = labels.reshape(-1)
-        self._adjustments.append(Adjustment(kind, self.node, labels, removed.reshape(-1).expand(labels.shape)))
+        self._found.adjustments.append(Adjustment(kind, self.node, labels, removed.reshape(-1).expand(labels.shape)))
 
     def unknown_op(self, name: str) -> None:
         """Note that the current call has no rule and something tracked enters it."""
         reason = self.reason(f"no rule is known for the op {name}")
-        self._unknown.setdefault((name, reason.source), reason)
+        self._found.unknown.setdefault((name, reason.source), reason)
 
     def reason(self, why: str) -> Reason:
         """``why``, with op, node and source line of the current call."""
@@ -287,7 +275,6 @@ class Propagation:
     def run(self) -> Dependencies:
         """Play the tape, settle the deferred choices, and report."""
         axes = self._parameter_axes()
-        values = {}
         for name, calls, value in self._tape.steps:
             self.node, self.call = name, None
             self._enter(self._nodes[name], value)
@@ -295,12 +282,13 @@ class Propagation:
                 self._play(self.call)
             if len(calls) == 1 and self._nodes[name].op in ("call_function", "call_method"):
                 self._made[id(calls[0].out)] = calls[0]
-            values[name] = tuple(self.layers(leaf) for leaf in _tensors(value))
-        self._freeze_unused()
-        gathers = self._named_gathers()
-        keep_rectangles(self, self._nodes.values(), values, gathers)
-        settle(self.atoms, self._obligations, self._frozen)
-        return self._result(axes, values, gathers)
+            self._found.values[name] = tuple(self.layers(leaf) for leaf in tensor_leaves(value))
+        self.node, self.call = "", None
+        self._borders.keep_unread()
+        gathers = self._found.gathers(self._tape)
+        keep_rectangles(self, self._nodes.values(), self._found.values, gathers)
+        settle(self.atoms, self._found.obligations, self._found.frozen)
+        return self._found.dependencies(self.atoms.roots(), axes, gathers)
 
     def _parameter_axes(self) -> tuple[Axis, ...]:
         axes = []
@@ -320,32 +308,13 @@ class Propagation:
         self._num_axis_atoms = len(self.atoms)
         return tuple(axes)
 
-    def _freeze_unused(self) -> None:
-        """Parameters that no op reads."""
-        self.node, self.call = "", None
-        read = {id(value) for _, calls, _ in self._tape.steps for call in calls for value in call.inputs}
-        for tensor in self._tape.tensors.values():
-            if id(tensor) not in read:
-                self.freeze_value(tensor, "it is not used by the traced graph")
-
     def _enter(self, node: Node, value: Any) -> None:
-        if node.op.startswith("call_") and not all(isinstance(leaf, _PLAIN) for leaf in tree_leaves(value)):
-            for read in node.all_input_nodes:
-                for leaf in _tensors(read.meta["val"]):
-                    self.freeze_value(leaf, f"it goes into an object of class {type(value).__name__}, which is opaque")
         if node.op == "placeholder":
-            self._origins.begin(_tensors(value), Reason(f"it is the model's input {node.target!r}", node=node.name))
+            why = f"it is the model's input {node.target!r}"
+            self._origins.begin(tensor_leaves(value), Reason(why, node=node.name))
         elif node.op == "output":
-            self._check_outdated(_tensors(value))
-            for leaf in _tensors(value):
-                self.freeze_value(leaf, "it is part of the model's output")
-        elif node.op == "call_module":
-            module = self._gm.get_submodule(str(node.target))
-            if keeps_parameters_whole(module):
-                names = {id(tensor): name for name, tensor in self._gm.named_parameters()}
-                for parameter in module.parameters():
-                    stand_in = self._tape.tensors[names[id(parameter)]]
-                    self.freeze_value(stand_in, f"slicing does not know the module class {type(module).__name__}")
+            self._check_outdated(tensor_leaves(value))
+        self._borders.keep(node, value)
 
     def _play(self, call: OpCall) -> None:
         self._check_outdated(call.inputs)
@@ -355,18 +324,14 @@ class Propagation:
                 for layer in self.layers(value):
                     if len(layer.dims) > 1:
                         self.rectangle(layer.labels)
-        before, refused = self.layers(call.args[0]) if call.mutates else (), len(self._frozen)
+        before, refused = self.layers(call.args[0]) if call.mutates else (), len(self._found.frozen)
         rule(call, self)
-        self._origins.pass_on(call, [reason for _, reason in self._frozen[refused:]])
-        self._price(call)
-        if call.mutates:
-            self._note_aliases(call.args[0], before)
-        for out in call.outputs:
-            self._storages.setdefault(_storage(out), []).append(out)
-
-    def _price(self, call: OpCall) -> None:
+        self._origins.pass_on(call, [reason for _, reason in self._found.frozen[refused:]])
         if macs := macs_of(call):
             self.work(macs, self._contracted(call))
+        if call.mutates:
+            self._aliases.write(call.args[0], before, self.layers(call.args[0]))
+        self._aliases.add(call.outputs)
 
     def _contracted(self, call: OpCall) -> list[Layer]:
         """Layers along the axes that a contraction runs over, each axis once."""
@@ -377,79 +342,16 @@ class Propagation:
         last = operands[1].ndim - 1
         return [*left, *(layer for layer in right if last > 0 and layer.dims == (last,))]
 
-    def _note_aliases(self, target: Tensor, before: tuple[Layer, ...]) -> None:
-        """A write into a view changes its base, whose layers were recorded before."""
-        after = self.layers(target)
-        if len(after) == len(before) and all(map(_equivalent, before, after)):
-            return
-        for other in self._storages.get(_storage(target), ()):
-            if other is not target:
-                self._outdated[id(other)] = target
-
     def _check_outdated(self, values: Iterable[Any]) -> None:
         """What is read must not have changed behind its layers."""
         for value in values:
-            if id(value) in self._outdated:
-                for alias in (value, self._outdated[id(value)]):
+            if (target := self._aliases.written_through(value)) is not None:
+                for alias in (value, target):
                     self.freeze_value(alias, "it was written in place through a view before it is read here")
-
-    def _named_gathers(self) -> dict[str, Gather]:
-        named: dict[int, str] = {}
-        for name, _, value in self._tape.steps:
-            if isinstance(value, Tensor):
-                named.setdefault(id(value), name)  # an identity returns what another node has made
-        return {
-            named[key]: Gather(named[id(entry)], dim, positions)
-            for key, (entry, dim, positions) in self._gathers.items()
-            if key in named and id(entry) in named
-        }
-
-    def _result(self, axes: tuple[Axis, ...], values: dict[str, Layers], gathers: dict[str, Gather]) -> Dependencies:
-        roots = self.atoms.roots()
-        variable = torch.bincount(roots)[roots] > 1  # what meets nothing is no group
-        for labels in self._consumed:
-            variable[labels] = False
-        for labels in self._produced:
-            variable[labels] = True
-        return Dependencies(
-            axes=axes,
-            roots=roots,
-            variable=variable,
-            works=tuple(self._works),
-            reasons=self._reasons(roots),
-            values=values,
-            producers=tuple(self._producers),
-            contracting=frozenset(self._contracting),
-            adjustments=tuple(self._adjustments),
-            gathers=gathers,
-            unknown=tuple(self._unknown.values()),
-            unequal=tuple(self._unequal),
-        )
-
-    def _reasons(self, roots: Tensor) -> dict[int, Reason]:
-        reasons: dict[int, Reason] = {}
-        for labels, reason in self._frozen:
-            for root in roots[labels[labels > 0]].unique().tolist():
-                reasons.setdefault(root, reason)
-        return reasons
-
-
-Rule = Callable[[OpCall, Propagation], None]
-Layers = tuple[tuple[Layer, ...], ...]
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    """The tensors in the value of an FX node, which is mostly one."""
-    return [value] if isinstance(value, Tensor) else [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 def _uniform(tensor: Tensor, dim: int) -> Tensor:
     return (tensor == tensor.narrow(dim, 0, 1)).all(dim, keepdim=True)
 
 
-def _equivalent(left: Layer, right: Layer) -> bool:
-    return left.labels is right.labels and (left.removed is right.removed or torch.equal(left.removed, right.removed))
+Rule = Callable[[OpCall, Propagation], None]

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from torch import Tensor
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
-from fx_oto.graph import op_name
-from fx_oto.labels import Layer
+from fx_oto.findings import Values
+from fx_oto.graph import op_name, tensor_leaves
 
 if TYPE_CHECKING:
     from fx_oto.propagation import Propagation
 
 __all__ = ["keep_rectangles"]
 
-_Values = Mapping[str, Sequence[Sequence[Layer]]]
 
-
-def keep_rectangles(p: Propagation, nodes: Collection[Node], values: _Values, gathers: Collection[str]) -> None:
+def keep_rectangles(p: Propagation, nodes: Collection[Node], values: Values, gathers: Collection[str]) -> None:
     """A grid may lose any shape only if all that reads it is replaced, at the end of a chain of movement.
 
     Args:
@@ -31,7 +27,7 @@ def keep_rectangles(p: Propagation, nodes: Collection[Node], values: _Values, ga
     """
     passing: set[Node] = set()
     for node in reversed(list(nodes)):
-        readers = [user for user in node.users if _holds_tensors(user.meta.get("val"))]
+        readers = [user for user in node.users if tensor_leaves(user.meta.get("val"))]
         if readers and all(user in passing or user.name in gathers for user in readers):
             passing.add(node)
             continue
@@ -42,11 +38,7 @@ def keep_rectangles(p: Propagation, nodes: Collection[Node], values: _Values, ga
             p.rectangle(layer.labels)
 
 
-def _holds_tensors(value: object) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
-
-
-def _keep_pixels_whole(p: Propagation, node: Node, values: _Values) -> None:
+def _keep_pixels_whole(p: Propagation, node: Node, values: Values) -> None:
     """Of the channels that become pixels, or were pixels, all go that belong to one channel on the other side."""
     direction = op_name(node).lower().replace("_", "")
     if direction not in ("pixelshuffle", "pixelunshuffle"):

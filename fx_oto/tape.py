@@ -25,7 +25,7 @@ from torch.utils.flop_counter import flop_registry
 
 from fx_oto.context import ExampleInputs
 from fx_oto.errors import InputError
-from fx_oto.graph import evaluating, op_name, source_line, tensor_names, unfused_attention
+from fx_oto.graph import evaluating, op_name, source_line, tensor_leaves, tensor_names, unfused_attention
 from fx_oto.modes import by_mode, written_in
 from fx_oto.modules import is_opaque
 from fx_oto.norms import WholeNorms, holds_norms_over
@@ -41,6 +41,7 @@ __all__ = [
     "opaque_call",
     "record_tape",
     "run_graph",
+    "tensors_in",
 ]
 
 
@@ -308,8 +309,8 @@ class _Recorder(PlainInterpreter):
         fake = next(mode for mode in _get_current_dispatch_mode_stack() if isinstance(mode, FakeTensorMode))
         value = tree_map_only(Tensor, lambda t: fake_like(fake, t), self.opaque[node.name])
         inside = list(self.gm.get_submodule(str(node.target)).parameters()) if node.op == "call_module" else []
-        outputs = tuple(leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
-        self.mode.calls = [OpCall(node.name, opaque_call, (*tree_leaves((args, kwargs)), *inside), {}, outputs)]
+        read = (*tree_leaves((args, kwargs)), *inside)
+        self.mode.calls = [OpCall(node.name, opaque_call, read, {}, tuple(tensor_leaves(value)))]
         return value
 
 
@@ -319,7 +320,7 @@ def _used(node: Node, value: Any) -> list[Tensor]:
     places = {item for item in items if isinstance(item, int)}
     if isinstance(value, list | tuple) and len(places) == len(set(map(str, items))) and len(items) == len(node.users):
         value = [value[place] for place in places]
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    return tensor_leaves(value)
 
 
 def _read(calls: list[OpCall], used: list[Tensor]) -> list[OpCall]:
@@ -385,7 +386,7 @@ def _positional(graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 def _explain(error: Exception, recorder: _Recorder | None, gm: nn.Module, inputs: ExampleInputs) -> InputError:
     node = recorder.current if recorder is not None else None
     where = f" at node {node.name!r} ({source_line(node) or 'no source line'})" if node is not None else ""
-    given = [leaf for leaf in tree_leaves((inputs.args, inputs.kwargs)) if isinstance(leaf, Tensor)]
+    given = tensor_leaves((inputs.args, inputs.kwargs))
     shapes = ", ".join(f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in given) or "no tensor"
     mine, theirs = {t.device for t in _every_name(gm).values()}, {t.device for t in given}
     hint = "give inputs of the shape and type that model(*inputs) accepts"

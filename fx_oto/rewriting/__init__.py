@@ -6,13 +6,11 @@ kept of its value and of its inputs comes from ``Cuts``.
 
 from __future__ import annotations
 
-from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.utils._pytree import tree_leaves
 
 from fx_oto.cuts import Cuts
 from fx_oto.dependencies import Adjustment
-from fx_oto.graph import op_name
+from fx_oto.graph import op_name, tensor_leaves
 from fx_oto.masks import drop_masks
 from fx_oto.modules import resizable
 from fx_oto.rewriting import computation, movement, sizes
@@ -101,8 +99,8 @@ def _handler(edit: Editor, node: Node) -> Handler | None:
         name = str(node.args[1])
     if name in _HANDLERS:
         return _HANDLERS[name]
-    read = tree_leaves([arg.meta.get("val") for arg in node.all_input_nodes])
-    return None if any(isinstance(value, Tensor) for value in read) else sizes.created
+    reads_tensors = any(tensor_leaves(arg.meta.get("val")) for arg in node.all_input_nodes)
+    return None if reads_tensors else sizes.created
 
 
 def _erase(edit: Editor, stale: set[Node]) -> None:

@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from fx_oto.labels import UNKNOWN, Layer, compress, reshape
 from fx_oto.propagation import FIXED, Propagation, Region
-from fx_oto.tape import OpCall
+from fx_oto.tape import OpCall, tensors_in
 
 __all__ = ["concatenate", "create", "expand", "identity", "index", "movement", "pad", "roll", "slide", "view"]
 
@@ -43,7 +43,7 @@ def movement(call: OpCall, p: Propagation) -> None:
 
     def move(labels: Tensor) -> list[Tensor]:
         args = (labels.expand(source.shape), *call.args[1:])
-        return [compress(leaf) for leaf in tree_leaves(call.func(*args, **call.kwargs)) if isinstance(leaf, Tensor)]
+        return [compress(moved) for moved in tensors_in([call.func(*args, **call.kwargs)])]
 
     _follow(call, p, source, move)
 

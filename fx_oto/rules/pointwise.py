@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
+from fx_oto.graph import tensor_leaves
 from fx_oto.labels import UNKNOWN, Layer, align, compress
 from fx_oto.propagation import FIXED, Propagation
 from fx_oto.tape import OpCall
@@ -86,7 +87,7 @@ def join(call: OpCall, p: Propagation) -> None:
     What it is worth once removed is what evaluation says, for that is where outputs are promised to be equal.
     """
     _, *sides = call.args
-    left, right = ([leaf for leaf in tree_leaves(side) if isinstance(leaf, Tensor)] for side in sides)
+    left, right = map(tensor_leaves, sides)
     if [t.shape for t in left] != [t.shape for t in right]:
         for value in (*left, *right):
             p.freeze_value(value, "training and evaluation return different things here")
