@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["UNKNOWN", "ZERO", "Layer", "align", "compress", "reshape", "varying"]
+__all__ = ["UNKNOWN", "ZERO", "Layer", "align", "compress", "laid_along", "reshape", "varying", "zero_stays"]
 
 UNKNOWN = torch.full((), math.nan, dtype=torch.float64)
 ZERO = torch.zeros((), dtype=torch.float64)
@@ -33,6 +33,11 @@ class Layer:
     labels: Tensor
     removed: Tensor
 
+    @classmethod
+    def uniform(cls, labels: Tensor, worth: Tensor = UNKNOWN) -> Layer:
+        """A layer of which every element is worth the same once removed; by default, what depends on data."""
+        return cls(labels, worth.view((1,) * labels.ndim))
+
     @property
     def dims(self) -> tuple[int, ...]:
         """The dimensions along which the labels vary."""
@@ -50,6 +55,16 @@ class Layer:
 def varying(labels: Tensor) -> tuple[int, ...]:
     """The dimensions of size greater than 1: in compressed labels, those along which they vary."""
     return tuple(dim for dim, size in enumerate(labels.shape) if size > 1)
+
+
+def laid_along(line: Tensor, dim: int, ndim: int) -> Tensor:
+    """A line of labels or removed values along one of ``ndim`` dimensions, of size 1 along the others."""
+    return line.reshape([-1 if d == dim else 1 for d in range(ndim)])
+
+
+def zero_stays(removed: Tensor) -> Tensor:
+    """What elements are worth after an op of which only is known that it maps zeros to zero."""
+    return torch.where(removed == 0, ZERO, UNKNOWN)
 
 
 def align(tensor: Tensor, ndim: int) -> Tensor:

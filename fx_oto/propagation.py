@@ -7,7 +7,7 @@ layers by value, defers choices that depend on later unions, and settles them at
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from fx_oto.constants import Constants
 from fx_oto.dependencies import ADJUSTABLE, Adjustment, Axis, Dependencies, Reason, Work
 from fx_oto.findings import Findings
 from fx_oto.graph import op_name, source_line, tensor_leaves
-from fx_oto.labels import UNKNOWN, ZERO, Layer
+from fx_oto.labels import UNKNOWN, ZERO, Layer, laid_along
 from fx_oto.modules import is_opaque
 from fx_oto.origins import Origins
 from fx_oto.products import before_products
@@ -248,6 +248,11 @@ class Propagation:
                 removed = torch.where(_uniform(removed, dim), removed.narrow(dim, 0, 1), UNKNOWN)
         return Layer(labels, removed)
 
+    def narrow(self, layers: Iterable[Layer], dims: Collection[int], why: str) -> list[Layer]:
+        """``narrow_to`` for several layers, without those that do not vary along ``dims``."""
+        narrowed = [self.narrow_to(layer, dims, why) for layer in layers]
+        return [layer for layer in narrowed if layer is not None]
+
     def adjust(self, kind: str, labels: Tensor, removed: Tensor = ZERO) -> None:
         """Ask slicing to compute the current node over the original count, or with a corrected bias."""
         if not self.can_adjust(kind):
@@ -299,10 +304,8 @@ class Propagation:
                 atoms = self.atoms.fresh(size)
                 axes.append(Axis(name, dim, int(atoms[0]) if size else len(self.atoms), size))
                 if size > 1:
-                    shape = [1] * tensor.ndim
-                    shape[dim] = size
                     worth = ZERO if name in parameters else UNKNOWN
-                    layers.append(Layer(atoms.view(shape), worth.view((1,) * tensor.ndim)))
+                    layers.append(Layer.uniform(laid_along(atoms, dim, tensor.ndim), worth))
             self._layers[id(tensor)] = tuple(layers)
             self._weights.add(id(tensor))
         self._num_axis_atoms = len(self.atoms)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from fx_oto.dependencies import Gather
-from fx_oto.labels import compress
+from fx_oto.labels import compress, laid_along
 from fx_oto.rewriting.editor import Cut, Editor
 
 __all__ = ["gather", "gather_from_entry", "getitem", "pad", "select", "split"]
@@ -41,7 +41,7 @@ def gather(edit: Editor, node: Node) -> None:
 def _positions(edit: Editor, node: Node, source: Node, dim: int) -> Tensor | None:
     """Index into the source for each index of the result, found by running the node on coordinates."""
     shape = edit.shape(source)
-    coordinate = torch.arange(shape[dim]).view([-1 if d == dim else 1 for d in range(len(shape))]).expand(shape)
+    coordinate = laid_along(torch.arange(shape[dim]), dim, len(shape)).expand(shape)
     args, kwargs = edit.plain((node.args[1:], node.kwargs))
     if node.op == "call_module":
         result = edit.gm.get_submodule(str(node.target))(coordinate)

@@ -13,7 +13,7 @@ import torch
 from fx_oto.modes import by_mode
 from fx_oto.propagation import Rule
 from fx_oto.recurrence import CELLS, SEQUENCES
-from fx_oto.rules import contraction, movement, normalisation, pointwise, recurrence, windows
+from fx_oto.rules import contraction, movement, normalisation, pointwise, recurrence, reductions, refusals, windows
 from fx_oto.tape import opaque_call
 
 __all__ = ["register_rule", "rule_for"]
@@ -51,7 +51,7 @@ _BY_NAME: dict[str, Rule] = {
     "expand": movement.expand,
     **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), movement.create),
     "constant_pad_nd": movement.pad,
-    "as_strided": windows.freeze_inputs,
+    "as_strided": refusals.freeze_inputs,
     "copy_": pointwise.overwrite,
     "glu": pointwise.glu,
     **dict.fromkeys(
@@ -60,13 +60,15 @@ _BY_NAME: dict[str, Rule] = {
          "rrelu_with_noise"),
         pointwise.pointwise,
     ),
-    **dict.fromkeys(("_softmax", "_safe_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "topk"), windows.along),
+    **dict.fromkeys(
+        ("_softmax", "_safe_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "topk"), reductions.along
+    ),
     **dict.fromkeys(("tril", "triu"), windows.triangle),
 }  # fmt: skip
 
 _WINDOWS = ("pool", "upsample", "reflection_pad", "replication_pad", "grid_sampler")
 
-_registered: dict[Any, Rule] = {by_mode: pointwise.join, opaque_call: windows.opaque}
+_registered: dict[Any, Rule] = {by_mode: pointwise.join, opaque_call: refusals.opaque}
 
 
 def register_rule(op: Any) -> Any:
@@ -99,10 +101,10 @@ def rule_for(op: Any) -> Rule:
     if torch.Tag.pointwise in op.tags:
         return pointwise.pointwise
     if torch.Tag.reduction in op.tags:
-        return windows.reduction
+        return reductions.reduction
     if not any("Tensor" in str(arg.type) for arg in op._schema.arguments):
         return movement.create
-    return windows.freeze_inputs
+    return refusals.freeze_inputs
 
 
 def _aten_rule(op: Any, name: str) -> Rule | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fx_oto.closure import Grouped
-from fx_oto.labels import UNKNOWN, ZERO, Layer, align
+from fx_oto.labels import UNKNOWN, ZERO, Layer, align, zero_stays
 from fx_oto.propagation import FIXED, Propagation
 from fx_oto.rules.pointwise import Operand, combine
 from fx_oto.tape import OpCall
@@ -73,27 +73,19 @@ def contract(
         foldable: whether a constant contribution of removed channels can move into a bias.
     """
     letters = result + "".join(letter for letter in dict.fromkeys(terms[0]) if letter not in result)
-    lifted = []
-    for side, term in zip(sides, terms, strict=True):
-        order = sorted(range(len(term)), key=lambda d, term=term: letters.index(term[d]))  # type: ignore[misc]
-        place = [letters.index(term[d]) for d in order]
-        layers = [layer.map(lambda t: _lift(t, order, place, len(letters))) for layer in side.layers]  # noqa: B023
-        shape = [1] * len(letters)
-        for d, letter in enumerate(term):
-            shape[letters.index(letter)] = side.shape[d]
-        if side.weight:
-            layers = [_as_weight(p, layer, len(result)) for layer in layers]
-        lifted.append(Operand(shape, layers))
+    lifted = [_lift(p, side, term, letters, len(result)) for side, term in zip(sides, terms, strict=True)]
     product = combine(p, lifted, len(letters), _times, may_cross=False)
     return [total for layer in product if (total := _sum_out(p, layer, lifted[0], len(result), foldable))]
 
 
-def _lift(tensor: Tensor, order: list[int], place: list[int], ndim: int) -> Tensor:
-    tensor = tensor.permute(order)
-    for position in range(ndim):
-        if position not in place:
-            tensor = tensor.unsqueeze(position)
-    return tensor
+def _lift(p: Propagation, side: Operand, term: str, letters: str, kept: int) -> Operand:
+    """An operand with a dimension for each of ``letters``, in their order: of size 1 where ``term`` lacks it."""
+    order = [term.index(letter) for letter in letters if letter in term]
+    entries = tuple(slice(None) if letter in term else None for letter in letters)
+    layers = [layer.map(lambda t: t.permute(order)[entries]) for layer in side.layers]
+    if side.weight:
+        layers = [_as_weight(p, layer, kept) for layer in layers]
+    return Operand([side.shape[term.index(letter)] if letter in term else 1 for letter in letters], layers)
 
 
 def _as_weight(p: Propagation, layer: Layer, kept: int) -> Layer:
@@ -102,7 +94,7 @@ def _as_weight(p: Propagation, layer: Layer, kept: int) -> Layer:
         p.produce(layer.labels)
         return layer
     p.consume(layer.labels)
-    return Layer(layer.labels, UNKNOWN.view((1,) * layer.labels.ndim))
+    return Layer.uniform(layer.labels)
 
 
 def _times(values: list[Tensor]) -> Tensor:
@@ -119,7 +111,7 @@ def _sum_out(p: Propagation, layer: Layer, left: Operand, kept: int, foldable: b
         return None
     narrowed = p.narrow_to(layer, survives, "")
     assert narrowed is not None
-    removed = _zero_stays(narrowed.removed)
+    removed = zero_stays(narrowed.removed)
     shape = narrowed.labels.shape[:kept]
     return Layer(narrowed.labels.reshape(shape), removed.reshape(removed.shape[:kept]))
 
@@ -158,34 +150,30 @@ def convolution(call: OpCall, p: Propagation) -> None:
     source, weight, bias = call.args[:3]
     transposed, groups = call.arg("transposed"), call.arg("groups")
     spatial = source.ndim - 2
-    inputs = _channels(p, p.layers(source), (0, 1), spatial)
+    inputs = _channels(p, p.layers(source))
     window = [layer for layer in p.layers(weight) if p.is_weight(weight) and min(layer.dims) >= 2]
     for layer in window:
         p.consume(layer.labels)
-    kernel = _channels(p, [layer for layer in p.layers(weight) if layer not in window], (0, 1), spatial)
+    kernel = _channels(p, [layer for layer in p.layers(weight) if layer not in window])
     sides = [Operand(source.shape[:2], inputs), Operand(weight.shape[:2], kernel, p.is_weight(weight))]
     if groups == 1:
         foldable = p.is_weight(weight) and not transposed and not any(call.arg("padding"))
         layers = contract(p, sides, ("bc", "co" if transposed else "oc"), "bo", foldable)
     else:
-        by_image = [p.narrow_to(layer, (0,), "") for layer in inputs if 0 in layer.dims]
+        by_image = p.narrow([layer for layer in inputs if 0 in layer.dims], (0,), "")
         sides[0] = Operand(source.shape[:2], [layer for layer in inputs if layer.dims == (1,)])
         layers = _grouped(p, sides, groups, transposed, call.out.size(1))
-        layers += [Layer(layer.labels, _zero_stays(layer.removed)) for layer in by_image if layer is not None]
+        layers += [Layer(layer.labels, zero_stays(layer.removed)) for layer in by_image]
     if bias is not None:
         side = Operand(bias.shape, p.layers(bias), p.is_weight(bias))
         layers = _add(p, Operand(call.out.shape[:2], layers), side, 2)
     p.put(call.out, [layer.map(lambda t: t[(...,) + (None,) * spatial]) for layer in layers])
 
 
-def _zero_stays(removed: Tensor) -> Tensor:
-    return torch.where(removed == 0, ZERO, UNKNOWN)
-
-
-def _channels(p: Propagation, layers: Sequence[Layer], dims: tuple[int, ...], spatial: int) -> list[Layer]:
+def _channels(p: Propagation, layers: Sequence[Layer]) -> list[Layer]:
     """Layers along batch and channels; what varies over the window only is summed, and kept whole."""
-    narrowed = (p.narrow_to(layer, dims, "a convolution slides along it") for layer in layers)
-    return [layer.map(lambda t: t.reshape(t.shape[:2])) for layer in narrowed if layer is not None]
+    narrowed = p.narrow(layers, (0, 1), "a convolution slides along it")
+    return [layer.map(lambda t: t.reshape(t.shape[:2])) for layer in narrowed]
 
 
 def _grouped(p: Propagation, sides: Sequence[Operand], groups: int, transposed: bool, width: int) -> list[Layer]:
@@ -212,7 +200,7 @@ def _grouped(p: Propagation, sides: Sequence[Operand], groups: int, transposed: 
     common = None if shared is None else shared.labels.reshape(-1)
     why = p.reason("whole groups of the convolution can go, so each group keeps all its channels")
     p.grouped(Grouped(grid, outgoing.view(groups, -1), common, not transposed, why))
-    return [Layer(outgoing.view(1, -1), ZERO.view(1, 1))]
+    return [Layer.uniform(outgoing.view(1, -1), ZERO)]
 
 
 def _outgoing(p: Propagation, incoming: Layer | None, rows: Layer, shared: Layer | None, width: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fx_oto.labels import UNKNOWN, Layer, compress, reshape
+from fx_oto.labels import UNKNOWN, Layer, compress, laid_along, reshape
 from fx_oto.propagation import FIXED, Propagation, Region
 from fx_oto.tape import OpCall, tensors_in
 
@@ -130,11 +130,7 @@ def _open_region(
     atoms = p.atoms.fresh(source.size(dim))
     fresh = atoms.view(layer.labels.shape)
     p.unite(fresh, layer.labels)
-    coordinates = []
-    for d, size in enumerate(source.shape):
-        shape = [1] * source.ndim
-        shape[d] = size
-        coordinates.append(Layer(torch.arange(size).view(shape), UNKNOWN.view((1,) * source.ndim)))
+    coordinates = (Layer.uniform(laid_along(torch.arange(n), d, source.ndim)) for d, n in enumerate(source.shape))
     renamed = [Layer(fresh, layer.removed) if i == chosen else other for i, other in enumerate(layers)]
     return Region(source, dim, atoms, tuple(coordinates)), renamed
 
@@ -228,8 +224,8 @@ def _across(p: Propagation, layers: Sequence[Layer], everywhere: bool) -> list[L
         p.unite(layers[0].labels, layer.labels)
     removed = layers[0].removed
     if any(not torch.equal(*torch.broadcast_tensors(removed, layer.removed)) for layer in layers[1:]):
-        removed = UNKNOWN.view((1,) * removed.ndim)
-    return [Layer(layers[0].labels, removed)]
+        return [Layer.uniform(layers[0].labels)]
+    return [layers[0]]
 
 
 def _clusters(all_dims: Sequence[tuple[int, ...]]) -> list[set[int]]:
@@ -264,15 +260,10 @@ def create(call: OpCall, p: Propagation) -> None:
 
 
 def _fresh(p: Propagation, out: Tensor, dims: Sequence[int], removed: Tensor) -> list[Layer]:
-    layers: list[Layer] = []
     if not p.rewritable:
-        return layers
-    for dim in dims:
-        if out.size(dim) > 1:
-            shape = [1] * out.ndim
-            shape[dim] = out.size(dim)
-            layers.append(Layer(p.made_up(out.size(dim)).view(shape), removed.view((1,) * out.ndim)))
-    return layers
+        return []
+    lengths = {dim: out.size(dim) for dim in dims if out.size(dim) > 1}
+    return [Layer.uniform(laid_along(p.made_up(n), dim, out.ndim), removed) for dim, n in lengths.items()]
 
 
 def pad(call: OpCall, p: Propagation) -> None:

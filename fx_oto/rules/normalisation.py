@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fx_oto.labels import UNKNOWN, ZERO, Layer
+from fx_oto.labels import UNKNOWN, ZERO, Layer, laid_along, zero_stays
 from fx_oto.propagation import FIXED, Propagation
 from fx_oto.tape import OpCall
 
@@ -29,7 +29,7 @@ def batch_norm(call: OpCall, p: Propagation) -> None:
     for layer in p.layers(source):
         if of_the_data and not statistics and 1 not in layer.dims:
             _over_original_count(p, layer)
-            summed.append(Layer(layer.labels, UNKNOWN.view((1,) * source.ndim)))
+            summed.append(Layer.uniform(layer.labels))
             continue
         narrowed = p.narrow_to(layer, (1,), "its statistics are taken along it")
         if narrowed is not None:
@@ -59,7 +59,7 @@ def layer_norm(call: OpCall, p: Propagation) -> None:
         if p.loses(call.out) == "heads" and min(layer.dims) < first:
             layer = p.narrow_to(tracked, range(first), "") or tracked
         if all(dim < first for dim in layer.dims):
-            layers.append(Layer(layer.labels, UNKNOWN.view((1,) * source.ndim)))
+            layers.append(Layer.uniform(layer.labels))
             continue
         narrowed = p.narrow_to(layer, range(first, source.ndim), "")
         assert narrowed is not None
@@ -76,10 +76,7 @@ def group_norm(call: OpCall, p: Propagation) -> None:
     source, weight, bias = call.args[:3]
     groups = call.arg("group")
     layers = []
-    for layer in p.layers(source):
-        narrowed = p.narrow_to(layer, (1,), "its statistics are taken along it")
-        if narrowed is None:
-            continue
+    for narrowed in p.narrow(p.layers(source), (1,), "its statistics are taken along it"):
         worth = UNKNOWN
         if groups == 1:
             _over_original_count(p, narrowed)
@@ -104,17 +101,12 @@ def weight_norm(call: OpCall, p: Propagation) -> None:
     for layer in p.layers(v):
         if dim not in layer.dims:
             p.freeze_where(layer.removed != 0, layer.labels, _NOT_ZERO)
-            layers.append(Layer(layer.labels, _zero_stays(layer.removed)))
+            layers.append(Layer(layer.labels, zero_stays(layer.removed)))
         elif (narrowed := p.narrow_to(layer, (dim,), "")) is not None:
             worth = _couple(p, g, narrowed.labels.reshape(-1))
             p.consume(narrowed.labels)
-            shape = [-1 if d == dim else 1 for d in range(v.ndim)]
-            layers.append(Layer(narrowed.labels, _zero_stays(worth).reshape(shape)))
+            layers.append(Layer(narrowed.labels, laid_along(zero_stays(worth), dim, v.ndim)))
     p.put(call.out, layers)
-
-
-def _zero_stays(worth: Tensor) -> Tensor:
-    return torch.where(worth == 0, ZERO, UNKNOWN)
 
 
 def _over_original_count(p: Propagation, layer: Layer) -> None:
@@ -129,7 +121,7 @@ def _affine(
     worth = UNKNOWN if weight is None else _couple(p, weight, layer.labels.reshape(-1))
     shift = ZERO if bias is None else _couple(p, bias, layer.labels.reshape(-1))
     scaled = torch.where((worth == 0) | (normalised == 0), ZERO, UNKNOWN)
-    return (scaled + shift).reshape([-1 if d == dim else 1 for d in range(layer.labels.ndim)])
+    return laid_along(scaled + shift, dim, layer.labels.ndim)
 
 
 def _couple(p: Propagation, tensor: Tensor, labels: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fx_oto.labels import ZERO, Layer
+from fx_oto.labels import ZERO, Layer, laid_along
 from fx_oto.propagation import FIXED, Propagation
 from fx_oto.rules.contraction import contract
 from fx_oto.rules.pointwise import Operand, combine
@@ -84,14 +84,13 @@ def _tie(p: Propagation, layers: Sequence[Layer], labels: Tensor, why: str) -> N
 
 def _features(p: Propagation, value: Tensor, why: str = "a recurrence runs along it") -> Operand:
     """The last dimension of a value; the others are kept whole."""
-    narrowed = [p.narrow_to(layer, (value.ndim - 1,), why) for layer in p.layers(value)]
-    layers = [layer.map(lambda t: t.reshape(1, -1)) for layer in narrowed if layer is not None]
+    narrowed = p.narrow(p.layers(value), (value.ndim - 1,), why)
+    layers = [layer.map(lambda t: t.reshape(1, -1)) for layer in narrowed]
     return Operand((1, value.size(-1)), layers)
 
 
 def _layers(labels: Tensor, ndim: int) -> list[Layer]:
-    shape = (1,) * (ndim - 1)
-    return [Layer(labels.view(*shape, -1), ZERO.view(*shape, 1))] if len(labels) > 1 else []
+    return [Layer.uniform(laid_along(labels, ndim - 1, ndim), ZERO)] if len(labels) > 1 else []
 
 
 def _direction(
