@@ -7,14 +7,16 @@ mean each in the variance. Results equal those of the full norm on the group-spa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from fx_oto.whole import Shown, WholeCalls
 
 __all__ = [
     "GroupNormOver",
@@ -216,34 +218,30 @@ def over_original_count(module: nn.Module, count: int) -> nn.Module:
     return kind(count, module.weight, module.bias, module.eps).train(module.training)  # type: ignore[arg-type]
 
 
+# The functions that ``WholeNorms`` shows as torch's.
+_SHOWN = (layer_norm_over, group_norm_over, batch_norm_over)
+
+
 def holds_norms_over(gm: GraphModule) -> bool:
     """Whether a graph has norms that divide by an original count: those that rest on the functions above."""
-    functions = (layer_norm_over, group_norm_over, batch_norm_over)
     modules = any(isinstance(module, LayerNormOver | GroupNormOver) for module in gm.modules())
-    return modules or any(node.target in functions for node in gm.graph.nodes if node.op == "call_function")
+    return modules or any(node.target in _SHOWN for node in gm.graph.nodes if node.op == "call_function")
 
 
-class WholeNorms(TorchFunctionMode):
-    """Show each layer, group or batch norm over an original count as torch's own, which loses the same channels.
+class WholeNorms(WholeCalls):
+    """Show each layer, group or batch norm over an original count as torch's own, which loses the same channels."""
 
-    Args:
-        run: is given the ``OpOverload``, its arguments, and a function that computes the result.
-    """
-
-    def __init__(self, run: Callable[[Any, tuple[Any, ...], Callable[[], Any]], Any]) -> None:
-        super().__init__()
-        self.run = run
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func not in (layer_norm_over, group_norm_over, batch_norm_over):
-            return func(*args, **(kwargs or {}))
+    def shown(self, func: Any, args: tuple[Any, ...]) -> Shown | None:
+        """See the base class."""
+        if func not in _SHOWN:
+            return None
         value, _, weight, bias, eps = args
-        shown: tuple[Any, tuple[Any, ...]] = (_ATEN.native_layer_norm, (value, [value.size(-1)], weight, bias, eps))
-        if func is group_norm_over:
+        given: tuple[Any, ...]
+        if func is layer_norm_over:
+            op, given = _ATEN.native_layer_norm, (value, [value.size(-1)], weight, bias, eps)
+        elif func is group_norm_over:
             sizes = (len(value), value.size(1), value[0, 0].numel())
-            shown = (_ATEN.native_group_norm, (value, weight, bias, *sizes, 1, eps))
-        elif func is batch_norm_over:
-            shown = (_ATEN.native_batch_norm, (value, weight, bias, None, None, True, 0.0, eps))
-        return self.run(shown[0].default, shown[1], lambda: func(*args))
+            op, given = _ATEN.native_group_norm, (value, weight, bias, *sizes, 1, eps)
+        else:
+            op, given = _ATEN.native_batch_norm, (value, weight, bias, None, None, True, 0.0, eps)
+        return op.default, given, lambda: func(*args)

@@ -6,15 +6,14 @@ by device and type. What they do to labels is the same in all of them, and does 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.overrides import TorchFunctionMode
 
 from fx_oto.graph import op_name
+from fx_oto.whole import Shown, WholeCalls
 
 __all__ = ["CELLS", "GATES", "SEQUENCES", "WholeRecurrence", "holds_recurrence"]
 
@@ -30,26 +29,17 @@ def holds_recurrence(gm: GraphModule) -> bool:
     return modules or any(node.op == "call_function" and op_name(node) in SEQUENCES + CELLS for node in gm.graph.nodes)
 
 
-class WholeRecurrence(TorchFunctionMode):
-    """Replace each recurrent call by what ``run`` makes of it.
+class WholeRecurrence(WholeCalls):
+    """Show each recurrent call as the operator that it has a name for, with results of the right sizes."""
 
-    Args:
-        run: is given the ``OpOverload``, its arguments, and a function that computes results of the right sizes.
-    """
-
-    def __init__(self, run: Callable[[Any, tuple[Any, ...], Callable[[], Any]], Any]) -> None:
-        super().__init__()
-        self.run = run
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def shown(self, func: Any, args: tuple[Any, ...]) -> Shown | None:
+        """See the base class."""
         name = getattr(func, "__name__", "").partition(".")[0]
-        if name in CELLS and not kwargs:
-            return self.run(getattr(torch.ops.aten, name).default, args, lambda: func(*args))
-        if name in SEQUENCES and not kwargs and isinstance(args[3], bool):  # else it is a packed sequence
-            return self.run(getattr(torch.ops.aten, name).input, args, lambda: _by_one_step(func, *args))
-        return func(*args, **(kwargs or {}))
+        if name in CELLS:
+            return getattr(torch.ops.aten, name).default, args, lambda: func(*args)
+        if name in SEQUENCES and isinstance(args[3], bool):  # else it is a packed sequence
+            return getattr(torch.ops.aten, name).input, args, lambda: _by_one_step(func, *args)
+        return None
 
 
 def _by_one_step(func: Any, source: Tensor, *rest: Any) -> tuple[Tensor, ...]:
