@@ -8,7 +8,6 @@ layers by value, defers choices that depend on later unions, and settles them at
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -28,32 +27,16 @@ from fx_oto.modules import is_opaque
 from fx_oto.origins import Origins
 from fx_oto.products import before_products
 from fx_oto.rectangles import keep_rectangles
+from fx_oto.regions import Region
 from fx_oto.tape import OpCall, Tape, macs_of
 
-__all__ = ["FIXED", "Attention", "Propagation", "Region", "Rule"]
+__all__ = ["FIXED", "Attention", "Propagation", "Rule"]
 
 
 # What attention loses: whole heads, or the same part of the width of every head.
 Attention = Literal["heads", "head_dim"]
 # The commonest reason to keep something whole.
 FIXED = "it is combined with a tensor that is kept whole, such as the input"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Region:
-    """Pure data movement since a value whose one tracked dimension was split into a grid.
-
-    Attributes:
-        entry: the value before the split.
-        dim: its tracked dimension.
-        atoms: fresh atoms of that dimension, consecutive, each united with the label it stands for.
-        coordinates: for every dimension of ``entry``, where each element came from.
-    """
-
-    entry: Tensor
-    dim: int
-    atoms: Tensor
-    coordinates: tuple[Layer, ...]
 
 
 class Propagation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fx_oto.labels import UNKNOWN, Layer, compress, laid_along, reshape
-from fx_oto.propagation import FIXED, Propagation, Region
+from fx_oto.propagation import FIXED, Propagation
+from fx_oto.regions import Region
 from fx_oto.tape import OpCall, tensors_in
 
 __all__ = ["concatenate", "create", "expand", "identity", "index", "movement", "pad", "roll", "slide", "view"]
@@ -89,7 +91,7 @@ def _follow(call: OpCall, p: Propagation, source: Tensor, move: _Move) -> None:
     for i, out in enumerate(call.outputs):
         p.put(out, _of_their_own(p, [result[i] for result in results]))
         if region is not None:
-            now = Region(region.entry, region.dim, region.atoms, tuple(result[i] for result in moved))
+            now = replace(region, coordinates=tuple(result[i] for result in moved))
             _continue_region(p, source, out, now)
 
 
@@ -130,43 +132,22 @@ def _open_region(
     atoms = p.atoms.fresh(source.size(dim))
     fresh = atoms.view(layer.labels.shape)
     p.unite(fresh, layer.labels)
-    coordinates = (Layer.uniform(laid_along(torch.arange(n), d, source.ndim)) for d, n in enumerate(source.shape))
     renamed = [Layer(fresh, layer.removed) if i == chosen else other for i, other in enumerate(layers)]
-    return Region(source, dim, atoms, tuple(coordinates)), renamed
+    return Region.begin(source, dim, atoms), renamed
 
 
 def _continue_region(p: Propagation, source: Tensor, out: Tensor, region: Region) -> None:
-    inside = [layer for layer in p.layers(out) if _belongs(layer, region)]
+    inside = [layer for layer in p.layers(out) if region.holds(layer)]
     if any(len(layer.dims) > 1 for layer in inside):
         p.put_region(out, region)
         return
-    if inside and _is_gather(out, region):
+    if inside and region.ends_in(out):
         positions = inside[0].labels.reshape(-1) - region.atoms[0]
         p.put_gather(out, region.entry, region.dim, positions)
         return
     for layer in (*p.layers(source), *inside):
-        if _belongs(layer, region):
+        if region.holds(layer):
             p.rectangle(layer.labels)
-
-
-def _belongs(layer: Layer, region: Region) -> bool:
-    first = int(layer.labels.reshape(-1)[0])
-    return int(region.atoms[0]) <= first <= int(region.atoms[-1])
-
-
-def _is_gather(out: Tensor, region: Region) -> bool:
-    """Whether ``out`` has the entry's dimensions, all in place but the split one."""
-    if out.ndim != region.entry.ndim:
-        return False
-    for dim, coordinate in enumerate(region.coordinates):
-        if dim == region.dim:
-            if coordinate.dims != (dim,):
-                return False
-        elif out.size(dim) != region.entry.size(dim) or (
-            out.size(dim) > 1 and not torch.equal(coordinate.labels.reshape(-1), torch.arange(out.size(dim)))
-        ):
-            return False
-    return True
 
 
 @_moves_data
