@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 __all__ = [
     "clone_module",
+    "described",
     "evaluating",
     "graph_copy",
     "op_name",
@@ -48,6 +49,11 @@ def op_name(node: Node) -> str:
         return str(node.target._schema.name).split("::")[1]
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     return name.strip("_") if name.startswith("__") else name
+
+
+def described(node: Node) -> str:
+    """A node as errors name it: ``"node 'conv' (Conv2d at path/net.py:12)"``."""
+    return f"node {node.name!r} ({op_name(node)} at {source_line(node) or 'no source line'})"
 
 
 def _submodule(node: Node) -> nn.Module:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx import Graph, GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -26,6 +26,7 @@ from torch.utils.flop_counter import flop_registry
 from fx_oto.context import ExampleInputs
 from fx_oto.errors import InputError
 from fx_oto.graph import evaluating, op_name, source_line, tensor_leaves, tensor_names, unfused_attention
+from fx_oto.interpreting import PlainInterpreter, run_graph
 from fx_oto.modes import by_mode, written_in
 from fx_oto.modules import is_opaque
 from fx_oto.norms import WholeNorms, holds_norms_over
@@ -33,14 +34,12 @@ from fx_oto.recurrence import WholeRecurrence, holds_recurrence
 
 __all__ = [
     "OpCall",
-    "PlainInterpreter",
     "Tape",
     "fake_like",
     "fake_run",
     "macs_of",
     "opaque_call",
     "record_tape",
-    "run_graph",
     "tensors_in",
 ]
 
@@ -270,14 +269,6 @@ def _real_values(gm: GraphModule, inputs: ExampleInputs) -> dict[str, Any]:
     return found
 
 
-class PlainInterpreter(Interpreter):
-    """Takes one value for each placeholder, starred ones included; started by ``run_graph``."""
-
-    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """The next value."""
-        return next(self.args_iter)
-
-
 class _Recorder(PlainInterpreter):
     def __init__(self, gm: GraphModule, opaque: dict[str, Any]) -> None:
         super().__init__(gm)
@@ -343,44 +334,6 @@ class _Runner(nn.Module):
         if self.recorder is None:
             return self.model(*args, **kwargs)
         return run_graph(self.recorder, args, kwargs)
-
-
-def run_graph(interpreter: PlainInterpreter, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Interpret a graph on the arguments that its GraphModule would take."""
-    graph = interpreter.graph
-    if isinstance(graph._codegen, torch.fx.graph._PyTreeCodeGen):
-        flat = graph._codegen.process_inputs(*args, *_in_order(graph, kwargs))
-    else:
-        flat = _positional(graph, args, kwargs)
-    return interpreter.run(*flat, enable_io_processing=False)
-
-
-def _in_order(graph: Graph, kwargs: dict[str, Any]) -> list[Any]:
-    """Keyword arguments in the order of an exported graph's signature; flattened, they follow the positional ones."""
-    spec = graph._codegen.pytree_info.in_spec  # type: ignore[attr-defined]
-    named = [child for child in spec.children() if child.type is dict][-1:] if kwargs else []
-    names = list(named[0].context) if named else list(kwargs)
-    if set(names) != set(kwargs):
-        raise TypeError(f"the graph takes the keyword arguments {names}, found {list(kwargs)}")
-    return [kwargs[name] for name in names]
-
-
-def _positional(graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """A value for each placeholder, in order, as Python binds arguments; a missing one takes its default."""
-    placeholders = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
-    plain = [name for name in placeholders if not name.startswith("*")]
-    starred = {name.count("*"): name for name in placeholders if name.startswith("*")}
-    values: dict[str, Any] = dict(zip(plain, args, strict=False))
-    values.update((name, kwargs[name]) for name in plain if name in kwargs)
-    rest = {name: value for name, value in kwargs.items() if name not in plain}
-    if (rest and 2 not in starred) or (len(args) > len(plain) and 1 not in starred):
-        raise TypeError(f"the graph takes {plain}, found {len(args)} positional arguments and {sorted(kwargs)}")
-    values.update({name: args[len(plain) :] if stars == 1 else rest for stars, name in starred.items()})
-    for name in plain:
-        if name not in values and not placeholders[name].args:
-            raise TypeError(f"no value for the input {name!r}")
-        values.setdefault(name, *placeholders[name].args)
-    return [values[name] for name in placeholders]
 
 
 def _explain(error: Exception, recorder: _Recorder | None, gm: nn.Module, inputs: ExampleInputs) -> InputError:

@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fx_oto.context import Context
 from fx_oto.errors import VerificationError
-from fx_oto.graph import evaluating, op_name, source_line
+from fx_oto.graph import described, evaluating
+from fx_oto.interpreting import PlainInterpreter, run_graph
 from fx_oto.pipeline import Analysis
-from fx_oto.tape import PlainInterpreter, run_graph
 from passes.physical_slicing import SlicingPlan
 
 __all__ = ["Verification", "VerificationReport", "relative_error"]
@@ -127,5 +127,5 @@ def _first_difference(reference: GraphModule, compact: GraphModule, context: Con
         if node.name in expected and node.name in found and node.op != "get_attr":
             left = cuts.apply(expected[node.name], cuts.of_tensor(node.name))
             if relative_error(left, found[node.name]) > tolerance:
-                return f", first at node {node.name!r} ({op_name(node)} at {source_line(node) or 'no source line'})"
+                return f", first at {described(node)}"
     return ""

@@ -13,7 +13,7 @@ from torch.fx.node import map_arg
 
 from fx_oto.cuts import Cuts
 from fx_oto.errors import SlicingError
-from fx_oto.graph import op_name, source_line
+from fx_oto.graph import described
 from fx_oto.labels import Layer
 
 __all__ = ["Cut", "Editor", "Handler"]
@@ -109,8 +109,8 @@ class Editor:
     def refuse(self, node: Node, why: str) -> SlicingError:
         """The error for a node that cannot be rewritten."""
         return SlicingError(
-            f"node {node.name!r} ({op_name(node)} at {source_line(node) or 'no source line'}) cannot be rewritten for "
-            f"fewer channels: {why}; keep what feeds it whole with unprunable=…, and please report it"
+            f"{described(node)} cannot be rewritten for fewer channels: {why}; keep what feeds it whole with "
+            "unprunable=…, and please report it"
         )
 
     def plain(self, value: Any) -> Any:
