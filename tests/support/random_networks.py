@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from support.random_tokens import TOKENS
+from support.random_tokens import TOKENS, add
 
 
 class Stage(nn.Module):
@@ -127,12 +127,6 @@ def channels_last_norm(net, choose, widths, source):
 def activation(net, choose, widths, source):
     function = choose.choice((F.relu, F.gelu, F.silu, torch.tanh, F.hardswish, torch.sigmoid))
     return (lambda pool, x: function(x)), widths[source]
-
-
-def add(net, choose, widths, source):
-    others = [i for i, width in enumerate(widths) if width == widths[source]]
-    other, times = choose.choice(others), choose.random() < 0.3
-    return (lambda pool, x: x * pool[other] if times else x + pool[other]), widths[source]
 
 
 def concatenate(net, choose, widths, source):
