@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fx_oto.errors import TraceError
 from fx_oto.graph import op_name, source_line
@@ -104,6 +106,9 @@ _VIEWS = {
     *("view", "reshape", "permute", "transpose", "getitem", "flatten", "squeeze", "unsqueeze", "chunk", "split"),
     *("narrow", "select", "unbind", "expand", "contiguous", "unflatten", "movedim", "detach"),
     *("Flatten", "Unflatten", "Identity", "Dropout"),
+    *("getattr", "data", "T", "mT", "t", "ravel", "diagonal", "swapaxes", "swapdims", "moveaxis", "unfold"),
+    *("view_as", "reshape_as", "expand_as", "broadcast_to", "as_strided", "tensor_split", "positive"),
+    *("to", "type", "type_as", "float", "double", "half", "bfloat16", "requires_grad_"),  # which may change nothing
 }
 
 
@@ -156,7 +161,8 @@ class _Merger:
             if self._reaches_other_mode(node, stateful):
                 if copied := self._copy_write(node, merged, wanted=not stateful):
                     merged[node] = copied
-                    self.writes.add(node)
+                    if node.op != "call_module":
+                        self.writes.add(node)
                     continue
                 raise TraceError(
                     f"{source_line(node) or node.name}: code that runs in one training mode only changes a tensor, or "
@@ -167,12 +173,26 @@ class _Merger:
     def _copy_write(self, node: Node, merged: dict[Node, Node], wanted: bool) -> Node | None:
         """A write that happens in its mode only, where the node is nothing but a write into its first argument."""
         write = node.target
+        if node.op == "call_module":
+            return self._copy_norm(node, merged)
         if node.op == "call_function" and (op_name(node) in IN_PLACE or write is operator.setitem):
             write = f"__{op_name(node)}__"
         if not isinstance(write, OpOverload | str):
             return None
         args, kwargs = map_arg((node.args, node.kwargs), merged.__getitem__)
         copied = self._call(written_in, (wanted, self._mode(), write, *args), kwargs)
+        copied.meta |= node.meta
+        return copied
+
+    def _copy_norm(self, node: Node, merged: dict[Node, Node]) -> Node | None:
+        """What batch norm computes in evaluation, without learning when the graph runs in training."""
+        name, norm = str(node.target), self.model.get_submodule(str(node.target))
+        if not isinstance(norm, _BatchNorm) or norm._forward_hooks or norm._forward_pre_hooks or node.kwargs:
+            return None
+        held = ("running_mean", "running_var", "weight", "bias")
+        tensors = [None if getattr(norm, key) is None else self.graph.get_attr(f"{name}.{key}") for key in held]
+        args = (*map_arg(node.args, merged.__getitem__), *tensors, False, 0.0, norm.eps)
+        copied = self.graph.call_function(functional.batch_norm, args)
         copied.meta |= node.meta
         return copied
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support import networks
+from support.exactness import compress_half
 from torch import nn
 
 import fx_oto
@@ -277,3 +278,36 @@ def test_a_prepared_module_survives_pickling_and_can_be_prepared_again():
     again = fx_oto.prepare(gm, x)
     assert fx_oto.partition(again).num_zigs == 8
     assert again.code.count("apply_mask(") == gm.code.count("apply_mask(")
+
+
+class NormByMode(nn.Module):
+    """Each mode has a norm of its own; training also bounds a weight through an alias."""
+
+    def __init__(self, both):
+        super().__init__()
+        self.a, self.b, self.both = nn.Linear(6, 16), nn.Linear(16, 4), both
+        self.first, self.second = nn.BatchNorm1d(16), nn.BatchNorm1d(16)
+        nn.init.normal_(self.second.running_mean)
+
+    def forward(self, x):
+        if self.training:
+            self.a.weight.data.clamp_(-0.2, 0.2)
+        x = self.a(x)
+        if self.both and self.training:
+            x = self.first(x)
+        if not self.training:
+            x = self.second(x)
+        return self.b(F.relu(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("both", [True, False])
+def test_a_norm_of_one_mode_learns_in_training_only(training, both):
+    model, x = NormByMode(both), torch.randn(4, 6)
+    gm = fx_oto.trace(model, x)
+    twin = copy.deepcopy(model).train(training)
+    torch.testing.assert_close(gm.train(training)(x), twin(x))
+    torch.testing.assert_close(model.state_dict()["second.running_mean"], twin.second.running_mean)
+    torch.testing.assert_close(model.first.running_mean, twin.first.running_mean)
+    torch.testing.assert_close(model.a.weight, twin.a.weight)
+    assert compress_half(NormByMode(both), x).zigs == 16
