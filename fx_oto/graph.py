@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import MethodType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ __all__ = [
     "source_line",
     "tensor_leaves",
     "tensor_names",
+    "unchanged",
     "unfused_attention",
     "with_modes_of",
     "with_modules",
@@ -73,6 +75,45 @@ def evaluating(module: nn.Module, training: bool = False) -> Iterator[None]:
     finally:
         for child, mode in before:
             child.training = mode
+
+
+@contextmanager
+def unchanged(model: nn.Module, but: tuple[str, ...] = ()) -> Iterator[None]:
+    """Take back what code sets on modules, and in what they hold, but for the model's own names that begin so.
+
+    Tensors are not copied: what is written into them stays.
+    """
+    before = [(held, copy.copy(held)) for held in _changeable(model)]
+    try:
+        yield
+    finally:
+        for held, content in before:
+            if isinstance(held, dict):
+                own = held is vars(model) or held is model._modules
+                content.update({key: held[key] for key in held if own and key not in content and key.startswith(but)})
+            held.clear()
+            (held.extend if isinstance(held, list | deque) else held.update)(content)
+
+
+def _changeable(model: nn.Module) -> list[Any]:
+    """The attributes of modules, and all containers and objects of Python classes that can be reached from them."""
+    found: dict[int, Any] = {}
+    waiting: list[Any] = [model]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, nn.Module) or _is_plain_object(value):
+            value = vars(value)
+        if id(value) in found or not isinstance(value, dict | list | set | deque | tuple):
+            continue
+        found[id(value)] = value
+        waiting.extend(value.values() if isinstance(value, dict) else value)
+    return [held for held in found.values() if not isinstance(held, tuple)]
+
+
+def _is_plain_object(value: Any) -> bool:
+    ours = type(value).__module__.split(".")[0] in ("torch", "fx_oto", "passes")
+    opaque = ours or isinstance(value, Tensor | type | ModuleType | FunctionType | BaseException)
+    return not opaque and type(getattr(value, "__dict__", None)) is dict
 
 
 @contextmanager

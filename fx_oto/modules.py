@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
@@ -115,6 +116,8 @@ def is_opaque(node: Node, gm: GraphModule) -> bool:
     """Whether a node runs Python code that slicing can neither rewrite nor see into."""
     if node.op == "call_module":
         kind = type(gm.get_submodule(str(node.target)))
+        if issubclass(kind, torch.jit.ScriptModule):
+            return True
         return not issubclass(kind, TrainingFlag) and not is_torchs(kind) and not _is_ours(kind)
     if node.op == "call_function":
         return not (isinstance(node.target, OpOverload) or is_torchs(node.target) or _is_ours(node.target))

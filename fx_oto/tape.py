@@ -25,7 +25,7 @@ from torch.utils.flop_counter import flop_registry
 
 from fx_oto.context import ExampleInputs
 from fx_oto.errors import InputError
-from fx_oto.graph import evaluating, op_name, source_line, tensor_leaves, tensor_names, unfused_attention
+from fx_oto.graph import evaluating, op_name, source_line, tensor_leaves, tensor_names, unchanged, unfused_attention
 from fx_oto.interpreting import PlainInterpreter, run_graph
 from fx_oto.modes import by_mode, written_in
 from fx_oto.modules import is_opaque
@@ -157,7 +157,7 @@ def fake_run(
     Raises:
         InputError: the example inputs do not fit the model.
     """
-    with torch.inference_mode(False):  # in which ops are not taken apart
+    with torch.inference_mode(False), unchanged(model):  # inference mode does not take ops apart
         return _fake_run(model, inputs, mode, recorder)
 
 
@@ -264,7 +264,7 @@ def _real_values(gm: GraphModule, inputs: ExampleInputs) -> dict[str, Any]:
                 found[n.name] = value
             return value
 
-    with evaluating(gm), torch.no_grad():
+    with unchanged(gm), evaluating(gm), torch.no_grad():
         run_graph(Watch(gm), inputs.args, inputs.kwargs)
     return found
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fx_oto.context import Context
 from fx_oto.errors import VerificationError
-from fx_oto.graph import described, evaluating
+from fx_oto.graph import described, evaluating, unchanged
 from fx_oto.interpreting import PlainInterpreter, run_graph
 from fx_oto.pipeline import Analysis
 from passes.physical_slicing import SlicingPlan
@@ -82,11 +84,22 @@ def relative_error(expected: Any, found: Any) -> float:
     return max(errors)
 
 
+@contextmanager
+def _unwritten(gm: GraphModule) -> Iterator[None]:
+    """Take back what a model writes into its buffers, such as a count of its calls, and sets on its modules."""
+    before = [(buffer, buffer.clone()) for buffer in gm.buffers()]
+    try:
+        with unchanged(gm), evaluating(gm), torch.no_grad():
+            yield
+    finally:
+        for buffer, content in before:
+            buffer.data.copy_(content)
+
+
 def _outputs(gm: GraphModule, context: Context) -> list[Tensor]:
-    with evaluating(gm), torch.no_grad():
+    with _unwritten(gm):
         args, kwargs = tree_map_only(Tensor, Tensor.clone, (context.inputs.args, context.inputs.kwargs))
-        result = gm(*args, **kwargs)
-    return _tensors(result)
+        return [tensor.clone() for tensor in _tensors(gm(*args, **kwargs))]
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -114,7 +127,7 @@ class _Keeper(PlainInterpreter):
 
 def _values(gm: GraphModule, context: Context) -> dict[str, Tensor]:
     keeper = _Keeper(gm)
-    with evaluating(gm), torch.no_grad():
+    with _unwritten(gm):
         run_graph(keeper, *tree_map_only(Tensor, Tensor.clone, (context.inputs.args, context.inputs.kwargs)))
     return keeper.kept
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.fx import GraphModule
@@ -14,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from fx_oto.context import Capture, Context, ExampleInputs
 from fx_oto.errors import FxOtoWarning, InputError, TraceError
 from fx_oto.explanations import Untraced
-from fx_oto.graph import graph_copy
+from fx_oto.graph import graph_copy, unchanged
 from fx_oto.masks import MASKS, drop_masks
 from fx_oto.tape import Tape, record_tape
 from fx_oto.tracing.exported import export
@@ -59,11 +60,14 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
     while isinstance(model, DataParallel | DistributedDataParallel):
         model = model.module
     _check_initialised(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError("a scripted or jit-traced module cannot be captured: pass the module that it was made from")
     if isinstance(model, GraphModule):
         gm = _without_masks(graph_copy(model))
         capture, tape = Capture("GraphModule"), record_tape(gm, inputs)
     else:
-        gm, capture, tape = _capture(model, inputs)
+        with unchanged(model):
+            gm, capture, tape = _capture(model, inputs)
     context = Context(inputs, capture).provide(tape).provide(Untraced.of(model, gm))
     return context.attach(gm)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 import os
@@ -23,7 +22,7 @@ from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
 
 from fx_oto.context import ExampleInputs
 from fx_oto.errors import TraceError
-from fx_oto.graph import evaluating, unfused_attention, with_modes_of
+from fx_oto.graph import evaluating, unchanged, unfused_attention, with_modes_of
 from fx_oto.modes import FLAG, TrainingFlag, merge_modes
 from fx_oto.modules import holds_layers, is_torchs
 from fx_oto.tracing.opaque import MethodCall, Part, parts_in
@@ -67,7 +66,7 @@ def symbolic_trace(
         TraceError: the two modes cannot be joined, or the inputs do not match ``forward``.
     """
     arguments = _Arguments.of(model, inputs)
-    with _unchanged(model):
+    with unchanged(model):
         tracer = _SourceTracer(model, arguments, opaque)
         graph = tracer.trace_in(both_modes)
         if both_modes and tracer.asked_for_mode:
@@ -76,29 +75,6 @@ def symbolic_trace(
             setattr(model, FLAG, TrainingFlag())
         gm = GraphModule(model, graph, type(model).__name__)
     return with_modes_of(gm, model)
-
-
-@contextmanager
-def _unchanged(model: nn.Module, but: tuple[str, ...] = ()) -> Iterator[None]:
-    """Take back what is set on modules, such as proxies by traced code, but for the model's names that begin so."""
-    before = [(owner, dict(owner)) for module in model.modules() for owner in (vars(module), module._modules)]
-    inside = [
-        (held, copy.copy(held))
-        for module in model.modules()
-        for name, held in vars(module).items()
-        if isinstance(held, dict | list) and name not in _OF_EVERY_MODULE
-    ]
-    try:
-        yield
-    finally:
-        for owner, held in before:
-            for name in set(owner) - set(held):
-                if not ((owner is vars(model) or owner is model._modules) and name.startswith(but)):
-                    del owner[name]
-            owner.update(held)
-        for container, content in inside:
-            container.clear()
-            (container.extend if isinstance(container, list) else container.update)(content)
 
 
 def _forget_caches(model: nn.Module, training: bool) -> None:
@@ -130,12 +106,18 @@ class _Arguments:
         return cls(given, {name: default for name, default in absent.items() if default is not inspect.Parameter.empty})
 
 
+def _has_users_hooks(module: nn.Module) -> bool:
+    """Whether a user's code runs before or after a module's; torch's own hooks compute weights."""
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    return any(not is_torchs(hook if hasattr(hook, "__code__") else type(hook)) for hook in hooks)
+
+
 class LeafTracer(Tracer):
-    """torch.fx's tracer, but it enters modules that hold sizes, which slicing rewrites, or other layers."""
+    """torch.fx's tracer, which also enters modules with sizes that slicing rewrites, other layers, or users' hooks."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is called as a whole."""
-        inside = isinstance(m, nn.Unflatten) or holds_layers(m)
+        inside = isinstance(m, nn.Unflatten) or holds_layers(m) or _has_users_hooks(m)
         return super().is_leaf_module(m, module_qualified_name) and not inside
 
 
@@ -176,7 +158,7 @@ class _SourceTracer(LeafTracer):
                 unfused_attention(),
                 functions_on_proxies(self),
                 self._watching_mode(),
-                _unchanged(self.model, but=(_METHOD, "_tensor_constant")),
+                unchanged(self.model, but=(_METHOD, "_tensor_constant")),
                 self._whole_methods(),
             ):
                 _forget_caches(self.model, training)
@@ -252,7 +234,7 @@ class _SourceTracer(LeafTracer):
         bound = inspect.BoundArguments(signature, OrderedDict(proxies))
 
         def forward(root: nn.Module, *_: Any) -> Any:
-            return root_fn(root, *bound.args, **bound.kwargs)
+            return (root if _has_users_hooks(root) else partial(root_fn, root))(*bound.args, **bound.kwargs)
 
         forward.__annotations__ = {}  # would become types in the graph's code
         return forward, [self.root, *proxies.values()]
@@ -263,7 +245,9 @@ class _SourceTracer(LeafTracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Also what is asked to be."""
-        return Part(m, "forward") in self._opaque or super().is_leaf_module(m, module_qualified_name)
+        return Part(m, "forward") in self._opaque or (
+            m is not self.model and super().is_leaf_module(m, module_qualified_name)
+        )
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         """torch.fx's, unless a value is being computed, or the module was made in ``forward``."""
@@ -319,6 +303,8 @@ class _SourceTracer(LeafTracer):
         if isinstance(a, dict) and type(a) is not dict and all(isinstance(key, str) for key in a):
             return self.create_node("call_function", type(a), (), {key: self.create_arg(a[key]) for key in a})
         arg = super().create_arg(a)
+        if isinstance(arg, Node) and str(arg.target).startswith(("_torchbind_obj", "_opaque_obj")):
+            raise TraceError(f"a graph cannot hold an object of class {type(a).__name__}")
         if isinstance(a, Tensor) and isinstance(arg, Node) and str(arg.target).startswith("_tensor_constant"):
             self.constants[str(arg.target)] = a
             for name, tensor in self._earlier.items():

@@ -357,3 +357,31 @@ def test_the_length_of_a_list_is_checked():
     for graph in (gm, pickle.loads(pickle.dumps(gm))):
         with pytest.raises(AssertionError, match=r"captured where this was 2 .*test_front_ends.py"):
             graph([*values, values[0]])
+
+
+class Hooked(nn.Module):
+    """Hooks of the model and of its layers change what goes in and out; one knows a size."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 16), nn.Linear(16, 4), nn.Linear(16, 3)
+        self.a.register_forward_hook(lambda module, args, out: out.view(-1, 2, 8).flip(1).reshape(-1, 16))
+        self.a.register_forward_hook(self.keep)
+        self.b.register_forward_pre_hook(lambda module, args: (args[0] * 3,))
+        self.register_forward_hook(lambda module, args, out: (out[0] * 2, out[1]))
+        self.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+
+    def keep(self, module, args, out):
+        self.kept = out
+
+    def forward(self, x):
+        return self.b(F.relu(self.a(x))), self.c(F.relu(self.kept))
+
+
+def test_hooks_are_part_of_the_graph():
+    model, x = Hooked(), torch.randn(5, 6)
+    gm = fx_oto.trace(model, x[:2])
+    assert capture(gm) == fx_oto.Capture("torch.fx")
+    assert "kept" not in vars(model)
+    torch.testing.assert_close(gm(x), model(x))
+    assert compress_half(Hooked(), x).zigs == 16

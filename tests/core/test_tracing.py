@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections import deque
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -311,3 +313,51 @@ def test_a_norm_of_one_mode_learns_in_training_only(training, both):
     torch.testing.assert_close(model.first.running_mean, twin.first.running_mean)
     torch.testing.assert_close(model.a.weight, twin.a.weight)
     assert compress_half(NormByMode(both), x).zigs == 16
+
+
+class Keeping(nn.Module):
+    """Keeps what it has seen in all kinds of places, and counts its calls in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 4)
+        self.nested, self.last, self.kinds = {"a": [{}]}, deque(maxlen=2), set()
+        self.store = SimpleNamespace(value=None)
+        self.register_buffer("calls", torch.zeros(4))
+        self.a.register_forward_hook(self.note)
+
+    def note(self, module, inputs, output):
+        self.store.seen = output
+
+    def forward(self, x):
+        self.calls += 1
+        x = F.relu(self.a(x))
+        self.nested["a"][0]["x"] = self.store.value = x
+        self.last.append(x)
+        self.kinds.add(type(self))
+        return self.b(x) * self.calls
+
+
+def test_what_a_model_keeps_is_as_it_was_after_each_stage():
+    model, x = Keeping().eval(), torch.randn(3, 6)
+    gm = fx_oto.prepare(model, x)
+    fx_oto.partition(gm).zero_(0.5)
+    small = fx_oto.compress(gm)
+    assert model.nested == {"a": [{}]}
+    assert not model.last
+    assert not model.kinds
+    assert vars(model.store) == {"value": None}
+    assert model.calls.tolist() == [0, 0, 0, 0]
+    torch.testing.assert_close(small(x), model(x))
+
+
+@pytest.mark.parametrize("convert", [torch.jit.script, lambda model: torch.jit.trace(model, torch.randn(2, 6))])
+def test_a_scripted_model_is_refused_clearly_and_a_scripted_part_stays_exact(convert):
+    with pytest.raises(fx_oto.TraceError, match="scripted or jit-traced module cannot be captured"):
+        fx_oto.trace(convert(nn.Linear(6, 16)), torch.randn(2, 6))
+    model = nn.Sequential(convert(nn.Linear(6, 16)), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    gm = fx_oto.prepare(model, torch.randn(2, 6))
+    assert {family.name: len(family) for family in fx_oto.partition(gm).families}["1.weight"] == 8
+    fx_oto.partition(gm).zero_(0.5)
+    x = torch.randn(5, 6)
+    torch.testing.assert_close(fx_oto.compress(gm)(x), model(x))
