@@ -19,6 +19,9 @@ from fx_oto.rewriting.editor import Editor, Handler
 
 __all__ = ["rewrite"]
 
+# Torch takes some arguments under another name as well.
+_ALIASES = {"axis": "dim", "keepdims": "keepdim", "x": "input"}
+
 
 def rewrite(gm: GraphModule, cuts: Cuts, fold: Fold) -> None:
     """Rewrite every node of a graph over sliced parameters, then drop those that nothing reads any more.
@@ -59,9 +62,6 @@ def _positional(node: Node) -> None:
         if not node.args and isinstance(node.kwargs.get(name), Node):
             node.args = (node.kwargs[name],)
             node.kwargs = {key: value for key, value in node.kwargs.items() if key != name}
-
-
-_ALIASES = {"axis": "dim", "keepdims": "keepdim", "x": "input"}
 
 
 def _find_stale(edit: Editor) -> set[Node]:
@@ -123,19 +123,8 @@ _HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(
         ("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk"), movement.split
     ),
-    **dict.fromkeys(
-        (
-            "slice",
-            "narrow",
-            "roll",
-            "index_select",
-            "index",
-            "channel_shuffle",
-            "native_channel_shuffle",
-            "ChannelShuffle",
-        ),
-        movement.gather,
-    ),
+    **dict.fromkeys(("slice", "narrow", "roll", "index_select", "index"), movement.gather),
+    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle", "ChannelShuffle"), movement.gather),
     "getitem": movement.getitem,
     "select": movement.select,
     **dict.fromkeys(("pad", "constant_pad_nd"), movement.pad),

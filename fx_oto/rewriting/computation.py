@@ -27,8 +27,6 @@ from fx_oto.norms import (
 )
 from fx_oto.rewriting.editor import Editor
 
-Fold = Callable[[Node, Adjustment], Tensor]
-
 __all__ = [
     "Fold",
     "adjust",
@@ -38,6 +36,9 @@ __all__ = [
     "original_scale",
     "resize_module",
 ]
+
+# What the removed input channels of a node contributed to its output, shape ``(outputs,)``.
+Fold = Callable[[Node, Adjustment], Tensor]
 
 
 def resize_module(edit: Editor, node: Node) -> None:
@@ -54,8 +55,8 @@ def _channel_dim(edit: Editor, node: Node, weight_ndim: int) -> int:
 
 def groups(edit: Editor, node: Node) -> None:
     """Functional grouped convolution: groups are channels over channels per group."""
-    transposed = "transpose" in op_name(node) or (op_name(node) == "convolution" and node.args[6])
-    position = 8 if op_name(node) == "convolution" else 6
+    name = op_name(node)
+    position, transposed = (8, node.args[6]) if name == "convolution" else (6, "transpose" in name)
     groups = edit.argument(node, position, "groups", 1)
     if groups == 1:
         return
@@ -110,19 +111,20 @@ def _heads_left(edit: Editor, projection: str, heads: int) -> int:
 def adjust(edit: Editor, node: Node, adjustment: Adjustment, fold: Fold) -> None:
     """Make a node compute over the original count, or add what removed channels contributed."""
     kept = edit.cuts.kept_labels(adjustment.labels)
+    share = float(kept.sum()) / len(kept)
     if adjustment.kind in ("norm", "mean") and node.op == "call_module":
         module = edit.gm.get_submodule(str(node.target))
         edit.gm.set_submodule(str(node.target), over_original_count(module, len(kept)))
     elif adjustment.kind == "norm" and "batch_norm" in op_name(node):
-        _batch_norm(edit, node, float(kept.sum()) / len(kept))
+        _batch_norm(edit, node, share)
     elif adjustment.kind == "norm":
         _norm(edit, node, len(kept))
     elif adjustment.kind == "mean" and "rms_norm" in op_name(node):
         _rms_norm(edit, node)
     elif adjustment.kind == "var":
-        _variance(edit, node, float(kept.sum()) / len(kept))
+        _variance(edit, node, share)
     elif adjustment.kind == "mean":
-        _mean(edit, node, adjustment, float(kept.sum()) / len(kept))
+        _mean(edit, node, adjustment, share)
     else:
         _fold(edit, node, fold(node, adjustment))
 

@@ -33,14 +33,14 @@ def add_matmul(call: OpCall, p: Propagation) -> None:
     bias, left, right = call.args[:3]
     scale_is_one = call.kwargs.get("beta", 1) == 1 and call.kwargs.get("alpha", 1) == 1
     product = Operand(call.out.shape, _product(p, left, right, foldable=scale_is_one))
-    p.put(call.out, _add(p, product, Operand(bias.shape, p.layers(bias), p.is_weight(bias)), call.out.ndim))
+    p.put(call.out, _add(p, product, Operand.of(p, bias), call.out.ndim))
 
 
 def _product(p: Propagation, left: Tensor, right: Tensor, foldable: bool = True) -> list[Layer]:
     batch = "ab"[: max(left.ndim, right.ndim) - 2]
     rows, columns = ("n" if left.ndim > 1 else ""), ("m" if right.ndim > 1 else "")
     terms = (batch[: max(left.ndim - 2, 0)] + rows + "k", batch[: max(right.ndim - 2, 0)] + "k" + columns)
-    sides = [_side(p, left, p.layers(left)), _side(p, right, p.layers(right))]
+    sides = [Operand.of(p, left), Operand.of(p, right)]
     if batch and p.attention == "head_dim" and not any(side.weight for side in sides):
         sides = [_alike_in_all_heads(p, side, len(batch)) for side in sides]
     return contract(p, sides, terms, batch + rows + columns, foldable and p.is_weight(right))
@@ -54,10 +54,6 @@ def _alike_in_all_heads(p: Propagation, side: Operand, batch: int) -> Operand:
         for layer in side.layers
     ]
     return Operand(side.shape, [layer for layer in layers if layer is not None])
-
-
-def _side(p: Propagation, tensor: Tensor, layers: Sequence[Layer]) -> Operand:
-    return Operand(tensor.shape, layers, p.is_weight(tensor))
 
 
 def contract(
@@ -165,8 +161,7 @@ def convolution(call: OpCall, p: Propagation) -> None:
         layers = _grouped(p, sides, groups, transposed, call.out.size(1))
         layers += [Layer(layer.labels, zero_stays(layer.removed)) for layer in by_image]
     if bias is not None:
-        side = Operand(bias.shape, p.layers(bias), p.is_weight(bias))
-        layers = _add(p, Operand(call.out.shape[:2], layers), side, 2)
+        layers = _add(p, Operand(call.out.shape[:2], layers), Operand.of(p, bias), 2)
     p.put(call.out, [layer.map(lambda t: t[(...,) + (None,) * spatial]) for layer in layers])
 
 

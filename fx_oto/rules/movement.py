@@ -19,6 +19,8 @@ __all__ = ["concatenate", "create", "expand", "identity", "index", "movement", "
 
 _Rule = TypeVar("_Rule", bound=Callable[[OpCall, Propagation], None])
 _Move = Callable[[Tensor], list[Tensor]]
+# Ops that take no size, so that code around them which slicing cannot rewrite may still call them.
+_SIZE_FREE = {"aten::permute", "aten::transpose.int", "aten::t", "aten::unsqueeze", "aten::squeeze.dim", "aten::alias"}
 
 
 def _moves_data(rule: _Rule) -> _Rule:
@@ -106,9 +108,6 @@ def _of_their_own(p: Propagation, layers: Sequence[Layer]) -> list[Layer]:
     for layer in merged:
         p.freeze(layer.labels, FIXED)
     return [layer for layer in layers if layer not in merged]
-
-
-_SIZE_FREE = {"aten::permute", "aten::transpose.int", "aten::t", "aten::unsqueeze", "aten::squeeze.dim", "aten::alias"}
 
 
 def _run(layer: Layer, move: _Move, count: int) -> list[Layer]:

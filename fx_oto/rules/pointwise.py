@@ -33,13 +33,18 @@ class Operand:
     layers: Sequence[Layer]
     weight: bool = False
 
+    @classmethod
+    def of(cls, p: Propagation, tensor: Tensor) -> Operand:
+        """A tensor as it is."""
+        return cls(tensor.shape, p.layers(tensor), p.is_weight(tensor))
+
 
 def pointwise(call: OpCall, p: Propagation) -> None:
     """Any elementwise op, under broadcasting."""
     tensors = call.inputs
     if not any(p.layers(t) for t in tensors):
         return
-    operands = [Operand(t.shape, p.layers(t), p.is_weight(t)) for t in tensors]
+    operands = [Operand.of(p, t) for t in tensors]
     known = {i: content for i, t in enumerate(tensors) if (content := _number(p, t, call.out.ndim)) is not None}
 
     def worth(values: list[Tensor]) -> Tensor:
@@ -77,7 +82,7 @@ def glu(call: OpCall, p: Propagation) -> None:
 
 def overwrite(call: OpCall, p: Propagation) -> None:
     """``copy_``: the second operand's values in the place of the first."""
-    operands = [Operand(t.shape, p.layers(t), p.is_weight(t)) for t in call.inputs[:2]]
+    operands = [Operand.of(p, t) for t in call.inputs[:2]]
     p.put(call.out, combine(p, operands, call.out.ndim, lambda values: values[1]))
 
 
@@ -93,7 +98,7 @@ def join(call: OpCall, p: Propagation) -> None:
             p.freeze_value(value, "training and evaluation return different things here")
         return
     for one, other in zip(left, right, strict=True):
-        operands = [Operand(t.shape, p.layers(t), p.is_weight(t)) for t in (one, other)]
+        operands = [Operand.of(p, t) for t in (one, other)]
         layers = combine(p, operands, one.ndim, lambda values: values[1])
         for value in (one, other):
             p.put(value, layers)

@@ -101,7 +101,7 @@ def _direction(
     state = Operand((1, len(shown)), _layers(shown, 2))
     biases = weights[2:] if shown is units else weights[2:-1]
     products = [_product(call, p, side, w) for side, w in zip((incoming, state), weights[:2], strict=True)]
-    added = [Operand(bias.shape, p.layers(bias), p.is_weight(bias)) for bias in biases]
+    added = [Operand.of(p, bias) for bias in biases]
     gates = combine(p, [*products, *added], 2, lambda values: torch.stack(torch.broadcast_tensors(*values)).sum(0))
     _tie(p, gates, units, FIXED)
     if shown is not units:
@@ -112,8 +112,7 @@ def _direction(
 def _product(call: OpCall, p: Propagation, side: Operand, weight: Tensor) -> Operand:
     """A linear map at every step."""
     p.work(call.arg("input")[..., 0].numel() * weight.numel(), p.layers(weight))
-    operand = Operand(weight.shape, p.layers(weight), p.is_weight(weight))
-    return Operand((1, weight.size(0)), contract(p, [side, operand], ("bk", "ok"), "bo", foldable=False))
+    return Operand((1, weight.size(0)), contract(p, [side, Operand.of(p, weight)], ("bk", "ok"), "bo", foldable=False))
 
 
 def _put(call: OpCall, p: Propagation, atoms: Sequence[Any]) -> None:
