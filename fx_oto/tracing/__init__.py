@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from fx_oto.errors import FxOtoWarning, InputError, TraceError
 from fx_oto.explanations import Untraced
 from fx_oto.graph import graph_copy, unchanged
 from fx_oto.masks import MASKS, drop_masks
-from fx_oto.tape import Tape, record_tape
+from fx_oto.tape import Tape, fake_run, record_tape
 from fx_oto.tracing.exported import export
 from fx_oto.tracing.opaque import Part
 from fx_oto.tracing.symbolic import NotSymbolicError, symbolic_trace
@@ -92,12 +93,12 @@ def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capt
         raise TraceError(f"expected a torch.nn.Module, found {type(model).__name__}: pass the model itself")
     try:
         gm = symbolic_trace(model, inputs)
-        return gm, Capture("torch.fx"), _record(gm, inputs)
+        return gm, Capture("torch.fx"), _record(gm, model, inputs)
     except NotSymbolicError as error:
         symbolic = error
     try:
         gm, both_modes = export(model, inputs)
-        tape = _record(gm, inputs)
+        tape = _record(gm, model, inputs)
     except TraceError as error:
         return _around_opaque(model, inputs, symbolic, error)
     if not both_modes:
@@ -105,12 +106,15 @@ def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capt
     return gm, Capture("torch.export", str(symbolic)), tape
 
 
-def _record(gm: GraphModule, inputs: ExampleInputs) -> Tape:
+def _record(gm: GraphModule, model: nn.Module, inputs: ExampleInputs) -> Tape:
     try:
         return record_tape(gm, inputs)
     except InputError as error:
         if isinstance(error.__cause__, DynamicOutputShapeException | DataDependentOutputException):
             raise NotSymbolicError(f"a size depends on the values in a tensor: {error}") from error
+        with suppress(InputError):
+            fake_run(model, inputs, nullcontext())
+            raise NotSymbolicError(f"the model runs on the example inputs, but its graph does not: {error}") from error
         raise
 
 
@@ -132,7 +136,7 @@ def _around_opaque(
         while True:
             try:
                 gm = symbolic_trace(model, inputs, opaque, both_modes)
-                tape = _record(gm, inputs)
+                tape = _record(gm, model, inputs)
             except NotSymbolicError as error:
                 left = [part for part in error.parts if part not in opaque]
                 if not left:

@@ -20,6 +20,7 @@ from fx_oto.context import ExampleInputs
 from fx_oto.errors import TraceError
 from fx_oto.graph import evaluating, graph_copy, with_modes_of
 from fx_oto.modes import FLAG, TrainingFlag, merge_modes
+from fx_oto.tracing.dice import Dice
 
 __all__ = ["export"]
 
@@ -55,8 +56,14 @@ def _export_in(training: bool, model: nn.Module, inputs: ExampleInputs) -> Graph
 
     def attempt(first_only: bool) -> GraphModule:
         shapes = tree_map(lambda leaf: dynamic(leaf, first_only), dict(given))
-        with _quietly(), evaluating(model, training), torch.no_grad():
-            exported = torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=False)
+        dice = Dice()
+        try:
+            with _quietly(), evaluating(model, training), torch.no_grad():
+                exported = torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=False)
+            if dice.rolled():
+                raise TraceError("it draws random numbers that would stay the same for ever")
+        finally:
+            dice.put_back()
         return exported.module()
 
     try:

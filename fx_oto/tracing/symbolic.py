@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import operator
 import os
 import sys
 import traceback
@@ -25,6 +26,7 @@ from fx_oto.errors import TraceError
 from fx_oto.graph import evaluating, unchanged, unfused_attention, with_modes_of
 from fx_oto.modes import FLAG, TrainingFlag, merge_modes
 from fx_oto.modules import holds_layers, is_torchs
+from fx_oto.tracing.dice import Dice
 from fx_oto.tracing.opaque import MethodCall, Part, parts_in
 from fx_oto.tracing.values import KnownProxy, Values, functions_on_proxies, isinstance_of_value
 
@@ -32,7 +34,7 @@ __all__ = ["LeafTracer", "NotSymbolicError", "symbolic_trace"]
 
 _log = logging.getLogger(__name__)
 _METHOD = "_method_"
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_PLAIN = (bool, int, float, str, type(None))
 _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 _NOT_USERS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
 
@@ -88,10 +90,13 @@ def _forget_caches(model: nn.Module, training: bool) -> None:
 
 @dataclass(frozen=True)
 class _Arguments:
-    """The arguments of ``forward`` by name: those that the example inputs give, and the defaults of the others."""
+    """The arguments of ``forward`` by name: those that the example inputs give, and those that are taken as they are.
+
+    The latter are defaults of arguments that are not given, strings and None, of which code asks what no proxy answers.
+    """
 
     given: dict[str, Any]
-    defaults: dict[str, Any]
+    fixed: dict[str, Any]
 
     @classmethod
     def of(cls, model: nn.Module, inputs: ExampleInputs) -> _Arguments:
@@ -103,7 +108,9 @@ class _Arguments:
                 f"the example inputs do not match {type(model).__name__}.forward{signature}: {error}"
             ) from error
         absent = {name: p.default for name, p in signature.parameters.items() if name not in given}
-        return cls(given, {name: default for name, default in absent.items() if default is not inspect.Parameter.empty})
+        fixed = {name: default for name, default in absent.items() if default is not inspect.Parameter.empty}
+        fixed |= {name: value for name, value in given.items() if value is None or isinstance(value, str)}
+        return cls(given, fixed)
 
 
 def _has_users_hooks(module: nn.Module) -> bool:
@@ -113,7 +120,7 @@ def _has_users_hooks(module: nn.Module) -> bool:
 
 
 class LeafTracer(Tracer):
-    """torch.fx's tracer, which also enters modules with sizes that slicing rewrites, other layers, or users' hooks."""
+    """torch.fx's tracer, but it enters modules with sizes, which slicing rewrites, other layers, or users' hooks."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is called as a whole."""
@@ -143,7 +150,7 @@ class _SourceTracer(LeafTracer):
         self._modules = set(model.modules())
         self.constants: dict[str, Tensor] = {}
         self.asked_for_mode = False
-        self._given, self._defaults = arguments.given, arguments.defaults
+        self._given, self._fixed = arguments.given, arguments.fixed
         self._opaque = opaque or ()
         self._eager = opaque is not None  # so that what fails is known to be the code that runs
         self._earlier = earlier or {}
@@ -151,7 +158,7 @@ class _SourceTracer(LeafTracer):
 
     def trace_in(self, training: bool) -> Graph:
         """Trace in one mode; notes whether the code asked for it, and the tensors that it made."""
-        dice = torch.random.get_rng_state()
+        dice = Dice()
         try:
             with (
                 evaluating(self.model, training),
@@ -162,14 +169,15 @@ class _SourceTracer(LeafTracer):
                 self._whole_methods(),
             ):
                 _forget_caches(self.model, training)
-                graph = self.trace(self.model, concrete_args=self._defaults or None)
+                graph = self.trace(self.model)
         except Exception as error:
             raise _explain(error, self.model) from error
         finally:
             for names in self._patched:
                 names.pop("isinstance", None)
-        if not torch.equal(dice, torch.random.get_rng_state()):
-            torch.random.set_rng_state(dice)
+            rolled = dice.rolled()
+            dice.put_back()
+        if rolled:
             raise NotSymbolicError(
                 f"{type(self.model).__name__}.forward draws random numbers that a trace cannot see: "
                 "they would stay the same for ever"
@@ -228,7 +236,9 @@ class _SourceTracer(LeafTracer):
         proxies = {}
         for name, parameter in signature.parameters.items():
             stars = _STARS.get(parameter.kind, "")
-            if name in given or name in self._defaults:
+            if name in self._fixed:
+                proxies[name] = self._fixed_argument(parameter, self._fixed[name])
+            elif name in given:
                 proxies[name] = self._proxy_placeholder(stars + name, concrete_args, signature, root_fn)
         self.values.start(self.graph)
         bound = inspect.BoundArguments(signature, OrderedDict(proxies))
@@ -238,6 +248,17 @@ class _SourceTracer(LeafTracer):
 
         forward.__annotations__ = {}  # would become types in the graph's code
         return forward, [self.root, *proxies.values()]
+
+    def _fixed_argument(self, parameter: inspect.Parameter, value: Any) -> Any:
+        """The value itself; where it can be compared the graph takes the argument too, and checks it."""
+        if isinstance(value, _PLAIN):
+            default = () if parameter.default is inspect.Parameter.empty else (parameter.default,)
+            given = self.create_proxy("placeholder", parameter.name, default, {})
+            same = self.create_proxy(
+                "call_function", operator.is_ if value is None else operator.eq, (given, value), {}
+            )
+            torch._assert(same, f"the graph was captured where {parameter.name} was {value!r}; trace it on such inputs")
+        return value
 
     def proxy(self, node: Node) -> Proxy:
         """A proxy that knows its value."""
@@ -270,15 +291,15 @@ class _SourceTracer(LeafTracer):
         """Trace through a function that is marked with ``torch.fx.wrap``; else call it as a whole."""
         known = is_torchs(function)
         if not known:
-            last, dice = next(reversed(self.graph.nodes)), torch.random.get_rng_state()
+            last, dice = next(reversed(self.graph.nodes)), Dice()
             self._know_isinstance(getattr(inspect.unwrap(function), "__globals__", {}))
             try:
                 result = function(*args, **kwargs)
-                if torch.equal(dice, torch.random.get_rng_state()):
+                if not dice.rolled():
                     return result
             except Exception as error:
                 _log.debug("%s is called as a whole: %s", function, error)
-            torch.random.set_rng_state(dice)
+            dice.put_back()
             self.values.forget_after(last)
         proxy = self.create_proxy("call_function", function, args, kwargs)
         proxy.node.meta["is_wrapped"] = not known

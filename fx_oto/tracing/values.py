@@ -163,6 +163,16 @@ class Values:
             torch._assert(same, message)
         return found
 
+    def or_none(self, proxy: Proxy) -> Proxy | None:
+        """What is read from a container whose content is known, as in the inputs: None itself if it is that."""
+        container = self._values.get(proxy.node.args[0])  # type: ignore[arg-type]
+        plain = isinstance(container, dict | list | tuple) and not isinstance(container, torch.Size)
+        if self.running or not plain or self.of(proxy.node) is not None:
+            return proxy
+        same = proxy.tracer.create_proxy("call_function", operator.is_, (proxy, None), {})
+        torch._assert(same, f"the graph was captured where this was None ({source_line(proxy.node)})")
+        return None
+
 
 def _is_fixed(node: Node) -> bool:
     """Whether a value is the same for all inputs of the same kind."""
@@ -197,9 +207,12 @@ class KnownProxy(Proxy):
     def __getattr__(self, k: str) -> Any:
         return _KnownAttribute(self, k)
 
+    def __getitem__(self, key: Any) -> Any:
+        return self.tracer.values.or_none(super().__getitem__(key))  # type: ignore[attr-defined,misc]
+
     def __iter__(self) -> Iterator[Any]:
         value = _value(self)
-        return iter(value) if isinstance(value, dict) else (self[i] for i in range(len(self)))  # type: ignore[index]
+        return iter(value) if isinstance(value, dict) else (self[i] for i in range(len(self)))
 
     def __len__(self) -> int:
         value = _value(self)
@@ -254,7 +267,8 @@ class _KnownAttribute(Attribute, KnownProxy):
         if self.attr in ("items", "values") and isinstance(mapping := _value(self.root), dict):
             pairs = [(key, self.root[key]) for key in mapping]  # type: ignore[index]
             return pairs if self.attr == "items" else [value for _, value in pairs]
-        return super().__call__(*args, **kwargs)
+        result = super().__call__(*args, **kwargs)
+        return self.tracer.values.or_none(result) if self.attr == "get" else result  # type: ignore[attr-defined]
 
 
 def _value(proxy: Proxy) -> Any:
@@ -323,6 +337,7 @@ def functions_on_proxies(tracer: Any) -> Iterator[None]:
     """
     patches: dict[tuple[Any, str], Any] = {(torch, name): _on_proxies(getattr(torch, name)) for name in _FACTORIES}
     patches |= {(torch, name): _drawn_in_graph(getattr(torch, name), tracer) for name in _RANDOM}
+    patches[torch, "is_tensor"] = lambda thing: isinstance_of_value(thing, Tensor)
     patches[torch.fx._symbolic_trace, "_create_wrapped_func"] = _on_proxies
     custom = torch.autograd.Function
     patches[custom, "apply"] = _apply_on_proxies(custom.__dict__["apply"])

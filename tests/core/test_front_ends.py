@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import random
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -167,7 +169,7 @@ def test_a_function_with_its_own_backward_keeps_it():
 
 
 class Asserting(nn.Module):
-    """``torch.is_tensor`` says no to a proxy: only ``torch.export`` answers this."""
+    """A proxy is of another type: only ``torch.export`` answers this."""
 
     def __init__(self):
         super().__init__()
@@ -176,7 +178,7 @@ class Asserting(nn.Module):
         self.register_buffer("seen", torch.zeros(3))
 
     def forward(self, x):
-        assert torch.is_tensor(x)
+        assert "Proxy" not in type(x).__name__
         x = self.b(self.drop(F.relu(self.norm(self.a(x)))))
         if self.training:
             self.seen.mul_(0.9).add_(x.detach().mean(0))
@@ -385,3 +387,69 @@ def test_hooks_are_part_of_the_graph():
     assert "kept" not in vars(model)
     torch.testing.assert_close(gm(x), model(x))
     assert compress_half(Hooked(), x).zigs == 16
+
+
+SCALE = torch.full((1,), 1.5)
+
+
+class Optional(nn.Module):
+    """Asks which arguments there are, also inside of others, and looks up by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 4)
+        self.heads = nn.ModuleDict({"tanh": nn.Tanh(), "relu": nn.ReLU()})
+
+    def forward(self, x, mask, extra, *, act, scale=SCALE, shift=0.5, twice=None):
+        x = self.a(x) * scale + shift
+        if mask is not None:
+            x = x * mask
+        if extra["a"][0] is not None or extra.get("c") is not None:
+            x = x + 1
+        if not torch.is_tensor(x) or twice is not None:
+            x = x * 2
+        return self.b(self.heads[act](x)) * extra["b"]
+
+
+def test_what_is_none_or_a_name_is_known_and_checked():
+    model, x, extra = Optional(), torch.randn(5, 6), {"a": [None], "b": torch.randn(5, 1)}
+    gm = fx_oto.trace(model, ((x[:2], None, {"a": [None], "b": extra["b"][:2]}), {"act": "relu"}))
+    assert capture(gm) == fx_oto.Capture("torch.fx")
+    torch.testing.assert_close(gm(x, None, extra, act="relu"), model(x, None, extra, act="relu"))
+    torch.testing.assert_close(gm(x, mask=None, extra=extra, act="relu", shift=0.5), model(x, None, extra, act="relu"))
+    with pytest.raises(AssertionError, match="act was 'relu'"):
+        gm(x, None, extra, act="tanh")
+    with pytest.raises(AssertionError, match="mask was None"):
+        gm(x, x, extra, act="relu")
+    with pytest.raises(AssertionError, match=r"captured where this was None .*test_front_ends.py:\d+"):
+        gm(x, None, {**extra, "a": [x]}, act="relu")
+    with pytest.raises(AssertionError, match=r"captured where this was None .*test_front_ends.py:\d+"):
+        gm(x, None, {**extra, "c": x}, act="relu")
+
+
+class Rolling(nn.Module):
+    """Draws numbers that are not torch's."""
+
+    def __init__(self, draw, always):
+        super().__init__()
+        self.a, self.b, self.draw, self.always = nn.Linear(6, 16), nn.Linear(16, 4), draw, always
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        if self.always or self.training:
+            x = x * (0.5 + self.draw())
+        return self.b(x)
+
+
+@pytest.mark.parametrize("draw", [np.random.rand, random.random])
+def test_numbers_that_code_draws_are_not_baked_in(draw):
+    random.seed(0)
+    np.random.seed(0)
+    state, other = random.getstate(), np.random.get_state()[1].copy()
+    with pytest.raises(fx_oto.TraceError, match="draws random numbers"):
+        fx_oto.trace(Rolling(draw, always=True), torch.randn(2, 6))
+    with pytest.warns(fx_oto.FxOtoWarning, match=r"draws random numbers .*in evaluation mode"):
+        gm = fx_oto.prepare(Rolling(draw, always=False), torch.randn(2, 6))
+    assert fx_oto.partition(gm).num_zigs == 16
+    assert state == random.getstate()
+    assert (other == np.random.get_state()[1]).all()

@@ -1,0 +1,41 @@
+"""Random numbers that code draws while it is captured: the graph could only repeat them for ever."""
+
+from __future__ import annotations
+
+import random
+import sys
+from typing import Any
+
+import torch
+
+__all__ = ["Dice"]
+
+
+class Dice:
+    """The states of the generators of torch, of Python and of NumPy, as they are now."""
+
+    def __init__(self) -> None:
+        self._states = self._now()
+
+    def _now(self) -> tuple[bytes, Any, Any]:
+        numpy: Any = sys.modules.get("numpy")
+        drawn = numpy.random.get_state() if numpy else ()
+        return torch.random.get_rng_state().numpy().tobytes(), random.getstate(), drawn
+
+    def rolled(self) -> bool:
+        """Whether numbers have been drawn since."""
+        mine, now = self._states, self._now()
+        return mine[:2] != now[:2] or any(_differ(*pair) for pair in zip(mine[2], now[2], strict=True))
+
+    def put_back(self) -> None:
+        """As if none had been drawn."""
+        state, python, drawn = self._states
+        torch.random.set_rng_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+        random.setstate(python)
+        if drawn:
+            sys.modules["numpy"].random.set_state(drawn)
+
+
+def _differ(one: Any, other: Any) -> bool:
+    same = one == other
+    return not (same if isinstance(same, bool) else same.all())
