@@ -269,7 +269,7 @@ class Propagation:
             for self.call in calls:
                 self._play(self.call)
             if len(calls) == 1 and self._nodes[name].op in ("call_function", "call_method"):
-                self._made[id(calls[0].out)] = calls[0]
+                self._made.update((id(out), calls[0]) for out in calls[0].outputs[:1])
             self._found.values[name] = tuple(self.layers(leaf) for leaf in tensor_leaves(value))
         self.node, self.call = "", None
         self._borders.keep_unread()

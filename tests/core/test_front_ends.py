@@ -453,3 +453,27 @@ def test_numbers_that_code_draws_are_not_baked_in(draw):
     assert fx_oto.partition(gm).num_zigs == 16
     assert state == random.getstate()
     assert (other == np.random.get_state()[1]).all()
+
+
+class Counting(nn.Module):
+    """Returns no tensor, but a number that depends on what it is given."""
+
+    def forward(self, x):
+        return {"positive": int((x > 0).sum())}
+
+
+class Counted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.count = nn.Linear(4, 8), nn.Linear(8, 6), Counting()
+        self.c = nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = F.relu(self.b(F.relu(self.a(x))))
+        return self.c(x), self.count(x)
+
+
+def test_a_number_from_opaque_code_keeps_what_it_counts():
+    gm = fx_oto.prepare(Counted(), torch.randn(5, 4))
+    assert capture(gm).opaque == ("count",)
+    assert {family.name: len(family) for family in fx_oto.partition(gm).families} == {"a.weight": 8}
