@@ -26,6 +26,7 @@ from fx_oto.errors import TraceError
 from fx_oto.graph import evaluating, unchanged, unfused_attention, with_modes_of
 from fx_oto.modes import FLAG, TrainingFlag, merge_modes
 from fx_oto.modules import holds_layers, is_torchs
+from fx_oto.tracing.assigned import Assigned
 from fx_oto.tracing.dice import Dice
 from fx_oto.tracing.opaque import MethodCall, Part, parts_in
 from fx_oto.tracing.values import KnownProxy, Values, functions_on_proxies, isinstance_of_value
@@ -169,7 +170,9 @@ class _SourceTracer(LeafTracer):
                 self._whole_methods(),
             ):
                 _forget_caches(self.model, training)
+                assigned = Assigned(self.model)
                 graph = self.trace(self.model)
+                assigned.write(graph, self.values)
         except Exception as error:
             raise _explain(error, self.model) from error
         finally:

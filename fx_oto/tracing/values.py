@@ -65,6 +65,8 @@ class Values:
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._really_given = given
         self._given = self._faked(given)
+        self._before = _tensors_of(model)  # for code may assign to them
+        self._copies: dict[str, Any] = {}
         self._values: dict[Node, Any] = {}
         self._last: Node | None = None
         self._checked: set[Node] = set()
@@ -124,7 +126,7 @@ class Values:
         try:
             with torch.no_grad():
                 if node.op == "get_attr":
-                    return operator.attrgetter(str(node.target))(self._model)
+                    return self._attribute(str(node.target))
                 if node.op == "call_module":
                     module = self._model.get_submodule(str(node.target))
                     with without_parameters(self._model) if isinstance(module, MethodCall) else nullcontext():
@@ -134,6 +136,14 @@ class Values:
                 return node.target(*args, **kwargs)  # type: ignore[operator]
         finally:
             self.running = False
+
+    def _attribute(self, name: str) -> Any:
+        """A copy, for the code may write into it."""
+        if name not in self._copies:
+            held = self._before[name] if name in self._before else operator.attrgetter(name)(self._model)
+            fresh = isinstance(held, Tensor) and not isinstance(held, nn.Parameter)
+            self._copies[name] = held.detach().clone() if fresh else self._faked(held)
+        return self._copies[name]
 
     def _really(self, last: Node) -> Any:
         """The value on the example inputs themselves, of what cannot be run on fake tensors."""
@@ -172,6 +182,13 @@ class Values:
         same = proxy.tracer.create_proxy("call_function", operator.is_, (proxy, None), {})
         torch._assert(same, f"the graph was captured where this was None ({source_line(proxy.node)})")
         return None
+
+
+def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors that modules hold, other than parameters, by name."""
+    held = [(path, owner) for path, module in model.named_modules() for owner in (vars(module), module._buffers)]
+    pairs = [(path, *pair) for path, owner in held if isinstance(owner, dict) for pair in owner.items()]
+    return {f"{path}.{name}".lstrip("."): tensor for path, name, tensor in pairs if isinstance(tensor, Tensor)}
 
 
 def _is_fixed(node: Node) -> bool:

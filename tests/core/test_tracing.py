@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from collections import deque
 from types import SimpleNamespace
 
@@ -361,3 +362,66 @@ def test_a_scripted_model_is_refused_clearly_and_a_scripted_part_stays_exact(con
     fx_oto.partition(gm).zero_(0.5)
     x = torch.randn(5, 6)
     torch.testing.assert_close(fx_oto.compress(gm)(x), model(x))
+
+
+class Averaging(nn.Module):
+    """Assigns to a buffer in training and to another in both modes, and has read them before."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 4)
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("last", torch.ones(4), persistent=False)
+        self.seen = None
+
+    def forward(self, x):
+        self.seen = x = self.b(F.relu(self.a(x)))
+        old, current = self.mean, x.detach().mean(0)
+        if self.training:
+            self.mean = 0.9 * self.mean + current
+        x = x * self.last.cos() + self.mean * old
+        self.last = current
+        return x
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_assigned_is_written_for_the_next_call(training):
+    model = Averaging().train(training)
+    gm, twin = fx_oto.trace(model, torch.randn(2, 6)), copy.deepcopy(model)
+    assert model.mean.tolist() == [0, 0, 0, 0]
+    for _ in range(3):
+        x = torch.randn(5, 6)
+        found, expected = gm(x), twin(x)
+        torch.testing.assert_close(found, expected)
+        found.sum().backward()
+        expected.sum().backward()
+    torch.testing.assert_close(gm.mean, twin.mean)
+    torch.testing.assert_close(model.mean, twin.mean)
+    torch.testing.assert_close(model.a.weight.grad, twin.a.weight.grad)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gm = fx_oto.prepare(model, torch.randn(2, 6))
+    fx_oto.partition(gm).zero_(0.5)
+    assert fx_oto.compress(gm).get_parameter("a.weight").shape == (8, 6)
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.calls, self.last = nn.Linear(6, 4), 0, torch.zeros(4)
+
+    def forward(self, x):
+        self.calls += 1
+        x = self.a(x) / self.calls
+        self.last = self.last + x.mean(0)
+        return x + self.last
+
+
+def test_numbers_and_plain_tensors_that_each_call_changes_are_reported():
+    model = Counting()
+    with pytest.warns(fx_oto.FxOtoWarning) as found:
+        fx_oto.trace(model, torch.randn(2, 6))
+    said = " ".join(str(warning.message) for warning in found)
+    assert "sets calls from 0 to 1 when it is called, which its graph does not" in said
+    assert "sets last from one tensor to another" in said
+    assert model.calls == 0
