@@ -156,10 +156,11 @@ class _SourceTracer(LeafTracer):
         self._eager = opaque is not None  # so that what fails is known to be the code that runs
         self._earlier = earlier or {}
         self._patched: list[dict[str, Any]] = []
+        self._gradients, self._autocast = True, (False, False)
 
     def trace_in(self, training: bool) -> Graph:
         """Trace in one mode; notes whether the code asked for it, and the tensors that it made."""
-        dice = Dice()
+        dice, self._gradients, self._autocast = Dice(), torch.is_grad_enabled(), _autocast()
         try:
             with (
                 evaluating(self.model, training),
@@ -284,8 +285,12 @@ class _SourceTracer(LeafTracer):
         return attr_val if self.values.running else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
-        """torch.fx's; its value is computed at once if asked to."""
+        """torch.fx's; its value is computed at once if asked to. Under ``torch.no_grad`` it is without gradient."""
         proxy = super().create_proxy(*args, **kwargs)
+        if self._gradients and not torch.is_grad_enabled() and self.values.started and not self.values.running:
+            value = self.values.of(proxy.node)
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return super().create_proxy("call_method", "detach", (proxy,), {})
         if self._eager and self.values.started:
             self.values.of(proxy.node)
         return proxy
@@ -316,6 +321,8 @@ class _SourceTracer(LeafTracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> Node:
         """torch.fx's, with the line in the user's code."""
+        if any(now > before for now, before in zip(_autocast(), self._autocast, strict=True)):
+            raise TraceError("torch.autocast begins inside of it, which a graph does not keep")
         node = super().create_node(*args, **kwargs)
         if frame := _user_frame(sys._getframe(1)):
             code = frame.f_code
@@ -335,6 +342,10 @@ class _SourceTracer(LeafTracer):
                 if tensor.dtype == a.dtype and torch.equal(tensor, a):
                     arg.target = name
         return arg
+
+
+def _autocast() -> tuple[bool, bool]:
+    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
 
 
 def _user_frame(frame: FrameType | None) -> FrameType | None:

@@ -477,3 +477,35 @@ def test_a_number_from_opaque_code_keeps_what_it_counts():
     gm = fx_oto.prepare(Counted(), torch.randn(5, 4))
     assert capture(gm).opaque == ("count",)
     assert {family.name: len(family) for family in fx_oto.partition(gm).families} == {"a.weight": 8}
+
+
+class WithoutGradient(nn.Module):
+    def __init__(self, precise=True):
+        super().__init__()
+        self.a, self.b, self.c, self.precise = nn.Linear(6, 16), nn.Linear(16, 8), nn.Linear(8, 3), precise
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = F.relu(self.a(x))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not self.precise):
+            x = F.relu(self.b(x))
+        return self.c(x.float())
+
+
+def test_what_the_model_computes_without_gradient_has_none_in_the_graph():
+    model, x = WithoutGradient(), torch.randn(5, 6)
+    gm = fx_oto.prepare(model, x)
+    assert capture(gm) == fx_oto.Capture("torch.fx")
+    gm(x).sum().backward()
+    assert model.a.weight.grad is None
+    assert model.b.weight.grad.any()
+    assert fx_oto.partition(gm).num_zigs == 24
+
+
+def test_autocast_inside_a_model_is_not_lost():
+    model, x = WithoutGradient(precise=False), torch.randn(5, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fx_oto.FxOtoWarning)
+        gm = fx_oto.trace(model, x)
+    assert "torch.autocast begins inside of it" in capture(gm).refused
+    torch.testing.assert_close(gm.eval()(x), model(x), rtol=0, atol=0)
