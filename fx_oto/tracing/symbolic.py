@@ -258,9 +258,7 @@ class _SourceTracer(LeafTracer):
         if isinstance(value, _PLAIN):
             default = () if parameter.default is inspect.Parameter.empty else (parameter.default,)
             given = self.create_proxy("placeholder", parameter.name, default, {})
-            same = self.create_proxy(
-                "call_function", operator.is_ if value is None else operator.eq, (given, value), {}
-            )
+            same = self.create_proxy("call_function", operator.eq, (given, value), {})
             torch._assert(same, f"the graph was captured where {parameter.name} was {value!r}; trace it on such inputs")
         return value
 

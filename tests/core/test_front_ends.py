@@ -415,6 +415,7 @@ def test_what_is_none_or_a_name_is_known_and_checked():
     model, x, extra = Optional(), torch.randn(5, 6), {"a": [None], "b": torch.randn(5, 1)}
     gm = fx_oto.trace(model, ((x[:2], None, {"a": [None], "b": extra["b"][:2]}), {"act": "relu"}))
     assert capture(gm) == fx_oto.Capture("torch.fx")
+    gm = pickle.loads(pickle.dumps(gm))
     torch.testing.assert_close(gm(x, None, extra, act="relu"), model(x, None, extra, act="relu"))
     torch.testing.assert_close(gm(x, mask=None, extra=extra, act="relu", shift=0.5), model(x, None, extra, act="relu"))
     with pytest.raises(AssertionError, match="act was 'relu'"):
