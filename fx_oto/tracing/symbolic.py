@@ -245,7 +245,8 @@ class _SourceTracer(LeafTracer):
             elif name in given:
                 proxies[name] = self._proxy_placeholder(stars + name, concrete_args, signature, root_fn)
         self.values.start(self.graph)
-        bound = inspect.BoundArguments(signature, OrderedDict(proxies))
+        handed = OrderedDict((name, proxies[name]) for name in proxies if name in given)
+        bound = inspect.BoundArguments(signature, handed)
 
         def forward(root: nn.Module, *_: Any) -> Any:
             return (root if _has_users_hooks(root) else partial(root_fn, root))(*bound.args, **bound.kwargs)
