@@ -257,10 +257,10 @@ def _chain(reason: Reason) -> str:
 def _shown(reason: Reason) -> Reason:
     """With a source path that a reader can take in: from the working directory, or inside its package."""
     path = Path(reason.source)
-    if path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
-    elif "site-packages" in path.parts:
+    if "site-packages" in path.parts:
         path = Path(*path.parts[path.parts.index("site-packages") + 1 :])
+    elif path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
     return replace(reason, source=str(path) if reason.source else "")
 
 

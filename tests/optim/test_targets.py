@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import random
 import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from support.networks import CARN, DemoNet, StackedUnets
-from support.random_networks import RandomNet
+from support.random_networks import by_seed
 from support.training import IMAGE, make_net, prepared, train
 from torch import nn
 
@@ -72,7 +71,7 @@ def test_prices_are_those_of_the_compact_model():
     compared = 0
     for seed in range(40):
         torch.manual_seed(seed)
-        model = RandomNet(random.Random(seed), 3 + seed % 8)
+        model = by_seed(seed)
         gm = fx_oto.prepare(model, image)
         zigs, full = fx_oto.partition(gm), fx_oto.cost(gm, image)
         assert (zigs.params.total, zigs.macs.total) == (full.params, full.macs)
