@@ -95,13 +95,26 @@ def unchanged(model: nn.Module, but: tuple[str, ...] = ()) -> Iterator[None]:
             (held.extend if isinstance(held, list | deque) else held.update)(content)
 
 
+# What every module has; of it, what forward may change.
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
+
+
 def _changeable(model: nn.Module) -> list[Any]:
     """The attributes of modules, and all containers and objects of Python classes that can be reached from them."""
     found: dict[int, Any] = {}
-    waiting: list[Any] = [model]
+    waiting: list[Any] = list(model.modules())
     while waiting:
         value = waiting.pop()
-        if isinstance(value, nn.Module) or _is_plain_object(value):
+        if isinstance(value, nn.Module):
+            held = vars(value)
+            if id(held) not in found:
+                registries = [held[name] for name in _REGISTRIES if isinstance(held.get(name), dict)]
+                found |= {id(one): one for one in (held, *registries)}
+                waiting.extend(held[name] for name in held.keys() - _OF_EVERY_MODULE)
+                waiting.extend(value.children())
+            continue
+        if _is_plain_object(value):
             value = vars(value)
         if id(value) in found or not isinstance(value, dict | list | set | deque | tuple):
             continue
