@@ -66,7 +66,7 @@ class Values:
         self._really_given = given
         self._given = self._faked(given)
         self._before = _tensors_of(model)  # for code may assign to them
-        self._copies: dict[str, Any] = {}
+        self._copies: dict[tuple[str, bool], Any] = {}
         self._values: dict[Node, Any] = {}
         self._last: Node | None = None
         self._checked: set[Node] = set()
@@ -126,7 +126,7 @@ class Values:
         try:
             with torch.no_grad():
                 if node.op == "get_attr":
-                    return self._attribute(str(node.target))
+                    return self._attribute(str(node.target), really=values is not self._values)
                 if node.op == "call_module":
                     module = self._model.get_submodule(str(node.target))
                     with without_parameters(self._model) if isinstance(module, MethodCall) else nullcontext():
@@ -137,13 +137,13 @@ class Values:
         finally:
             self.running = False
 
-    def _attribute(self, name: str) -> Any:
-        """A copy, for the code may write into it."""
-        if name not in self._copies:
+    def _attribute(self, name: str, really: bool) -> Any:
+        """A copy, for the code may write into it; parameters are fake unless the model is really run."""
+        if (name, really) not in self._copies:
             held = self._before[name] if name in self._before else operator.attrgetter(name)(self._model)
-            fresh = isinstance(held, Tensor) and not isinstance(held, nn.Parameter)
-            self._copies[name] = held.detach().clone() if fresh else self._faked(held)
-        return self._copies[name]
+            fresh = isinstance(held, Tensor) and (really or not isinstance(held, nn.Parameter))
+            self._copies[name, really] = held.detach().clone() if fresh else self._faked(held)
+        return self._copies[name, really]
 
     def _really(self, last: Node) -> Any:
         """The value on the example inputs themselves, of what cannot be run on fake tensors."""
