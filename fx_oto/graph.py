@@ -103,7 +103,7 @@ _REGISTRIES = ("_parameters", "_buffers", "_modules")
 def _changeable(model: nn.Module) -> list[Any]:
     """The attributes of modules, and all containers and objects of Python classes that can be reached from them."""
     found: dict[int, Any] = {}
-    waiting: list[Any] = list(model.modules())
+    waiting: list[Any] = [model]
     while waiting:
         value = waiting.pop()
         if isinstance(value, nn.Module):
