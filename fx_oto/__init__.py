@@ -15,7 +15,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fx_oto import testing
     from fx_oto.api import compress, default_pipeline, prepare
+    from fx_oto.authoring import analysis, register_pass, registered_passes, transformation
     from fx_oto.context import Capture, Context, ExampleInputs
     from fx_oto.costs import Cost, cost
     from fx_oto.dependencies import Dependencies, Reason
@@ -37,10 +39,12 @@ if TYPE_CHECKING:
     from fx_oto.optim.hesso import HESSO
     from fx_oto.optim.saliency import ZIGStatistics
     from fx_oto.optim.sparsifier import GroupSparseOptimizer
-    from fx_oto.pipeline import Analysis, Pass, PassRecord, Pipeline, register_pass
+    from fx_oto.pipeline import Pipeline
     from fx_oto.prices import Price
+    from fx_oto.records import PassRecord, Snapshot
     from fx_oto.reports import Report, report
     from fx_oto.rules import register_rule
+    from fx_oto.stages import Analysis, Pass
     from fx_oto.tracing import trace
     from fx_oto.trajectory import Trajectory
     from fx_oto.zigs import Family, FrozenAxis, Partition, Slot, partition
@@ -54,6 +58,7 @@ __version__ = "0.1.0"
 
 _HOMES = (
     "fx_oto.api",
+    "fx_oto.authoring",
     "fx_oto.context",
     "fx_oto.costs",
     "fx_oto.dependencies",
@@ -65,8 +70,10 @@ _HOMES = (
     "fx_oto.optim.sparsifier",
     "fx_oto.pipeline",
     "fx_oto.prices",
+    "fx_oto.records",
     "fx_oto.reports",
     "fx_oto.rules",
+    "fx_oto.stages",
     "fx_oto.tracing",
     "fx_oto.trajectory",
     "fx_oto.zigs",
@@ -112,6 +119,7 @@ __all__ = [
     "SlicingError",
     "SlicingPlan",
     "Slot",
+    "Snapshot",
     "TraceError",
     "TrainingError",
     "Trajectory",
@@ -120,6 +128,7 @@ __all__ = [
     "VerificationReport",
     "ZIGPartition",
     "ZIGStatistics",
+    "analysis",
     "compress",
     "cost",
     "default_pipeline",
@@ -127,12 +136,17 @@ __all__ = [
     "prepare",
     "register_pass",
     "register_rule",
+    "registered_passes",
     "report",
+    "testing",
     "trace",
+    "transformation",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "testing":
+        return import_module("fx_oto.testing")
     if name not in __all__:
         raise AttributeError(f"module 'fx_oto' has no attribute {name!r}")
     for home in map(import_module, _HOMES):

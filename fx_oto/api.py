@@ -13,6 +13,7 @@ from fx_oto.errors import MissingResultError, SettingsError
 from fx_oto.optim.dhspg import DHSPG
 from fx_oto.pipeline import Pipeline
 from fx_oto.propagation import Attention
+from fx_oto.records import PassRecord
 from fx_oto.tracing import trace
 from passes.dependency_analysis import DependencyAnalysis
 from passes.mask_insertion import MaskInsertion
@@ -23,14 +24,25 @@ from passes.zig_partition import ZIGPartition
 __all__ = ["compress", "default_pipeline", "prepare"]
 
 
-def default_pipeline(unprunable: Iterable[str] = (), attention: Attention = "heads") -> Pipeline:
-    """The passes that ``prepare`` runs, in order."""
+def default_pipeline(
+    unprunable: Iterable[str] = (),
+    attention: Attention = "heads",
+    on_pass: Callable[[PassRecord], object] | None = None,
+) -> Pipeline:
+    """The passes that ``prepare`` runs, in order; see there for the arguments.
+
+    Example:
+        >>> import fx_oto
+        >>> [stage.name for stage in fx_oto.default_pipeline()]
+        ['dependency-analysis', 'zig-partition', 'mask-insertion']
+    """
     return Pipeline(
         (
             DependencyAnalysis(attention),  # which indices of which axes must go together
             ZIGPartition(tuple(unprunable)),  # families of groups that can go
             MaskInsertion(),  # one switch for each group
-        )
+        ),
+        on_pass,
     )
 
 
@@ -41,6 +53,7 @@ def prepare(
     passes: Pipeline | None = None,
     unprunable: Iterable[str] = (),
     attention: Attention = "heads",
+    on_pass: Callable[[PassRecord], object] | None = None,
 ) -> GraphModule:
     """Trace a model, find its zero-invariant groups and insert their masks.
 
@@ -52,6 +65,7 @@ def prepare(
         unprunable: glob patterns of parameter or module names that must be kept whole.
         attention: what multi-head attention loses: whole ``"heads"``, or with ``"head_dim"`` the same positions of
             every head's width, those of queries and keys together. Scores are scaled by the original width.
+        on_pass: called with the ``PassRecord`` of each pass of the default pipeline after it, such as ``print``.
 
     Returns:
         A GraphModule that behaves as the model in both training modes.
@@ -59,7 +73,9 @@ def prepare(
     Raises:
         TraceError: the model cannot be captured.
         InputError: the model does not run on the example inputs.
-        SettingsError: a pattern matches nothing, or ``attention`` is neither of the two.
+        SettingsError: a pattern matches nothing, ``attention`` is neither of the two, or options of the default
+            pipeline are given with another one.
+        PassError: a pass failed or left a graph that is not sound.
 
     Example:
         >>> import torch, fx_oto
@@ -76,8 +92,15 @@ def prepare(
         gm = trace(model, Context.of(model).inputs)
     else:
         gm = trace(model, example_inputs)
-    pipeline = passes if passes is not None else default_pipeline(unprunable, attention)
-    return pipeline.run(gm)
+    if passes is None:
+        return default_pipeline(unprunable, attention, on_pass).run(gm)
+    ignored = {"unprunable": bool(unprunable), "attention": attention != "heads", "on_pass": on_pass is not None}
+    if any(ignored.values()):
+        raise SettingsError(
+            f"{', '.join(name for name, given in ignored.items() if given)} cannot be used with passes=…: they are "
+            "options of fx_oto.default_pipeline, of which such a pipeline can be made"
+        )
+    return passes.run(gm)
 
 
 def compress(
@@ -88,6 +111,7 @@ def compress(
     unprunable: Iterable[str] = (),
     attention: Attention = "heads",
     verify: bool = True,
+    on_pass: Callable[[PassRecord], object] | None = None,
     **optimizer: Any,
 ) -> GraphModule:
     """Cut every zero ZIG out of a model; with ``train``, prepare and train it first.
@@ -100,6 +124,7 @@ def compress(
         unprunable: as for ``prepare``.
         attention: as for ``prepare``.
         verify: compare the outputs of the compact and the group-sparse model on the example inputs.
+        on_pass: called with the ``PassRecord`` of each pass after it.
         optimizer: arguments of ``DHSPG``, such as ``lr=0.1, target_group_sparsity=0.7``.
 
     Returns:
@@ -131,9 +156,10 @@ def compress(
     gm = model
     if train is not None:
         prepared = isinstance(model, GraphModule) and "fx_oto" in model.meta and example_inputs is None
-        gm = model if prepared else prepare(model, example_inputs, unprunable=unprunable, attention=attention)
+        limits: dict[str, Any] = {"unprunable": unprunable, "attention": attention, "on_pass": on_pass}
+        gm = model if prepared else prepare(model, example_inputs, **limits)
         train(gm, DHSPG(gm, **optimizer))  # type: ignore[arg-type]
     Context.of(gm)
     assert isinstance(gm, GraphModule)
-    stages = Pipeline((PhysicalSlicing(), Verification(gm)) if verify else (PhysicalSlicing(),))
-    return stages.run(gm)
+    stages = (PhysicalSlicing(), Verification(gm)) if verify else (PhysicalSlicing(),)
+    return Pipeline(stages, on_pass).run(gm)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fx_oto.errors import InputError, MissingResultError
+from fx_oto.records import PassRecord
 
 __all__ = ["Capture", "Context", "ExampleInputs"]
 
@@ -63,12 +64,25 @@ class Context:
     """How the model was captured, the example inputs, and the results of analyses, by type.
 
     A transformation that changes the graph replaces the context by one that keeps only what it preserves.
+
+    Attributes:
+        inputs: of one call of the model.
+        capture: how it became a graph.
+        results: of analyses, by type; read them with ``get``.
+        records: one for each pass that was run, in order.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> gm = fx_oto.prepare(torch.nn.Linear(4, 8), torch.randn(2, 4))
+        >>> context = fx_oto.Context.of(gm)
+        >>> context.capture.front_end, len(context.records), context.get(fx_oto.Partition).num_zigs
+        ('torch.fx', 3, 0)
     """
 
     inputs: ExampleInputs
     capture: Capture
     results: dict[type, Any] = field(default_factory=dict)
-    records: tuple[Any, ...] = ()
+    records: tuple[PassRecord, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Context:
         """Nothing in it changes, so copies of a GraphModule share it."""

@@ -21,7 +21,7 @@ from fx_oto.graph import with_modules
 if TYPE_CHECKING:
     from fx_oto.zigs import FrozenAxis, Partition
 
-__all__ = ["AxisExplanation", "Cause", "Explanation", "Untraced", "explain"]
+__all__ = ["AxisExplanation", "Cause", "Explanation", "Untraced", "explain", "shown"]
 
 _NO_CHANNELS = "no channels lie along it, as with a convolution's window"
 _UNTRACED = "it is not used by the traced graph: the compact model is without it"
@@ -169,7 +169,7 @@ class Explanation:
 
     def _tables(self, style: str) -> tuple[str, str]:
         causes = [
-            (f"{one.cost:,}", f"{one.cost / max(self.params, 1):.1%}", str(one.axes), str(_shown(one.reason)))
+            (f"{one.cost:,}", f"{one.cost / max(self.params, 1):.1%}", str(one.axes), str(shown(one.reason)))
             for one in self.causes
         ]
         return _table(causes, _CAUSES, style), _table([axis.cells for axis in self.axes], _AXES, style)
@@ -250,11 +250,11 @@ def _touched(name: str, shape: tuple[int, ...], counts: Mapping[tuple[str, int],
 
 
 def _chain(reason: Reason) -> str:
-    text = str(_shown(reason))
+    text = str(shown(reason))
     return text if reason.since is None else f"{text} – since {_chain(reason.since)}"
 
 
-def _shown(reason: Reason) -> Reason:
+def shown(reason: Reason) -> Reason:
     """With a source path that a reader can take in: from the working directory, or inside its package."""
     path = Path(reason.source)
     if "site-packages" in path.parts:

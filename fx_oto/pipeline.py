@@ -1,150 +1,76 @@
-"""Passes and pipelines.
-
-A pass is a small immutable object, called with a GraphModule, that returns a ``PassResult``; so it runs
-alone, in our ``Pipeline`` or in any torch.fx pass manager. An ``Analysis`` reads and provides a typed result;
-a ``Pass`` transforms, and drops every result that it does not say it preserves.
-"""
+"""Pipelines: immutable sequences of passes."""
 
 from __future__ import annotations
 
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeVar
+from typing import Any
 
-import torch
+from tabulate import tabulate
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassResult
 
+from fx_oto.authoring import as_stage
 from fx_oto.context import Context
 from fx_oto.errors import FxOtoError, PassError
-from fx_oto.graph import graph_copy
+from fx_oto.records import PassRecord
+from fx_oto.stages import Pass, Stage, missing, provider
 
-__all__ = ["Analysis", "Pass", "PassRecord", "Pipeline", "register_pass", "registered_passes"]
-
-
-@dataclass(frozen=True)
-class PassRecord:
-    """What one run of one pass did: its configuration, seconds, and nodes and parameters before and after."""
-
-    name: str
-    options: str
-    seconds: float
-    nodes: tuple[int, int]
-    params: tuple[int, int]
-    modified: bool
-
-
-@dataclass(frozen=True)
-class _Stage(ABC):
-    name: ClassVar[str]
-
-    def __call__(self, graph_module: GraphModule) -> PassResult:
-        """Run on a GraphModule, whose graph and modules are never changed; results and record go to its ``meta``."""
-        before = Context.of(graph_module)
-        start = time.perf_counter()
-        with torch.inference_mode(False):  # what is made is to be trained
-            result = self._run(graph_module)
-        seconds = time.perf_counter() - start
-        gm = result.graph_module
-        record = PassRecord(
-            name=self.name,
-            options=repr(self),
-            seconds=seconds,
-            nodes=(len(graph_module.graph.nodes), len(gm.graph.nodes)),
-            params=(_params(graph_module), _params(gm)),
-            modified=result.modified,
-        )
-        after = Context.of(gm)
-        replace(after, records=(*before.records, record)).attach(gm)
-        return result
-
-    @abstractmethod
-    def _run(self, gm: GraphModule) -> PassResult: ...
-
-
-class Analysis(_Stage):
-    """A read-only pass: implement ``analyse``, which returns an immutable result.
-
-    Example:
-        >>> from dataclasses import dataclass
-        >>> import fx_oto
-        >>> @dataclass(frozen=True)
-        ... class NodeCount:
-        ...     count: int
-        >>> class CountNodes(fx_oto.Analysis):
-        ...     name = "count-nodes"
-        ...     def analyse(self, gm, context):
-        ...         return NodeCount(len(gm.graph.nodes))
-    """
-
-    @abstractmethod
-    def analyse(self, gm: GraphModule, context: Context) -> object:
-        """Look at ``gm`` and return a result; it is then found by its type in the context."""
-
-    def _run(self, gm: GraphModule) -> PassResult:
-        context = Context.of(gm)
-        context.provide(self.analyse(gm, context)).attach(gm)
-        return PassResult(gm, False)
-
-
-class Pass(_Stage):
-    """A transformation: implement ``transform``, which changes the copy it is given and says whether it did.
-
-    ``preserves`` names the types of results that stay true; every other one is dropped when something changed.
-    """
-
-    preserves: ClassVar[tuple[type, ...]] = ()
-
-    @abstractmethod
-    def transform(self, gm: GraphModule, context: Context) -> GraphModule | None:
-        """Change ``gm``, a copy that shares its leaf modules with the input, and return it; None for no change."""
-
-    def _run(self, gm: GraphModule) -> PassResult:
-        context = Context.of(gm)
-        changed = self.transform(graph_copy(gm), context)
-        if changed is None:
-            return PassResult(gm, False)
-        changed.graph.lint()
-        changed.recompile()
-        now = Context.of(changed)
-        fresh = [kind for kind, result in now.results.items() if result is not context.results.get(kind)]
-        now.keep((*self.preserves, *fresh)).attach(changed)
-        return PassResult(changed, True)
+__all__ = ["Pipeline"]
 
 
 @dataclass(frozen=True)
 class Pipeline:
     """An immutable sequence of passes.
 
+    Iterating yields the passes; ``str()`` is a table of them.
+
     Args:
-        stages: the passes, in order.
+        stages: the passes, in order; a registered one may be given by its name.
         on_pass: called with each ``PassRecord`` after its pass.
+        verify: check the graph after each pass that changed it, see ``Stage``.
+
+    Raises:
+        PassError: something is no pass, or two different passes have one name.
+
+    Example:
+        >>> import fx_oto
+        >>> pipeline = fx_oto.default_pipeline().without("mask-insertion")
+        >>> [stage.name for stage in pipeline]
+        ['dependency-analysis', 'zig-partition']
     """
 
-    stages: tuple[_Stage, ...]
-    on_pass: Callable[[PassRecord], None] | None = None
+    stages: tuple[Stage, ...]
+    on_pass: Callable[[PassRecord], object] | None = None
+    verify: bool = True
 
-    def __iter__(self) -> Iterator[_Stage]:
+    def __post_init__(self) -> None:
+        given: Iterable[Any] = self.stages
+        stages = tuple(map(as_stage, given))
+        kinds: dict[str, type[Stage]] = {}
+        for stage in stages:
+            other = kinds.setdefault(stage.name, type(stage))
+            if other is not type(stage):
+                raise PassError(
+                    f"two different passes of this pipeline are called {stage.name!r}: {other.__qualname__} and "
+                    f"{type(stage).__qualname__}. Give one of them another name"
+                )
+        object.__setattr__(self, "stages", stages)
+
+    def __iter__(self) -> Iterator[Stage]:
         return iter(self.stages)
 
     def __call__(self, gm: GraphModule) -> PassResult:
         """Run every pass on the result of the one before.
 
         Raises:
-            PassError: a pass failed with an error that is not ours; names the pass.
+            PassError: a pass failed or left a graph that is not sound, or a result would be missing where a pass
+                needs it: known before the first one runs.
         """
+        self._check_order(Context.of(gm))
         modified = False
         for stage in self.stages:
-            try:
-                result = stage(gm)
-            except FxOtoError:
-                raise
-            except Exception as error:
-                raise PassError(
-                    f"the pass {stage.name!r} ({stage!r}) failed: {type(error).__name__}: {error}"
-                ) from error
+            result = stage(gm, verify=self.verify)
             gm, modified = result.graph_module, modified or result.modified
             if self.on_pass is not None:
                 self.on_pass(Context.of(gm).records[-1])
@@ -155,46 +81,70 @@ class Pipeline:
         result: GraphModule = self(gm).graph_module
         return result
 
-    def insert_after(self, name: str, *stages: _Stage) -> Pipeline:
+    def insert_before(self, name: str, *stages: Stage | str) -> Pipeline:
+        """A pipeline with ``stages`` before the pass called ``name``."""
+        return self._with(name, 0, 0, stages)
+
+    def insert_after(self, name: str, *stages: Stage | str) -> Pipeline:
         """A pipeline with ``stages`` after the pass called ``name``."""
-        at = self._position(name) + 1
-        return replace(self, stages=(*self.stages[:at], *stages, *self.stages[at:]))
+        return self._with(name, 1, 1, stages)
+
+    def replace(self, name: str, *stages: Stage | str) -> Pipeline:
+        """A pipeline with ``stages`` in the place of the pass called ``name``."""
+        return self._with(name, 0, 1, stages)
 
     def without(self, name: str) -> Pipeline:
         """A pipeline without the pass called ``name``."""
-        at = self._position(name)
-        return replace(self, stages=(*self.stages[:at], *self.stages[at + 1 :]))
+        return self._with(name, 0, 1, ())
 
-    def _position(self, name: str) -> int:
+    def _with(self, name: str, start: int, end: int, stages: Iterable[Any]) -> Pipeline:
         names = [stage.name for stage in self.stages]
-        if name not in names:
-            raise PassError(f"no pass is called {name!r}; this pipeline has {', '.join(names)}")
-        return names.index(name)
+        if names.count(name) != 1:
+            found = "no pass is" if name not in names else f"{names.count(name)} passes are"
+            raise PassError(f"{found} called {name!r}; this pipeline has {', '.join(names) or 'no passes'}")
+        at = names.index(name)
+        return replace(self, stages=(*self.stages[: at + start], *stages, *self.stages[at + end :]))
+
+    def _check_order(self, context: Context) -> None:
+        """Every result must be there when it is needed, whatever the passes before change."""
+        known, dropped = set(context.results), dict[type, str]()
+        for position, stage in enumerate(self.stages):
+            for kind in stage.requires:
+                if kind not in known:
+                    raise self._missing(stage, kind, dropped.get(kind), position)
+            if isinstance(stage, Pass):
+                lost = known.difference(stage.preserves)
+                dropped.update(dict.fromkeys(lost, stage.name))
+                known -= lost
+            known.update(stage.provides)
+
+    def _missing(self, stage: Stage, kind: type, dropped_by: str | None, position: int) -> FxOtoError:
+        needs = f"the pass {stage.name!r} needs {kind.__name__}"
+        if dropped_by is not None:
+            return PassError(
+                f"{needs}, which {dropped_by!r} before it drops when it changes the graph: move {dropped_by!r} before "
+                f"{provider(kind)!r}, run that again after it, or let its class say that it stays true, preserves = "
+                f"({kind.__name__},)"
+            )
+        later = next((other.name for other in self.stages[position:] if kind in other.provides), None)
+        if later is not None:
+            return PassError(f"{needs}, which {later!r} provides only after it: move {stage.name!r} after {later!r}")
+        return missing(stage, kind)
+
+    def __str__(self) -> str:
+        return self._table("simple")
+
+    def _repr_html_(self) -> str:
+        return self._table("html")
+
+    def _table(self, style: str) -> str:
+        rows = [(stage.name, *map(_listed, (stage.requires, stage.provides)), _kept(stage)) for stage in self.stages]
+        return str(tabulate(rows, ("pass", "requires", "provides", "preserves"), tablefmt=style))
 
 
-_Kind = TypeVar("_Kind", bound=type[_Stage])
-_registered: dict[str, type[_Stage]] = {}
+def _listed(kinds: Iterable[type]) -> str:
+    return ", ".join(kind.__name__ for kind in kinds)
 
 
-def register_pass(kind: _Kind) -> _Kind:
-    """Class decorator: list a pass by its name.
-
-    Raises:
-        PassError: the class has no name, or another pass has it.
-    """
-    name = getattr(kind, "name", None)
-    if not name:
-        raise PassError(f"{kind.__name__} needs a class attribute name, such as name = 'my-pass'")
-    if _registered.get(name, kind) is not kind:
-        raise PassError(f"a pass called {name!r} is registered already: {_registered[name].__name__}")
-    _registered[name] = kind
-    return kind
-
-
-def registered_passes() -> dict[str, type[_Stage]]:
-    """The passes that users registered, by name."""
-    return dict(_registered)
-
-
-def _params(gm: GraphModule) -> int:
-    return sum(parameter.numel() for parameter in gm.parameters())
+def _kept(stage: Stage) -> str:
+    return _listed(stage.preserves) if isinstance(stage, Pass) else "everything"

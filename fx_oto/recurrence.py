@@ -6,6 +6,7 @@ by device and type. What they do to labels is the same in all of them, and does 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.fx import GraphModule
 from fx_oto.graph import op_name
 from fx_oto.whole import Shown, WholeCalls
 
-__all__ = ["CELLS", "GATES", "SEQUENCES", "WholeRecurrence", "holds_recurrence"]
+__all__ = ["CELLS", "GATES", "SEQUENCES", "WholeRecurrence", "holds_recurrence", "recurrent_macs"]
 
 # How many blocks of rows, one row for each hidden unit, the weights of each kind have.
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
@@ -27,6 +28,14 @@ def holds_recurrence(gm: GraphModule) -> bool:
     """Whether a graph has recurrent modules, or calls what they call."""
     modules = any(isinstance(module, nn.RNNBase | nn.RNNCellBase) for module in gm.modules())
     return modules or any(node.op == "call_function" and op_name(node) in SEQUENCES + CELLS for node in gm.graph.nodes)
+
+
+def recurrent_macs(name: str, tensors: Sequence[Tensor]) -> int:
+    """Multiply-adds of a recurrent call on these tensors, the input first: every matrix is applied at every step."""
+    if name not in SEQUENCES + CELLS:
+        return 0
+    states = 2 if name.startswith("lstm") else 1
+    return tensors[0][..., 0].numel() * sum(t.numel() for t in tensors[1 + states :] if t.ndim == 2)
 
 
 class WholeRecurrence(WholeCalls):

@@ -1,60 +1,170 @@
-"""What the passes did, and how the training went, as tables."""
+"""What the passes did, and how the training went, as text, HTML, Markdown and JSON."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
 
 from tabulate import tabulate
 from torch.fx import GraphModule
 
-from fx_oto.context import Context
-from fx_oto.pipeline import PassRecord
+from fx_oto.context import Capture, Context
+from fx_oto.records import PassRecord
 from fx_oto.trajectory import Trajectory
 
 __all__ = ["Report", "report"]
 
-_HEADERS = ("pass", "seconds", "nodes", "parameters", "changed")
+_PASSES = ("pass", "seconds", "peak memory", "nodes", "parameters", "MACs", "changed")
+_REFUSALS = ("pass", "kept whole or left undone, and why")
+_RESIZED = ("tensor", "before", "after")
+_ALIGNED = ("left", *("right",) * 5, "left")
+_MOST_REFUSALS = 12  # of a pass, where the table is not foldable
 
 
 @dataclass(frozen=True)
 class Report:
-    """The passes that made a GraphModule, in order, and its training; ``str()`` prints tables, a notebook shows HTML.
+    """The passes that made a GraphModule, in order, and its training.
+
+    ``str()`` is tables, a notebook shows HTML in which each pass unfolds to its options, refusals and changes;
+    ``to_markdown()`` and ``to_json()`` hold everything.
 
     Attributes:
+        capture: how the model became a graph.
         records: one for each pass that was run.
         training: group sparsity and loss along the steps, if a group-sparse optimizer was built for it.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> gm = fx_oto.prepare(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)), torch.randn(2, 4))
+        >>> _ = fx_oto.partition(gm).zero_(0.5)
+        >>> sliced = fx_oto.report(fx_oto.compress(gm)).records[3]
+        >>> print(sliced.name, sliced.params, sliced.macs)
+        physical-slicing (58, 30) (96, 48)
+        >>> sliced.resized["0.weight"]
+        ((8, 4), (4, 4))
     """
 
+    capture: Capture
     records: tuple[PassRecord, ...]
     training: Trajectory | None = None
 
-    def _rows(self) -> list[tuple[str, str, str, str, str]]:
-        return [
-            (
-                record.name,
-                f"{record.seconds:.3f}",
-                _change(*record.nodes),
-                _change(*record.params),
-                "yes" if record.modified else "no",
-            )
-            for record in self.records
-        ]
-
     def __str__(self) -> str:
-        parts = [tabulate(self._rows(), _HEADERS, disable_numparse=True)]
+        parts = [self._captured, self._table("simple")]
+        refused = [(record.name, reason) for record in self.records for reason in _shortened(record.refusals)]
+        if refused:
+            parts.append(tabulate(refused, _REFUSALS, maxcolwidths=[None, 120]))
         if self.training is not None:
             parts += [self.training.summary, self.training.table()]
         return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
-        passes = str(tabulate(self._rows(), _HEADERS, tablefmt="html", disable_numparse=True))
-        return (
-            passes if self.training is None else f"{passes}<p>{self.training.summary}</p>{self.training.table('html')}"
-        )
+        parts = [f"<p>{escape(self._captured)}</p>", self._table("html")]
+        for record in self.records:
+            details = "".join(_html_details(record))
+            counts = f"{len(record.refusals)} refusals" if record.refusals else ""
+            hint = ", ".join(filter(None, (counts, f"{len(record.resized)} tensors changed" if record.resized else "")))
+            title = f"<b>{escape(record.name)}</b>{' – ' if hint else ''}{hint}"
+            parts.append(f"<details><summary>{title}</summary>{details}</details>")
+        if self.training is not None:
+            parts += [f"<p>{escape(self.training.summary)}</p>", self.training.table("html")]
+        return "\n".join(parts)
+
+    def to_markdown(self) -> str:
+        """Everything, as GitHub's Markdown: tables, and a foldable section for each pass."""
+        parts = [self._captured, self._table("github")]
+        for record in self.records:
+            parts += [f"<details><summary>{record.name}</summary>", *_markdown_details(record), "</details>"]
+        if self.training is not None:
+            parts += [self.training.summary, self.training.table("github")]
+        return "\n\n".join(parts) + "\n"
+
+    def to_json(self) -> str:
+        """Everything, as JSON: seconds and bytes as numbers, pairs are before and after."""
+        records = [
+            {
+                **{key: getattr(record, key) for key in ("name", "options", "seconds", "peak_memory", "modified")},
+                **{key: getattr(record, key) for key in ("nodes", "params", "macs", "refusals", "resized", "diff")},
+            }
+            for record in self.records
+        ]
+        training = None
+        if self.training is not None:
+            rows = [dict(zip(("step", "group_sparsity", "loss"), row, strict=True)) for row in self.training.rows()]
+            training = {"asked": self.training.asked, "reached": self.training.reached, "points": rows}
+        return json.dumps({"capture": asdict(self.capture), "passes": records, "training": training}, indent=2)
+
+    @property
+    def _captured(self) -> str:
+        opaque = f"; called as a whole: {', '.join(self.capture.opaque)}" if self.capture.opaque else ""
+        refused = f", for {self.capture.refused}" if self.capture.refused else ""
+        return f"captured by {self.capture.front_end}{opaque}{refused}"
+
+    def _table(self, style: str) -> str:
+        aligned = _ALIGNED if self.records else None
+        return str(tabulate(self._rows(), _PASSES, style, disable_numparse=True, colalign=aligned))
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [
+            (
+                record.name,
+                f"{record.seconds:.3f}",
+                "–" if record.peak_memory is None else f"{record.peak_memory / 2**20:.1f} MiB",
+                " → ".join(map(str, dict.fromkeys(record.nodes))),
+                _change(*record.params, "{:,}"),
+                _change(*record.macs, "{:,.2f}M", 1e6),
+                "yes" if record.modified else "no",
+            )
+            for record in self.records
+        ]
 
 
-def _change(before: int, after: int) -> str:
-    return f"{before:,}" if before == after else f"{before:,} → {after:,} ({after / max(before, 1):.1%})"
+def _html_details(record: PassRecord) -> Iterator[str]:
+    yield f"<p><code>{escape(record.options)}</code></p>"
+    if record.refusals:
+        yield "<ul>" + "".join(f"<li>{escape(reason)}</li>" for reason in record.refusals) + "</ul>"
+    if record.resized:
+        yield str(tabulate(_resized(record), _RESIZED, "html", disable_numparse=True, colalign=("left",)))
+    if record.diff:
+        lines = "\n".join(map(_coloured, record.diff.splitlines()[2:]))
+        yield f'<pre style="line-height:1.25">{lines}</pre>'
+
+
+def _coloured(line: str) -> str:
+    """Green and red on a tint, as everywhere; dark text on both, whatever the notebook's theme."""
+    tint = {"+": "#dafbe1", "-": "#ffebe9"}.get(line[:1])
+    text = escape(line)
+    return text if tint is None else f'<span style="background:{tint};color:#1f2328">{text}</span>'
+
+
+def _markdown_details(record: PassRecord) -> Iterator[str]:
+    yield f"`{record.options}`"
+    if record.refusals:
+        yield "\n".join(f"- {reason}" for reason in record.refusals)
+    if record.resized:
+        yield str(tabulate(_resized(record), _RESIZED, "github", disable_numparse=True))
+    if record.diff:
+        yield f"```diff\n{record.diff}\n```"
+
+
+def _resized(record: PassRecord) -> list[tuple[str, str, str]]:
+    def shown(shape: tuple[int, ...] | None) -> str:
+        return "–" if shape is None else " × ".join(map(str, shape)) or "one number"
+
+    return [(name, shown(before), shown(after)) for name, (before, after) in record.resized.items()]
+
+
+def _shortened(reasons: Sequence[str]) -> Sequence[str]:
+    more = len(reasons) - _MOST_REFUSALS
+    return reasons if more <= 0 else (*reasons[:_MOST_REFUSALS], f"and {more} more: to_markdown() lists them")
+
+
+def _change(before: int | None, after: int | None, form: str, unit: float = 1) -> str:
+    numbers = ["–" if count is None else form.format(count if unit == 1 else count / unit) for count in (before, after)]
+    if before == after:
+        return numbers[0]
+    return " → ".join(numbers) + (f" ({after / before:.1%})" if before and after is not None else "")
 
 
 def report(gm: GraphModule) -> Report:
@@ -70,4 +180,4 @@ def report(gm: GraphModule) -> Report:
         ['dependency-analysis', 'zig-partition', 'mask-insertion']
     """
     context = Context.of(gm)
-    return Report(context.records, context.results.get(Trajectory))
+    return Report(context.capture, context.records, context.results.get(Trajectory))

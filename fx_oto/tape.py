@@ -30,7 +30,7 @@ from fx_oto.interpreting import PlainInterpreter, run_graph
 from fx_oto.modes import by_mode, written_in
 from fx_oto.modules import is_opaque
 from fx_oto.norms import WholeNorms, holds_norms_over
-from fx_oto.recurrence import WholeRecurrence, holds_recurrence
+from fx_oto.recurrence import WholeRecurrence, holds_recurrence, recurrent_macs
 
 __all__ = [
     "OpCall",
@@ -117,6 +117,13 @@ class Tape:
     steps: tuple[tuple[str, tuple[OpCall, ...], Any], ...]
     tensors: dict[str, Tensor]
     constants: dict[int, Tensor]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one forward pass on the example inputs, as ``fx_oto.cost`` counts them."""
+        return sum(
+            macs_of(call) + recurrent_macs(call.name, call.inputs) for _, calls, _ in self.steps for call in calls
+        )
 
 
 def macs_of(call: OpCall) -> int:

@@ -11,9 +11,10 @@ from torch.fx import GraphModule
 from fx_oto.context import Context
 from fx_oto.dependencies import Dependencies
 from fx_oto.errors import FxOtoWarning, SettingsError
-from fx_oto.pipeline import Analysis
+from fx_oto.explanations import shown
 from fx_oto.propagation import Attention, Propagation
 from fx_oto.rules import rule_for
+from fx_oto.stages import Analysis
 from fx_oto.tape import Tape, record_tape
 
 __all__ = ["DependencyAnalysis"]
@@ -33,6 +34,7 @@ class DependencyAnalysis(Analysis):
     """
 
     name: ClassVar[str] = "dependency-analysis"
+    provides: ClassVar[tuple[type, ...]] = (Dependencies,)
 
     attention: Attention = "heads"
 
@@ -52,3 +54,7 @@ class DependencyAnalysis(Analysis):
                 stacklevel=2,
             )
         return found
+
+    def refusals(self, gm: GraphModule, context: Context) -> list[str]:
+        """Ops without a rule, which keep whole what enters them."""
+        return [f"no rule: {shown(reason)}" for reason in context.get(Dependencies).unknown]

@@ -14,7 +14,7 @@ from fx_oto.dependencies import Dependencies
 from fx_oto.explanations import Untraced
 from fx_oto.labels import Layer, compress, varying
 from fx_oto.masks import MASKS, Masks, apply_mask
-from fx_oto.pipeline import Pass
+from fx_oto.stages import Pass
 from fx_oto.zigs import Partition
 
 __all__ = ["MaskInsertion"]
@@ -30,6 +30,7 @@ class MaskInsertion(Pass):
     """
 
     name: ClassVar[str] = "mask-insertion"
+    requires: ClassVar[tuple[type, ...]] = (Dependencies, Partition)
     preserves: ClassVar[tuple[type, ...]] = (Dependencies, Partition, Untraced)
 
     def transform(self, gm: GraphModule, context: Context) -> GraphModule | None:
@@ -41,6 +42,16 @@ class MaskInsertion(Pass):
         gm.add_submodule(MASKS, Masks([len(family) for family in partition.families], device))
         _Inserter(gm, found, partition, device).run()
         return gm
+
+    def refusals(self, gm: GraphModule, context: Context) -> list[str]:
+        """Families that no mask acts on."""
+        used = {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
+        return [
+            f"no mask acts on the family {family.name!r}: it is made in a module that returns several tensors, or no "
+            "value is zero without it; its zero variables act alone"
+            for i, family in enumerate(context.get(Partition).families)
+            if f"{MASKS}.family_{i}" not in used
+        ]
 
 
 class _Inserter:

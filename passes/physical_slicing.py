@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,11 +18,10 @@ from fx_oto.dependencies import Adjustment, Dependencies
 from fx_oto.errors import FxOtoWarning, InputError, NothingToCompressError, SlicingError
 from fx_oto.graph import clone_module, graph_copy, tensor_names, with_modes_of
 from fx_oto.masks import MASKS
-from fx_oto.pipeline import Pass
 from fx_oto.rewriting import rewrite
-from fx_oto.tape import record_tape
+from fx_oto.stages import Pass
 from fx_oto.trajectory import Trajectory
-from fx_oto.zigs import partition
+from fx_oto.zigs import Partition, partition
 
 __all__ = ["PhysicalSlicing", "SlicingPlan"]
 
@@ -33,12 +33,14 @@ class SlicingPlan:
     Attributes:
         kept: by tensor name and dimension, the kept indices: int64, ascending.
         cuts: the same for every node's value.
+        kept_back: what is zero and was kept all the same, with the reason.
     """
 
     provided_by: ClassVar[str] = "physical-slicing"
 
     kept: dict[tuple[str, int], Tensor]
     cuts: Cuts
+    kept_back: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class PhysicalSlicing(Pass):
     """
 
     name: ClassVar[str] = "physical-slicing"
+    requires: ClassVar[tuple[type, ...]] = (Dependencies, Partition)
+    provides: ClassVar[tuple[type, ...]] = (SlicingPlan,)
     preserves: ClassVar[tuple[type, ...]] = (Trajectory,)
 
     def transform(self, gm: GraphModule, context: Context) -> GraphModule:
@@ -61,17 +65,21 @@ class PhysicalSlicing(Pass):
         """
         found = context.get(Dependencies)
         _check_finite(dict(gm.named_parameters()))
-        cuts = Cuts(found, _kept_atoms(gm, found))
-        plan = SlicingPlan(cuts.axes, cuts)
+        kept, kept_back = _kept_classes(gm, found)
+        cuts = Cuts(found, kept[found.roots])
+        plan = SlicingPlan(cuts.axes, cuts, kept_back)
         compact = _sliced_copy(gm, plan)
         rewrite(compact, cuts, lambda node, adjustment: _contribution(gm, cuts, node, adjustment))
         compact._modules.pop(MASKS, None)
         compact.recompile()
-        _check_sizes(compact, context)
-        kept = context.keep(self.preserves).provide(plan)
-        for training in [result for result in kept.results.values() if isinstance(result, Trajectory)]:
-            kept = kept.provide(copy.deepcopy(training))  # the optimizer may go on writing its own
-        return kept.attach(compact)
+        now = context.keep(self.preserves).provide(plan)
+        for training in [result for result in now.results.values() if isinstance(result, Trajectory)]:
+            now = now.provide(copy.deepcopy(training))  # the optimizer may go on writing its own
+        return now.attach(compact)
+
+    def refusals(self, gm: GraphModule, context: Context) -> tuple[str, ...]:
+        """What is zero and was kept all the same."""
+        return context.get(SlicingPlan).kept_back
 
 
 def _check_finite(tensors: dict[str, Tensor]) -> None:
@@ -83,7 +91,8 @@ def _check_finite(tensors: dict[str, Tensor]) -> None:
             )
 
 
-def _kept_atoms(gm: GraphModule, found: Dependencies) -> Tensor:
+def _kept_classes(gm: GraphModule, found: Dependencies) -> tuple[Tensor, tuple[str, ...]]:
+    """Whether each class is kept, shape ``(atoms,)``, and what of it although it is zero."""
     zigs = partition(gm)
     if not zigs.families:
         raise NothingToCompressError(
@@ -97,35 +106,33 @@ def _kept_atoms(gm: GraphModule, found: Dependencies) -> Tensor:
                 "the network would be cut in two: keep at least one (a smaller target, or a minimum per family)"
             )
         kept[family.classes[zero]] = False
-    _keep_one_of_each_value(kept, found)
-    _keep_unequal(kept, found)
+    kept_back = (*_keep_one_of_each_value(kept, found), *_keep_unequal(kept, found))
     if kept.all():
         raise NothingToCompressError(
             f"none of the {zigs.num_zigs} ZIGs is zero, so there is nothing to cut: train with fx_oto.DHSPG(gm, …) "
             "until its target is reached, pass train=… to compress, or try fx_oto.partition(gm).zero_(0.5)"
         )
-    return kept[found.roots]
+    for reason in kept_back:
+        warnings.warn(reason, FxOtoWarning, stacklevel=2)
+    return kept, kept_back
 
 
-def _keep_one_of_each_value(kept: Tensor, found: Dependencies) -> None:
+def _keep_one_of_each_value(kept: Tensor, found: Dependencies) -> Iterator[str]:
     """Put one ZIG back where nothing of a value would be left, such as one part of a split: it stays, being zero."""
     for node, value in found.values.items():
         for layer in (layer for layers in value for layer in layers):
             classes = found.roots[layer.labels]
             if not kept[classes].any():
                 kept[classes.reshape(-1)[0]] = True
-                warnings.warn(
-                    f"every channel of node {node!r} is zero: one is kept, so that something of it is left",
-                    FxOtoWarning,
-                    stacklevel=2,
-                )
+                yield f"every channel of node {node!r} is zero: one is kept, so that something of it is left"
 
 
-def _keep_unequal(kept: Tensor, found: Dependencies) -> None:
+def _keep_unequal(kept: Tensor, found: Dependencies) -> Iterator[str]:
     """Put ZIGs back where two lengths would become the same and must not: they stay, being zero."""
     pairs = [(found.roots[left], found.roots[right]) for left, right in found.unequal]
     while alike := [right for left, right in pairs if kept[left].sum() == kept[right].sum()]:
         kept[alike[0][~kept[alike[0]]][0]] = True
+        yield "two lengths that torch tells apart by being different would have become the same: one more index is kept"
 
 
 def _sliced_copy(gm: GraphModule, plan: SlicingPlan) -> GraphModule:
@@ -171,12 +178,3 @@ def _contribution(gm: GraphModule, cuts: Cuts, node: Node, adjustment: Adjustmen
     total = columns @ adjustment.removed[gone].to(columns)
     index = cuts.axes.get((name, 0))
     return total if index is None else total[index.to(total.device)]
-
-
-def _check_sizes(compact: GraphModule, context: Context) -> None:
-    """Run the compact graph on fake tensors: every size must fit."""
-    try:
-        record_tape(compact, context.inputs)
-    except InputError as error:
-        reason = str(error).removeprefix("the model does not run on the example inputs").split("; found ")[0]
-        raise SlicingError(f"the sliced model does not fit together{reason}. Please report this model") from error

@@ -16,7 +16,7 @@ from fx_oto.context import Context
 from fx_oto.errors import VerificationError
 from fx_oto.graph import described, evaluating, unchanged
 from fx_oto.interpreting import PlainInterpreter, run_graph
-from fx_oto.pipeline import Analysis
+from fx_oto.stages import Analysis
 from passes.physical_slicing import SlicingPlan
 
 __all__ = ["Verification", "VerificationReport", "relative_error"]
@@ -45,6 +45,8 @@ class Verification(Analysis):
     """
 
     name: ClassVar[str] = "verification"
+    requires: ClassVar[tuple[type, ...]] = (SlicingPlan,)
+    provides: ClassVar[tuple[type, ...]] = (VerificationReport,)
 
     reference: GraphModule = field(repr=False)
 

@@ -15,9 +15,10 @@ from torch.fx import GraphModule
 from fx_oto.context import Context
 from fx_oto.dependencies import Axis, Dependencies, Reason
 from fx_oto.errors import SettingsError
+from fx_oto.explanations import shown
 from fx_oto.graph import tensor_names, with_modules
-from fx_oto.pipeline import Analysis
 from fx_oto.prices import Price
+from fx_oto.stages import Analysis
 from fx_oto.zigs import Family, FrozenAxis, Partition, Slot
 
 __all__ = ["ZIGPartition"]
@@ -32,6 +33,8 @@ class ZIGPartition(Analysis):
     """
 
     name: ClassVar[str] = "zig-partition"
+    requires: ClassVar[tuple[type, ...]] = (Dependencies,)
+    provides: ClassVar[tuple[type, ...]] = (Partition,)
 
     unprunable: tuple[str, ...] = ()
 
@@ -42,6 +45,13 @@ class ZIGPartition(Analysis):
             SettingsError: a pattern in ``unprunable`` matches nothing.
         """
         return _Partitioner(gm, context.get(Dependencies), self.unprunable).run()
+
+    def refusals(self, gm: GraphModule, context: Context) -> list[str]:
+        """What is kept whole, by reason."""
+        alike: dict[str, list[FrozenAxis]] = {}
+        for axis in context.get(Partition).frozen:
+            alike.setdefault(str(shown(axis.reason)), []).append(axis)
+        return [_kept_whole(reason, axes) for reason, axes in alike.items()]
 
 
 class _Partitioner:
@@ -155,6 +165,12 @@ class _Partitioner:
             roots = self.classes[kept & (self.axis == position)].tolist()
             for reason, size in Counter(self.reasons[root] for root in roots).items():
                 yield FrozenAxis(axis.tensor, axis.dim, size, reason)
+
+
+def _kept_whole(reason: str, axes: list[FrozenAxis]) -> str:
+    names = [f"{axis.tensor}[{axis.dim}]" for axis in axes]
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return f"{', '.join(names[:2])}{more}: {reason}"
 
 
 def _number_alike(rows: Tensor) -> Tensor:

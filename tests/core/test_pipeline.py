@@ -12,7 +12,6 @@ from torch.fx.passes.infra.pass_manager import PassManager
 
 import fx_oto
 from fx_oto.api import default_pipeline
-from fx_oto.pipeline import registered_passes
 
 IMAGE = torch.randn(2, 3, 8, 8)
 
@@ -81,17 +80,31 @@ def test_a_custom_pass_runs_before_the_analysis_and_the_result_is_exact():
     assert small.get_submodule("0").out_channels == 4
 
 
+def names_of(pipeline):
+    return [stage.name for stage in pipeline]
+
+
 def test_pipelines_are_values():
     pipeline = default_pipeline()
-    longer = pipeline.insert_after("dependency-analysis", CountNodes())
     names = ["dependency-analysis", "zig-partition", "mask-insertion"]
-    assert [stage.name for stage in pipeline] == names
-    assert [stage.name for stage in longer] == [names[0], "count-nodes", *names[1:]]
-    assert [stage.name for stage in longer.without("count-nodes")] == names
-    with pytest.raises(
-        fx_oto.PassError, match=r"no pass is called 'slicing'; this pipeline has dependency-analysis, zig"
-    ):
+    after = pipeline.insert_after("dependency-analysis", CountNodes())
+    before = pipeline.insert_before("dependency-analysis", SwapReLU(), CountNodes())
+    assert names_of(after) == [names[0], "count-nodes", *names[1:]]
+    assert names_of(before) == ["swap-relu", "count-nodes", *names]
+    assert names_of(after.without("count-nodes")) == names
+    assert names_of(pipeline.replace("mask-insertion", CountNodes())) == [*names[:2], "count-nodes"]
+    assert names_of(pipeline) == names
+    with pytest.raises(fx_oto.PassError, match=r"no pass is called 'slicing'; this pipeline has dependency-ana"):
         pipeline.without("slicing")
+    with pytest.raises(fx_oto.PassError, match=r"2 passes are called 'count-nodes'; this pipeline has count"):
+        after.insert_before("dependency-analysis", CountNodes()).without("count-nodes")
+
+
+def test_a_pipeline_prints_what_its_passes_need_and_give():
+    lines = str(default_pipeline()).splitlines()
+    assert lines[0].split() == ["pass", "requires", "provides", "preserves"]
+    assert lines[3].split() == ["zig-partition", "Dependencies", "Partition", "everything"]
+    assert "<table>" in default_pipeline()._repr_html_()
 
 
 def test_without_masks_the_zero_variables_alone_say_what_goes():
@@ -108,41 +121,281 @@ def test_the_default_passes_run_in_torch_fxs_pass_manager():
     assert fx_oto.partition(result.graph_module).num_zigs == 8
 
 
-def test_every_pass_is_recorded():
-    seen = []
-    pipeline = fx_oto.Pipeline(default_pipeline().stages, on_pass=seen.append)
-    gm = fx_oto.prepare(make_net(), IMAGE, passes=pipeline)
-    fx_oto.partition(gm).zero_(0.5)
-    small = fx_oto.compress(gm)
-    report = fx_oto.report(small)
-    assert list(report.records[:3]) == seen
-    assert [r.name for r in report.records[3:]] == ["physical-slicing", "verification"]
-    sliced = report.records[3]
-    assert sliced.params == tuple(sum(p.numel() for p in m.parameters()) for m in (gm, small))
-    assert sliced.modified
-    text = str(report)
-    assert text.splitlines()[0].split() == ["pass", "seconds", "nodes", "parameters", "changed"]
-    assert f"{sliced.params[0]} → {sliced.params[1]}" in text
-    assert "<table>" in report._repr_html_()
-
-
 def test_a_pass_that_fails_is_named():
-    with pytest.raises(fx_oto.PassError, match=r"the pass 'broken' .* failed: IndexError: list index out of range"):
-        fx_oto.prepare(make_net(), IMAGE, passes=fx_oto.Pipeline((Broken(),)))
+    gm = fx_oto.trace(make_net(), IMAGE)
+    code = gm.code
+    failed = (
+        r"the pass 'broken' \(Broken\(\)\) failed: IndexError: list index out of range. The GraphModule that it "
+        r"was given is unchanged: mend the pass, or leave it out with pipeline.without"
+    )
+    for run in (Broken(), fx_oto.Pipeline((Broken(),))):
+        with pytest.raises(fx_oto.PassError, match=failed) as caught:
+            run(gm)
+        assert isinstance(caught.value.__cause__, IndexError)
+    assert gm.code == code
+
+
+class EraseReLU(fx_oto.Pass):
+    """Erases a node that is still read, by force."""
+
+    name = "erase-relu"
+
+    def transform(self, gm, context):
+        node = next(n for n in gm.graph.nodes if isinstance(dict(gm.named_modules()).get(n.target), nn.ReLU))
+        users = dict(node.users)
+        node.users.clear()
+        gm.graph.erase_node(node)
+        node.users.update(users)
+        return gm
+
+
+class TooEarly(fx_oto.Pass):
+    name = "too-early"
+
+    def transform(self, gm, context):
+        first, *_, last = (n for n in gm.graph.nodes if n.op == "call_module")
+        with gm.graph.inserting_before(first):
+            first.replace_input_with(first.args[0], gm.graph.call_function(torch.tanh, (last,)))
+        return gm
+
+
+class NoModule(fx_oto.Pass):
+    name = "no-module"
+
+    def transform(self, gm, context):
+        next(n for n in gm.graph.nodes if n.op == "call_module").target = "absent"
+        return gm
+
+
+class WrongWidth(fx_oto.Pass):
+    name = "wrong-width"
+
+    def transform(self, gm, context):
+        gm.set_submodule("2", nn.Conv2d(7, 8, 1))
+        return gm
+
+
+class Flat(fx_oto.Pass):
+    name = "flat"
+
+    def transform(self, gm, context):
+        out = gm.graph.output_node()
+        with gm.graph.inserting_before(out):
+            out.replace_input_with(out.args[0], gm.graph.call_function(torch.flatten, (out.args[0], 1)))
+        return gm
+
+
+class Twice(fx_oto.Pass):
+    name = "twice"
+
+    def transform(self, gm, context):
+        out = gm.graph.output_node()
+        out.args = ((out.args[0], out.args[0]),)
+        return gm
+
+
+class Renamed(fx_oto.Pass):
+    name = "renamed"
+
+    def transform(self, gm, context):
+        next(n for n in gm.graph.nodes if n.op == "placeholder").target = "image"
+        return gm
+
+
+class NoGraph(fx_oto.Pass):
+    name = "no-graph"
+
+    def transform(self, gm, context):
+        return gm.graph
+
+
+UNSOUND = [
+    (
+        EraseReLU(),
+        r"left an invalid graph: node '_3' \(Conv2d at .*\) reads '_2', which is not in the graph.*replace",
+    ),
+    (
+        TooEarly(),
+        r"left an invalid graph: .*'_3'.*tanh.* before it has been defined.*must come after all that",
+    ),
+    (NoModule(), r"left an invalid graph: .*_0.*absent.*its target must be in the GraphModule"),
+    (
+        WrongWidth(),
+        r"left a graph that does not run at node '_2' \(.*\): .*expected input.* to have 7 channels",
+    ),
+    (
+        Flat(),
+        r"changed an output, at node 'flatten' \(flatten .*\): it was \(2, 4, 4, 4\) .* on cpu, now \(2, 64\)",
+    ),
+    (Twice(), r"changed the structure of the output: it was _3, now \(_3, _3\)"),
+    (Renamed(), r"changed what the model is called with: it took \['input'\], now \['image'\]"),
+]
+
+
+@pytest.mark.parametrize(("stage", "text"), UNSOUND, ids=lambda value: getattr(value, "name", ""))
+def test_a_pass_that_breaks_the_graph_is_named_with_node_and_remedy(stage, text):
+    gm = fx_oto.trace(make_net(), IMAGE)
+    code = gm.code
+    with pytest.raises(fx_oto.PassError, match=f"(?s)the pass {stage.name!r} {text}.*mend the pass, or leave it out"):
+        stage(gm)
+    assert gm.code == code
+    gm(IMAGE)
+
+
+def test_without_verification_nothing_is_checked_or_counted():
+    gm = fx_oto.trace(make_net(), IMAGE)
+    made = fx_oto.Pipeline((Flat(),), verify=False).run(gm)
+    assert made(IMAGE).shape == (2, 64)
+    assert fx_oto.report(made).records[-1].macs == (fx_oto.cost(gm, IMAGE).macs, None)
+
+
+def test_what_is_no_graph_module_is_named():
+    text = r"the pass 'no-graph' must return the GraphModule that it changed, or None if it changed nothing; found"
+    with pytest.raises(fx_oto.PassError, match=text):
+        NoGraph()(fx_oto.trace(make_net(), IMAGE))
+
+
+class Counted(fx_oto.Analysis):
+    name = "counted"
+    requires = (NodeCount,)
+
+    def analyse(self, gm, context):
+        return Doubled(2 * context.get(NodeCount).count)
+
+
+@dataclass(frozen=True)
+class Doubled:
+    count: int
+
+
+class ProvidingCount(CountNodes):
+    name = "providing-count"
+    provides = (NodeCount,)
 
 
 def test_a_missing_prerequisite_is_named():
-    with pytest.raises(fx_oto.MissingResultError, match="run the pass 'dependency-analysis' first"):
+    text = r"the pass 'zig-partition' needs Dependencies, .* not known .*: run the pass 'dependency-analysis' first"
+    with pytest.raises(fx_oto.MissingResultError, match=text):
         fx_oto.prepare(make_net(), IMAGE, passes=default_pipeline().without("dependency-analysis"))
+    with pytest.raises(fx_oto.MissingResultError, match=text):
+        fx_oto.ZIGPartition()(fx_oto.trace(make_net(), IMAGE))
+    with pytest.raises(fx_oto.MissingResultError, match=r"'counted' needs NodeCount.*provides = \(NodeCount,\)"):
+        fx_oto.Pipeline((CountNodes(), Counted())).run(fx_oto.trace(make_net(), IMAGE))
+
+
+def test_a_wrong_order_is_named_before_anything_runs():
+    gm = fx_oto.trace(make_net(), IMAGE)
+    with pytest.raises(
+        fx_oto.PassError,
+        match=r"'counted' needs NodeCount, which 'providing-count' provides only after it: move 'counted' after",
+    ):
+        fx_oto.Pipeline((Broken(), Counted(), ProvidingCount())).run(gm)
+    with pytest.raises(
+        fx_oto.PassError,
+        match=r"'zig-partition' needs Dependencies, which 'swap-relu' before it drops .*: move 'swap-relu' before "
+        r"'dependency-analysis', run that again after it, or .* preserves = \(Dependencies,\)",
+    ):
+        default_pipeline().insert_after("dependency-analysis", SwapReLU()).run(gm)
+    made = fx_oto.Pipeline((ProvidingCount(), Counted())).run(gm)
+    assert fx_oto.Context.of(made).get(Doubled) == Doubled(12)
+
+
+def test_results_need_a_type_of_their_own():
+    class Bare(fx_oto.Analysis):
+        name = "bare"
+
+        def analyse(self, gm, context):
+            return {"nodes": 3}
+
+    class Other(ProvidingCount):
+        name = "other"
+
+        def analyse(self, gm, context):
+            return Doubled(1)
+
+    gm = fx_oto.trace(make_net(), IMAGE)
+    with pytest.raises(
+        fx_oto.PassError, match=r"the analysis 'bare' must return an object of a class of its own.*dict"
+    ):
+        Bare()(gm)
+    with pytest.raises(fx_oto.PassError, match=r"the analysis 'other' must return NodeCount.*; found Doubled"):
+        Other()(gm)
+
+
+def test_passes_in_conflict_are_named():
+    class Other(SwapReLU):
+        pass
+
+    text = r"two different passes of this pipeline are called 'swap-relu': SwapReLU and .*Other. Give one of them"
+    with pytest.raises(fx_oto.PassError, match=text):
+        fx_oto.Pipeline((SwapReLU(), Other()))
+    assert len(tuple(fx_oto.Pipeline((SwapReLU(), SwapReLU())))) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (
+            CountNodes,
+            r"a pipeline holds passes, found <class .*CountNodes'>: give an object of the class, Count",
+        ),
+        (
+            names_of,
+            r"found <function names_of .*: give @fx_oto.transformation or @fx_oto.analysis to make a",
+        ),
+        (
+            "absent",
+            r"no registered pass is called 'absent'; registered are: .*Decorate its class with @fx_oto",
+        ),
+    ],
+)
+def test_what_is_no_pass_is_named(given, text):
+    with pytest.raises(fx_oto.PassError, match=text):
+        default_pipeline().insert_after("dependency-analysis", given)
 
 
 def test_registering():
     assert fx_oto.register_pass(CountNodes) is CountNodes
-    assert registered_passes()["count-nodes"] is CountNodes
-    with pytest.raises(fx_oto.PassError, match=r"'count-nodes' is registered already: CountNodes"):
+    assert fx_oto.registered_passes()["count-nodes"] is CountNodes
+    assert names_of(default_pipeline().replace("mask-insertion", "count-nodes"))[-1] == "count-nodes"
+    again = type("CountNodes", (fx_oto.Analysis,), {"name": "count-nodes", "__module__": CountNodes.__module__})
+    assert fx_oto.register_pass(again) is again, "a cell that is run again"
+    with pytest.raises(fx_oto.PassError, match=r"'count-nodes' is registered already: .*\.CountNodes. Give"):
         fx_oto.register_pass(type("Other", (CountNodes,), {}))
-    with pytest.raises(fx_oto.PassError, match=r"Nameless needs a class attribute name"):
+    with pytest.raises(fx_oto.PassError, match=r"Nameless needs a class attribute name, such as name = 'my-pass'"):
         fx_oto.register_pass(type("Nameless", (fx_oto.Analysis,), {}))
+    with pytest.raises(fx_oto.PassError, match=r"takes a subclass of fx_oto.Pass or fx_oto.Analysis, found <func.*"):
+        fx_oto.register_pass(names_of)
+
+
+def test_functions_become_passes():
+    @fx_oto.transformation(requires=(NodeCount,), preserves=(NodeCount,))
+    def swap(gm, context):
+        assert context.get(NodeCount).count == 6
+        return SwapReLU().transform(gm, context)
+
+    @fx_oto.analysis
+    def count_nodes_again(gm) -> NodeCount:
+        return NodeCount(len(gm.graph.nodes))
+
+    made = fx_oto.Pipeline((count_nodes_again, swap)).run(fx_oto.trace(make_net(), IMAGE))
+    assert "tanh" in made.code
+    assert fx_oto.Context.of(made).get(NodeCount) == NodeCount(6)
+    assert [record.name for record in fx_oto.report(made).records] == ["count-nodes-again", "swap"]
+    with pytest.raises(fx_oto.PassError, match=r"a function of \(gm\) or \(gm, context\); 'three' takes 3: for"):
+
+        @fx_oto.transformation
+        def three(gm, context, more): ...
+
+    with pytest.raises(fx_oto.PassError, match=r"'mute' must say what it returns.*def mute\(gm\) -> MyResult"):
+
+        @fx_oto.analysis
+        def mute(gm): ...
+
+
+def test_options_of_the_default_pipeline_are_not_lost_in_another_one():
+    with pytest.raises(fx_oto.SettingsError, match=r"unprunable, on_pass cannot be used with passes=…: they are"):
+        fx_oto.prepare(make_net(), IMAGE, passes=default_pipeline(), unprunable=["0"], on_pass=print)
 
 
 def test_a_partition_prints_itself():

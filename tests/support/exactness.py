@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,35 +11,15 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import fx_oto
+import fx_oto.testing
 from fx_oto.context import ExampleInputs
 from passes.verification import relative_error
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
-def randomise(model: nn.Module, seed: int = 0, linear_gain: float = 2.0, constants: bool = True) -> nn.Module:
-    """Give every parameter and every running statistic a random value far from zero or one.
-
-    Weights have the variance ``gain / fan_in``; ``linear_gain`` is that of matrices, all others have 2. With
-    ``constants``, buffers that are no running statistics, such as additive masks, are changed as well.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def noise(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
-
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim < 2:
-                parameter.copy_(noise(parameter) * 0.1 + (0.0 if "bias" in name else 1.0))
-            else:
-                fan_in = parameter[0].numel() if parameter.shape[0] > 1 else parameter.numel()
-                gain = linear_gain if parameter.ndim == 2 else 2.0
-                parameter.copy_(noise(parameter) * (gain / fan_in) ** 0.5)
-        for name, buffer in model.named_buffers():
-            if buffer.is_floating_point() and (constants or "running_" in name):
-                buffer.copy_(noise(buffer).abs() * 0.3 + 0.7 if "var" in name else noise(buffer) * 0.1)
-    return model
+# Buffers that are no statistics are as good as any other: a graph must read them, not remember them.
+randomise = partial(fx_oto.testing.randomise, constants=True)
 
 
 def to_double(inputs: object) -> object:

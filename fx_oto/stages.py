@@ -1,0 +1,207 @@
+"""Passes: small immutable objects, called with a GraphModule, that return a torch.fx ``PassResult``.
+
+So each runs alone, in our ``Pipeline`` or in any torch.fx pass manager. An ``Analysis`` reads and provides a typed
+result; a ``Pass`` transforms, and drops every result that it does not say it preserves.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch.fx import GraphModule
+from torch.fx.passes.infra.pass_base import PassResult
+
+from fx_oto.context import Context
+from fx_oto.errors import FxOtoError, MissingResultError, PassError
+from fx_oto.graph import graph_copy
+from fx_oto.integrity import check_integrity
+from fx_oto.memory import PeakMemory
+from fx_oto.records import PassRecord, Snapshot
+from fx_oto.tape import Tape
+
+__all__ = ["Analysis", "Pass", "Stage", "missing", "provider"]
+
+
+@dataclass(frozen=True)
+class Stage(ABC):
+    """What a pipeline is made of: subclass ``Analysis`` or ``Pass``.
+
+    Its options are the fields of a frozen dataclass.
+
+    Attributes:
+        name: what pipelines, records and errors call it, such as ``"fold-dropout"``.
+        requires: types of the results that it asks the context for.
+        provides: types of the results that it adds to the context.
+    """
+
+    name: ClassVar[str]
+    requires: ClassVar[tuple[type, ...]] = ()
+    provides: ClassVar[tuple[type, ...]] = ()
+
+    def __call__(self, graph_module: GraphModule, *, verify: bool = True) -> PassResult:
+        """Run on a GraphModule, whose graph and modules are never changed; results and record go to its ``meta``.
+
+        Args:
+            graph_module: one that was traced or prepared.
+            verify: check a graph that was changed: it is well formed, runs on the example inputs, and takes and
+                returns what it did; and count its multiply-adds.
+
+        Raises:
+            MissingResultError: a result that it requires is not there; names the pass that provides it.
+            PassError: it failed, or left a graph that is not sound; names the pass and the node.
+        """
+        context = Context.of(graph_module)
+        self._check_required(context)
+        before = Snapshot.of(graph_module, _counted(context))
+        start = time.perf_counter()
+        with PeakMemory() as memory:
+            gm, macs = self._result(graph_module, context, verify)
+        seconds = time.perf_counter() - start
+        after = Snapshot.of(gm, macs) if gm is not graph_module else before
+        now = Context.of(gm)
+        record = PassRecord(
+            name=self.name,
+            options=repr(self),
+            seconds=seconds,
+            peak_memory=memory.bytes,
+            before=before,
+            after=after,
+            modified=gm is not graph_module,
+            refusals=tuple(self.refusals(gm, now)),
+        )
+        replace(now, records=(*context.records, record)).attach(gm)
+        return PassResult(gm, gm is not graph_module)
+
+    def refusals(self, gm: GraphModule, context: Context) -> Iterable[str]:
+        """What it kept whole or left undone, each with the reason; asked for after each run, for the report."""
+        return ()
+
+    @abstractmethod
+    def _run(self, gm: GraphModule, context: Context) -> GraphModule:
+        """Do it, and return what came out: ``gm`` itself if nothing changed."""
+
+    def _result(self, gm: GraphModule, context: Context, verify: bool) -> tuple[GraphModule, int | None]:
+        try:
+            with torch.inference_mode(False):  # what is made is to be trained
+                made = self._run(gm, context)
+                if made is gm:
+                    return gm, _counted(context)
+                made.recompile()
+                return made, check_integrity(self.name, gm, made, context.inputs).macs if verify else None
+        except FxOtoError:
+            raise
+        except Exception as error:
+            raise PassError(
+                f"the pass {self.name!r} ({self!r}) failed: {type(error).__name__}: {error}. The GraphModule that it "
+                "was given is unchanged: mend the pass, or leave it out with pipeline.without(…)"
+            ) from error
+
+    def _check_required(self, context: Context) -> None:
+        for kind in self.requires:
+            if kind not in context.results:
+                raise missing(self, kind)
+
+
+class Analysis(Stage):
+    """A read-only pass: implement ``analyse``, which returns an immutable result.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> import torch, fx_oto
+        >>> @dataclass(frozen=True)
+        ... class NodeCount:
+        ...     count: int
+        >>> class CountNodes(fx_oto.Analysis):
+        ...     name = "count-nodes"
+        ...     provides = (NodeCount,)
+        ...     def analyse(self, gm, context):
+        ...         return NodeCount(len(gm.graph.nodes))
+        >>> gm = CountNodes()(fx_oto.trace(torch.nn.ReLU(), torch.randn(2))).graph_module
+        >>> fx_oto.Context.of(gm).get(NodeCount)
+        NodeCount(count=3)
+    """
+
+    @abstractmethod
+    def analyse(self, gm: GraphModule, context: Context) -> object:
+        """Look at ``gm`` and return a result of a class of its own; it is then found by its type in the context."""
+
+    def _run(self, gm: GraphModule, context: Context) -> GraphModule:
+        result = self.analyse(gm, context)
+        if type(result).__module__ == "builtins" or (self.provides and type(result) not in self.provides):
+            expected = " or ".join(kind.__name__ for kind in self.provides) or "an object of a class of its own"
+            raise PassError(
+                f"the analysis {self.name!r} must return {expected}, such as a frozen dataclass, by whose type its "
+                f"result is found; found {type(result).__name__}"
+            )
+        return context.provide(result).attach(gm)
+
+
+class Pass(Stage):
+    """A transformation: implement ``transform``, which changes the copy it is given and says whether it did.
+
+    Attributes:
+        preserves: types of the results that stay true; every other one is dropped when something changed.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> class DropDropout(fx_oto.Pass):
+        ...     name = "drop-dropout"
+        ...     def transform(self, gm, context):
+        ...         modules = dict(gm.named_modules())
+        ...         found = [n for n in gm.graph.nodes if isinstance(modules.get(n.target), torch.nn.Dropout)]
+        ...         for node in found:
+        ...             node.replace_all_uses_with(node.args[0])
+        ...             gm.graph.erase_node(node)
+        ...         return gm if found else None
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout())
+        >>> gm = DropDropout()(fx_oto.trace(net, torch.randn(2, 4))).graph_module
+        >>> fx_oto.report(gm).records[0].nodes
+        (4, 3)
+    """
+
+    preserves: ClassVar[tuple[type, ...]] = ()
+
+    @abstractmethod
+    def transform(self, gm: GraphModule, context: Context) -> GraphModule | None:
+        """Change ``gm``, a copy that shares its leaf modules with the input, and return it; None for no change."""
+
+    def _run(self, gm: GraphModule, context: Context) -> GraphModule:
+        changed = self.transform(graph_copy(gm), context)
+        if changed is None:
+            return gm
+        if not isinstance(changed, GraphModule):
+            raise PassError(
+                f"the pass {self.name!r} must return the GraphModule that it changed, or None if it changed nothing; "
+                f"found {type(changed).__name__}"
+            )
+        now = changed.meta.get("fx_oto", context)
+        fresh = [kind for kind, result in now.results.items() if result is not context.results.get(kind)]
+        now.keep((*self.preserves, *fresh)).attach(changed)
+        return changed
+
+
+def missing(stage: Stage, kind: type) -> MissingResultError:
+    """The error that a stage asks for a result that is not there."""
+    return MissingResultError(
+        f"the pass {stage.name!r} needs {kind.__name__}, which is not known for this GraphModule: run the pass "
+        f"{provider(kind)!r} first (a pass says in its class what it makes known, provides = ({kind.__name__},)), or "
+        "fx_oto.prepare, which runs every pass up to the masks"
+    )
+
+
+def provider(kind: type) -> str:
+    """The name of the pass that provides a result."""
+    return str(getattr(kind, "provided_by", f"an analysis that provides {kind.__name__}"))
+
+
+def _counted(context: Context) -> int | None:
+    """The multiply-adds of a GraphModule, as far as they are known."""
+    if context.records:
+        return context.records[-1].after.macs
+    tape = context.results.get(Tape)
+    return None if tape is None else tape.macs

@@ -1,0 +1,112 @@
+"""``check_pass`` finds each broken promise, and nothing in a pass that keeps them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import fx_oto
+from fx_oto.testing import check_pass, randomise
+
+IMAGE = torch.randn(2, 3, 8, 8)
+
+
+def make_net():
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(), nn.Identity(), nn.Conv2d(8, 4, 3)
+    )
+    return randomise(net)
+
+
+def drop(gm, kind):
+    modules = dict(gm.named_modules())
+    found = [node for node in gm.graph.nodes if isinstance(modules.get(node.target), kind)]
+    for node in found:
+        node.replace_all_uses_with(node.args[0])
+        gm.graph.erase_node(node)
+    return gm if found else None
+
+
+@fx_oto.transformation
+def drop_identity(gm):
+    return drop(gm, nn.Identity)
+
+
+@fx_oto.transformation
+def drop_relu(gm):
+    return drop(gm, nn.ReLU)
+
+
+@fx_oto.transformation
+def drop_dropout(gm):
+    return drop(gm, nn.Dropout)
+
+
+@fx_oto.transformation
+def scale_shared_weights(gm):
+    with torch.no_grad():
+        gm.get_submodule("0").weight.mul_(1.5)
+    return gm
+
+
+@fx_oto.transformation
+def change_shared_module(gm):
+    gm.get_submodule("0").padding = (1, 1)
+
+
+@fx_oto.transformation
+def never_done(gm):
+    out = gm.graph.output_node()
+    with gm.graph.inserting_before(out):
+        out.replace_input_with(out.args[0], gm.graph.call_function(torch.clone, (out.args[0],)))
+    return gm
+
+
+@fx_oto.transformation
+def by_chance(gm):
+    out = gm.graph.output_node()
+    with gm.graph.inserting_before(out):
+        noise = torch.rand(()).item() * 1e-30
+        out.replace_input_with(out.args[0], gm.graph.call_function(torch.add, (out.args[0], noise)))
+    return gm
+
+
+def test_a_pass_that_keeps_its_promises():
+    made = check_pass(drop_identity, make_net(), IMAGE)
+    assert "4" not in {node.target for node in made.graph.nodes}
+    assert made(IMAGE.double()).dtype == torch.float64
+    assert check_pass(drop_relu, make_net(), IMAGE, same_outputs=False) is not None
+    assert check_pass(drop_dropout, make_net(), IMAGE, modes=["eval"]) is not None
+
+
+@pytest.mark.parametrize(
+    ("stage", "promise"),
+    [
+        (drop_relu, "keeps the outputs in eval mode"),
+        (drop_dropout, "keeps the outputs in train mode"),
+        (scale_shared_weights, "leaves what it is given as it was, but changed its tensors"),
+        (change_shared_module, "leaves what it is given as it was, but changed its graph or modules"),
+        (never_done, "changes nothing when it is run again on its own result"),
+        (by_chance, "does the same each time"),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_broken_promises_are_named(stage, promise):
+    with pytest.raises(AssertionError, match=f"the pass {stage.name!r} breaks a promise: a pass {promise}"):
+        check_pass(stage, make_net(), IMAGE)
+
+
+def test_the_users_model_is_left_alone():
+    net = make_net()
+    gm = fx_oto.prepare(net, IMAGE)
+    text, records = str(gm), fx_oto.report(gm).records
+    check_pass(drop_identity, gm)
+    assert str(gm) == text
+    assert fx_oto.report(gm).records == records
+    assert gm.get_submodule("0").weight.dtype == torch.float32
+
+
+def test_inputs_are_asked_for():
+    with pytest.raises(fx_oto.InputError, match=r"check_pass needs example inputs, such as torch.randn"):
+        check_pass(drop_identity, make_net())
