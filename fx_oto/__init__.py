@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         FxOtoError,
         FxOtoWarning,
         InputError,
+        MissingPackageError,
         MissingResultError,
         NothingToCompressError,
         PassError,
@@ -44,9 +45,12 @@ if TYPE_CHECKING:
     from fx_oto.records import PassRecord, Snapshot
     from fx_oto.reports import Report, report
     from fx_oto.rules import register_rule
+    from fx_oto.sensitivities import Sensitivity, Trial
     from fx_oto.stages import Analysis, Pass
+    from fx_oto.timing import LatencyComparison, ModelLatency, latency
     from fx_oto.tracing import trace
     from fx_oto.trajectory import Trajectory
+    from fx_oto.whatif import sensitivity
     from fx_oto.zigs import Family, FrozenAxis, Partition, Slot, partition
     from passes.dependency_analysis import DependencyAnalysis
     from passes.mask_insertion import MaskInsertion
@@ -74,8 +78,11 @@ _HOMES = (
     "fx_oto.reports",
     "fx_oto.rules",
     "fx_oto.stages",
+    "fx_oto.sensitivities",
+    "fx_oto.timing",
     "fx_oto.tracing",
     "fx_oto.trajectory",
+    "fx_oto.whatif",
     "fx_oto.zigs",
     "passes.dependency_analysis",
     "passes.mask_insertion",
@@ -103,8 +110,11 @@ __all__ = [
     "FxOtoWarning",
     "GroupSparseOptimizer",
     "InputError",
+    "LatencyComparison",
     "MaskInsertion",
+    "MissingPackageError",
     "MissingResultError",
+    "ModelLatency",
     "NothingToCompressError",
     "Partition",
     "Pass",
@@ -115,6 +125,7 @@ __all__ = [
     "Price",
     "Reason",
     "Report",
+    "Sensitivity",
     "SettingsError",
     "SlicingError",
     "SlicingPlan",
@@ -123,6 +134,7 @@ __all__ = [
     "TraceError",
     "TrainingError",
     "Trajectory",
+    "Trial",
     "Verification",
     "VerificationError",
     "VerificationReport",
@@ -132,12 +144,14 @@ __all__ = [
     "compress",
     "cost",
     "default_pipeline",
+    "latency",
     "partition",
     "prepare",
     "register_pass",
     "register_rule",
     "registered_passes",
     "report",
+    "sensitivity",
     "testing",
     "trace",
     "transformation",

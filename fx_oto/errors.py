@@ -6,6 +6,7 @@ __all__ = [
     "FxOtoError",
     "FxOtoWarning",
     "InputError",
+    "MissingPackageError",
     "MissingResultError",
     "NothingToCompressError",
     "PassError",
@@ -27,6 +28,10 @@ class TraceError(FxOtoError):
 
 class InputError(FxOtoError, ValueError):
     """The example inputs, or the model's parameters, are not what the call needs."""
+
+
+class MissingPackageError(FxOtoError, ImportError):
+    """An optional package is needed; the text says how to install it."""
 
 
 class MissingResultError(FxOtoError, LookupError):

@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import copy
 import io
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from tabulate import tabulate
-from torch import Tensor, nn
+from torch import nn
 
 import fx_oto
 from fx_oto.demo.data import Images, digits, fashion_mnist
 from fx_oto.demo.network import ResidualNet
+from fx_oto.progress import progress
 
 __all__ = ["main"]
 
@@ -111,7 +110,7 @@ def _train(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
     generator = torch.Generator().manual_seed(options.seed)
     model.train()
-    for _ in _progress(range(epochs), name, options.quiet):
+    for _ in progress(range(epochs), name, unit="epoch", show=False if options.quiet else None):
         for batch, labels in images.batches(options.batch, generator):
             optimizer.zero_grad()
             F.cross_entropy(model(batch), labels).backward()
@@ -120,21 +119,13 @@ def _train(
     model.eval()
 
 
-def _progress(items: Iterable[int], name: str, quiet: bool) -> Iterable[int]:
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return items
-    return tqdm(items, desc=name, unit="epoch", disable=True if quiet else None)
-
-
 def _table(
     columns: dict[str, nn.Module], images: Images, options: argparse.Namespace, optimizer: fx_oto.DHSPG, small: Any
 ) -> str:
-    latency = _latency(list(columns.values()), images.test[:256])
+    latency = fx_oto.latency(columns, images.test[:256], progress=False if options.quiet else None)
     measured = {
-        name: Measured(_accuracy(model, images), fx_oto.cost(model, images.test[:1]), _size(model), seconds)
-        for (name, model), seconds in zip(columns.items(), latency, strict=True)
+        name: Measured(_accuracy(model, images), fx_oto.cost(model, images.test[:1]), _size(model), taken.median)
+        for (name, model), taken in zip(columns.items(), latency, strict=True)
     }
     full = measured["full"]
     rows: list[tuple[str, Callable[[Measured], str]]] = [
@@ -169,15 +160,3 @@ def _size(model: nn.Module) -> int:
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
     return buffer.tell()
-
-
-@torch.no_grad()
-def _latency(models: list[nn.Module], batch: Tensor, rounds: int = 20) -> list[float]:
-    """Median seconds of a forward pass; the models take turns, so that noise meets them alike."""
-    seconds: list[list[float]] = [[] for _ in models]
-    for _ in range(rounds + 3):
-        for model, taken in zip(models, seconds, strict=True):
-            start = time.perf_counter()
-            model(batch)
-            taken.append(time.perf_counter() - start)
-    return [statistics.median(taken[3:]) for taken in seconds]

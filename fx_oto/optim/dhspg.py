@@ -133,6 +133,8 @@ class DHSPG(GroupSparseOptimizer):
         round_to: the channels left of each family are a multiple of this number, or all of them (1).
         unprunable: globs of parameter or module names whose families are left alone, as are families with a
             parameter that does not require gradients; all of them count in the full model.
+        progress: True shows a bar of the training's steps on stderr, with the group sparsity; None a bar of
+            measurements of latency alone, and only where stderr is a terminal or in a notebook; False none.
         lam: λ > 0, in units of the gradient norm; None: such that the mean redundant ZIG would reach zero in half the
             period (time to zero ≈ ‖x‖/(αλ) steps), at whatever learning rate α the schedule gives.
         amplify: factor on the lower bound of λ_g, > 1 (2).

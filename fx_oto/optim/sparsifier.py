@@ -21,6 +21,7 @@ from fx_oto.optim.saliency import Criterion, ZIGStatistics, criterion
 from fx_oto.optim.schedule import Period, Schedule
 from fx_oto.optim.selection import select
 from fx_oto.optim.targets import find_target, in_words, limits_for
+from fx_oto.progress import StepsBar
 from fx_oto.trajectory import Trajectory
 from fx_oto.zigs import partition
 
@@ -64,6 +65,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
         max_group_sparsity: PerFamily = 1.0,
         round_to: int = 1,
         unprunable: Iterable[str] = (),
+        progress: bool | None = None,
         **base_kwargs: Any,
     ) -> None:
         self.zigs = partition(gm)
@@ -83,6 +85,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
                 "macs": target_macs,
                 "latency": target_latency,
             },
+            progress,
         )
         families = self.zigs.families
         self._unprunable = (unprunable,) if isinstance(unprunable, str) else tuple(unprunable)
@@ -100,6 +103,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
         self._loss: Tensor | float | None = None
         self.trajectory = Trajectory(self.zigs.num_zigs, self.target.describe(self.target.left))
         Context.of(gm).provide(self.trajectory).attach(gm)
+        self._bar = StepsBar(total_steps or self.schedule.end, self.zigs.num_zigs) if progress else None
 
     # -- what subclasses say ---------------------------------------------------------------------------
 
@@ -167,6 +171,8 @@ class GroupSparseOptimizer(Optimizer, ABC):
     def _close_step(self, now: int, period: Period | None) -> None:
         self._steps += 1
         self.trajectory.add(now, self._rows.num_gone, self._loss)
+        if self._bar is not None:
+            self._bar.show(self._steps, self._rows.num_gone)
         self._loss = None
         if period is not None and self._steps == self.schedule.end:
             self.trajectory.reached = ", ".join(in_words(name, value) for name, value in self.reached().items())
@@ -217,8 +223,8 @@ class GroupSparseOptimizer(Optimizer, ABC):
     # -- what torch's tools need -----------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything, for copies (torch's own version forgets what subclasses add)."""
-        return self.__dict__.copy()
+        """Everything but the bar, for copies (torch's own version forgets what subclasses add)."""
+        return {**self.__dict__, "_bar": None}
 
     def train(self) -> None:
         """For bases that have it, such as schedule-free ones: go to training parameters; zero ZIGs stay zero."""

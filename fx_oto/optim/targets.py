@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fx_oto.errors import SettingsError
-from fx_oto.latency import Latency
+from fx_oto.optim.latency import Latency
 from fx_oto.optim.limits import Limits, PerFamily
 from fx_oto.prices import Price, Quantity
 from fx_oto.zigs import Family, Partition
@@ -56,8 +56,10 @@ def in_words(name: str, value: float) -> str:
     return f"{name} {value:.4f}" if name == "group sparsity" else f"{name} left {value:.4f}"
 
 
-def find_target(gm: GraphModule, zigs: Partition, wanted: dict[str, float | None]) -> Target:
-    """The one target that was given."""
+def find_target(
+    gm: GraphModule, zigs: Partition, wanted: dict[str, float | None], progress: bool | None = None
+) -> Target:
+    """The one target that was given; ``progress`` says whether measurements show a bar."""
     given = {name: value for name, value in wanted.items() if value is not None}
     if len(given) != 1:
         raise SettingsError(
@@ -74,7 +76,7 @@ def find_target(gm: GraphModule, zigs: Partition, wanted: dict[str, float | None
     if name == "macs" and not zigs.macs.total:
         raise SettingsError("this model has no multiply-adds that are counted: set another target")
     known = {"params": zigs.params, "macs": zigs.macs}
-    return Target(name, value, known[name] if name in known else Latency(gm))
+    return Target(name, value, known[name] if name in known else Latency(gm, progress=progress))
 
 
 def _option(name: str) -> str:

@@ -11,7 +11,7 @@ from support.training import IMAGE, batches, make_net, prepared, train
 from torch import nn
 
 import fx_oto
-from fx_oto.latency import Latency
+from fx_oto.optim.latency import Latency
 from fx_oto.optim.schedule import Schedule
 
 SGD = {"lr": 0.05, "momentum": 0.9}

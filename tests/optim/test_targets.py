@@ -14,7 +14,7 @@ from support.training import IMAGE, make_net, prepared, train
 from torch import nn
 
 import fx_oto
-from fx_oto.latency import Latency
+from fx_oto.optim.latency import Latency
 from fx_oto.optim.limits import Limits
 from fx_oto.optim.selection import select
 from fx_oto.optim.targets import Target

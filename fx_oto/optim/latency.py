@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import copy
-import statistics
-import time
 import warnings
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.utils._pytree import tree_map_only
 
 from fx_oto.context import Context
 from fx_oto.errors import FxOtoWarning
-from fx_oto.graph import evaluating
+from fx_oto.timing import latency
 from fx_oto.zigs import partition
 from passes.physical_slicing import PhysicalSlicing
 
@@ -31,10 +27,11 @@ class Latency:
     Args:
         gm: a prepared GraphModule.
         rounds: how often the two models take turns, after one warm-up each.
+        progress: whether each measurement shows a bar; None: where stderr is a terminal, and in notebooks.
     """
 
-    def __init__(self, gm: GraphModule, rounds: int = 15) -> None:
-        self._gm, self._rounds = gm, rounds
+    def __init__(self, gm: GraphModule, rounds: int = 15, progress: bool | None = None) -> None:
+        self._gm, self._rounds, self._progress = gm, rounds, progress
         self._known: dict[tuple[int, ...], float] = {(0,) * len(partition(gm).families): 1.0}
         self.total = 1.0
 
@@ -53,27 +50,7 @@ class Latency:
             zigs.zero_zigs_(i, zero.int().argsort(descending=True, stable=True)[:count])  # what is zero already first
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FxOtoWarning)  # of widths that are only tried
-            models = [self._gm, PhysicalSlicing()(cut).graph_module]
-        device = next(self._gm.parameters()).device
+            models = {"full": self._gm, "compact": PhysicalSlicing()(cut).graph_module}
         inputs = Context.of(self._gm).inputs
-        args, kwargs = tree_map_only(Tensor, lambda t: t.to(device), (inputs.args, inputs.kwargs))
-        times: list[list[float]] = [[], []]
-        with evaluating(models[0]), evaluating(models[1]):
-            for _ in range(self._rounds + 1):
-                for model, mine in zip(models, times, strict=True):
-                    mine.append(_seconds(model, args, kwargs, device))
-        full, compact = (statistics.median(mine[1:]) for mine in times)
-        return compact / full
-
-
-def _seconds(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device) -> float:
-    _wait(device)
-    start = time.perf_counter()
-    model(*args, **kwargs)
-    _wait(device)
-    return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+        found = latency(models, inputs, rounds=self._rounds, warmup=1, progress=self._progress)
+        return found["compact"].ratio
