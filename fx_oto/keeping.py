@@ -24,7 +24,8 @@ def kept(module: nn.Module) -> Iterator[Callable[[], None]]:
     tensors is held meanwhile.
 
     Yields:
-        A function that puts the tensors and the random numbers back at once, as often as is wanted.
+        A function that puts the tensors and the random numbers back at once, as often as is wanted; what is set on
+        modules is taken back at the end alone.
     """
     tensors = [_Kept(tensor) for tensor in (*module.parameters(), *module.buffers())]
     dice, devices = Dice(), _device_states(module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeVar
@@ -49,7 +50,7 @@ def progress(
     if show is None:
         show = {"0": False, "1": True}.get(os.environ.get(SWITCH, ""))
     options = {"desc": description, "unit": unit, "total": total, "leave": leave, "delay": patience}
-    return tqdm(items, disable=None if show is None else not show, **options)  # type: ignore[call-overload,no-any-return]
+    return tqdm(items, file=sys.stderr, disable=None if show is None else not show, **options)  # type: ignore[call-overload,no-any-return]
 
 
 class StepsBar:

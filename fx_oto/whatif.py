@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fx_oto.errors import InputError, SettingsError
-from fx_oto.graph import evaluating, tensor_names
+from fx_oto.graph import evaluating, tensor_names, unchanged
 from fx_oto.keeping import kept
 from fx_oto.optim.checks import check_unchanged
 from fx_oto.optim.limits import check_patterns
@@ -172,7 +172,7 @@ def _evaluate(
     gm: GraphModule, evaluate: Callable[[GraphModule], Any], pruning: str, names: tuple[str, ...]
 ) -> dict[str, float]:
     try:
-        with evaluating(gm):
+        with unchanged(gm), evaluating(gm):
             value = evaluate(gm)
     except Exception as error:
         error.add_note(f"raised by evaluate, called by fx_oto.sensitivity with {pruning}; gm is as it was")
