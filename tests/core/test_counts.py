@@ -1,0 +1,139 @@
+"""Reports agree with reality: counted parameters and multiply-adds are those of the weights and of a real run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.exactness import randomise
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import fx_oto
+from fx_oto.graph import unfused_attention
+
+IMAGE, TOKENS = torch.randn(2, 3, 16, 16), torch.randn(2, 7, 8)
+
+
+class Patches(nn.Module):
+    """A vision transformer of two blocks."""
+
+    def __init__(self, width=16, heads=4):
+        super().__init__()
+        self.embed, self.position = nn.Conv2d(3, width, 4, 4), nn.Parameter(torch.randn(1, 16, width))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(4))
+        self.attentions = nn.ModuleList(nn.MultiheadAttention(width, heads, batch_first=True) for _ in range(2))
+        self.mlps = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 3 * width), nn.GELU(), nn.Linear(3 * width, width)) for _ in range(2)
+        )
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).transpose(1, 2) + self.position
+        for i, (attention, mlp) in enumerate(zip(self.attentions, self.mlps, strict=True)):
+            y = self.norms[2 * i](x)
+            x = x + attention(y, y, y, need_weights=False)[0]
+            x = x + mlp(self.norms[2 * i + 1](x))
+        return self.head(x.mean(1))
+
+
+class Scaled(nn.Module):
+    """Attention written with torch's function, heads of a projection each."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(8, 24) for _ in range(3))
+        self.out = nn.Linear(24, 5)
+
+    def forward(self, x):
+        q, k, v = (
+            part(x).view(x.size(0), x.size(1), 6, 4).transpose(1, 2) for part in (self.query, self.key, self.value)
+        )
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.recurrence = nn.LSTM(8, 12, 2, batch_first=True, **options)
+        self.head = nn.Linear(24 if options else 12, 3)
+
+    def forward(self, x):
+        return self.head(self.recurrence(x)[0])
+
+
+class Shared(nn.Module):
+    """A layer that runs twice, and a weight under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.twice, self.last = nn.Linear(8, 12), nn.Linear(12, 12), nn.Linear(8, 12)
+        self.last.weight = self.first.weight
+
+    def forward(self, x):
+        y = F.relu(self.twice(F.relu(self.twice(F.relu(self.first(x))))))
+        return torch.cat([y @ self.first.weight, F.relu(self.last(x)) @ self.first.weight], -1)
+
+
+def convolutions():
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3, stride=2)),
+        *(nn.ReLU(), nn.ConvTranspose2d(12, 6, 2, stride=2), nn.Flatten(), nn.Linear(6 * 14 * 14, 5)),
+    )
+
+
+def grouped():
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.Conv2d(8, 24, 3, groups=4), nn.ReLU(), nn.Conv2d(24, 5, 1)),
+    )
+
+
+NETWORKS = {
+    "convolutions": (convolutions, IMAGE),
+    "grouped and depthwise": (grouped, IMAGE),
+    "vision transformer": (Patches, IMAGE),
+    "scaled dot product": (Scaled, TOKENS),
+    "LSTM": (Recurrent, TOKENS),
+    "LSTM in both directions": (lambda: Recurrent(bidirectional=True), TOKENS),
+    "shared weights": (Shared, TOKENS),
+}
+
+
+def counted(model, inputs):
+    """Parameters by the state dict, each tensor once; MACs by torch's own counter, of a run that fuses nothing."""
+    names = dict(model.named_parameters(remove_duplicate=False))
+    weights = {t.data_ptr(): t.numel() for name, t in model.state_dict().items() if name in names}
+    with (
+        unfused_attention(),
+        sdpa_kernel(SDPBackend.MATH),
+        torch.backends.mkldnn.flags(enabled=False, allow_tf32=None),
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+    ):
+        model(inputs)
+    return sum(weights.values()), counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_costs_and_prices_are_those_of_a_real_run(name):
+    make, inputs = NETWORKS[name]
+    model = randomise(make()).eval()
+    gm = fx_oto.prepare(model, inputs)
+    zigs = fx_oto.partition(gm)
+    before = counted(model, inputs)
+    assert min(before) > 0
+    assert (zigs.params.total, zigs.macs.total) == before
+    for module in (model, gm):
+        assert fx_oto.cost(module, inputs) == fx_oto.Cost(*before)
+    zigs.zero_(0.5, torch.Generator().manual_seed(1))
+    removed = zigs.removed()
+    assert removed.min() > 0
+    small = fx_oto.compress(gm)
+    after = counted(small, inputs)
+    assert (zigs.params.left(removed), zigs.macs.left(removed)) == after
+    assert fx_oto.cost(small, inputs) == fx_oto.Cost(*after)
+    assert counted(gm, inputs) == before
+    assert after[0] < before[0]
+    assert after[1] < before[1]
