@@ -13,6 +13,7 @@ import resource
 import statistics
 import time
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from support.networks import Bottleneck, Decoder, ResNet
 from tabulate import tabulate
 
 import fx_oto
+from fx_oto.timing import in_turns
 from passes import DependencyAnalysis, ZIGPartition
 
 NETWORKS = ("resnet50", "densenet121", "mobilenet_v3_large", "convnext_tiny")
@@ -49,11 +51,8 @@ def test_against_torch_pruning(capsys):
     rows = []
     for name in NETWORKS:
         model, image = build(name).eval(), torch.randn(1, 3, 224, 224)
-        ours, theirs = [], []
-        for _ in range(ROUNDS):
-            ours.append(seconds(analyse, model, image))
-            theirs.append(seconds(list_groups, model, image))
-        mine, other = statistics.median(ours), statistics.median(theirs)
+        runs = [partial(function, model, image) for function in (analyse, list_groups)]
+        mine, other = map(statistics.median, in_turns(runs, ROUNDS, warmup=0))
         rows.append((name, f"{mine:.3f} s", f"{other:.3f} s", f"{mine / other:.2f}"))
     with capsys.disabled():
         print("\n" + tabulate(rows, ("network", "fx_oto", "Torch-Pruning 1.6.1", "ratio")))

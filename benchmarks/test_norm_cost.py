@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from torch import nn
 
 import fx_oto
 from fx_oto.norms import LayerNormOver, layer_norm_over
+from fx_oto.timing import in_turns
 
 ROUNDS = 15
 
@@ -53,13 +55,8 @@ def with_native_norms(gm):
 
 def milliseconds(models, run):
     """Median of each, taking turns."""
-    seconds = [[] for _ in models]
-    for i in range(ROUNDS + 2):
-        for model, times in zip(models, seconds, strict=True):
-            start = time.thread_time()
-            run(model)
-            if i > 1:
-                times.append(time.thread_time() - start)
+    runs = [partial(run, model) for model in models]
+    seconds = in_turns(runs, ROUNDS, warmup=2, clock=time.thread_time)
     return [1e3 * statistics.median(times) for times in seconds]
 
 

@@ -23,6 +23,7 @@ from support.vision import build, small_vit
 from tabulate import tabulate
 
 import fx_oto
+from fx_oto.timing import in_turns
 
 STRIDE, STRIDES = 16, 3
 SGD = (torch.optim.SGD, {"lr": 1e-3, "momentum": 0.9})
@@ -43,9 +44,9 @@ def seconds(function):
     return time.perf_counter() - start
 
 
-def in_turns(base, ours, steps):
-    """Seconds of each step of both optimizers."""
-    return [[seconds(optimizer.step) for optimizer in (base, ours)] for _ in range(steps)]
+def by_step(base, ours, steps):
+    """Seconds of each step of both optimizers, taking turns."""
+    return list(zip(*in_turns([base.step, ours.step], steps, warmup=0), strict=True))
 
 
 def ratio(pairs, group=1):
@@ -73,12 +74,12 @@ def measure(model, base, options, target):
     turns = [[passes(net, image, label) for net in (twin, gm)] for _ in range(5)]
     eager, masked = (statistics.median(column) for column in zip(*turns, strict=True))
     passes(third, image, label)
-    before = in_turns(plain, ours, STRIDE)
+    before = by_step(plain, ours, STRIDE)
     choosing = seconds(ours.step)
-    in_turns(plain, ours, STRIDE - 1)
-    inside = in_turns(plain, ours, STRIDE * STRIDES)
+    by_step(plain, ours, STRIDE - 1)
+    inside = by_step(plain, ours, STRIDE * STRIDES)
     over.step()
-    after = in_turns(plain, over, STRIDE)
+    after = by_step(plain, over, STRIDE)
     base_step = statistics.median(pair[0] for pair in before)
     step, whole = ratio(inside, STRIDE) * base_step, eager + base_step
     iterations = ((eager + step) / whole, (masked + step) / whole)
