@@ -51,13 +51,14 @@ class _Kept:
     def __init__(self, tensor: Tensor) -> None:
         self.tensor, self.data, self.requires_grad = tensor, tensor.data, tensor.requires_grad
         self.grad = tensor.grad if tensor.is_leaf else None
-        self.contents = [(held, held.detach().clone()) for held in (tensor, self.grad) if held is not None]
+        written = [_memory(held) for held in (tensor, self.grad) if held is not None]
+        self.contents = [(memory, memory.clone()) for memory in written]
 
     def put_back(self) -> None:
         if self._moved():
             self.tensor.data = self.data
-        for held, content in self.contents:
-            held.detach().copy_(content)
+        for memory, content in self.contents:
+            memory.copy_(content)
         if self.tensor.is_leaf:
             self.tensor.requires_grad_(self.requires_grad)
             self.tensor.grad = self.grad
@@ -67,6 +68,15 @@ class _Kept:
         now, then = self.tensor, self.data
         same = (now.device, now.dtype, now.shape) == (then.device, then.dtype, then.shape)
         return not same or now.data_ptr() != then.data_ptr()
+
+
+def _memory(tensor: Tensor) -> Tensor:
+    """The same memory, no element of which is met twice, as in what was expanded: so it can be written."""
+    tensor = tensor.detach()
+    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
 
 
 def _device_states(module: nn.Module) -> dict[torch.device, Any]:

@@ -33,6 +33,13 @@ class Trial:
         params: parameters that would be left of the model.
         macs: multiply-adds that would be left, on the example inputs.
         metrics: what ``evaluate`` returned, by name.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> found = fx_oto.sensitivity(fx_oto.prepare(net, torch.randn(2, 4)), lambda gm: 1.0, fractions=0.25)
+        >>> found.trials[0].to_dict()["removed"]
+        2
     """
 
     position: int
@@ -60,6 +67,17 @@ class Sensitivity:
     Attributes:
         baseline: the model as it is.
         trials: for each family, one for each fraction, ascending.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> print(fx_oto.sensitivity(gm, lambda gm: fx_oto.partition(gm).group_sparsity(), fractions=(0.5, 1)))
+        family      zero    params left    MACs left    value
+        ----------  ------  -------------  -----------  -------------
+        (as it is)          58             96           0
+        0.weight    4 of 8  30 (51.7%)     48 (50.0%)   0.5 (+0.5)
+                    7 of 8  9 (15.5%)      12 (12.5%)   0.875 (+0.88)
     """
 
     baseline: Trial

@@ -34,6 +34,11 @@ class ModelLatency:
         name: the model's name.
         seconds: of each round, in order, without those of the warm-up.
         ratio: its median over that of the first model.
+
+    Example:
+        >>> from fx_oto import ModelLatency
+        >>> ModelLatency("full", (0.020, 0.022, 0.021), 1.0).quartiles
+        (0.0205, 0.0215)
     """
 
     name: str
@@ -60,6 +65,15 @@ class LatencyComparison:
 
     Attributes:
         models: one for each model, in the order given.
+
+    Example:
+        >>> from fx_oto import LatencyComparison, ModelLatency
+        >>> full = ModelLatency("full", (0.020, 0.022, 0.021), 1.0)
+        >>> print(LatencyComparison((full, ModelLatency("compact", (0.007, 0.006, 0.008), 0.007 / 0.021))))
+        model    median    middle half     to the first
+        -------  --------  --------------  --------------
+        full     21 ms     20.5 – 21.5 ms  100.0%
+        compact  7 ms      6.5 – 7.5 ms    33.3%
     """
 
     models: tuple[ModelLatency, ...]

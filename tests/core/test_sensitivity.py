@@ -140,6 +140,19 @@ def test_nothing_is_changed_whatever_evaluate_does():
     assert starts[0][3] is False
 
 
+def test_a_buffer_whose_elements_share_memory_is_kept_as_well():
+    gm = prepared()
+    gm.register_buffer("shared", torch.arange(3.0)[:, None].expand(3, 4))
+
+    def evaluate(gm):
+        gm.shared[:, 0] += 1
+        return gm.shared.sum()
+
+    found = fx_oto.sensitivity(gm, evaluate)
+    assert {trial.metrics["value"] for trial in found} == {24.0}
+    assert gm.shared[:, 2].tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_nothing_is_changed_when_evaluate_fails(error):
     gm = prepared()
