@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fx_oto.graph import unchanged
 from fx_oto.tracing.dice import Dice
 
-__all__ = ["kept"]
+__all__ = ["kept", "memory_of"]
 
 
 @contextmanager
@@ -51,7 +51,7 @@ class _Kept:
     def __init__(self, tensor: Tensor) -> None:
         self.tensor, self.data, self.requires_grad = tensor, tensor.data, tensor.requires_grad
         self.grad = tensor.grad if tensor.is_leaf else None
-        written = [_memory(held) for held in (tensor, self.grad) if held is not None]
+        written = [memory_of(held) for held in (tensor, self.grad) if held is not None]
         self.contents = [(memory, memory.clone()) for memory in written]
 
     def put_back(self) -> None:
@@ -70,7 +70,7 @@ class _Kept:
         return not same or now.data_ptr() != then.data_ptr()
 
 
-def _memory(tensor: Tensor) -> Tensor:
+def memory_of(tensor: Tensor) -> Tensor:
     """The same memory, no element of which is met twice, as in what was expanded: so it can be written."""
     tensor = tensor.detach()
     for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):

@@ -16,6 +16,7 @@ from fx_oto.context import Context
 from fx_oto.errors import VerificationError
 from fx_oto.graph import described, evaluating, unchanged
 from fx_oto.interpreting import PlainInterpreter, run_graph
+from fx_oto.keeping import memory_of
 from fx_oto.stages import Analysis
 from passes.physical_slicing import SlicingPlan
 
@@ -89,13 +90,13 @@ def relative_error(expected: Any, found: Any) -> float:
 @contextmanager
 def _unwritten(gm: GraphModule) -> Iterator[None]:
     """Take back what a model writes into its buffers, such as a count of its calls, and sets on its modules."""
-    before = [(buffer, buffer.clone()) for buffer in gm.buffers()]
+    before = [(memory, memory.clone()) for memory in (memory_of(buffer.data) for buffer in gm.buffers())]
     try:
         with unchanged(gm), evaluating(gm), torch.no_grad():
             yield
     finally:
-        for buffer, content in before:
-            buffer.data.copy_(content)
+        for memory, content in before:
+            memory.copy_(content)
 
 
 def _outputs(gm: GraphModule, context: Context) -> list[Tensor]:

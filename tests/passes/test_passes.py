@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.exactness import randomise
 from support.networks import DemoNet
+from torch import nn
 
 import fx_oto
 import passes
@@ -93,3 +94,22 @@ def test_masks_alone_have_the_effect_of_zero_groups(prepared):
 def test_there_is_one_mask_for_each_family(prepared):
     for i, family in enumerate(fx_oto.partition(prepared).families):
         assert torch.equal(mask_of(prepared, i), torch.ones(len(family)))
+
+
+def test_a_model_with_an_expanded_buffer_is_verified():
+    """Its elements share memory, which cannot be written element by element."""
+
+    class Offset(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+            self.register_buffer("offset", None)
+
+        def forward(self, x):
+            return self.body(x) + self.offset
+
+    model, x = Offset().double(), torch.randn(2, 4, dtype=torch.float64)
+    model.offset = torch.full((1,), 0.5, dtype=torch.float64).expand(3)
+    gm = fx_oto.prepare(model, x)
+    fx_oto.partition(gm).zero_(0.5)
+    torch.testing.assert_close(fx_oto.compress(gm)(x), model(x), rtol=1e-10, atol=0)
