@@ -113,6 +113,11 @@ class Cause:
     axes: int
     cost: int
 
+    @property
+    def why(self) -> str:
+        """The reason in one line, with its source line as a reader can take it in."""
+        return str(shown(self.reason))
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -169,8 +174,7 @@ class Explanation:
 
     def _tables(self, style: str) -> tuple[str, str]:
         causes = [
-            (f"{one.cost:,}", f"{one.cost / max(self.params, 1):.1%}", str(one.axes), str(shown(one.reason)))
-            for one in self.causes
+            (f"{one.cost:,}", f"{one.cost / max(self.params, 1):.1%}", str(one.axes), one.why) for one in self.causes
         ]
         return _table(causes, _CAUSES, style), _table([axis.cells for axis in self.axes], _AXES, style)
 

@@ -1,13 +1,11 @@
-"""Train once, compress, and print one table of what came out."""
+"""Train once, compress, and compare what came out."""
 
 from __future__ import annotations
 
 import argparse
 import copy
-import io
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +16,11 @@ from torch import nn
 
 import fx_oto
 from fx_oto.demo.data import Images, digits, fashion_mnist
+from fx_oto.demo.measure import file_size
 from fx_oto.demo.network import ResidualNet
 from fx_oto.progress import progress
 
-__all__ = ["main"]
-
-_EXAMPLES = """examples:
-  python -m fx_oto demo
-  python -m fx_oto demo --baseline
-  python -m fx_oto demo --data fashion-mnist --root data/fashion_mnist --width 16
-"""
+__all__ = ["Outcome", "add_options", "run"]
 
 
 @dataclass(frozen=True)
@@ -39,29 +32,51 @@ class Measured:
     bytes: int
     latency: float
 
-
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of ``python -m fx_oto``."""
-    options = _parser().parse_args(argv)
-    try:
-        print(run(options))
-    except fx_oto.FxOtoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return {"accuracy": self.accuracy, **asdict(self.cost), "bytes": self.bytes, "seconds": self.latency}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m fx_oto", epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    demo = commands.add_parser(
-        "demo",
-        help="train a small residual network once on real images, compress it and compare",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+@dataclass(frozen=True)
+class Outcome:
+    """What came out of the job; ``str()`` prints the table."""
+
+    images: Images
+    columns: dict[str, Measured]
+    asked: float
+    reached: float
+    difference: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values: bytes, and seconds of a forward pass of 256 images."""
+        return {
+            "data": {"name": self.images.name, "train": len(self.images.train), "test": len(self.images.test)},
+            "models": {name: m.to_dict() for name, m in self.columns.items()},
+            "group_sparsity": {"asked": self.asked, "reached": self.reached},
+            "difference": self.difference,
+        }
+
+    def __str__(self) -> str:
+        full = self.columns["full"]
+        rows: list[tuple[str, Callable[[Measured], str]]] = [
+            ("accuracy", lambda m: f"{m.accuracy:.2%}"),
+            ("parameters", lambda m: f"{m.cost.params:,} ({m.cost.params / full.cost.params:.1%})"),
+            ("MACs per image", lambda m: f"{m.cost.macs / 1e6:.2f}M ({m.cost.macs / full.cost.macs:.1%})"),
+            ("file size", lambda m: f"{m.bytes / 1024:.0f} KiB"),
+            ("latency, batch of 256", lambda m: f"{1e3 * m.latency:.1f} ms ({m.latency / full.latency:.1%})"),
+        ]
+        cells = [(name, *(show(m) for m in self.columns.values())) for name, show in rows]
+        table = tabulate(cells, ("", *self.columns), disable_numparse=True)
+        return (
+            f"{self.images.name}: {len(self.images.train):,} images to train on, {len(self.images.test):,} to test "
+            f"on\n\n{table}\n\n"
+            f"group sparsity: asked {self.asked:.3f}, reached {self.reached:.3f}\n"
+            f"largest output difference, full to compact, on the test images: {self.difference:.1e}"
+        )
+
+
+def add_options(demo: argparse.ArgumentParser) -> None:
+    """The options of the job."""
     demo.add_argument("--data", choices=("digits", "fashion-mnist"), default="digits", help="default: %(default)s")
     demo.add_argument("--root", type=Path, default=Path("data"), help="folder of the Fashion-MNIST idx files")
     demo.add_argument("--target", type=float, default=0.7, help="group sparsity to reach (default: %(default)s)")
@@ -72,11 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     demo.add_argument("--baseline", action="store_true", help="also train the same network without DHSPG")
     demo.add_argument("--quiet", action="store_true", help="no progress bar")
-    return parser
 
 
-def run(options: argparse.Namespace) -> str:
-    """Do the job; returns the table."""
+def run(options: argparse.Namespace) -> Outcome:
+    """Do the job."""
     images = digits() if options.data == "digits" else fashion_mnist(options.root)
     epochs = options.epochs or (30 if options.data == "digits" else 3)
     torch.manual_seed(options.seed)
@@ -94,7 +108,7 @@ def run(options: argparse.Namespace) -> str:
     if twin is not None:
         _train(twin, torch.optim.SGD(twin.parameters(), **sgd), images, epochs, options, "baseline")
         columns = {"without DHSPG": twin, **columns}
-    return _table(columns, images, options, optimizer, small)
+    return _measured(columns, images, options.target, optimizer.group_sparsity, options.quiet)
 
 
 def _train(
@@ -119,32 +133,15 @@ def _train(
     model.eval()
 
 
-def _table(
-    columns: dict[str, nn.Module], images: Images, options: argparse.Namespace, optimizer: fx_oto.DHSPG, small: Any
-) -> str:
-    latency = fx_oto.latency(columns, images.test[:256], progress=False if options.quiet else None)
-    measured = {
-        name: Measured(_accuracy(model, images), fx_oto.cost(model, images.test[:1]), _size(model), taken.median)
-        for (name, model), taken in zip(columns.items(), latency, strict=True)
+@torch.no_grad()
+def _measured(models: dict[str, nn.Module], images: Images, asked: float, reached: float, quiet: bool) -> Outcome:
+    latency = fx_oto.latency(models, images.test[:256], progress=False if quiet else None)
+    columns = {
+        name: Measured(_accuracy(model, images), fx_oto.cost(model, images.test[:1]), file_size(model), taken.median)
+        for (name, model), taken in zip(models.items(), latency, strict=True)
     }
-    full = measured["full"]
-    rows: list[tuple[str, Callable[[Measured], str]]] = [
-        ("accuracy", lambda m: f"{m.accuracy:.2%}"),
-        ("parameters", lambda m: f"{m.cost.params:,} ({m.cost.params / full.cost.params:.1%})"),
-        ("MACs per image", lambda m: f"{m.cost.macs / 1e6:.2f}M ({m.cost.macs / full.cost.macs:.1%})"),
-        ("file size", lambda m: f"{m.bytes / 1024:.0f} KiB"),
-        ("latency, batch of 256", lambda m: f"{1e3 * m.latency:.1f} ms ({m.latency / full.latency:.1%})"),
-    ]
-    table = tabulate(
-        [(name, *(show(m) for m in measured.values())) for name, show in rows], ("", *measured), disable_numparse=True
-    )
-    with torch.no_grad():
-        difference = (columns["full"](images.test) - small(images.test)).abs().max().item()
-    return (
-        f"{images.name}: {len(images.train):,} images to train on, {len(images.test):,} to test on\n\n{table}\n\n"
-        f"group sparsity: asked {options.target:.3f}, reached {optimizer.group_sparsity:.3f}\n"
-        f"largest output difference, full to compact, on the test images: {difference:.1e}"
-    )
+    difference = (models["full"](images.test) - models["compact"](images.test)).abs().max().item()
+    return Outcome(images, columns, asked, reached, difference)
 
 
 @torch.no_grad()
@@ -154,9 +151,3 @@ def _accuracy(model: nn.Module, images: Images) -> float:
         for batch, labels in zip(images.test.split(512), images.test_labels.split(512), strict=True)
     ]
     return float(sum(right)) / len(images.test)
-
-
-def _size(model: nn.Module) -> int:
-    buffer = io.BytesIO()
-    torch.save(model.state_dict(), buffer)
-    return buffer.tell()

@@ -5,16 +5,14 @@ from __future__ import annotations
 import gzip
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import fx_oto
+from fx_oto.cli.main import main
 from fx_oto.demo.data import fashion_mnist, read_idx
-from fx_oto.demo.job import main
 
 SHARED = Path(os.environ.get("FX_OTO_SHARED", Path(__file__).parents[3] / "shared")) / "data" / "fashion_mnist"
 
@@ -68,13 +66,6 @@ def test_the_whole_job_on_idx_files(folder, capsys):
 def test_errors_are_one_line(tmp_path, capsys):
     assert main(["demo", "--data", "fashion-mnist", "--root", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: expected train-images-idx3-ubyte.gz")
-
-
-def test_the_command_has_help():
-    run = subprocess.run(
-        [sys.executable, "-m", "fx_oto", "--help"], capture_output=True, text=True, check=True, timeout=120
-    )
-    assert "python -m fx_oto demo --baseline" in run.stdout
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no Fashion-MNIST folder is at hand")

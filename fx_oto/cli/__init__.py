@@ -1,0 +1,1 @@
+"""The command line: ``python -m fx_oto inspect | compress | demo``."""

@@ -1,0 +1,59 @@
+"""Before and after: parameters, multiply-adds, file size and latency of two models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from fx_oto.cli.tables import table
+from fx_oto.context import ExampleInputs
+from fx_oto.costs import Cost, cost
+from fx_oto.demo.measure import file_size
+from fx_oto.timing import latency
+
+__all__ = ["Measured", "before_and_after", "measure"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model: its cost, bytes of its state_dict, and seconds of a forward pass, or None where not measured."""
+
+    cost: Cost
+    bytes: int
+    seconds: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return {**asdict(self.cost), "bytes": self.bytes, "seconds": self.seconds}
+
+
+def measure(full: nn.Module, compact: nn.Module, inputs: ExampleInputs, timed: bool) -> tuple[Measured, Measured]:
+    """Measure both, in eval mode, on the example inputs."""
+    seconds: list[float | None] = [None, None]
+    if timed:
+        seconds = [taken.median for taken in latency([full, compact], inputs)]
+    first, second = (
+        Measured(cost(model, inputs), file_size(model), taken)
+        for model, taken in zip((full, compact), seconds, strict=True)
+    )
+    return first, second
+
+
+def before_and_after(full: Measured, compact: Measured) -> str:
+    """The table of both."""
+    rows: list[tuple[str, Callable[[Measured], str], Callable[[Measured], float | None]]] = [
+        ("parameters", lambda m: f"{m.cost.params:,}", lambda m: m.cost.params),
+        ("MACs", lambda m: f"{m.cost.macs / 1e6:,.2f}M", lambda m: m.cost.macs),
+        ("state_dict", lambda m: f"{m.bytes / 1024:,.0f} KiB", lambda m: m.bytes),
+        ("latency", lambda m: f"{1e3 * (m.seconds or 0):,.2f} ms", lambda m: m.seconds),
+    ]
+    shown = [
+        (name, show(full), show(compact), f"{(value(compact) or 0) / (value(full) or 1):.1%}")
+        for name, show, value in rows
+        if value(full) is not None
+    ]
+    headers = ("", "before", "after", "left")
+    return table(shown, headers, headers[1:])

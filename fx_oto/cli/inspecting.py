@@ -1,0 +1,215 @@
+"""``inspect``: what of a model can go, why the rest cannot, and what it all costs.
+
+With ``--json``, one object on standard output; keys are only ever added to it:
+
+- ``schema`` (1), ``command``, ``version``, ``model``, ``warnings`` (texts);
+- ``capture``: ``front_end``, ``refused`` (why symbolic tracing alone did not do, or ``""``), ``opaque`` (names);
+- ``cost``: ``params`` and ``macs`` of the full model, MACs on the example inputs;
+- ``explained``: of the parameters that ``--only`` names, all without it: ``params``, ``prunable``, ``kept``;
+- ``zigs``: their number; ``families``: each ``name``, ``zigs``, ``params_per_zig``, ``macs_per_zig``, and ``slots``,
+  each ``tensor``, ``dim``, ``variable``, ``indices`` (how many);
+- ``removal``: each ``fraction`` of every family and the ``params`` and ``macs`` that would be left;
+- ``causes``: each ``why``, ``axes``, ``cost``;
+- ``axes``: each ``tensor``, ``dim``, ``size``, ``prunable``, ``kept``, ``cost``, ``families`` (names), ``why``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+
+from fx_oto.api import prepare
+from fx_oto.cli.subject import build_inputs, build_model
+from fx_oto.cli.tables import table, wrapped
+from fx_oto.context import Capture, Context
+from fx_oto.costs import Cost, cost
+from fx_oto.explanations import AxisExplanation, Explanation
+from fx_oto.graph import with_modules
+from fx_oto.zigs import Family, Partition, partition
+
+__all__ = ["Inspection", "captured", "inspect"]
+
+_FRACTIONS = (0.25, 0.5, 0.75, 0.9)
+_MOST_MODULES = 3
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is found of a model; ``str()`` prints it, ``to_dict()`` has it as plain values.
+
+    Attributes:
+        model: as the user named it.
+        kind: the model's class.
+        capture: how it became a graph.
+        cost: of the full model.
+        zigs: its partition.
+        families: those to be shown, each with its position in the partition.
+        explanation: of the parameters to be shown.
+        axes: whether the axes are to be listed: None for none, or what of them.
+    """
+
+    model: str
+    kind: str
+    capture: Capture
+    cost: Cost
+    zigs: Partition
+    families: tuple[tuple[int, Family], ...]
+    explanation: Explanation
+    axes: str | None = None
+
+    def removal(self) -> list[tuple[float, int, int]]:
+        """Parameters and MACs that are left when the same fraction of each family goes, at least one ZIG kept."""
+        found = []
+        for fraction in _FRACTIONS:
+            removed = [min(math.floor(fraction * len(f)), len(f) - 1) for f in self.zigs.families]
+            gone = torch.tensor(removed, dtype=torch.int64)
+            found.append((fraction, round(self.zigs.params.left(gone)), round(self.zigs.macs.left(gone))))
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """See the module."""
+        found = self.explanation
+        return {
+            "model": self.model,
+            "capture": asdict(self.capture),
+            "cost": asdict(self.cost),
+            "explained": {"params": found.params, "prunable": found.prunable, "kept": found.kept},
+            "zigs": self.zigs.num_zigs,
+            "families": [self._family(*one) for one in self.families],
+            "removal": [dict(zip(("fraction", "params", "macs"), one, strict=True)) for one in self.removal()],
+            "causes": [{"why": cause.why, "axes": cause.axes, "cost": cause.cost} for cause in found.causes],
+            "axes": [_axis(axis) for axis in found],
+        }
+
+    def _family(self, position: int, family: Family) -> dict[str, Any]:
+        slots = [
+            {"tensor": s.tensor, "dim": s.dim, "variable": s.variable, "indices": s.index.numel()} for s in family.slots
+        ]
+        params, macs = (float(price.marginal[position]) for price in (self.zigs.params, self.zigs.macs))
+        return {
+            "name": family.name,
+            "zigs": len(family),
+            "params_per_zig": round(params, 3),
+            "macs_per_zig": round(macs, 3),
+            "slots": slots,
+        }
+
+    def __str__(self) -> str:
+        parts = [self._head(), self._families(), self._removal(), self._causes()]
+        if self.axes is not None:
+            parts.append(self._axes())
+        return "\n\n".join(filter(None, parts))
+
+    def _head(self) -> str:
+        found = self.explanation
+        lines = [f"{self.model} ({self.kind}): {self.cost}", *captured(self.capture)]
+        lines += [f"{self.zigs.num_zigs:,} zero-invariant groups (ZIGs) in {len(self.zigs.families)} families"]
+        share = found.kept / max(found.params, 1)
+        of = "" if found.params == self.cost.params else f" of the {found.params:,} shown"
+        lines += [f"{found.kept:,} parameters{of} ({share:.1%}) can never go"]
+        return "\n".join(map(wrapped, lines))
+
+    def _families(self) -> str:
+        if not self.families:
+            return "no family of ZIGs: nothing of what is shown can be pruned"
+        prices = [price.marginal.tolist() for price in (self.zigs.params, self.zigs.macs)]
+        rows = [
+            (family.name, f"{len(family):,}", *(f"{round(price[i]):,}" for price in prices), _coupled(family))
+            for i, family in self.families
+        ]
+        headers = ("family", "ZIGs", "params/ZIG", "MACs/ZIG", "modules")
+        return table(rows, headers, headers[1:4])
+
+    def _removal(self) -> str:
+        if not self.zigs.families:
+            return ""
+        rows = [
+            (
+                f"{fraction:.0%}",
+                f"{params:,} ({params / max(self.cost.params, 1):.1%})",
+                f"{macs / 1e6:,.2f}M ({macs / max(self.zigs.macs.total, 1):.1%})",
+            )
+            for fraction, params, macs in self.removal()
+        ]
+        return table(rows, ("of every family gone", "parameters left", "MACs left"))
+
+    def _causes(self) -> str:
+        found = self.explanation
+        rows = [
+            (f"{cause.cost:,}", f"{cause.cost / max(found.params, 1):.1%}", cause.axes, cause.why)
+            for cause in found.causes
+        ]
+        headers = ("cost", "share", "axes", "kept whole because")
+        return table(rows, headers, headers[:3]) if rows else "nothing is kept whole"
+
+    def _axes(self) -> str:
+        rows = [
+            (f"{axis.tensor}[{axis.dim}]", axis.size, axis.prunable, axis.kept, f"{axis.cost:,}", _why(axis))
+            for axis in self.explanation
+            if self.axes == "all" or axis.kept
+        ]
+        headers = ("parameter axis", "size", "can go", "kept", "cost", "family, or why it is kept")
+        return table(rows, headers, headers[1:5])
+
+
+def inspect(options: argparse.Namespace) -> Inspection:
+    """Carry out the command."""
+    model, inputs = build_model(options), build_inputs(options)
+    gm = prepare(model, inputs, unprunable=options.unprunable, attention=options.attention)
+    zigs = partition(gm)
+    families = tuple(
+        (i, family) for i, family in enumerate(zigs.families) if not options.only or _touches(family, options.only)
+    )
+    return Inspection(
+        model=options.model,
+        kind=type(model).__name__,
+        capture=Context.of(gm).capture,
+        cost=cost(model, inputs),
+        zigs=zigs,
+        families=families,
+        explanation=zigs.explain(*options.only),
+        axes="all" if options.only else ("frozen" if options.frozen else None),
+    )
+
+
+def captured(capture: Capture) -> list[str]:
+    """How a model became a graph, in words."""
+    lines = [f"captured by {capture.front_end}" + (f", because {capture.refused}" if capture.refused else "")]
+    if capture.opaque:
+        lines.append(f"called as a whole: {', '.join(capture.opaque)}")
+    return lines
+
+
+def _touches(family: Family, patterns: list[str]) -> bool:
+    names = {name for slot in family.slots for name in with_modules(slot.tensor)}
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def _coupled(family: Family) -> str:
+    """The modules that a family has a part in; a parameter that no module but the model holds, by its own name."""
+    modules = list(dict.fromkeys(slot.tensor.rpartition(".")[0] or slot.tensor for slot in family.slots))
+    more = len(modules) - _MOST_MODULES
+    return ", ".join(modules[:_MOST_MODULES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _why(axis: AxisExplanation) -> str:
+    families = ", ".join(name for name, _ in axis.families)
+    return "; ".join(filter(None, (families, axis.why)))
+
+
+def _axis(axis: AxisExplanation) -> dict[str, Any]:
+    return {
+        "tensor": axis.tensor,
+        "dim": axis.dim,
+        "size": axis.size,
+        "prunable": axis.prunable,
+        "kept": axis.kept,
+        "cost": axis.cost,
+        "families": [name for name, _ in axis.families],
+        "why": axis.why,
+    }

@@ -1,0 +1,144 @@
+"""What ``compress --output`` writes: a program that runs without any code of the user's, or the tensors alone."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_leaves, tree_map
+
+from fx_oto.context import ExampleInputs
+from fx_oto.errors import InputError, VerificationError
+from fx_oto.graph import evaluating
+from passes.verification import relative_error
+
+__all__ = ["Saved", "check_output", "save"]
+
+_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A file that was written.
+
+    Attributes:
+        path: where.
+        bytes: its size.
+        kind: ``"program"`` or ``"state_dict"``.
+        dynamic_batch: whether the program takes any batch size; None of a state_dict.
+        error: largest difference of the outputs of the program, loaded again, relative to the largest output.
+    """
+
+    path: str
+    bytes: int
+    kind: str
+    dynamic_batch: bool | None = None
+    error: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        text = f"wrote {self.path} ({self.bytes / 1024:,.0f} KiB): "
+        if self.kind == "state_dict":
+            return f"{text}the state_dict"
+        batch = "any batch size" if self.dynamic_batch else "the batch size of the example inputs only"
+        return f"{text}a program for {batch}; loaded again, its outputs differ by {self.error:.1e}"
+
+
+def check_output(path: Path) -> None:
+    """See that a file can be written there, before anything long is begun.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if path.suffix not in (".pt2", ".pt", ".safetensors"):
+        raise InputError(f"--output {path}: expected a file ending in .pt2 (program), .pt or .safetensors (state_dict)")
+    if not path.parent.is_dir():
+        raise InputError(f"--output {path}: there is no folder {path.parent}")
+    if path.suffix == ".safetensors":
+        try:
+            import safetensors  # noqa: F401
+        except ImportError as error:
+            raise InputError(f"writing {path} needs safetensors: pip install safetensors") from error
+
+
+def save(model: nn.Module, inputs: ExampleInputs, path: Path) -> Saved:
+    """Write the compact model, as the end of the path says.
+
+    Raises:
+        InputError: torch.export cannot take it.
+        VerificationError: the program that was written does not return the model's outputs; it is removed.
+    """
+    if path.suffix == ".pt2":
+        return _save_program(model, inputs, path)
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, path)
+    else:
+        torch.save(state, path)
+    return Saved(str(path), path.stat().st_size, "state_dict")
+
+
+def _save_program(model: nn.Module, inputs: ExampleInputs, path: Path) -> Saved:
+    with evaluating(model), torch.no_grad():
+        program, dynamic = _export(model, inputs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's own deprecated internals
+            torch.export.save(program, path)
+            loaded = torch.export.load(path).module()
+        expected, found = (run(*copy.deepcopy(inputs.args), **inputs.kwargs) for run in (model, loaded))
+    error = relative_error(expected, found)
+    if not error <= _TOLERANCE:
+        path.unlink()
+        raise VerificationError(
+            f"the program written to {path}, loaded again, differs from the compact model by {error:.1e} of the "
+            "output; it was removed. Save the tensors instead (a .pt file), and please report this model"
+        )
+    return Saved(str(path), path.stat().st_size, "program", dynamic, error)
+
+
+def _export(model: nn.Module, inputs: ExampleInputs) -> tuple[ExportedProgram, bool]:
+    """With a dynamic batch where that is possible."""
+    try:
+        return _exported(model, _doubled(inputs), Dim.DYNAMIC), True
+    except Exception:  # whatever stands in the way, the batch stays as it is
+        pass
+    try:
+        return _exported(model, inputs, None), False
+    except Exception as error:
+        found = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise InputError(
+            f"torch.export cannot take the compact model ({found}): save its tensors instead, in a .pt file"
+        ) from error
+
+
+def _exported(model: nn.Module, inputs: ExampleInputs, batch: Any) -> ExportedProgram:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own deprecated internals
+        given = (inputs.args, inputs.kwargs)
+        sizes = tree_map(lambda leaf: {0: batch} if isinstance(leaf, Tensor) else None, given)
+        shapes = None if batch is None else (*sizes[0], *sizes[1].values())
+        return torch.export.export(model, *given, dynamic_shapes=shapes, strict=False)
+
+
+def _doubled(inputs: ExampleInputs) -> ExampleInputs:
+    """Twice the batch: torch.export takes a batch of one for a constant."""
+    sizes = {
+        leaf.size(0) if leaf.ndim else 0
+        for leaf in tree_leaves((inputs.args, inputs.kwargs))
+        if isinstance(leaf, Tensor)
+    }
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError("the example inputs have no batch dimension in common")
+    double = lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) else leaf  # noqa: E731
+    return ExampleInputs(tree_map(double, inputs.args), tree_map(double, inputs.kwargs))

@@ -1,0 +1,205 @@
+"""The model that a command is about: how it is named, built, filled with weights and called."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from fx_oto.cli.locating import failed, locate
+from fx_oto.cli.values import assignments, read_inputs
+from fx_oto.context import ExampleInputs
+from fx_oto.errors import InputError
+from fx_oto.masks import MASKS
+
+__all__ = ["add_model_options", "build_inputs", "build_model"]
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say which model, with which inputs, and how its analysis goes."""
+    parser.add_argument(
+        "model",
+        metavar="MODULE:FACTORY",
+        help="a function or class that returns the model, or the model itself, in an importable module or a file: "
+        "torchvision.models:resnet18, net.py:build",
+    )
+    parser.add_argument(
+        "--kwargs",
+        metavar="NAME=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="arguments of FACTORY: Python literals or words",
+    )
+    inputs = parser.add_mutually_exclusive_group(required=True)
+    inputs.add_argument(
+        "--input",
+        metavar="SHAPE",
+        action="append",
+        default=[],
+        help="shape of an example input, batch first; again for more: 1,3,224,224 or 1,128:int64:0-30522 (integers "
+        "from 0 to below 30522) or, as a keyword argument, mask=1,128:bool",
+    )
+    inputs.add_argument(
+        "--inputs",
+        metavar="MODULE:FUNCTION",
+        help="a function that returns the example inputs, for anything else: a tensor, a tuple, a dict of keyword "
+        "arguments or (args, kwargs)",
+    )
+    parser.add_argument(
+        "--state-dict", metavar="FILE", type=Path, help="trained weights to load: torch.save'd, or .safetensors"
+    )
+    parser.add_argument(
+        "--unprunable",
+        metavar="PATTERN",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="parameters or modules to keep whole, as glob patterns",
+    )
+    parser.add_argument(
+        "--attention",
+        choices=("heads", "head_dim"),
+        default="heads",
+        help="what attention loses: whole heads, or width of every head (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="where to build and run it, such as cuda (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of random weights and inputs (default: %(default)s)")
+
+
+def build_model(options: argparse.Namespace) -> nn.Module:
+    """The model that the options name, on its device, with its weights.
+
+    Raises:
+        InputError: there is none, or it cannot be built.
+    """
+    torch.manual_seed(options.seed)
+    device = _device(options.device)
+    factory = locate(options.model, "the model")
+    kwargs = assignments(options.kwargs, "--kwargs")
+    if isinstance(factory, nn.Module):
+        if kwargs:
+            raise InputError(
+                f"{options.model} is a model already, so --kwargs cannot be used: name its class or factory"
+            )
+        model = factory
+    else:
+        with device:
+            model = _called(factory, kwargs, options.model)
+    if options.state_dict is not None:
+        _load_state(model, options.state_dict)
+    return model if device.type == "meta" else model.to(device)
+
+
+def build_inputs(options: argparse.Namespace) -> ExampleInputs:
+    """The example inputs that the options describe, on the model's device.
+
+    Raises:
+        InputError: they cannot be made.
+    """
+    if options.inputs is None:
+        inputs = read_inputs(options.input)
+    else:
+        function = locate(options.inputs, "the example inputs")
+        inputs = ExampleInputs.of(_call(function, options.inputs) if callable(function) else function)
+    device = _device(options.device)
+    args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to(device), (inputs.args, inputs.kwargs))
+    return ExampleInputs(args, kwargs)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _called(factory: Any, kwargs: dict[str, Any], name: str) -> nn.Module:
+    if not callable(factory):
+        raise InputError(
+            f"{name} is of type {type(factory).__name__}: expected a function or class that returns a torch.nn.Module, "
+            "or a module"
+        )
+    _check_arguments(factory, kwargs, name)
+    model = _call(factory, name, **kwargs)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{name} returned {type(model).__name__}: expected a torch.nn.Module")
+    return model
+
+
+def _check_arguments(factory: Callable[..., Any], kwargs: dict[str, Any], name: str) -> None:
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):  # builtins have none
+        return
+    try:
+        signature.bind(**kwargs)
+    except TypeError as error:
+        raise InputError(
+            f"{name} cannot be called so: {error}; it takes {signature}: give arguments with --kwargs NAME=VALUE"
+        ) from error
+
+
+def _call(function: Callable[..., Any], name: str, **kwargs: Any) -> Any:
+    try:
+        return function(**kwargs)
+    except Exception as error:
+        raise failed(name, error, "arguments are given with --kwargs NAME=VALUE" if kwargs else "") from error
+
+
+def _load_state(model: nn.Module, path: Path) -> None:
+    state = _unwrapped(_read_state(path))
+    state = {key: value for key, value in state.items() if not key.startswith(f"{MASKS}.")}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(
+            f"{path} does not fit {type(model).__name__}:{_few_lines(str(error))}; give FACTORY the arguments that the "
+            "weights were trained with (--kwargs NAME=VALUE)"
+        ) from error
+
+
+def _few_lines(text: str, most: int = 400) -> str:
+    joined = " ".join(text.split(":", 1)[-1].split())
+    return f" {joined if len(joined) <= most else joined[:most] + ' …'}"
+
+
+def _read_state(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"--state-dict {path}: there is no such file")
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+        except ImportError as error:
+            raise InputError(f"reading {path} needs safetensors: pip install safetensors") from error
+        return load_file(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        raise InputError(
+            f"{path} is no file of tensors that can be loaded safely: write it with "
+            "torch.save(model.state_dict(), FILE), or as .safetensors"
+        ) from error
+
+
+def _unwrapped(state: Any) -> dict[str, Tensor]:
+    """The tensors by name, also out of a checkpoint that has more, or that a data-parallel wrapper saved."""
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state:
+        raise InputError(f"expected a state_dict, tensors by name; found {type(state).__name__} in --state-dict")
+    prefix = "module."
+    wrapped = all(key.startswith(prefix) for key in state)
+    return {key.removeprefix(prefix) if wrapped else key: value for key, value in state.items()}
