@@ -21,7 +21,8 @@ def width() -> int:
 def table(rows: Sequence[Sequence[object]], headers: Sequence[str], numeric: Sequence[str] = ()) -> str:
     """A table whose last column is wrapped, between words, to what the others leave of the width."""
     cells = [[str(cell) for cell in row] for row in rows]
-    taken = sum(max(len(line[i]) for line in (headers, *cells)) + 2 for i in range(len(headers) - 1))
+    padded = [f"{header}  " for header in headers]  # as tabulate has it
+    taken = sum(max(len(line[i]) for line in (padded, *cells)) + 2 for i in range(len(headers) - 1))
     for row in cells:
         row[-1] = wrapped(row[-1], max(width() - taken, _LEAST))
     align = ["right" if header in numeric else "left" for header in headers]
