@@ -35,8 +35,7 @@ def locate(target: str, what: str) -> Any:
     module_name, _, path = target.rpartition(":")
     if not module_name or not path:
         raise InputError(
-            f"{what} must be given as MODULE:NAME, such as torchvision.models:resnet18 or net.py:build; found "
-            f"{target!r}"
+            f"{what} must be given as MODULE:NAME, such as package.module:factory or net.py:build; found {target!r}"
         )
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())

@@ -28,7 +28,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "model",
         metavar="MODULE:FACTORY",
         help="a function or class that returns the model, or the model itself, in an importable module or a file: "
-        "torchvision.models:resnet18, net.py:build",
+        "package.module:factory, net.py:build",
     )
     parser.add_argument(
         "--kwargs",

@@ -28,14 +28,14 @@ TARGETS = {
 
 EXAMPLES = """examples:
   python -m fx_oto demo --baseline
-  python -m fx_oto inspect torchvision.models:resnet18 --input 1,3,224,224
-  python -m fx_oto compress torchvision.models:resnet18 --input 1,3,224,224 --dry-run 0.5
+  python -m fx_oto inspect torchvision.models:squeezenet1_1 --input 1,3,224,224
+  python -m fx_oto compress torchvision.models:squeezenet1_1 --input 1,3,224,224 --dry-run 0.5
   python -m fx_oto inspect --help
 """
 
 INSPECT_EXAMPLES = """examples:
-  python -m fx_oto inspect torchvision.models:resnet18 --input 1,3,224,224
-  python -m fx_oto inspect torchvision.models:resnet18 --input 1,3,224,224 --only 'layer4.*' fc
+  python -m fx_oto inspect torchvision.models:squeezenet1_1 --input 1,3,224,224
+  python -m fx_oto inspect torchvision.models:squeezenet1_1 --input 1,3,224,224 --only 'features.12.*' classifier
   python -m fx_oto inspect timm:create_model --kwargs model_name=vit_tiny_patch16_224 --input 1,3,224,224 --frozen
   python -m fx_oto inspect net.py:Net --kwargs width=16 --input 1,3,32,32 --unprunable stem
   python -m fx_oto inspect net.py:encoder --input input_ids=1,16:int64:0-100 --input mask=1,16:bool --json
@@ -50,7 +50,7 @@ A .pt or .safetensors file holds the compact model's state_dict, tensors by name
 a model that you build with these widths."""
 
 COMPRESS_EXAMPLES = f"""What the compact model would cost, before any training:
-  python -m fx_oto compress torchvision.models:resnet18 --input 1,3,64,64 --dry-run 0.5
+  python -m fx_oto compress torchvision.models:squeezenet1_1 --input 1,3,64,64 --dry-run 0.5
 
 Train, cut and write:
   python -m fx_oto compress net.py:Net --input 2,3,32,32 --train net.py:train --total-steps 40 \\

@@ -23,7 +23,7 @@ TRAIN = ["--train", "net.py:train"]
     [
         (
             "net.py",
-            "the model must be given as MODULE:NAME, such as torchvision.models:resnet18 or net.py:build; found",
+            "the model must be given as MODULE:NAME, such as package.module:factory or net.py:build; found",
         ),
         ("net:Nett", "net has no 'Nett'; did you mean 'Net'?"),
         ("net:Holder.ne", "net.Holder has no 'ne'; did you mean 'net'?"),
