@@ -6,7 +6,6 @@ import argparse
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -178,15 +177,15 @@ def _few_lines(text: str, most: int = 400) -> str:
 def _read_state(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"--state-dict {path}: there is no such file")
-    if path.suffix == ".safetensors":
-        try:
-            from safetensors.torch import load_file
-        except ImportError as error:
-            raise InputError(f"reading {path} needs safetensors: pip install safetensors") from error
-        return load_file(path)
     try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
+    except ImportError as error:
+        raise InputError(f"reading {path} needs safetensors: pip install safetensors") from error
+    except Exception as error:  # a damaged file can fail in any way
         raise InputError(
             f"{path} is no file of tensors that can be loaded safely: write it with "
             "torch.save(model.state_dict(), FILE), or as .safetensors"

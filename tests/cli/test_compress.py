@@ -142,3 +142,45 @@ def test_a_torchvision_network(capsys, folder):
     )  # fmt: skip
     assert found["output"]["dynamic_batch"] is True
     assert found["after"]["params"] < 0.5 * found["before"]["params"]
+
+
+DRY = [*NET, "--dry-run", "0.5", "--no-latency", "--output"]
+
+
+def test_inputs_of_no_common_batch_are_exported_as_they_are(capsys, folder):
+    (folder / "pair.py").write_text(
+        "import net\n"
+        "class Pair(net.Net):\n"
+        "    def forward(self, x, y):\n"
+        "        return super().forward(x).sum(0), super().forward(y)\n"
+    )
+    inputs = ["--input", "2,3,32,32", "--input", "3,3,32,32"]
+    found, _ = compressed(capsys, "compress", "pair.py:Pair", *inputs, *DRY[4:], "small.pt2")
+    assert found["output"]["dynamic_batch"] is False
+    assert found["output"]["error"] <= 1e-5
+
+
+def test_a_program_that_differs_is_removed(refused, folder, monkeypatch):
+    monkeypatch.setattr("fx_oto.cli.saving.relative_error", lambda *_: 0.5)
+    text = "the program written to small.pt2, loaded again, differs from the compact model by 5.0e-01 of the output; it"
+    assert text in refused(*DRY, "small.pt2")
+    assert not (folder / "small.pt2").exists()
+
+
+def test_what_cannot_be_exported_is_said(refused, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("not today")
+
+    monkeypatch.setattr("torch.export.export", refuse)
+    text = (
+        "torch.export cannot take the compact model (RuntimeError: not today): save its tensors instead, in a .pt file"
+    )
+    assert text in refused(*DRY, "small.pt2")
+
+
+def test_safetensors_may_be_missing(refused, folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    assert "writing small.safetensors needs safetensors: pip install" in refused(*DRY, "small.safetensors")
+    (folder / "full.safetensors").write_bytes(b"")
+    assert "reading full.safetensors needs safetensors" in refused(*DRY[:4], "--state-dict", "full.safetensors")

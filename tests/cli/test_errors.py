@@ -88,6 +88,7 @@ def test_inputs_that_do_not_fit(refused, spec, text):
             ["--state-dict", "net.py"],
             "net.py is no file of tensors that can be loaded safely: write it with torch.save(",
         ),
+        (["--state-dict", "bad.safetensors"], "bad.safetensors is no file of tensors that can be loaded safely"),
         (["--state-dict", "other.pt"], 'other.pt does not fit Net: Missing key(s) in state_dict: "stem.weight"'),
         (["--state-dict", "list.pt"], "expected a state_dict, tensors by name; found list in --state-dict"),
         (["--device", "mta"], "--device mta: Expected one of cpu"),
@@ -96,6 +97,9 @@ def test_inputs_that_do_not_fit(refused, spec, text):
     ],
 )
 def test_options_that_cannot_work(refused, folder, options, text):
+    if "bad.safetensors" in options:
+        pytest.importorskip("safetensors", reason="safetensors is not installed")
+    (folder / "bad.safetensors").write_bytes(b"no tensors")
     torch.save({"other": torch.ones(1)}, folder / "other.pt")
     torch.save([torch.ones(1)], folder / "list.pt")
     assert text in refused(*INSPECT, *options)
