@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fx_oto.context import Capture, Context, ExampleInputs
     from fx_oto.costs import Cost, cost
     from fx_oto.dependencies import Dependencies, Reason
+    from fx_oto.drawings import draw_graph
     from fx_oto.errors import (
         FxOtoError,
         FxOtoWarning,
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
     from fx_oto.optim.hesso import HESSO
     from fx_oto.optim.saliency import ZIGStatistics
     from fx_oto.optim.sparsifier import GroupSparseOptimizer
-    from fx_oto.pipeline import Pipeline
+    from fx_oto.pictures.charts import plot_tradeoff
+    from fx_oto.pictures.picture import Picture
+    from fx_oto.pipeline import Analysis, Pass, PassRecord, Pipeline, register_pass
     from fx_oto.prices import Price
     from fx_oto.records import PassRecord, Snapshot
     from fx_oto.reports import Report, report
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from fx_oto.tracing import trace
     from fx_oto.trajectory import Trajectory
     from fx_oto.whatif import sensitivity
+    from fx_oto.widths import plot_widths
     from fx_oto.zigs import Family, FrozenAxis, Partition, Slot, partition
     from passes.dependency_analysis import DependencyAnalysis
     from passes.mask_insertion import MaskInsertion
@@ -66,12 +70,15 @@ _HOMES = (
     "fx_oto.context",
     "fx_oto.costs",
     "fx_oto.dependencies",
+    "fx_oto.drawings",
     "fx_oto.errors",
     "fx_oto.explanations",
     "fx_oto.optim.dhspg",
     "fx_oto.optim.hesso",
     "fx_oto.optim.saliency",
     "fx_oto.optim.sparsifier",
+    "fx_oto.pictures.charts",
+    "fx_oto.pictures.picture",
     "fx_oto.pipeline",
     "fx_oto.prices",
     "fx_oto.records",
@@ -83,6 +90,7 @@ _HOMES = (
     "fx_oto.tracing",
     "fx_oto.trajectory",
     "fx_oto.whatif",
+    "fx_oto.widths",
     "fx_oto.zigs",
     "passes.dependency_analysis",
     "passes.mask_insertion",
@@ -121,6 +129,7 @@ __all__ = [
     "PassError",
     "PassRecord",
     "PhysicalSlicing",
+    "Picture",
     "Pipeline",
     "Price",
     "Reason",
@@ -144,8 +153,11 @@ __all__ = [
     "compress",
     "cost",
     "default_pipeline",
+    "draw_graph",
     "latency",
     "partition",
+    "plot_tradeoff",
+    "plot_widths",
     "prepare",
     "register_pass",
     "register_rule",

@@ -31,7 +31,7 @@ class InputError(FxOtoError, ValueError):
 
 
 class MissingPackageError(FxOtoError, ImportError):
-    """An optional package is needed; the text says how to install it."""
+    """Something needs an optional package that is not installed; the text says how to install it."""
 
 
 class MissingResultError(FxOtoError, LookupError):

@@ -21,7 +21,7 @@ from fx_oto.graph import with_modules
 if TYPE_CHECKING:
     from fx_oto.zigs import FrozenAxis, Partition
 
-__all__ = ["AxisExplanation", "Cause", "Explanation", "Untraced", "explain", "shown"]
+__all__ = ["AxisExplanation", "Cause", "Explanation", "Untraced", "explain", "readable"]
 
 _NO_CHANNELS = "no channels lie along it, as with a convolution's window"
 _UNTRACED = "it is not used by the traced graph: the compact model is without it"
@@ -116,7 +116,7 @@ class Cause:
     @property
     def why(self) -> str:
         """The reason in one line, with its source line as a reader can take it in."""
-        return str(shown(self.reason))
+        return str(readable(self.reason))
 
 
 @dataclass(frozen=True)
@@ -254,11 +254,11 @@ def _touched(name: str, shape: tuple[int, ...], counts: Mapping[tuple[str, int],
 
 
 def _chain(reason: Reason) -> str:
-    text = str(shown(reason))
+    text = str(readable(reason))
     return text if reason.since is None else f"{text} – since {_chain(reason.since)}"
 
 
-def shown(reason: Reason) -> Reason:
+def readable(reason: Reason) -> Reason:
     """With a source path that a reader can take in: from the working directory, or inside its package."""
     path = Path(reason.source)
     if "site-packages" in path.parts:

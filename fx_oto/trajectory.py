@@ -8,6 +8,9 @@ from typing import Any
 from tabulate import tabulate
 from torch import Tensor
 
+from fx_oto.pictures.charts import draw_training
+from fx_oto.pictures.picture import Picture
+
 __all__ = ["Trajectory"]
 
 _MOST_POINTS = 512
@@ -63,6 +66,28 @@ class Trajectory:
         shown = rows[::every] + (rows[-1:] if (len(rows) - 1) % every else [])
         cells = [(step, f"{sparsity:.3f}", "" if loss is None else f"{loss:.4f}") for step, sparsity, loss in shown]
         return str(tabulate(cells, ("step", "group sparsity", "loss"), tablefmt=style, disable_numparse=True))
+
+    def plot(self) -> Picture:
+        """Loss and group sparsity along the steps, in two panels; without the loss where none was noted.
+
+        Raises:
+            SettingsError: no step was taken yet.
+            MissingPackageError: matplotlib is not installed.
+
+        Example:
+            >>> import torch, fx_oto
+            >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+            >>> optimizer = fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.1, target_group_sparsity=0.5, total_steps=10)
+            >>> for _ in range(10):
+            ...     loss = gm(torch.randn(2, 4)).square().mean()
+            ...     loss.backward()
+            ...     optimizer.note_loss(loss)
+            ...     optimizer.step()
+            >>> [axes.get_ylabel() for axes in fx_oto.report(gm).training.plot().figure.axes]
+            ['loss', 'group sparsity']
+        """
+        return draw_training(self.rows(), self.summary)
 
     @property
     def summary(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import networkx as nx
 import torch
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fx_oto.context import Context
+from fx_oto.couplings import draw_couplings
 from fx_oto.dependencies import Reason
 from fx_oto.errors import MissingResultError, SettingsError
 from fx_oto.explanations import Explanation, explain
 from fx_oto.graph import tensor_names, with_modules
 from fx_oto.masks import mask_of
+from fx_oto.pictures.picture import Picture
 from fx_oto.prices import Price
 
 __all__ = ["Family", "FrozenAxis", "Partition", "Slot", "partition"]
@@ -192,19 +194,61 @@ class Partition:
         """
         return explain(self, self._bound(), patterns)
 
+    def draw(self, *patterns: str, fold: int | None = None, limit: int = 200) -> Picture:
+        """Which layers are tied together: one row for each, a wire in its own colour for each family.
+
+        A numbered box says that the layer makes the family's channels, a ring that it only reads them. Letters stand
+        for the causes for which indices are kept whole.
+
+        Args:
+            patterns: glob patterns of parameter or module names: only the families with a part in what matches.
+            fold: modules whose names have more than so many parts share the row of the module at that depth; by
+                default nothing is folded up to ``limit`` rows, and as little as needed above.
+            limit: see ``fold``.
+
+        Raises:
+            SettingsError: a pattern matches nothing, or ``fold`` is less than 1.
+            MissingPackageError: matplotlib is not installed.
+
+        Example:
+            >>> import tempfile, torch, fx_oto
+            >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> picture = fx_oto.partition(fx_oto.prepare(net, torch.randn(2, 4))).draw()
+            >>> picture.save(f"{tempfile.mkdtemp()}/families.png").name
+            'families.png'
+        """
+        return draw_couplings(self, self._bound(), patterns, fold, limit)
+
     def to_networkx(self) -> nx.Graph[str]:
-        """Parameter axes as nodes, joined where a family couples them; frozen axes carry their reason."""
+        """Parameter axes as nodes, joined where a family couples them; frozen axes carry their reason.
+
+        Nodes are named as ``"layer1.0.conv1.weight[0]"`` and carry ``tensor``, ``dim``, ``size`` (the length of the
+        axis, if the partition is bound to a module), ``prunable`` and ``kept`` (how many of its indices can go, and
+        cannot), ``frozen`` (whether none can go), ``variable`` (whether training drives them to zero) and ``reason``
+        (why some are kept). Within a family, every axis is joined to the family's first one; edges carry ``family``,
+        its name, and ``zigs``. Where two axes share several families, the edge carries the largest.
+
+        Example:
+            >>> import torch, fx_oto
+            >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> graph = fx_oto.partition(fx_oto.prepare(net, torch.randn(2, 4))).to_networkx()
+            >>> sorted(graph.neighbors("0.weight[0]")), graph.nodes["2.weight[0]"]["reason"]
+            (['0.bias[0]', '2.weight[1]'], "it is part of the model's output (op output)")
+        """
         graph: nx.Graph[str] = nx.Graph()
-        for family in self.families:
+        shapes = {} if self.module is None else {name: t.shape for name, t in tensor_names(self.module).items()}
+        for family in sorted(self.families, key=len):
             lead = str(family.variables[0])
             for slot in family.slots:
-                graph.add_node(str(slot), tensor=slot.tensor, dim=slot.dim, variable=slot.variable, frozen=False)
+                known = _axis_node(graph, slot.tensor, slot.dim, shapes)
+                known.update(variable=known["variable"] or slot.variable, frozen=False)
+                known["prunable"] += slot.index.numel()
                 if str(slot) != lead:
                     graph.add_edge(lead, str(slot), family=family.name, zigs=len(family))
         for axis in self.frozen:
-            graph.add_node(
-                f"{axis.tensor}[{axis.dim}]", tensor=axis.tensor, dim=axis.dim, frozen=True, reason=str(axis.reason)
-            )
+            known = _axis_node(graph, axis.tensor, axis.dim, shapes)
+            known["kept"] += axis.size
+            known.setdefault("reason", str(axis.reason))
         return graph
 
     def __str__(self) -> str:
@@ -252,6 +296,16 @@ def partition(gm: GraphModule) -> Partition:
         8
     """
     return replace(Context.of(gm).get(Partition), module=gm)
+
+
+def _axis_node(graph: nx.Graph[str], tensor: str, dim: int, shapes: dict[str, torch.Size]) -> dict[str, Any]:
+    """The attributes of an axis in the graph, which it is added to if it is new."""
+    name = f"{tensor}[{dim}]"
+    if name not in graph:
+        size = {"size": shapes[tensor][dim]} if tensor in shapes else {}
+        graph.add_node(name, tensor=tensor, dim=dim, variable=False, frozen=True, prunable=0, kept=0, **size)
+    found: dict[str, Any] = graph.nodes[name]
+    return found
 
 
 def _shortened(slots: tuple[Slot, ...]) -> str:

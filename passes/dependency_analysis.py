@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from fx_oto.context import Context
 from fx_oto.dependencies import Dependencies
 from fx_oto.errors import FxOtoWarning, SettingsError
-from fx_oto.explanations import shown
+from fx_oto.explanations import readable
 from fx_oto.propagation import Attention, Propagation
 from fx_oto.rules import rule_for
 from fx_oto.stages import Analysis
@@ -57,4 +57,4 @@ class DependencyAnalysis(Analysis):
 
     def refusals(self, gm: GraphModule, context: Context) -> list[str]:
         """Ops without a rule, which keep whole what enters them."""
-        return [f"no rule: {shown(reason)}" for reason in context.get(Dependencies).unknown]
+        return [f"no rule: {readable(reason)}" for reason in context.get(Dependencies).unknown]

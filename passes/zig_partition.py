@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 from fx_oto.context import Context
 from fx_oto.dependencies import Axis, Dependencies, Reason
 from fx_oto.errors import SettingsError
-from fx_oto.explanations import shown
+from fx_oto.explanations import readable
 from fx_oto.graph import tensor_names, with_modules
 from fx_oto.prices import Price
 from fx_oto.stages import Analysis
@@ -50,7 +50,7 @@ class ZIGPartition(Analysis):
         """What is kept whole, by reason."""
         alike: dict[str, list[FrozenAxis]] = {}
         for axis in context.get(Partition).frozen:
-            alike.setdefault(str(shown(axis.reason)), []).append(axis)
+            alike.setdefault(str(readable(axis.reason)), []).append(axis)
         return [_kept_whole(reason, axes) for reason, axes in alike.items()]
 
 
