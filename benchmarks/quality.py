@@ -285,35 +285,19 @@ def _average(entries: list[dict], name: str) -> float:
 
 def draw(done: dict[Run, dict], path: Path) -> None:
     """Accuracy against MACs, a panel for each network; one dot for each seed, a line through the means."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     names = {"dhspg": "DHSPG", "hesso": "HESSO", "magnitude": "magnitude + fine-tuning", "scratch": "from scratch"}
-    colours = dict(zip(CONTENDERS, ("#0b6e99", "#d9730d", "#7a7a7a", "#0f7b6c"), strict=True))
-    figure, axes = plt.subplots(1, len(NETWORKS), figsize=(3.1 * len(NETWORKS), 3.3), layout="constrained")
-    for axis, network in zip(axes, NETWORKS, strict=True):
+    panels, baselines = {}, {}
+    for network in NETWORKS:
         for entries in results(done, network, "full").values():
-            axis.axhline(_average(entries, "accuracy"), color="black", lw=1, ls="--", label="no pruning")
-        for contender in CONTENDERS:
-            levels = results(done, network, contender)
-            runs = [entry for entries in levels.values() for entry in entries]
-            style = {"color": colours[contender]}
-            axis.scatter(
-                [100 * e["macs"] for e in runs], [e["accuracy"] for e in runs], s=12, alpha=0.45, lw=0, **style
-            )
-            means = [(100 * _average(entries, "macs"), _average(entries, "accuracy")) for entries in levels.values()]
-            axis.plot(*zip(*means, strict=True), marker="o", ms=4, label=names[contender], **style)
-        axis.set_title(network, fontsize=10)
-        axis.set_xlim(0, 42)
-        axis.set_xlabel("MACs left (%)")
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("test accuracy (%)")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
-    figure.savefig(path, dpi=150)
+            baselines[network] = _average(entries, "accuracy")
+        panels[network] = {
+            name: [
+                ([100 * entry["macs"] for entry in entries], [entry["accuracy"] for entry in entries])
+                for entries in results(done, network, contender).values()
+            ]
+            for contender, name in names.items()
+        }
+    fx_oto.plot_tradeoff(panels, baseline=baselines, ylabel="test accuracy (%)").save(path)
 
 
 def main() -> None:
