@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from fx_oto.optim.sparsifier import GroupSparseOptimizer
     from fx_oto.pictures.charts import plot_tradeoff
     from fx_oto.pictures.picture import Picture
-    from fx_oto.pipeline import Analysis, Pass, PassRecord, Pipeline, register_pass
+    from fx_oto.pipeline import Pipeline
     from fx_oto.prices import Price
     from fx_oto.records import PassRecord, Snapshot
     from fx_oto.reports import Report, report
