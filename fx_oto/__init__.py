@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         MissingResultError,
         NothingToCompressError,
         PassError,
+        RuleError,
         SettingsError,
         SlicingError,
         TraceError,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from fx_oto.prices import Price
     from fx_oto.records import PassRecord, Snapshot
     from fx_oto.reports import Report, report
-    from fx_oto.rules import register_rule
+    from fx_oto.rules import kinds, register_leaf, register_rule, registered_rules, temporary_rules, unregister_rule
     from fx_oto.sensitivities import Sensitivity, Trial
     from fx_oto.stages import Analysis, Pass
     from fx_oto.timing import LatencyComparison, ModelLatency, latency
@@ -134,6 +135,7 @@ __all__ = [
     "Price",
     "Reason",
     "Report",
+    "RuleError",
     "Sensitivity",
     "SettingsError",
     "SlicingError",
@@ -154,19 +156,24 @@ __all__ = [
     "cost",
     "default_pipeline",
     "draw_graph",
+    "kinds",
     "latency",
     "partition",
     "plot_tradeoff",
     "plot_widths",
     "prepare",
+    "register_leaf",
     "register_pass",
     "register_rule",
     "registered_passes",
+    "registered_rules",
     "report",
     "sensitivity",
+    "temporary_rules",
     "testing",
     "trace",
     "transformation",
+    "unregister_rule",
 ]
 
 

@@ -8,9 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from fx_oto.context import ExampleInputs
+from fx_oto.errors import InputError
+from fx_oto.graph import evaluating, unchanged
 from fx_oto.tape import fake_run
 
 __all__ = ["FUSED", "Cost", "cost"]
@@ -30,6 +33,8 @@ class Cost:
 def cost(model: nn.Module, example_inputs: Any) -> Cost:
     """Count parameters and MACs of convolutions, matrix products, attention and recurrences, in eval mode without data.
 
+    Only a model whose code asks for values, as one with opaque parts may, is run on the inputs themselves.
+
     Args:
         model: any module.
         example_inputs: as for ``fx_oto.trace``; MACs are those of this batch.
@@ -42,8 +47,15 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
         >>> fx_oto.cost(torch.nn.Linear(4, 8), torch.randn(1, 4))
         Cost(params=40, macs=32)
     """
-    counter = FlopCounterMode(display=False, custom_mapping=FUSED)
-    fake_run(model, ExampleInputs.of(example_inputs), counter)
+    inputs, counter = ExampleInputs.of(example_inputs), FlopCounterMode(display=False, custom_mapping=FUSED)
+    try:
+        fake_run(model, inputs, counter)
+    except InputError as error:
+        if not isinstance(error.__cause__, DataDependentOutputException | DynamicOutputShapeException):
+            raise
+        counter = FlopCounterMode(display=False, custom_mapping=FUSED)
+        with unchanged(model), evaluating(model), torch.no_grad(), counter:  # its code asks for values
+            model(*inputs.args, **inputs.kwargs)
     return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
 
 

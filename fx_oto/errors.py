@@ -10,6 +10,7 @@ __all__ = [
     "MissingResultError",
     "NothingToCompressError",
     "PassError",
+    "RuleError",
     "SettingsError",
     "SlicingError",
     "TraceError",
@@ -60,6 +61,10 @@ class VerificationError(FxOtoError):
 
 class PassError(FxOtoError):
     """A pass failed or left an invalid graph; the text names the pass."""
+
+
+class RuleError(FxOtoError):
+    """A rule of the user's for an op or a leaf module cannot be registered, or does not fit the call it is given."""
 
 
 class FxOtoWarning(UserWarning):

@@ -18,6 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 __all__ = [
+    "bare_name",
     "clone_module",
     "described",
     "evaluating",
@@ -48,9 +49,17 @@ def op_name(node: Node) -> str:
     if node.op == "call_module":
         return type(_submodule(node)).__name__
     if isinstance(node.target, torch._ops.OpOverload):
-        return str(node.target._schema.name).split("::")[1]
+        return bare_name(str(node.target._schema.name))
+    if isinstance(node.target, torch._ops.OpOverloadPacket):
+        return bare_name(str(node.target._qualified_op_name))
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     return name.strip("_") if name.startswith("__") else name
+
+
+def bare_name(qualified: str) -> str:
+    """An operator's name: of torch's own without the namespace, of any other in full, for it may mean anything."""
+    namespace, _, name = qualified.partition("::")
+    return name if namespace in ("aten", "prims") else qualified
 
 
 def described(node: Node) -> str:

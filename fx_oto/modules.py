@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from fx_oto import attention, norms
+from fx_oto.leaves import leaf_of
 from fx_oto.modes import TrainingFlag
 from fx_oto.recurrence import GATES
 
@@ -102,7 +103,7 @@ def _is_ours(kind: Any) -> bool:
 
 def keeps_parameters_whole(module: nn.Module) -> bool:
     """Whether a leaf holds parameters that slicing does not know how to cut."""
-    known = _resizer(module) is not None or type(module) in _REPLACED
+    known = _resizer(module) is not None or type(module) in _REPLACED or leaf_of(module) is not None
     return not known and next(module.parameters(), None) is not None
 
 

@@ -7,7 +7,9 @@ layers by value, defers choices that depend on later unions, and settles them at
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -30,13 +32,21 @@ from fx_oto.rectangles import keep_rectangles
 from fx_oto.regions import Region
 from fx_oto.tape import OpCall, Tape, macs_of
 
-__all__ = ["FIXED", "Attention", "Propagation", "Rule"]
+__all__ = ["FIXED", "Attention", "Propagation", "Rule", "Said"]
 
 
 # What attention loses: whole heads, or the same part of the width of every head.
 Attention = Literal["heads", "head_dim"]
 # The commonest reason to keep something whole.
 FIXED = "it is combined with a tensor that is kept whole, such as the input"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Said:
+    """What a rule has said: the values that it gave layers, and the atoms that it kept whole, ``(n,)`` each time."""
+
+    put: list[Tensor]
+    frozen: list[Tensor]
 
 
 class Propagation:
@@ -56,10 +66,12 @@ class Propagation:
         self.attention = attention
         self.call: OpCall | None = None
         self.node = ""
+        self.as_whole = False
         self.memo: dict[Any, Tensor] = {}
-        self._gm, self._tape, self._rule_for = gm, tape, rule_for
+        self._gm, self._tape, self.rule_for = gm, tape, rule_for
         self._nodes: dict[str, Node] = {node.name: node for node in gm.graph.nodes}
         self._num_axis_atoms = 1
+        self._put: list[Tensor] = []
         self._layers: dict[int, tuple[Layer, ...]] = {}
         self._weights: set[int] = set()
         self._made: dict[int, OpCall] = {}
@@ -108,8 +120,8 @@ class Propagation:
 
     @property
     def rewritable(self) -> bool:
-        """Whether slicing can rewrite what the current node computes: not inside opaque leaves."""
-        return not is_opaque(self._nodes[self.node], self._gm)
+        """Whether slicing can rewrite what the current node computes: not inside opaque leaves and users' ops."""
+        return not self.as_whole and not is_opaque(self._nodes[self.node], self._gm)
 
     def can_adjust(self, kind: str) -> bool:
         """Whether slicing can make the current node compute differently: see ``Adjustment.kind``."""
@@ -125,6 +137,7 @@ class Propagation:
     def put(self, value: Tensor, layers: Iterable[Layer]) -> None:
         """Give a value its layers; those that do not vary are frozen, for they cannot be cut out."""
         kept = []
+        self._put.append(value)
         for layer in layers:
             if layer.dims:
                 kept.append(layer)
@@ -206,6 +219,19 @@ class Propagation:
         """Note a contraction that the current call makes: its multiply-adds, and the axes that it runs over."""
         self._found.contracting.add(self.node)
         self._found.works.append(Work(macs, tuple(layer.labels.reshape(-1) for layer in layers)))
+
+    def mixes(self) -> None:
+        """Note that what the current node returns at one index may depend on what it is given at others."""
+        self._found.contracting.add(self.node)
+
+    @contextmanager
+    def watched(self) -> Iterator[Said]:
+        """Note what is said in a while: which values get layers, and which labels are kept whole."""
+        refused = len(self._found.frozen)
+        told = Said([], [])
+        self._put = told.put
+        yield told
+        told.frozen.extend(labels for labels, _ in self._found.frozen[refused:])
 
     def keep_unequal(self, left: Tensor, right: Tensor) -> None:
         """Ask that something of ``right`` is put back if as much as of ``left`` would be left of it."""
@@ -304,7 +330,7 @@ class Propagation:
 
     def _play(self, call: OpCall) -> None:
         self._check_outdated(call.inputs)
-        rule = self._rule_for(call.func)
+        rule = self.rule_for(call.func)
         if not getattr(rule, "moves_data", False):
             for value in call.inputs:
                 for layer in self.layers(value):
@@ -314,16 +340,20 @@ class Propagation:
         rule(call, self)
         self._origins.pass_on(call, [reason for _, reason in self._found.frozen[refused:]])
         if macs := macs_of(call):
-            self.work(macs, self._contracted(call))
+            self.work(macs, self._contracted(call, rule))
         if call.mutates:
             self._aliases.write(call.args[0], before, self.layers(call.args[0]))
         self._aliases.add(call.outputs)
 
-    def _contracted(self, call: OpCall) -> list[Layer]:
+    def _contracted(self, call: OpCall, rule: Rule) -> list[Layer]:
         """Layers along the axes that a contraction runs over, each axis once."""
+        if hasattr(rule, "contracted"):
+            return list(rule.contracted(call, self))
         if call.name == "convolution":
             return list(self.layers(call.args[1]))
         operands = [arg for arg in call.args[:3] if isinstance(arg, Tensor)][-2:]
+        if len(operands) < 2 or not operands[1].ndim:
+            return []
         left, right = (self.layers(operand) for operand in operands)
         last = operands[1].ndim - 1
         return [*left, *(layer for layer in right if last > 0 and layer.dims == (last,))]

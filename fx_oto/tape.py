@@ -10,7 +10,7 @@ import logging
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -24,12 +24,23 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from fx_oto.context import ExampleInputs
-from fx_oto.errors import InputError
-from fx_oto.graph import evaluating, op_name, source_line, tensor_leaves, tensor_names, unchanged, unfused_attention
+from fx_oto.errors import InputError, RuleError
+from fx_oto.graph import (
+    bare_name,
+    evaluating,
+    op_name,
+    source_line,
+    tensor_leaves,
+    tensor_names,
+    unchanged,
+    unfused_attention,
+)
 from fx_oto.interpreting import PlainInterpreter, run_graph
+from fx_oto.leaves import LeafOp, leaf_of
 from fx_oto.modes import by_mode, written_in
 from fx_oto.modules import is_opaque
 from fx_oto.norms import WholeNorms, holds_norms_over
+from fx_oto.real_values import real_values, writes_into_input
 from fx_oto.recurrence import WholeRecurrence, holds_recurrence, recurrent_macs
 
 __all__ = [
@@ -74,13 +85,17 @@ class OpCall:
 
     @property
     def name(self) -> str:
-        """The operator's name without namespace and overload: ``"convolution"``."""
+        """The operator's name without overload, and for torch's own without namespace: ``"convolution"``."""
         if not hasattr(self.func, "_schema"):
             return str(self.func.__name__)
-        return str(self.func._schema.name).split("::")[1]
+        return bare_name(str(self.func._schema.name))
 
     def arg(self, name: str) -> Any:
         """The argument that the operator's schema calls ``name``, or its default."""
+        if isinstance(self.func, LeafOp):
+            if name in self.func.names:
+                return self.args[self.func.names.index(name)]
+            raise KeyError(f"{self.name} has no argument, parameter or buffer {name!r}")
         for position, (key, default) in enumerate(_parameters(self.func)):
             if key == name:
                 return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
@@ -128,6 +143,8 @@ class Tape:
 
 def macs_of(call: OpCall) -> int:
     """Multiply-adds of one call, after ``torch.utils.flop_counter``; 0 for what it does not count."""
+    if isinstance(call.func, LeafOp):
+        return call.func.macs
     formula = flop_registry.get(call.func._overloadpacket) if hasattr(call.func, "_overloadpacket") else None
     if formula is None:
         return 0
@@ -147,7 +164,7 @@ def record_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
     except InputError:
         if recorder.current is None or not is_opaque(recorder.current, gm):
             raise
-        recorder = _Recorder(gm, _real_values(gm, inputs))  # what it returns depends on the numbers in its inputs
+        recorder = _Recorder(gm, real_values(gm, inputs))  # what it returns depends on the numbers in its inputs
         tensors = fake_run(gm, inputs, recorder.mode, recorder)
     constants = {id(tensors[name]): buffer for name, buffer in gm.named_buffers()}
     return Tape(tuple(recorder.steps), tensors, constants)
@@ -181,6 +198,8 @@ def _fake_run(
         attention = sdpa_kernel(SDPBackend.MATH) if recorder else nullcontext()  # as products and a softmax
         with _plainly(), attention, _whole(recorder), evaluating(model), torch.no_grad(), fake, mode:
             torch.func.functional_call(_Runner(model, recorder), stand_ins, args, kwargs)
+    except RuleError:
+        raise
     except Exception as error:
         raise _explain(error, recorder, model, inputs) from error
     return tensors
@@ -244,6 +263,17 @@ class _RecordingMode(TorchDispatchMode):
         self.record(func, args, {}, result)
         return result
 
+    def leaf(self, op: LeafOp, args: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
+        """Record one call of a leaf module, in the place of those that it makes."""
+        calls, self.calls = self.calls, []
+        result = compute()
+        made, self.calls = self.calls, calls
+        read = {id(tensor) for tensor in tensors_in(args)}
+        if any(call.mutates and id(call.args[0]) in read for call in made):
+            raise writes_into_input(op.__name__, self.node)
+        self.record(replace(op, macs=sum(map(macs_of, made))), args, {}, result)
+        return result
+
     def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         outputs = (result,) if isinstance(result, Tensor) else tuple(tensors_in(result))
         if outputs:
@@ -260,24 +290,8 @@ def opaque_call(*_: Any) -> None:
     """Stands on the tape for Python code that cannot be run on fake tensors."""
 
 
-def _real_values(gm: GraphModule, inputs: ExampleInputs) -> dict[str, Any]:
-    """What opaque code returns on the example inputs themselves, by node."""
-    found: dict[str, Any] = {}
-
-    class Watch(PlainInterpreter):
-        def run_node(self, n: Node) -> Any:
-            value = super().run_node(n)
-            if is_opaque(n, gm):
-                found[n.name] = value
-            return value
-
-    with unchanged(gm), evaluating(gm), torch.no_grad():
-        run_graph(Watch(gm), inputs.args, inputs.kwargs)
-    return found
-
-
 class _Recorder(PlainInterpreter):
-    def __init__(self, gm: GraphModule, opaque: dict[str, Any]) -> None:
+    def __init__(self, gm: GraphModule, opaque: dict[str, tuple[Any, int]]) -> None:
         super().__init__(gm)
         self.gm = gm
         self.opaque = opaque
@@ -302,13 +316,25 @@ class _Recorder(PlainInterpreter):
             args = (args[0], args[0], *args[2:])
         return super().call_function(target, args, kwargs)
 
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """The base class's; of a leaf, one call is recorded."""
+        module = self.fetch_attr(target)
+        if leaf_of(module) is None:
+            return super().call_module(target, args, kwargs)
+        return self.mode.leaf(*LeafOp.of(module, args, kwargs), lambda: module(*args, **kwargs))
+
     def _opaque_value(self, node: Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         fake = next(mode for mode in _get_current_dispatch_mode_stack() if isinstance(mode, FakeTensorMode))
-        value = tree_map_only(Tensor, lambda t: fake_like(fake, t), self.opaque[node.name])
-        inside = list(self.gm.get_submodule(str(node.target)).parameters()) if node.op == "call_module" else []
-        read = (*tree_leaves((args, kwargs)), *inside)
-        self.mode.calls = [OpCall(node.name, opaque_call, read, {}, tuple(tensor_leaves(value)))]
+        real, macs = self.opaque[node.name]
+        value = tree_map_only(Tensor, lambda t: fake_like(fake, t), real)
+        module = self.gm.get_submodule(str(node.target)) if node.op == "call_module" else nn.Module()
+        func: Any = opaque_call
+        read: tuple[Any, ...] = (*tree_leaves((args, kwargs)), *module.parameters())
+        if leaf_of(module) is not None:
+            op, read = LeafOp.of(module, args, kwargs)
+            func = replace(op, macs=macs)
+        self.mode.calls = [OpCall(node.name, func, read, {}, tuple(tensor_leaves(value)))]
         return value
 
 

@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 from fx_oto.cuts import Cuts
 from fx_oto.dependencies import Adjustment
 from fx_oto.graph import op_name, tensor_leaves
+from fx_oto.leaves import leaf_of
 from fx_oto.masks import drop_masks
 from fx_oto.modules import resizable
 from fx_oto.rewriting import computation, movement, sizes
@@ -92,8 +93,12 @@ def _rewrite(edit: Editor, node: Node) -> bool:
 
 
 def _handler(edit: Editor, node: Node) -> Handler | None:
-    if node.op == "call_module" and resizable(edit.gm.get_submodule(str(node.target))):
-        return computation.resize_module
+    if node.op == "call_module":
+        module = edit.gm.get_submodule(str(node.target))
+        if leaf_of(module) is not None:
+            return computation.resize_leaf
+        if resizable(module):
+            return computation.resize_module
     name = op_name(node)
     if name == "getattr":
         name = str(node.args[1])

@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from fx_oto.attention import FewerHeads
 from fx_oto.dependencies import Adjustment
 from fx_oto.graph import op_name, tensor_names
+from fx_oto.leaves import leaf_of
 from fx_oto.modules import resize
 from fx_oto.norms import (
     batch_norm_over,
@@ -34,6 +35,7 @@ __all__ = [
     "groups",
     "norm_groups",
     "original_scale",
+    "resize_leaf",
     "resize_module",
 ]
 
@@ -46,6 +48,13 @@ def resize_module(edit: Editor, node: Node) -> None:
     module = edit.gm.get_submodule(str(node.target))
     dim = _channel_dim(edit, node, module.weight.ndim) if isinstance(module, _ConvNd) else 1
     resize(module, edit.channels(node.args[0], dim), edit.channels(node, dim))
+
+
+def resize_leaf(edit: Editor, node: Node) -> None:
+    """Let the attributes of a module of the user's follow its parameters, as it was registered."""
+    module = edit.gm.get_submodule(str(node.target))
+    if leaf := leaf_of(module):
+        leaf.resize(module)
 
 
 def _channel_dim(edit: Editor, node: Node, weight_ndim: int) -> int:

@@ -13,10 +13,36 @@ import torch
 from fx_oto.modes import by_mode
 from fx_oto.propagation import Rule
 from fx_oto.recurrence import CELLS, SEQUENCES
-from fx_oto.rules import contraction, movement, normalisation, pointwise, recurrence, reductions, refusals, windows
+from fx_oto.rules import (
+    contraction,
+    kinds,
+    movement,
+    normalisation,
+    pointwise,
+    recurrence,
+    reductions,
+    refusals,
+    windows,
+)
+from fx_oto.rules.registration import (
+    register_leaf,
+    register_rule,
+    registered_rules,
+    rule_of,
+    temporary_rules,
+    unregister_rule,
+)
 from fx_oto.tape import opaque_call
 
-__all__ = ["register_rule", "rule_for"]
+__all__ = [
+    "kinds",
+    "register_leaf",
+    "register_rule",
+    "registered_rules",
+    "rule_for",
+    "temporary_rules",
+    "unregister_rule",
+]
 
 _BY_NAME: dict[str, Rule] = {
     **dict.fromkeys(("mm", "bmm", "mv", "dot", "vdot"), contraction.matmul),
@@ -68,33 +94,13 @@ _BY_NAME: dict[str, Rule] = {
 
 _WINDOWS = ("pool", "upsample", "reflection_pad", "replication_pad", "grid_sampler")
 
-_registered: dict[Any, Rule] = {by_mode: pointwise.join, opaque_call: refusals.opaque}
-
-
-def register_rule(op: Any) -> Any:
-    """Decorator: make a function the rule of an ATen or custom operator, in front of the built-in ones.
-
-    Args:
-        op: an ``OpOverload`` such as ``torch.ops.mylib.scale.default``.
-
-    Example:
-        >>> import torch, fx_oto
-        >>> @fx_oto.register_rule(torch.ops.aten.erfinv.default)
-        ... def keep_whole(call, p):
-        ...     p.freeze_value(call.args[0], "erfinv is kept whole here")
-    """
-
-    def register(rule: Rule) -> Rule:
-        _registered[op] = rule
-        return rule
-
-    return register
+_STAND_INS: dict[Any, Rule] = {by_mode: pointwise.join, opaque_call: refusals.opaque}
 
 
 def rule_for(op: Any) -> Rule:
     """The rule of an operator: registered, named in the table, or told by ATen's own tags."""
-    if op in _registered:
-        return _registered[op]
+    if (taught := rule_of(op) or _STAND_INS.get(op)) is not None:
+        return taught
     namespace, _, name = str(op._schema.name).partition("::")
     if namespace == "aten" and (rule := _aten_rule(op, name)):
         return rule

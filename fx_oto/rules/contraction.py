@@ -17,7 +17,7 @@ from fx_oto.propagation import FIXED, Propagation
 from fx_oto.rules.pointwise import Operand, combine
 from fx_oto.tape import OpCall
 
-__all__ = ["add_matmul", "convolution", "embedding", "matmul"]
+__all__ = ["add_matmul", "contract", "convolution", "embedding", "lift", "matmul"]
 
 _NOT_ZERO = "its value is not zero once removed, and the sum over it would change"
 
@@ -69,12 +69,12 @@ def contract(
         foldable: whether a constant contribution of removed channels can move into a bias.
     """
     letters = result + "".join(letter for letter in dict.fromkeys(terms[0]) if letter not in result)
-    lifted = [_lift(p, side, term, letters, len(result)) for side, term in zip(sides, terms, strict=True)]
+    lifted = [lift(p, side, term, letters, len(result)) for side, term in zip(sides, terms, strict=True)]
     product = combine(p, lifted, len(letters), _times, may_cross=False)
     return [total for layer in product if (total := _sum_out(p, layer, lifted[0], len(result), foldable))]
 
 
-def _lift(p: Propagation, side: Operand, term: str, letters: str, kept: int) -> Operand:
+def lift(p: Propagation, side: Operand, term: str, letters: str, kept: int) -> Operand:
     """An operand with a dimension for each of ``letters``, in their order: of size 1 where ``term`` lacks it."""
     order = [term.index(letter) for letter in letters if letter in term]
     entries = tuple(slice(None) if letter in term else None for letter in letters)
@@ -175,9 +175,10 @@ def _grouped(p: Propagation, sides: Sequence[Operand], groups: int, transposed: 
     """Input and output channels stay a grid of groups; the weight's second axis is shared by all groups."""
     inputs, kernel = sides
     incoming, rows, shared = _along(inputs.layers, 1), _along(kernel.layers, 0), _along(kernel.layers, 1)
-    if rows is None or not kernel.weight:
+    if rows is None or not kernel.weight or not p.rewritable:
+        refusal = "a grouped convolution has a computed weight, or a number of groups that slicing cannot rewrite"
         for layer in (*inputs.layers, *kernel.layers):
-            p.freeze(layer.labels, "a grouped convolution has a computed weight")
+            p.freeze(layer.labels, refusal)
         return []
     if incoming is None:  # an input that is kept whole keeps what reads it
         read = rows if transposed else shared

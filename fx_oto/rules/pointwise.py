@@ -16,7 +16,7 @@ from fx_oto.labels import UNKNOWN, Layer, align, compress
 from fx_oto.propagation import FIXED, Propagation
 from fx_oto.tape import OpCall
 
-__all__ = ["Operand", "combine", "glu", "join", "overwrite", "pointwise"]
+__all__ = ["Operand", "combine", "glu", "join", "number", "overwrite", "pointwise"]
 
 # Ops in which an operand that is known can decide the result, whatever the others are: 0 · x, 0 / x, where(x, a, a).
 _ABSORBING = {"mul", "div", "where", "masked_fill", "addcmul", "addcdiv", "lerp", "native_dropout", "_prelu_kernel"}
@@ -45,7 +45,7 @@ def pointwise(call: OpCall, p: Propagation) -> None:
     if not any(p.layers(t) for t in tensors):
         return
     operands = [Operand.of(p, t) for t in tensors]
-    known = {i: content for i, t in enumerate(tensors) if (content := _number(p, t, call.out.ndim)) is not None}
+    known = {i: content for i, t in enumerate(tensors) if (content := number(p, t, call.out.ndim)) is not None}
 
     def worth(values: list[Tensor]) -> Tensor:
         return _evaluate(call, [known.get(i, value) for i, value in enumerate(values)], p.memo)
@@ -55,7 +55,7 @@ def pointwise(call: OpCall, p: Propagation) -> None:
         p.put(out, layers)
 
 
-def _number(p: Propagation, tensor: Tensor, ndim: int) -> Tensor | None:
+def number(p: Propagation, tensor: Tensor, ndim: int) -> Tensor | None:
     """The content of a constant of one element, such as a bound or a temperature in a buffer."""
     content = p.constant(tensor) if tensor.numel() == 1 else None
     return None if content is None else content.to("cpu", torch.float64).reshape((1,) * ndim)

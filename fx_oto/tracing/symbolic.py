@@ -24,6 +24,7 @@ from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
 from fx_oto.context import ExampleInputs
 from fx_oto.errors import TraceError
 from fx_oto.graph import evaluating, unchanged, unfused_attention, with_modes_of
+from fx_oto.leaves import leaf_of
 from fx_oto.modes import FLAG, TrainingFlag, merge_modes
 from fx_oto.modules import holds_layers, is_torchs
 from fx_oto.tracing.assigned import Assigned
@@ -125,6 +126,8 @@ class LeafTracer(Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is called as a whole."""
+        if leaf_of(m) is not None and not _has_users_hooks(m):
+            return True
         inside = isinstance(m, nn.Unflatten) or holds_layers(m) or _has_users_hooks(m)
         return super().is_leaf_module(m, module_qualified_name) and not inside
 

@@ -40,13 +40,14 @@ def test_an_op_without_a_rule_freezes_what_it_touches():
     model = randomise(Opaque().double())
     image = IMAGE.double()
     with pytest.warns(
-        fx_oto.FxOtoWarning, match=r"no rule is known for the op mix \(op mix at .*test_soundness\.py:\d+\)"
+        fx_oto.FxOtoWarning,
+        match=r"no rule is known for the op fx_oto_tests::mix \(op fx_oto_tests::mix at .*test_soundness\.py:\d+\)",
     ):
         gm = fx_oto.prepare(model, image)
     zigs = fx_oto.partition(gm)
     assert [family.name for family in zigs.families] == ["b.weight"]
     frozen = {str(axis.tensor): axis.reason for axis in zigs.frozen if axis.dim == 0}
-    assert "no rule is known for the op mix" in str(frozen["a.weight"])
+    assert "no rule is known for the op fx_oto_tests::mix" in str(frozen["a.weight"])
     zigs.zero_(0.5)
     torch.testing.assert_close(fx_oto.compress(gm).eval()(image), model.eval()(image), rtol=1e-10, atol=1e-12)
 
