@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from fx_oto.errors import SettingsError
-from fx_oto.sensitivity_figure import draw
+from fx_oto.pictures.trials import draw_trials
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from fx_oto.pictures.picture import Picture
 
 __all__ = ["Sensitivity", "Trial"]
 
@@ -139,8 +139,8 @@ class Sensitivity:
             kept[trials[0].pattern] = max(trials[0].zigs - removed, kept.get(trials[0].pattern, 1))
         return kept
 
-    def plot(self, metric: str | None = None) -> Figure:
-        """A figure: lines for a few families, a heat map of families and fractions for many.
+    def plot(self, metric: str | None = None) -> Picture:
+        """A picture: lines for a few families, a heat map of families and fractions for many.
 
         Args:
             metric: which; None: all, side by side.
@@ -150,7 +150,7 @@ class Sensitivity:
             MissingPackageError: matplotlib is not installed.
         """
         names = self.metrics if metric is None else (self._metric(metric),)
-        return draw(self.baseline, self._by_family(), names)
+        return draw_trials(self.baseline, self._by_family(), names)
 
     def __str__(self) -> str:
         return self._table("simple")

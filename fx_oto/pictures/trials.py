@@ -1,4 +1,4 @@
-"""The figure of a sensitivity: lines for a few families, a heat map for many."""
+"""A sensitivity: lines for a few families, a heat map for many."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fx_oto.errors import MissingPackageError
+from fx_oto.pictures.picture import Picture, drawing, new_figure
+from fx_oto.pictures.style import MUTED, darker, family_colour
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from fx_oto.sensitivities import Trial
 
-__all__ = ["draw"]
+__all__ = ["draw_trials"]
 
 _MOST_LINES = 8
-_GREY = "0.55"
 
 
-def draw(baseline: Trial, families: Sequence[Sequence[Trial]], metrics: Sequence[str]) -> Figure:
+def draw_trials(baseline: Trial, families: Sequence[Sequence[Trial]], metrics: Sequence[str]) -> Picture:
     """Draw some metrics side by side.
 
     Args:
@@ -30,42 +28,34 @@ def draw(baseline: Trial, families: Sequence[Sequence[Trial]], metrics: Sequence
     Raises:
         MissingPackageError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise MissingPackageError("plots need matplotlib: pip install 'fx-oto[plot]'") from error
     many = len(families) > _MOST_LINES
-    longest = max((len(trials[0].family) for trials in families), default=0)
+    names = 0.075 * max((len(trials[0].family) for trials in families), default=0) + 0.6
     cells = len({trial.fraction for trials in families for trial in trials})
-    width = (
-        max(2.2, 0.75 * cells) * len(metrics) + 0.075 * longest + 0.6
-        if many
-        else 3.8 * len(metrics) + 0.075 * longest + 0.6
-    )
-    figure = Figure(figsize=(width, 1.3 + 0.23 * len(families) if many else 3.4), layout="constrained")
-    axes = figure.subplots(1, len(metrics), squeeze=False, sharey=many)[0]
-    for place, metric in zip(axes, metrics, strict=True):
-        (_heat_map if many else _lines)(place, baseline, families, metric)
-    if many:
-        axes[0].set_yticks(range(len(families)), [trials[0].family for trials in families], fontsize=8)
-        figure.supxlabel("ZIGs of one family removed; the darker, the more it changes", fontsize=9)
-    else:
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
-    return figure
+    size = (max(2.2, 0.75 * cells), 1.3 + 0.23 * len(families)) if many else (3.8, 3.4)
+    with drawing():
+        figure = new_figure(size[0] * len(metrics) + names, size[1], layout="constrained")
+        axes = figure.subplots(1, len(metrics), squeeze=False, sharey=many)[0]
+        for place, metric in zip(axes, metrics, strict=True):
+            (_heat_map if many else _lines)(place, baseline, families, metric)
+        if many:
+            axes[0].set_yticks(range(len(families)), [trials[0].family for trials in families], fontsize=8)
+            figure.supxlabel("ZIGs of one family removed; the darker, the more it changes", fontsize=9)
+        else:
+            figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+        return Picture(figure)
 
 
 def _lines(place: Any, baseline: Trial, families: Sequence[Sequence[Trial]], metric: str) -> None:
     start = baseline.metrics[metric]
-    place.axhline(start, color=_GREY, linestyle="--", linewidth=1, label="as it is")
+    place.axhline(start, color=MUTED, linestyle="--", linewidth=1, label="as it is")
     for trials in families:
+        colour = darker(family_colour(trials[0].position))
         removed = [0.0, *(trial.removed / trial.zigs for trial in trials)]
         values = [start, *(trial.metrics[metric] for trial in trials)]
-        place.plot(removed, values, marker="o", markersize=4, label=trials[0].family)
+        place.plot(removed, values, marker="o", markersize=4, color=colour, label=trials[0].family)
     place.set_title(metric, fontsize=10)
     place.set_xlabel("ZIGs of the family removed", fontsize=9)
     place.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    place.spines[["top", "right"]].set_visible(False)
-    place.grid(axis="y", alpha=0.3)
 
 
 def _heat_map(place: Any, baseline: Trial, families: Sequence[Sequence[Trial]], metric: str) -> None:
@@ -85,4 +75,5 @@ def _heat_map(place: Any, baseline: Trial, families: Sequence[Sequence[Trial]], 
     place.set_xticks(range(len(fractions)), [f"{fraction:.0%}" for fraction in fractions], fontsize=8)
     place.set_title(f"{metric}, as it is: {start:.4g}", fontsize=10)
     place.tick_params(length=0)
+    place.grid(visible=False)
     place.spines[:].set_visible(False)
