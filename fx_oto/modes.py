@@ -8,7 +8,7 @@ and where they differ ``by_mode`` chooses when the graph runs.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from difflib import SequenceMatcher
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fx_oto.errors import TraceError
 from fx_oto.graph import op_name, source_line
 
-__all__ = ["IN_PLACE", "TrainingFlag", "by_mode", "merge_modes", "written_in"]
+__all__ = ["FLAG", "IN_PLACE", "TrainingFlag", "by_mode", "merge_modes", "says_in_place", "written_in"]
 
 FLAG = "fx_oto_training_mode"
 _Value = TypeVar("_Value")
@@ -60,18 +60,24 @@ class TrainingFlag(nn.Module):
         return self.training
 
 
-def merge_modes(train: Graph, evaluation: Graph, model: nn.Module) -> Graph:
+def merge_modes(train: Graph, evaluation: Graph, model: nn.Module, reaches: Reaches) -> Graph:
     """Join two graphs of one model; the result asks the submodule ``FLAG`` for the mode if they differ.
 
     Nodes that one mode has alone run in both, and ``by_mode`` drops their result; what they write, they write in
     their mode only.
+
+    Args:
+        train: the graph in training mode.
+        evaluation: the graph in evaluation mode.
+        model: holds the modules that they call.
+        reaches: whether a node may write into a parameter, a buffer, or a value of another node than those given.
 
     Raises:
         TraceError: such a node writes into what the other mode reads, in a way that cannot be switched off.
     """
     if _equal(train, evaluation):
         return train
-    return _Merger(train, evaluation, model).merge()
+    return _Merger(train, evaluation, model, reaches).merge()
 
 
 def _key(node: Node) -> tuple[str, Any]:
@@ -102,16 +108,27 @@ def _same(left: Any, right: Any) -> bool:
 
 # Python's operators that write into their left operand.
 IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
-_VIEWS = {
-    *("view", "reshape", "permute", "transpose", "getitem", "flatten", "squeeze", "unsqueeze", "chunk", "split"),
-    *("narrow", "select", "unbind", "expand", "contiguous", "unflatten", "movedim", "detach"),
-    *("Flatten", "Unflatten", "Identity", "Dropout"),
-    *("getattr", "data", "T", "mT", "t", "ravel", "diagonal", "swapaxes", "swapdims", "moveaxis", "unfold"),
-    *("view_as", "reshape_as", "expand_as", "broadcast_to", "as_strided", "tensor_split", "positive"),
-    *("to", "type", "type_as", "float", "double", "half", "bfloat16", "requires_grad_"),  # which may change nothing
-}
 
 
+def says_in_place(node: Node) -> bool:
+    """Whether the name or an option of what a node calls says that it changes its first argument."""
+    name = op_name(node)
+    if node.op == "call_module":
+        assert node.graph.owning_module is not None
+        return getattr(node.graph.owning_module.get_submodule(str(node.target)), "inplace", False) is True
+    if node.op not in ("call_method", "call_function"):
+        return False
+    named = (name.endswith("_") and not name.startswith("_")) or name in (*IN_PLACE, "setitem")
+    return named or node.kwargs.get("inplace") is True
+
+
+def _writes_first_only(op: OpOverload) -> bool:
+    aliases = [argument.alias_info for argument in op._schema.arguments]
+    return [info is not None and info.is_write for info in aliases] == [True] + [False] * (len(aliases) - 1)
+
+
+# Whether a node may write into what lies outside of a set of nodes.
+Reaches = Callable[[Node, Collection[Node]], bool]
 _Block = tuple[bool, int, int, int, int]
 
 
@@ -135,14 +152,13 @@ def _matching(left: list[Any], right: list[Any]) -> list[_Block]:
 
 
 class _Merger:
-    def __init__(self, train: Graph, evaluation: Graph, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, train: Graph, evaluation: Graph, model: nn.Module, reaches: Reaches) -> None:
+        self.model, self.reaches = model, reaches
         self.sources = (list(train.nodes), list(evaluation.nodes))
         self.merged: tuple[dict[Node, Node], dict[Node, Node]] = ({}, {})
         self.graph = Graph(tracer_cls=train._tracer_cls)
         self.flag: Node | None = None
         self.alone: set[Node] = set()
-        self.writes: set[Node] = set()
 
     def merge(self) -> Graph:
         train, evaluation = self.sources
@@ -161,8 +177,6 @@ class _Merger:
             if self._reaches_other_mode(node, stateful):
                 if copied := self._copy_write(node, merged, wanted=not stateful):
                     merged[node] = copied
-                    if node.op != "call_module":
-                        self.writes.add(node)
                     continue
                 raise TraceError(
                     f"{source_line(node) or node.name}: code that runs in one training mode only changes a tensor, or "
@@ -177,7 +191,7 @@ class _Merger:
             return self._copy_norm(node, merged)
         if node.op == "call_function" and (op_name(node) in IN_PLACE or write is operator.setitem):
             write = f"__{op_name(node)}__"
-        if not isinstance(write, OpOverload | str):
+        if not isinstance(write, str) and not (isinstance(write, OpOverload) and _writes_first_only(write)):
             return None
         args, kwargs = map_arg((node.args, node.kwargs), merged.__getitem__)
         copied = self._call(written_in, (wanted, self._mode(), write, *args), kwargs)
@@ -198,27 +212,11 @@ class _Merger:
 
     def _reaches_other_mode(self, node: Node, stateful: bool) -> bool:
         """Whether a node writes into something that does not belong to its mode alone."""
-        inplace = node.kwargs.get("inplace") is True
-        if node.op == "call_module":
+        if stateful and node.op == "call_module":
             module = self.model.get_submodule(str(node.target))
-            if stateful and getattr(module, "running_mean", None) is not None:  # would learn in training
+            if getattr(module, "running_mean", None) is not None:  # would learn in training
                 return True
-            inplace = getattr(module, "inplace", False) is True
-        elif node.op in ("call_method", "call_function"):
-            name = op_name(node)
-            inplace |= (name.endswith("_") and not name.startswith("_")) or name in (*IN_PLACE, "setitem")
-        if not inplace or not node.all_input_nodes:
-            return False
-        written = node.all_input_nodes[0]
-        while written in self.alone and (written in self.writes or self._is_view(written)):
-            written = written.all_input_nodes[0]
-        return written not in self.alone or written.op == "get_attr"
-
-    def _is_view(self, node: Node) -> bool:
-        if not node.op.startswith("call_"):
-            return False
-        name = type(self.model.get_submodule(str(node.target))).__name__ if node.op == "call_module" else op_name(node)
-        return bool(node.all_input_nodes) and name in _VIEWS
+        return self.reaches(node, self.alone)
 
     def _copy_both(self, left: Node, right: Node) -> None:
         args, kwargs = self._join((left.args, left.kwargs), (right.args, right.kwargs))

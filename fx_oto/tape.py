@@ -113,8 +113,14 @@ class OpCall:
 
     @property
     def mutates(self) -> bool:
-        """Whether the call writes into its first argument."""
+        """Whether the call writes into an argument."""
         return hasattr(self.func, "_schema") and bool(self.func._schema.is_mutable)
+
+    @property
+    def written(self) -> list[Tensor]:
+        """The tensors among the arguments that the call writes into."""
+        arguments = self.func._schema.arguments if self.mutates else ()
+        return tensors_in([self.arg(arg.name) for arg in arguments if arg.alias_info and arg.alias_info.is_write])
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,8 +282,9 @@ class _RecordingMode(TorchDispatchMode):
 
     def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         outputs = (result,) if isinstance(result, Tensor) else tuple(tensors_in(result))
-        if outputs:
-            self.calls.append(OpCall(self.node, func, args, kwargs, outputs))
+        call = OpCall(self.node, func, args, kwargs, outputs)
+        if outputs or call.mutates:
+            self.calls.append(call)
 
 
 def _moves_nothing(tensor: Tensor, size: list[int], stride: list[int], *_: Any) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -92,13 +93,15 @@ def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capt
     if not isinstance(model, nn.Module):
         raise TraceError(f"expected a torch.nn.Module, found {type(model).__name__}: pass the model itself")
     try:
-        gm = symbolic_trace(model, inputs)
-        return gm, Capture("torch.fx"), _record(gm, model, inputs)
+        with _running(model, inputs):
+            gm = symbolic_trace(model, inputs)
+            return gm, Capture("torch.fx"), record_tape(gm, inputs)
     except NotSymbolicError as error:
         symbolic = error
     try:
-        gm, both_modes = export(model, inputs)
-        tape = _record(gm, model, inputs)
+        with _running(model, inputs):
+            gm, both_modes = export(model, inputs)
+            tape = record_tape(gm, inputs)
     except TraceError as error:
         return _around_opaque(model, inputs, symbolic, error)
     if not both_modes:
@@ -106,9 +109,11 @@ def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capt
     return gm, Capture("torch.export", str(symbolic)), tape
 
 
-def _record(gm: GraphModule, model: nn.Module, inputs: ExampleInputs) -> Tape:
+@contextmanager
+def _running(model: nn.Module, inputs: ExampleInputs) -> Iterator[None]:
+    """Tell inputs that do not fit the model from a graph that is not what the model does."""
     try:
-        return record_tape(gm, inputs)
+        yield
     except InputError as error:
         if isinstance(error.__cause__, DynamicOutputShapeException | DataDependentOutputException):
             raise NotSymbolicError(f"a size depends on the values in a tensor: {error}") from error
@@ -135,8 +140,9 @@ def _around_opaque(
         opaque: list[Part] = []
         while True:
             try:
-                gm = symbolic_trace(model, inputs, opaque, both_modes)
-                tape = _record(gm, model, inputs)
+                with _running(model, inputs):
+                    gm = symbolic_trace(model, inputs, opaque, both_modes)
+                    tape = record_tape(gm, inputs)
             except NotSymbolicError as error:
                 left = [part for part in error.parts if part not in opaque]
                 if not left:

@@ -21,6 +21,7 @@ from fx_oto.errors import TraceError
 from fx_oto.graph import evaluating, graph_copy, with_modes_of
 from fx_oto.modes import FLAG, TrainingFlag, merge_modes
 from fx_oto.tracing.dice import Dice
+from fx_oto.tracing.memory import Memory
 
 __all__ = ["export"]
 
@@ -40,7 +41,7 @@ def export(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, bool]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TraceError(f"torch.export refuses it: {reason}") from error
     try:
-        return _merge(_export_in(True, model, inputs), evaluation, model), True
+        return _merge(_export_in(True, model, inputs), evaluation, model, inputs), True
     except Exception:  # whatever it is that training does
         return graph_copy(evaluation), False
 
@@ -86,11 +87,11 @@ def _quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def _merge(train: GraphModule, evaluation: GraphModule, model: nn.Module) -> GraphModule:
+def _merge(train: GraphModule, evaluation: GraphModule, model: nn.Module, inputs: ExampleInputs) -> GraphModule:
     if train._out_spec != evaluation._out_spec:
         raise TraceError("training and evaluation return values of different structure")
     _name_alike(train, evaluation)
-    graph = merge_modes(train.graph, evaluation.graph, evaluation)
+    graph = merge_modes(train.graph, evaluation.graph, evaluation, Memory(evaluation, inputs).reaches)
     setattr(evaluation, FLAG, TrainingFlag())
     if graph is train.graph:
         graph = evaluation.graph

@@ -29,6 +29,7 @@ from fx_oto.modes import FLAG, TrainingFlag, merge_modes
 from fx_oto.modules import holds_layers, is_torchs
 from fx_oto.tracing.assigned import Assigned
 from fx_oto.tracing.dice import Dice
+from fx_oto.tracing.memory import Memory
 from fx_oto.tracing.opaque import MethodCall, Part, parts_in
 from fx_oto.tracing.values import KnownProxy, Values, functions_on_proxies, isinstance_of_value
 
@@ -68,6 +69,7 @@ def symbolic_trace(
     Raises:
         NotSymbolicError: the code asks for something that a trace cannot know.
         TraceError: the two modes cannot be joined, or the inputs do not match ``forward``.
+        InputError: the graph of one mode does not run on the inputs.
     """
     arguments = _Arguments.of(model, inputs)
     with unchanged(model):
@@ -75,7 +77,7 @@ def symbolic_trace(
         graph = tracer.trace_in(both_modes)
         if both_modes and tracer.asked_for_mode:
             evaluation = _SourceTracer(model, arguments, opaque, tracer.constants).trace_in(False)
-            graph = merge_modes(graph, evaluation, model)
+            graph = merge_modes(graph, evaluation, model, Memory(model, inputs).reaches)
             setattr(model, FLAG, TrainingFlag())
         gm = GraphModule(model, graph, type(model).__name__)
     return with_modes_of(gm, model)

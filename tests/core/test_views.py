@@ -108,6 +108,55 @@ def test_operators_that_write_in_place_do_so_in_the_graph(training):
     assert fx_oto.partition(gm).num_zigs == 0
 
 
+class WrittenInTraining(nn.Module):
+    """Writes through an alias in training; evaluation reads what it is an alias of."""
+
+    def __init__(self, alias, write):
+        super().__init__()
+        self.a, self.b, self.drop = nn.Linear(6, 16), nn.Linear(16, 4), nn.AlphaDropout(0.5)
+        self.alias, self.write, self.asks = alias, write, False
+
+    def forward(self, x):
+        assert not self.asks or "Proxy" not in type(x).__name__  # only torch.export answers this
+        x = self.a(x)
+        if self.training:
+            alias = self.alias(self, x)
+            self.write(alias)
+            return self.b(F.relu(x)) + alias.sum()
+        return self.b(x)
+
+
+ALIASES = {
+    "adjoint": lambda model, x: x.adjoint(),
+    "hsplit": lambda model, x: torch.hsplit(x, 2)[0],
+    "atleast_3d": lambda model, x: torch.atleast_3d(x),
+    "cpu": lambda model, x: x.cpu(),
+    "dropout of a function": lambda model, x: F.dropout(x, 0.5, False),
+    "dropout of a module": lambda model, x: model.drop(x),
+    "reshape that copies here": lambda model, x: x.mT.reshape(-1),
+}
+
+
+@pytest.mark.parametrize("asks", [False, True])
+@pytest.mark.parametrize("alias", ALIASES.values(), ids=ALIASES)
+def test_what_training_writes_through_any_alias_does_not_reach_evaluation(alias, asks):
+    model = WrittenInTraining(alias, lambda value: value.add_(1))
+    model.asks = asks
+    gm, x = fx_oto.trace(model, torch.randn(2, 6)), torch.randn(1, 6)
+    assert fx_oto.Context.of(gm).capture.front_end == ("torch.export" if asks else "torch.fx")
+    torch.testing.assert_close(gm.eval()(x), model.eval()(x))
+    torch.manual_seed(0)
+    expected = model.train()(x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(gm.train()(x), expected)
+
+
+@pytest.mark.parametrize("write", [lambda x: torch.sin(x, out=x), lambda x: torch._foreach_add_([x], 1)])
+def test_a_write_in_training_that_no_name_tells_is_refused(write):
+    with pytest.raises(fx_oto.TraceError, match=r"test_views\.py:\d+: code that runs in one training mode only"):
+        fx_oto.trace(WrittenInTraining(lambda model, x: x.detach(), write), torch.randn(2, 6))
+
+
 def test_every_operator_in_place_is_known():
     assert set(IN_PLACE) == {
         name for name in dir(operator) if name[0] == "i" and hasattr(torch.Tensor, f"__{name}__")
