@@ -54,8 +54,7 @@ class Constants:
     @cached_property
     def _written(self) -> set[int]:
         """Storages that some call writes into: of a buffer, the next call of the model may find another content."""
-        calls = [call for _, calls, _ in self._tape.steps for call in calls if call.mutates]
-        return {storage_of(tensor) for call in calls for tensor in tensors_in(call.args[:1])}
+        return {storage_of(tensor) for _, calls, _ in self._tape.steps for call in calls for tensor in call.written}
 
     def _find(self, value: Tensor) -> Tensor | None:
         if value.requires_grad or storage_of(value) in self._written:

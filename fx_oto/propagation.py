@@ -289,6 +289,7 @@ class Propagation:
     def run(self) -> Dependencies:
         """Play the tape, settle the deferred choices, and report."""
         axes = self._parameter_axes()
+        self._aliases.add(self._tape.tensors.values())
         for name, calls, value in self._tape.steps:
             self.node, self.call = name, None
             self._enter(self._nodes[name], value)
@@ -336,13 +337,14 @@ class Propagation:
                 for layer in self.layers(value):
                     if len(layer.dims) > 1:
                         self.rectangle(layer.labels)
-        before, refused = self.layers(call.args[0]) if call.mutates else (), len(self._found.frozen)
+        written, refused = call.written, len(self._found.frozen)
+        before = [self.layers(target) for target in written]
         rule(call, self)
         self._origins.pass_on(call, [reason for _, reason in self._found.frozen[refused:]])
         if macs := macs_of(call):
             self.work(macs, self._contracted(call, rule))
-        if call.mutates:
-            self._aliases.write(call.args[0], before, self.layers(call.args[0]))
+        for target, layers in zip(written, before, strict=True):
+            self._aliases.write(target, layers, self.layers(target))
         self._aliases.add(call.outputs)
 
     def _contracted(self, call: OpCall, rule: Rule) -> list[Layer]:

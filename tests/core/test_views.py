@@ -167,3 +167,40 @@ def test_every_operator_in_place_is_known():
         "invert",
         "inv",
     }
+
+
+class Writing(nn.Module):
+    """Writes before it reads: ``write`` is given the model and what two layers return."""
+
+    def __init__(self, write):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+        self.scale, self.write = nn.Parameter(torch.randn(16)), write
+
+    def forward(self, x):
+        x = self.a(x)
+        y = self.b(x)
+        self.write(self, x, y)
+        return self.c(F.relu(y) * self.scale + self.scale)
+
+
+WRITES = {
+    "a parameter": lambda model, x, y: model.scale.data.copy_(x.detach().mean(0).cos()),
+    "a view of a parameter": lambda model, x, y: model.scale.data.view(-1).copy_(x.detach().mean(0).cos()),
+    "an out argument": lambda model, x, y: torch.cos(x, out=y[:]),
+    "a list of tensors": lambda model, x, y: torch._foreach_cos_([y]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:no rule is known for the op _foreach_cos_:fx_oto.FxOtoWarning")
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_what_is_written_before_it_is_read_is_kept_whole(write):
+    with torch.no_grad():
+        zigs = fx_oto.partition(fx_oto.prepare(Writing(write).eval(), torch.randn(2, 6)))
+    reasons = {(axis.tensor, axis.dim): axis.reason.why for axis in zigs.frozen}
+    expected = (
+        "it was written in place through a view before it is read here",
+        "no rule is known for the op _foreach_cos_",
+    )
+    assert reasons["scale", 0] in expected
+    assert reasons["b.weight", 0] in expected
