@@ -31,6 +31,7 @@ __all__ = [
     "unfused_attention",
     "with_modes_of",
     "with_modules",
+    "without_caches",
 ]
 
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
@@ -102,6 +103,20 @@ def unchanged(model: nn.Module, but: tuple[str, ...] = ()) -> Iterator[None]:
                 content.update({key: held[key] for key in held if own and key not in content and key.startswith(but)})
             held.clear()
             (held.extend if isinstance(held, list | deque) else held.update)(content)
+
+
+@contextmanager
+def without_caches(model: nn.Module) -> Iterator[None]:
+    """Take back what code sets, as ``unchanged``; what modules keep in evaluation of their parameters is forgotten.
+
+    They forget it when training begins.
+    """
+    with unchanged(model):
+        with evaluating(model, True):
+            for module in model.modules():
+                if type(module).train is not nn.Module.train:
+                    module.train(True)
+        yield
 
 
 # What every module has; of it, what forward may change.

@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from fx_oto.context import Capture, Context, ExampleInputs
 from fx_oto.errors import FxOtoWarning, InputError, TraceError
 from fx_oto.explanations import Untraced
-from fx_oto.graph import graph_copy, unchanged
+from fx_oto.graph import graph_copy
 from fx_oto.masks import MASKS, drop_masks
 from fx_oto.tape import Tape, fake_run, record_tape
 from fx_oto.tracing.exported import export
@@ -34,16 +34,16 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
     asks again each time it runs; what only one mode computes is computed in both, and dropped in the other. Sizes
     that the code reads from its inputs stay dynamic.
 
+    torch.fx's symbolic tracing is tried first, with values: where the code asks for a size, the answer of the example
+    inputs is taken, and checked whenever the graph runs. What it cannot capture, ``torch.export`` is asked for. What
+    neither takes, the smallest submodules that stand in the way are called as a whole, and what touches them is kept
+    whole. ``Context.of(gm).capture`` says which way was taken.
+
     Args:
         model: any module; a GraphModule from ``torch.fx.symbolic_trace`` or ``torch.export`` is taken as it is, of a
             data-parallel wrapper the module inside.
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or
             ``(args, kwargs)``. Only their shapes, types and structure matter here.
-
-    torch.fx's symbolic tracing is tried first, with values: where the code asks for a size, the answer of the example
-    inputs is taken, and checked whenever the graph runs. What it cannot capture, ``torch.export`` is asked for. What
-    neither takes, the smallest submodules that stand in the way are called as a whole, and what touches them is kept
-    whole. ``Context.of(gm).capture`` says which way was taken.
 
     Returns:
         A GraphModule with each node's fake value in ``node.meta["val"]``.
@@ -61,15 +61,12 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
     inputs = ExampleInputs.of(example_inputs)
     while isinstance(model, DataParallel | DistributedDataParallel):
         model = model.module
-    _check_initialised(model)
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TraceError("a scripted or jit-traced module cannot be captured: pass the module that it was made from")
+    _check(model)
     if isinstance(model, GraphModule):
         gm = _without_masks(graph_copy(model))
         capture, tape = Capture("GraphModule"), record_tape(gm, inputs)
     else:
-        with unchanged(model):
-            gm, capture, tape = _capture(model, inputs)
+        gm, capture, tape = _capture(model, inputs)
     context = Context(inputs, capture).provide(tape).provide(Untraced.of(model, gm))
     return context.attach(gm)
 
@@ -83,15 +80,17 @@ def _without_masks(gm: GraphModule) -> GraphModule:
     return gm
 
 
-def _check_initialised(model: Any) -> None:
-    for name, parameter in model.named_parameters() if isinstance(model, nn.Module) else ():
+def _check(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"expected a torch.nn.Module, found {type(model).__name__}: pass the model itself")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError("a scripted or jit-traced module cannot be captured: pass the module that it was made from")
+    for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise InputError(f"{name} is not initialised yet: run the model once on example inputs, then prepare it")
 
 
 def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capture, Tape]:
-    if not isinstance(model, nn.Module):
-        raise TraceError(f"expected a torch.nn.Module, found {type(model).__name__}: pass the model itself")
     try:
         with _running(model, inputs):
             gm = symbolic_trace(model, inputs)

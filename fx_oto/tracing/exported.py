@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import operator
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -14,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.fx.graph_module import _assign_attr
 from torch.utils._pytree import tree_map
 
 from fx_oto.context import ExampleInputs
 from fx_oto.errors import TraceError
-from fx_oto.graph import evaluating, graph_copy, with_modes_of
+from fx_oto.graph import evaluating, graph_copy, with_modes_of, without_caches
 from fx_oto.modes import FLAG, TrainingFlag, merge_modes
 from fx_oto.tracing.dice import Dice
 from fx_oto.tracing.memory import Memory
@@ -59,7 +61,7 @@ def _export_in(training: bool, model: nn.Module, inputs: ExampleInputs) -> Graph
         shapes = tree_map(lambda leaf: dynamic(leaf, first_only), dict(given))
         dice = Dice()
         try:
-            with _quietly(), evaluating(model, training), torch.no_grad():
+            with _quietly(), without_caches(model), evaluating(model, training), torch.no_grad():
                 exported = torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=False)
             if dice.rolled():
                 raise TraceError("it draws random numbers that would stay the same for ever")
@@ -100,22 +102,23 @@ def _merge(train: GraphModule, evaluation: GraphModule, model: nn.Module, inputs
 
 
 def _name_alike(train: GraphModule, evaluation: GraphModule) -> None:
-    """Give tensors that only the training graph has names of their own."""
-    mine = dict(evaluation.named_buffers()) | dict(evaluation.named_parameters())
+    """Let the evaluation module hold what the training graph refers to, under another name where that is taken."""
     for node in train.graph.nodes:
         if node.op != "get_attr":
             continue
-        tensor, name = _attribute(train, node.target), str(node.target)
-        other = mine.get(name)
-        if other is tensor or (other is not None and other.dtype == tensor.dtype and torch.equal(other, tensor)):
+        name = str(node.target)
+        mine, other = _held(train, name), _held(evaluation, name)
+        if not isinstance(mine, Tensor):
+            raise TraceError(f"in training it refers to {name}, which is no tensor")
+        if other is mine or (isinstance(other, Tensor) and other.dtype == mine.dtype and torch.equal(other, mine)):
             continue
         if other is not None:
-            node.target = name = f"in_training_{name}".replace(".", "_")
-        evaluation.register_buffer(name.replace(".", "_"), tensor)
+            node.target = f"in_training_{name}".replace(".", "_")
+        _assign_attr(mine, evaluation, str(node.target))
 
 
-def _attribute(gm: GraphModule, name: str) -> Any:
-    value: Any = gm
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
+def _held(gm: GraphModule, name: str) -> Any:
+    try:
+        return operator.attrgetter(name)(gm)
+    except AttributeError:
+        return None

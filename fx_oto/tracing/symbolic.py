@@ -23,7 +23,7 @@ from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
 
 from fx_oto.context import ExampleInputs
 from fx_oto.errors import TraceError
-from fx_oto.graph import evaluating, unchanged, unfused_attention, with_modes_of
+from fx_oto.graph import evaluating, unchanged, unfused_attention, with_modes_of, without_caches
 from fx_oto.leaves import leaf_of
 from fx_oto.modes import FLAG, TrainingFlag, merge_modes
 from fx_oto.modules import holds_layers, is_torchs
@@ -72,7 +72,7 @@ def symbolic_trace(
         InputError: the graph of one mode does not run on the inputs.
     """
     arguments = _Arguments.of(model, inputs)
-    with unchanged(model):
+    with without_caches(model):
         tracer = _SourceTracer(model, arguments, opaque)
         graph = tracer.trace_in(both_modes)
         if both_modes and tracer.asked_for_mode:
@@ -81,15 +81,6 @@ def symbolic_trace(
             setattr(model, FLAG, TrainingFlag())
         gm = GraphModule(model, graph, type(model).__name__)
     return with_modes_of(gm, model)
-
-
-def _forget_caches(model: nn.Module, training: bool) -> None:
-    """Modules that keep in evaluation what they computed from parameters forget it when training begins."""
-    for module in model.modules():
-        if type(module).train is not nn.Module.train:
-            module.train(True)
-    for module in model.modules():
-        module.training = training
 
 
 @dataclass(frozen=True)
@@ -175,7 +166,6 @@ class _SourceTracer(LeafTracer):
                 unchanged(self.model, but=(_METHOD, "_tensor_constant")),
                 self._whole_methods(),
             ):
-                _forget_caches(self.model, training)
                 assigned = Assigned(self.model)
                 graph = self.trace(self.model)
                 assigned.write(graph, self.values)

@@ -215,6 +215,30 @@ def test_an_exported_graph_is_trained_and_compressed():
     assert small.get_parameter("a.weight").shape == (8, 4)
 
 
+class Shifted(nn.Module):
+    """Training shifts by tensors that are no buffers: one of a submodule, one that evaluation has by that name."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.shift, self.aux = nn.Linear(4, 16), nn.Linear(16, 3), torch.rand(3), nn.Module()
+        self.aux.shift = torch.rand(3)
+
+    def forward(self, x):
+        assert "Proxy" not in type(x).__name__
+        x = self.b(F.relu(self.a(x)))
+        return x + (self.aux.shift - torch.tensor([1.0, 2.0, 3.0]) if self.training else torch.tensor([3.0, 2.0, 1.0]))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_tensors_that_only_training_reads_keep_their_names(training):
+    model, x = Shifted().train(training), torch.randn(5, 4)
+    gm = fx_oto.trace(model, torch.randn(2, 4))
+    assert capture(gm).front_end == "torch.export"
+    torch.testing.assert_close(gm(x), model(x))
+    assert gm.get_buffer("aux.shift") is model.aux.shift
+    assert compress_half(Shifted(), x).zigs == 16
+
+
 class DifferentOutputs(Asserting):
     def forward(self, x):
         found = super().forward(x)
@@ -333,11 +357,20 @@ class Caching(nn.Module):
         return self.b(F.relu(self.a(x) * bias))
 
 
-def test_what_a_module_keeps_in_evaluation_is_neither_baked_in_nor_left_behind():
-    model, x = Caching().eval(), torch.randn(2, 4)
+class CachingAsserting(Caching):
+    def forward(self, x):
+        assert "Proxy" not in type(x).__name__
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Caching, CachingAsserting])
+def test_what_a_module_keeps_in_evaluation_is_neither_baked_in_nor_left_behind(kind):
+    model, x = kind().eval(), torch.randn(2, 4)
     model(x)
+    kept = model.cache["bias"]
     gm = fx_oto.trace(model, x)
-    assert not any(isinstance(value, torch.fx.Proxy) for value in model.cache.values())
+    assert list(model.cache) == ["bias"]
+    assert model.cache["bias"] is kept
     with torch.no_grad():
         model.table.mul_(3)
     torch.testing.assert_close(gm(x), model.train()(x))
