@@ -150,7 +150,9 @@ def _around_opaque(
             else:
                 if not both_modes:
                     _warn_of_evaluation_only(symbolic, "")
-                return gm, Capture("torch.fx", str(symbolic), tuple(part.name_in(model) for part in opaque)), tape
+                called = {node.target for node in gm.graph.nodes if node.op == "call_module"}
+                names = tuple(part.name_in(model) for part in opaque if part.target_in(model) in called)
+                return gm, Capture("torch.fx", str(symbolic), names), tape
     raise TraceError(
         f"{symbolic}; and {exported}. What to do: as control flow that depends on tensor values cannot be captured, "
         "replace it by torch operations such as torch.where, or move it into a submodule or a function marked with "

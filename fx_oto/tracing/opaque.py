@@ -15,7 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from fx_oto.modules import is_torchs
 
-__all__ = ["MethodCall", "Part", "parts_in", "without_parameters"]
+__all__ = ["METHOD", "MethodCall", "Part", "parts_in", "without_parameters"]
+
+METHOD = "_method_"
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class Part:
         """``"head"`` for a submodule, ``"head.decode"`` for another method of one."""
         path = next(name for name, module in model.named_modules() if module is self.owner)
         return ".".join(filter(None, (path, "" if self.method == "forward" else self.method)))
+
+    def target_in(self, model: nn.Module) -> str:
+        """What the nodes that call it have as their target."""
+        name = self.name_in(model)
+        return name if self.method == "forward" else METHOD + name.replace(".", "_")
 
 
 def parts_in(trace: TracebackType | None, model: nn.Module) -> Iterator[Part]:

@@ -30,13 +30,12 @@ from fx_oto.modules import holds_layers, is_torchs
 from fx_oto.tracing.assigned import Assigned
 from fx_oto.tracing.dice import Dice
 from fx_oto.tracing.memory import Memory
-from fx_oto.tracing.opaque import MethodCall, Part, parts_in
+from fx_oto.tracing.opaque import METHOD, MethodCall, Part, parts_in
 from fx_oto.tracing.values import KnownProxy, Values, functions_on_proxies, isinstance_of_value
 
 __all__ = ["LeafTracer", "NotSymbolicError", "symbolic_trace"]
 
 _log = logging.getLogger(__name__)
-_METHOD = "_method_"
 _PLAIN = (bool, int, float, str, type(None))
 _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 _NOT_USERS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
@@ -163,7 +162,7 @@ class _SourceTracer(LeafTracer):
                 unfused_attention(),
                 functions_on_proxies(self),
                 self._watching_mode(),
-                unchanged(self.model, but=(_METHOD, "_tensor_constant")),
+                unchanged(self.model, but=(METHOD, "_tensor_constant")),
                 self._whole_methods(),
             ):
                 assigned = Assigned(self.model)
@@ -221,7 +220,7 @@ class _SourceTracer(LeafTracer):
     def _call_method(self, part: Part, *args: Any, **kwargs: Any) -> Any:
         if self.values.running:
             return getattr(type(part.owner), part.method)(part.owner, *args, **kwargs)
-        name = _METHOD + part.name_in(self.model).replace(".", "_")
+        name = part.target_in(self.model)
         self.model.add_module(name, MethodCall(part))
         return self.create_proxy("call_module", name, args, kwargs)
 

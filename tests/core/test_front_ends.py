@@ -334,6 +334,22 @@ def test_a_method_with_parameters_is_not_called_as_a_whole():
         fx_oto.prepare(Owning(), torch.randn(5, 4))
 
 
+class Nested(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.head = nn.Linear(4, 8), Owning()
+        self.head.a = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.head(F.relu(self.a(x)))
+
+
+def test_only_what_is_called_as_a_whole_in_the_end_is_listed():
+    gm = fx_oto.prepare(Nested(), torch.randn(5, 4))
+    assert capture(gm).opaque == ("head",)
+    assert [node.target for node in gm.graph.nodes if node.op == "call_module"].count("head") == 1
+
+
 class Caching(nn.Module):
     """Keeps in evaluation what it computed from a parameter, until training begins."""
 
