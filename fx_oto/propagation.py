@@ -82,7 +82,7 @@ class Propagation:
         self._origins = Origins(self.layers)
         self._borders = Borders(self, gm, tape)
         self._constants = Constants(tape, self._nodes, self.is_fixed)
-        self._before_products = before_products(tape)
+        self._before_products = before_products(tape, self._moves_data)
 
     # -- what rules read -------------------------------------------------------------------------------
 
@@ -332,7 +332,7 @@ class Propagation:
     def _play(self, call: OpCall) -> None:
         self._check_outdated(call.inputs)
         rule = self.rule_for(call.func)
-        if not getattr(rule, "moves_data", False):
+        if not self._moves_data(call):
             for value in call.inputs:
                 for layer in self.layers(value):
                     if len(layer.dims) > 1:
@@ -346,6 +346,9 @@ class Propagation:
         for target, layers in zip(written, before, strict=True):
             self._aliases.write(target, layers, self.layers(target))
         self._aliases.add(call.outputs)
+
+    def _moves_data(self, call: OpCall) -> bool:
+        return bool(getattr(self.rule_for(call.func), "moves_data", False))
 
     def _contracted(self, call: OpCall, rule: Rule) -> list[Layer]:
         """Layers along the axes that a contraction runs over, each axis once."""
