@@ -55,21 +55,26 @@ class Verification(Analysis):
         """Compare every output tensor.
 
         Raises:
-            VerificationError: the outputs differ; names the first node that does.
+            VerificationError: the outputs differ; names the first node that does, or the one that draws random numbers.
         """
         expected = _outputs(self.reference, context)
-        found = _outputs(gm, context)
-        errors = [
-            (relative_error(*pair), _TOLERANCE.get(pair[0].dtype, 0.0)) for pair in zip(expected, found, strict=True)
-        ]
-        error, tolerance = max(errors, key=lambda pair: pair[0] - pair[1], default=(0.0, 0.0))
+        error, tolerance = _worst(expected, _outputs(gm, context))
         if not error <= tolerance:
+            again, allowed = _worst(expected, _outputs(self.reference, context))
+            if not again <= allowed:
+                raise VerificationError(_at_random(self.reference, context, again))
             where = _first_difference(self.reference, gm, context, tolerance)
             raise VerificationError(
                 f"the compact model differs from the group-sparse one by {error:.1e} of the output (allowed: "
                 f"{tolerance:.0e}){where}. Nothing was changed; please report this model"
             )
         return VerificationReport(error, tolerance)
+
+
+def _worst(expected: list[Tensor], found: list[Tensor]) -> tuple[float, float]:
+    """The error of the output that exceeds what is allowed for its type by most, and that tolerance."""
+    errors = [(relative_error(*pair), _TOLERANCE.get(pair[0].dtype, 0.0)) for pair in zip(expected, found, strict=True)]
+    return max(errors, key=lambda pair: pair[0] - pair[1], default=(0.0, 0.0))
 
 
 def relative_error(expected: Any, found: Any) -> float:
@@ -145,3 +150,15 @@ def _first_difference(reference: GraphModule, compact: GraphModule, context: Con
             if relative_error(left, found[node.name]) > tolerance:
                 return f", first at {described(node)}"
     return ""
+
+
+def _at_random(reference: GraphModule, context: Context, error: float) -> str:
+    first, second = _values(reference, context), _values(reference, context)
+    differ = (n for n in reference.graph.nodes if n.name in first and relative_error(first[n.name], second[n.name]))
+    where = next((f", first at {described(node)}" for node in differ), "")
+    return (
+        "the group-sparse model does not return the same twice, in evaluation: its outputs differ by "
+        f"{error:.1e}{where}, so nothing can be compared with them. Nothing was changed. Let the model draw random "
+        "numbers only in training, or take them as an input; a seed is not enough, for with fewer channels fewer "
+        "numbers are drawn"
+    )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from support.exactness import randomise
 from support.networks import DemoNet
 from torch import nn
@@ -75,6 +77,28 @@ def test_verification_names_the_first_node_that_differs(prepared):
         small.get_parameter("conv3.weight").mul_(1.01)
     with pytest.raises(fx_oto.VerificationError, match=r"first at node 'conv3' \(Conv2d at .*networks\.py:\d+\)"):
         passes.Verification(prepared)(small)
+
+
+class Sampling(nn.Module):
+    """Random in evaluation too."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.b(F.dropout(F.relu(self.a(x)), 0.5, training=True))
+
+
+def test_a_model_that_is_random_in_evaluation_is_told_so():
+    gm = fx_oto.prepare(Sampling(), torch.randn(8, 6))
+    fx_oto.partition(gm).zero_(0.5)
+    with pytest.raises(fx_oto.VerificationError) as caught:
+        fx_oto.compress(gm)
+    assert "the group-sparse model does not return the same twice, in evaluation" in str(caught.value)
+    assert re.search(r"first at node 'dropout' \(dropout at .*test_passes\.py:\d+\)", str(caught.value))
+    assert "Let the model draw random numbers only in training" in str(caught.value)
+    assert "a seed is not enough" in str(caught.value)
 
 
 def test_masks_alone_have_the_effect_of_zero_groups(prepared):
