@@ -31,7 +31,8 @@ from fx_oto.tracing.assigned import Assigned
 from fx_oto.tracing.dice import Dice
 from fx_oto.tracing.memory import Memory
 from fx_oto.tracing.opaque import METHOD, MethodCall, Part, parts_in
-from fx_oto.tracing.values import KnownProxy, Values, functions_on_proxies, isinstance_of_value
+from fx_oto.tracing.patches import IsInstance, functions_on_proxies, watching_mode
+from fx_oto.tracing.values import KnownProxy, Values
 
 __all__ = ["LeafTracer", "NotSymbolicError", "symbolic_trace"]
 
@@ -150,7 +151,7 @@ class _SourceTracer(LeafTracer):
         self._opaque = opaque or ()
         self._eager = opaque is not None  # so that what fails is known to be the code that runs
         self._earlier = earlier or {}
-        self._patched: list[dict[str, Any]] = []
+        self._isinstance = IsInstance()
         self._gradients, self._autocast = True, (False, False)
 
     def trace_in(self, training: bool) -> Graph:
@@ -161,7 +162,8 @@ class _SourceTracer(LeafTracer):
                 evaluating(self.model, training),
                 unfused_attention(),
                 functions_on_proxies(self),
-                self._watching_mode(),
+                watching_mode(self._note_mode),
+                self._isinstance,
                 unchanged(self.model, but=(METHOD, "_tensor_constant")),
                 self._whole_methods(),
             ):
@@ -171,8 +173,6 @@ class _SourceTracer(LeafTracer):
         except Exception as error:
             raise _explain(error, self.model) from error
         finally:
-            for names in self._patched:
-                names.pop("isinstance", None)
             rolled = dice.rolled()
             dice.put_back()
         if rolled:
@@ -183,27 +183,8 @@ class _SourceTracer(LeafTracer):
         graph._tracer_cls = LeafTracer  # pickle makes one without arguments
         return graph
 
-    @contextmanager
-    def _watching_mode(self) -> Iterator[None]:
-        """Note whether a module's ``training`` is read, as Python code that depends on the mode must do."""
-
-        def read(module: nn.Module) -> bool:
-            self.asked_for_mode |= not self.values.running
-            mode: bool = module.__dict__["training"]
-            return mode
-
-        def write(module: nn.Module, mode: bool) -> None:
-            module.__dict__["training"] = mode
-
-        before = nn.Module.__dict__.get("training")
-        nn.Module.training = property(read, write)  # type: ignore[assignment]
-        try:
-            yield
-        finally:
-            if before is None:
-                del nn.Module.training
-            else:
-                nn.Module.training = before
+    def _note_mode(self) -> None:
+        self.asked_for_mode |= not self.values.running
 
     @contextmanager
     def _whole_methods(self) -> Iterator[None]:
@@ -229,7 +210,7 @@ class _SourceTracer(LeafTracer):
         packages = {type(module).__module__.split(".")[0] for module in self._modules} - {"torch"}
         for name, module in list(sys.modules.items()):
             if name.split(".")[0] in packages:
-                self._know_isinstance(vars(module))
+                self._isinstance.teach(vars(module))
         signature, given = inspect.signature(self.model.forward), self._given
         proxies = {}
         for name, parameter in signature.parameters.items():
@@ -293,7 +274,7 @@ class _SourceTracer(LeafTracer):
         known = is_torchs(function)
         if not known:
             last, dice = next(reversed(self.graph.nodes)), Dice()
-            self._know_isinstance(getattr(inspect.unwrap(function), "__globals__", {}))
+            self._isinstance.teach(getattr(inspect.unwrap(function), "__globals__", {}))
             try:
                 result = function(*args, **kwargs)
                 if not dice.rolled():
@@ -305,12 +286,6 @@ class _SourceTracer(LeafTracer):
         proxy = self.create_proxy("call_function", function, args, kwargs)
         proxy.node.meta["is_wrapped"] = not known
         return proxy
-
-    def _know_isinstance(self, names: dict[str, Any]) -> None:
-        """Let code with these global names ask for the type of a proxy's value."""
-        if "isinstance" not in names:
-            names["isinstance"] = isinstance_of_value
-            self._patched.append(names)
 
     def create_node(self, *args: Any, **kwargs: Any) -> Node:
         """torch.fx's, with the line in the user's code."""

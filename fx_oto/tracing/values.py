@@ -7,18 +7,16 @@ the inputs becomes a check in the graph: run on other inputs it raises, where th
 from __future__ import annotations
 
 import builtins
-import functools
 import operator
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.fx import Graph, Node, Proxy
-from torch.fx._symbolic_trace import _find_proxy
 from torch.fx.node import map_arg
 from torch.fx.proxy import Attribute, TraceError
 from torch.utils._pytree import tree_map_only
@@ -29,26 +27,11 @@ from fx_oto.modules import is_torchs
 from fx_oto.tape import fake_like
 from fx_oto.tracing.opaque import MethodCall, without_parameters
 
-__all__ = ["KnownProxy", "Values", "functions_on_proxies", "isinstance_of_value"]
+__all__ = ["KnownProxy", "Values", "isinstance_of_value"]
 
-# Functions without a tensor to dispatch on, which take sizes or types that may be proxies.
-_FACTORIES: tuple[str, ...] = (
-    "arange",
-    "as_tensor",
-    "empty",
-    "eye",
-    "finfo",
-    "full",
-    "iinfo",
-    "linspace",
-    "logspace",
-    "ones",
-)
-_FACTORIES += ("tensor", "tril_indices", "triu_indices", "zeros")
 _ON_VALUES = "control flow depends on the values in a tensor"
-_RANDOM = ("rand", "randint", "randn", "randperm")
 # What cannot change with the numbers in the inputs; code that asks for the device chooses between equal computations.
-_FIXED = {"ndim", "dim", "ndimension", "device", "is_cuda", "is_sparse", "is_quantized", "layout", "requires_grad"}
+_SAME = {"ndim", "dim", "ndimension", "device", "is_cuda", "is_sparse", "is_quantized", "layout", "requires_grad"}
 
 
 class Values:
@@ -194,10 +177,10 @@ def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
 def _is_fixed(node: Node) -> bool:
     """Whether a value is the same for all inputs of the same kind."""
     if node.op == "call_method":
-        return node.target in _FIXED
+        return node.target in _SAME
     if node.op != "call_function":
         return False
-    if node.target is getattr and node.args[1] in _FIXED:
+    if node.target is getattr and node.args[1] in _SAME:
         return True
     module = getattr(node.target, "__module__", "")
     return module in ("_operator", "builtins") and all(map(_is_fixed, node.all_input_nodes))
@@ -297,72 +280,3 @@ def isinstance_of_value(thing: Any, kind: Any) -> bool:
     return builtins.isinstance(thing, kind) or (
         builtins.isinstance(thing, KnownProxy) and builtins.isinstance(_value(thing), kind)
     )
-
-
-def _tracer_of(arguments: Any) -> Any:
-    """The tracer whose proxies are among the arguments of a call; None if it does not need to know of the call."""
-    proxy = _find_proxy(arguments)
-    return proxy.tracer if isinstance(proxy, KnownProxy) and not proxy.tracer.values.running else None  # type: ignore[attr-defined]
-
-
-def _on_proxies(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        tracer = _tracer_of((args, kwargs))
-        return function(*args, **kwargs) if tracer is None else tracer.call_wrapped(function, args, kwargs)
-
-    return call
-
-
-def _drawn_in_graph(function: Callable[..., Any], tracer: Any) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def draw(*args: Any, **kwargs: Any) -> Any:
-        if tracer.values.running:
-            return function(*args, **kwargs)
-        return tracer.create_proxy("call_function", function, args, kwargs)
-
-    return draw
-
-
-@functools.cache
-def _as_function(custom: type) -> Callable[..., Any]:
-    """What calls a ``torch.autograd.Function``: as a node of the graph it keeps its own backward."""
-
-    def apply(*args: Any) -> Any:
-        return custom.apply(*args)  # type: ignore[attr-defined]
-
-    apply.__name__, apply.__module__ = custom.__name__, custom.__module__
-    return apply
-
-
-def _apply_on_proxies(original: Any) -> Any:
-    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-        tracer = _tracer_of(args)
-        if tracer is None:
-            return original.__func__(cls, *args, **kwargs)
-        return tracer.create_proxy("call_function", _as_function(cls), args, kwargs)
-
-    return classmethod(apply)
-
-
-@contextmanager
-def functions_on_proxies(tracer: Any) -> Iterator[None]:
-    """Let functions that torch.fx cannot patch take proxies while a model is traced.
-
-    These are ``torch.zeros`` and its like, ``torch.autograd.Function.apply``, and the functions marked with
-    ``torch.fx.wrap``, of which the tracer is asked what becomes of them. Random numbers are drawn by the graph.
-    """
-    patches: dict[tuple[Any, str], Any] = {(torch, name): _on_proxies(getattr(torch, name)) for name in _FACTORIES}
-    patches |= {(torch, name): _drawn_in_graph(getattr(torch, name), tracer) for name in _RANDOM}
-    patches[torch, "is_tensor"] = lambda thing: isinstance_of_value(thing, Tensor)
-    patches[torch.fx._symbolic_trace, "_create_wrapped_func"] = _on_proxies
-    custom = torch.autograd.Function
-    patches[custom, "apply"] = _apply_on_proxies(custom.__dict__["apply"])
-    before = {(owner, name): owner.__dict__[name] for owner, name in patches}
-    try:
-        for (owner, name), patched in patches.items():
-            setattr(owner, name, patched)
-        yield
-    finally:
-        for (owner, name), original in before.items():
-            setattr(owner, name, original)
