@@ -125,9 +125,8 @@ _HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(
         ("view", "_unsafe_view", "reshape", "expand", "expand_as", "broadcast_to", "unflatten"), sizes.use_sizes
     ),
-    **dict.fromkeys(
-        ("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk"), movement.split
-    ),
+    **dict.fromkeys(("split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit"), movement.split),
+    **dict.fromkeys(("split_with_sizes", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes"), movement.split),
     **dict.fromkeys(("slice", "narrow", "roll", "index_select", "index"), movement.gather),
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle", "ChannelShuffle"), movement.gather),
     "getitem": movement.getitem,

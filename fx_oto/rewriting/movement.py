@@ -16,15 +16,16 @@ __all__ = ["gather", "gather_from_entry", "getitem", "pad", "select", "split"]
 
 
 def split(edit: Editor, node: Node) -> None:
-    """``split`` and ``chunk`` along a cut dimension become a split into the sizes that are left."""
-    source = node.args[0]
-    dim = int(edit.argument(node, 2, "dim", 0)) % len(edit.shape(source))  # type: ignore[arg-type]
-    if dim not in edit.cut(source):
-        return
-    parts = edit.cuts.of_value(node.name)
-    full = [value.shape[dim] for value in node.meta["val"]]
-    sizes = [len(cut[dim]) if cut and dim in cut else size for cut, size in zip(parts, full, strict=True)]
-    edit.replace(node, torch.split, source, sizes, dim)
+    """``split``, ``chunk``, ``hsplit`` … along a cut dimension become a split into the sizes that are left."""
+    source, parts = node.args[0], node.meta["val"]
+    assert isinstance(source, Node)
+    full = edit.shape(source)
+    for dim in edit.cut(source):
+        if sum(part.shape[dim] for part in parts) == full[dim]:
+            cuts = zip(edit.cuts.of_value(node.name), parts, strict=True)
+            sizes = [len(cut[dim]) if cut and dim in cut else part.shape[dim] for cut, part in cuts]
+            edit.replace(node, torch.split, source, sizes, dim)
+            return
 
 
 def gather(edit: Editor, node: Node) -> None:
@@ -32,13 +33,13 @@ def gather(edit: Editor, node: Node) -> None:
     source: Any = node.args[0]
     for dim, kept in edit.cut(source).items():
         positions = _positions(edit, node, source, dim)
-        if positions is None or torch.equal(positions, torch.arange(edit.shape(source)[dim])):
+        if torch.equal(positions, torch.arange(edit.shape(source)[dim])):
             continue
         _select(edit, node, source, dim, _places(positions, kept))
         return
 
 
-def _positions(edit: Editor, node: Node, source: Node, dim: int) -> Tensor | None:
+def _positions(edit: Editor, node: Node, source: Node, dim: int) -> Tensor:
     """Index into the source for each index of the result, found by running the node on coordinates."""
     shape = edit.shape(source)
     coordinate = laid_along(torch.arange(shape[dim]), dim, len(shape)).expand(shape)
@@ -50,15 +51,13 @@ def _positions(edit: Editor, node: Node, source: Node, dim: int) -> Tensor | Non
     else:
         result = node.target(coordinate, *args, **kwargs)  # type: ignore[operator]
     moved = compress(result)
-    if moved.numel() <= 1:
-        return None
     if moved.ndim != len(shape) or moved.shape[dim] != moved.numel():
         raise edit.refuse(node, "it moves a cut dimension elsewhere")
     return moved.reshape(-1)
 
 
 def _select(edit: Editor, node: Node, source: Node, dim: int, places: Tensor) -> None:
-    start, length = int(places[0]), len(places)
+    start, length = _run(places)
     if torch.equal(places, torch.arange(start, start + length)):
         edit.replace(node, torch.narrow, source, dim, start, length)
     else:
@@ -108,7 +107,7 @@ def _take(edit: Editor, node: Node, source: Node, dim: int, entry: Any, kept: Te
     if positions.ndim != 1:
         raise edit.refuse(node, "it indexes a cut dimension by something other than a number, a slice or a list")
     places = _places(positions, kept)
-    start, length = int(places[:1].sum()), len(places)  # nothing at all may have been selected
+    start, length = _run(places)
     if torch.equal(places, torch.arange(start, start + length)):
         return source, slice(start, start + length)
     index = edit.constant(f"kept_{dim}", places, node)
@@ -137,6 +136,11 @@ def gather_from_entry(edit: Editor, node: Node, gather: Gather, cut: Cut) -> Non
     kept = edit.cut(entry)[gather.dim]
     places = _places(gather.positions[cut[gather.dim]], kept)
     edit.replace(node, torch.index_select, entry, gather.dim, edit.constant("order", places, node))
+
+
+def _run(places: Tensor) -> tuple[int, int]:
+    """Where places begin, and how many there are: perhaps none."""
+    return int(places[:1].sum()), len(places)
 
 
 def _places(positions: Tensor, kept: Tensor) -> Tensor:
