@@ -72,6 +72,9 @@ _BY_NAME: dict[str, Rule] = {
     "unfold": movement.slide,
     "im2col": windows.unfold,
     "col2im": windows.fold,
+    "view_as_complex": movement.as_complex,
+    "view_as_real": movement.as_real,
+    **dict.fromkeys(("_conj", "_neg_view"), movement.negate_parts),
     "cat": movement.concatenate,
     "stack": movement.stack,
     "expand": movement.expand,
@@ -83,7 +86,7 @@ _BY_NAME: dict[str, Rule] = {
     **dict.fromkeys(
         ("hardswish", "hardswish_", "_prelu_kernel", "native_dropout", "fill", "fill_", "zero_", "zeros_like",
          "ones_like", "full_like", "rand_like", "randn_like", "empty_like", "bernoulli", "bernoulli_",
-         "rrelu_with_noise"),
+         "rrelu_with_noise", "complex", "polar"),
         pointwise.pointwise,
     ),
     **dict.fromkeys(

@@ -10,12 +10,25 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fx_oto.labels import UNKNOWN, Layer, compress, laid_along, reshape
+from fx_oto.labels import UNKNOWN, Layer, compress, laid_along, reshape, zero_stays
 from fx_oto.propagation import FIXED, Propagation
 from fx_oto.regions import Region
 from fx_oto.tape import OpCall, tensors_in
 
-__all__ = ["concatenate", "create", "expand", "identity", "index", "movement", "pad", "roll", "slide", "view"]
+__all__ = [
+    "as_complex",
+    "as_real",
+    "concatenate",
+    "create",
+    "expand",
+    "identity",
+    "index",
+    "movement",
+    "pad",
+    "roll",
+    "slide",
+    "view",
+]
 
 _Rule = TypeVar("_Rule", bound=Callable[[OpCall, Propagation], None])
 _Move = Callable[[Tensor], list[Tensor]]
@@ -79,6 +92,9 @@ def _follow(call: OpCall, p: Propagation, source: Tensor, move: _Move) -> None:
         for out in call.outputs:
             p.put_weight(out)
     if not layers:
+        return
+    if any(out.dtype != source.dtype for out in call.outputs):
+        p.freeze_value(source, "its bits are read as another type")
         return
     if not p.rewritable and call.func.name() not in _SIZE_FREE:
         p.freeze_value(source, "it is reshaped inside an opaque function, into which torch.export would see")
@@ -311,6 +327,26 @@ def index(call: OpCall, p: Propagation) -> None:
         return [compress(call.func(labels.expand(source.shape), *rest))]
 
     _follow(call, p, source, move)
+
+
+def as_complex(call: OpCall, p: Propagation) -> None:
+    """``view_as_complex``: the real and the imaginary part go together."""
+    last, layers = call.out.ndim, []
+    for layer in p.layers(call.args[0]):
+        if together := p.narrow_to(layer, range(last), "it is one part of a complex number"):
+            layers.append(Layer(together.labels.squeeze(last), zero_stays(together.removed).squeeze(last)))
+    p.put(call.out, layers)
+
+
+def as_real(call: OpCall, p: Propagation) -> None:
+    """``view_as_real``: both parts are what the number was."""
+    layers = p.layers(call.args[0])
+    p.put(call.out, [Layer(one.labels.unsqueeze(-1), zero_stays(one.removed).unsqueeze(-1)) for one in layers])
+
+
+def negate_parts(call: OpCall, p: Propagation) -> None:
+    """``conj``, of which torch makes a view: zero stays zero."""
+    p.put(call.out, [Layer(layer.labels, zero_stays(layer.removed)) for layer in p.layers(call.args[0])])
 
 
 @_moves_data

@@ -235,6 +235,8 @@ def _probe(call: OpCall, values: list[Tensor]) -> Tensor:
         position = next(remaining)
         value = values[position].unsqueeze(0)
         probes = _PROBES.roll(position).view(-1, *[1] * (value.ndim - 1))
+        if leaf.dtype.is_complex:
+            return torch.where(value.isnan(), probes * (1 + 0.5j), value)
         filled = torch.where(value.isnan(), probes, value)
         if leaf.dtype is torch.bool:
             return filled > 0
@@ -242,7 +244,7 @@ def _probe(call: OpCall, values: list[Tensor]) -> Tensor:
 
     args, kwargs = tree_map(fill, (call.args, {k: v for k, v in call.kwargs.items() if k != "dtype"}))
     try:
-        results = _functional(call.func)(*args, **kwargs).to(torch.float64)
+        results = _real(_functional(call.func)(*args, **kwargs))
     except (RuntimeError, TypeError, NotImplementedError):
         return unknown
     if results.size(0) != len(_PROBES):  # nothing unknown came in, or the op ignores its operands
@@ -252,6 +254,13 @@ def _probe(call: OpCall, values: list[Tensor]) -> Tensor:
     if not any(value.isnan().any() for value in values):  # what is no number, although all is known
         known = torch.where(results[0].isnan(), math.inf, known)
     return compress(known)
+
+
+def _real(results: Tensor) -> Tensor:
+    """Results as numbers; a complex one that is not real is unknown."""
+    if results.is_complex():
+        return torch.where(results.imag == 0, results.real, UNKNOWN).to(torch.float64)
+    return results.to(torch.float64)
 
 
 def _functional(func: Any) -> Any:

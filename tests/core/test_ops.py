@@ -49,6 +49,19 @@ def two(middle, width=8, after=None, **layers):
     return Net(lambda m, x: m.b(middle(m, m.a(x))), a=conv(3, width), b=conv(after or width, 4), **layers)
 
 
+def line(middle, after=16, **layers):
+    """linear a → middle → linear b."""
+    return Net(lambda m, x: m.b(middle(m, m.a(x))), a=nn.Linear(5, 16), b=nn.Linear(after, 4), **layers)
+
+
+def pairs(x):
+    return torch.view_as_complex(x.reshape(x.shape[0], -1, 2))
+
+
+def turned(angles):
+    return torch.polar(torch.ones_like(angles), angles)
+
+
 def mixing(pick):
     """Tokens are mixed into 9, of which one is picked."""
     return Net(
@@ -105,6 +118,7 @@ def functional_groups(m, x):
 
 
 IMAGE = image()
+LINE = torch.randn(2, 5)
 # name: (network, inputs, ZIGs)
 CASES = {
     "conv1d": (
@@ -267,6 +281,18 @@ CASES = {
         IMAGE,
         8,
     ),
+    "hsplit, and others by name": (line(lambda m, x: torch.cat([*torch.hsplit(x, 2)[::-1]], 1)), LINE, 16),
+    "vsplit": (line(lambda m, x: torch.cat(torch.vsplit(x.t(), [3, 8])[::-1]).t()), LINE, 16),
+    "one channel by narrow": (line(lambda m, x: torch.cat([x, x.narrow(1, 3, 1)], 1), 17), LINE, 15),
+    "no channel by narrow": (line(lambda m, x: torch.cat([x.narrow(1, 3, 0), x], 1)), LINE, 16),
+    "complex numbers": (line(lambda m, x: torch.view_as_real(pairs(x) * pairs(x).conj()).flatten(1)), LINE, 8),
+    "parts of complex numbers": (line(lambda m, x: torch.cat([pairs(x).real, pairs(x).imag], 1)), LINE, 8),
+    "rotary, by complex numbers": (
+        line(lambda m, x: torch.view_as_real(pairs(x).view(-1, 2, 4) * turned(m.turn)).flatten(1), turn=torch.randn(4)),
+        LINE,
+        4,
+    ),
+    "bits of another type": (line(lambda m, x: x.view(torch.int64).view(x.dtype)), LINE.double(), 0),
     "chunk, joined whole": (
         Net(lambda m, x: m.b(torch.cat(m.a(x).chunk(2, 1), 1)), a=nn.Linear(5, 16), b=nn.Linear(16, 4)),
         torch.randn(2, 5),
