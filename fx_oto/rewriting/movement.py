@@ -50,6 +50,8 @@ def _positions(edit: Editor, node: Node, source: Node, dim: int) -> Tensor:
         result = getattr(coordinate, str(node.target))(*args, **kwargs)
     else:
         result = node.target(coordinate, *args, **kwargs)  # type: ignore[operator]
+    if result.ndim == len(shape) and not result.numel():  # empty along this dimension, or along another one
+        return torch.arange(min(shape[dim], result.shape[dim]))
     moved = compress(result)
     if moved.ndim != len(shape) or moved.shape[dim] != moved.numel():
         raise edit.refuse(node, "it moves a cut dimension elsewhere")

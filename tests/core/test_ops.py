@@ -285,6 +285,7 @@ CASES = {
     "vsplit": (line(lambda m, x: torch.cat(torch.vsplit(x.t(), [3, 8])[::-1]).t()), LINE, 16),
     "one channel by narrow": (line(lambda m, x: torch.cat([x, x.narrow(1, 3, 1)], 1), 17), LINE, 15),
     "no channel by narrow": (line(lambda m, x: torch.cat([x.narrow(1, 3, 0), x], 1)), LINE, 16),
+    "nothing of another dimension": (line(lambda m, x: torch.cat([x.narrow(0, 0, 0), x])), LINE, 16),
     "complex numbers": (line(lambda m, x: torch.view_as_real(pairs(x) * pairs(x).conj()).flatten(1)), LINE, 8),
     "parts of complex numbers": (line(lambda m, x: torch.cat([pairs(x).real, pairs(x).imag], 1)), LINE, 8),
     "rotary, by complex numbers": (
