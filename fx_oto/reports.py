@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
+from typing import Any
 
 from tabulate import tabulate
 from torch.fx import GraphModule
@@ -81,7 +82,11 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
     def to_json(self) -> str:
-        """Everything, as JSON: seconds and bytes as numbers, pairs are before and after."""
+        """``to_dict()`` as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as plain values: seconds and bytes as numbers, pairs are before and after."""
         records = [
             {
                 **{key: getattr(record, key) for key in ("name", "options", "seconds", "peak_memory", "modified")},
@@ -93,7 +98,7 @@ class Report:
         if self.training is not None:
             rows = [dict(zip(("step", "group_sparsity", "loss"), row, strict=True)) for row in self.training.rows()]
             training = {"asked": self.training.asked, "reached": self.training.reached, "points": rows}
-        return json.dumps({"capture": asdict(self.capture), "passes": records, "training": training}, indent=2)
+        return {"capture": asdict(self.capture), "passes": records, "training": training}
 
     @property
     def _captured(self) -> str:

@@ -8,15 +8,18 @@ With ``--json``, one object on standard output; keys are only ever added to it:
 - ``before``, ``after``: each ``params``, ``macs``, ``bytes`` (of the state_dict), ``seconds`` (of one
   forward pass, or null);
 - ``verification``: ``error`` and ``tolerance``, relative to the largest output;
-- ``passes``: each ``name``, ``seconds``, and ``nodes`` and ``params``, before and after;
-- ``training``: points, each ``step``, ``group_sparsity``, ``loss`` (or null); null without ``--train``;
+- ``passes``: each ``name``, ``options``, ``seconds``, ``peak_memory`` (bytes, or null), ``modified``, ``nodes``,
+  ``params`` and ``macs`` (each before and after), ``refusals`` (texts), ``resized`` (shapes before and after, by
+  tensor), ``diff``;
+- ``training``: ``asked``, ``reached`` (texts) and ``points``, each ``step``, ``group_sparsity``, ``loss`` (or null);
+  null without ``--train``;
 - ``output``: ``path``, ``bytes``, ``kind``, ``dynamic_batch``, ``error``; null without ``--output``.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,6 +41,7 @@ from fx_oto.optim.dhspg import DHSPG
 from fx_oto.optim.hesso import HESSO
 from fx_oto.optim.sparsifier import GroupSparseOptimizer
 from fx_oto.reports import Report, report
+from fx_oto.widths import plot_widths
 from fx_oto.zigs import partition
 from passes.verification import VerificationReport
 
@@ -83,23 +87,15 @@ class Compression:
 
     def to_dict(self) -> dict[str, Any]:
         """See the module."""
-        training = self.report.training
-        points = None if training is None else training.rows()
-        keys = ("step", "group_sparsity", "loss")
         return {
             "model": self.model,
-            "capture": asdict(Context.of(self.small).capture),
+            **self.report.to_dict(),
             "group_sparsity": self.group_sparsity,
             "target": self.target and dict(zip(("name", "value"), self.target, strict=True)),
             "reached": self.reached and {name.replace(" ", "_"): value for name, value in self.reached.items()},
             "before": self.measured[0].to_dict(),
             "after": self.measured[1].to_dict(),
             "verification": {"error": self.verification.error, "tolerance": self.verification.tolerance},
-            "passes": [
-                {"name": one.name, "seconds": one.seconds, "nodes": list(one.nodes), "params": list(one.params)}
-                for one in self.report.records
-            ],
-            "training": points and [dict(zip(keys, point, strict=True)) for point in points],
             "output": self.saved and self.saved.to_dict(),
         }
 
@@ -139,6 +135,8 @@ def compress(options: argparse.Namespace) -> Compression:
     elif options.dry_run is not None:
         partition(gm).zero_(options.dry_run, torch.Generator().manual_seed(options.seed))
     small = _cut(gm, options).eval()
+    if options.draw is not None:
+        plot_widths(gm, small).save(options.draw)
     return Compression(
         model=options.model,
         kind=type(model).__name__,

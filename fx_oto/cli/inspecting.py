@@ -162,6 +162,8 @@ def inspect(options: argparse.Namespace) -> Inspection:
     model, inputs = build_model(options), build_inputs(options)
     gm = prepare(model, inputs, unprunable=options.unprunable, attention=options.attention)
     zigs = partition(gm)
+    if options.draw is not None:
+        zigs.draw(*options.only).save(options.draw)
     families = tuple(
         (i, family) for i, family in enumerate(zigs.families) if not options.only or _touches(family, options.only)
     )

@@ -118,6 +118,7 @@ def _add_inspect(commands: Any) -> None:
         help="only parameters or modules that match a glob pattern, and every axis of theirs",
     )
     parser.add_argument("--frozen", action="store_true", help="list every parameter axis that is kept whole, and why")
+    _add_draw(parser, "what is tied together")
 
 
 def _add_compress(commands: Any) -> None:
@@ -137,6 +138,7 @@ def _add_compress(commands: Any) -> None:
     )
     parser.add_argument("--output", metavar="FILE", type=Path, help="where to write the compact model: see below")
     parser.add_argument("--no-latency", action="store_true", help="do not measure latency")
+    _add_draw(parser, "the widths before and after")
     group = parser.add_argument_group("with --train")
     group.add_argument("--method", choices=("dhspg", "hesso"), default="dhspg", help="default: %(default)s")
     group.add_argument(
@@ -157,6 +159,10 @@ def _add_compress(commands: Any) -> None:
     for name, text in texts.TARGETS.items():
         group.add_argument(f"--target-{name}", metavar="FRACTION", type=float, help=text)
     group.add_argument("--total-steps", metavar="N", type=int, help="steps that FUNCTION takes in all")
+
+
+def _add_draw(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--draw", metavar="FILE", type=Path, help=f"write a picture of {what}: .svg, .png or .pdf")
 
 
 def _add_demo(commands: Any) -> None:

@@ -35,7 +35,7 @@ EXAMPLES = """examples:
 
 INSPECT_EXAMPLES = """examples:
   python -m fx_oto inspect torchvision.models:squeezenet1_1 --input 1,3,224,224
-  python -m fx_oto inspect torchvision.models:squeezenet1_1 --input 1,3,224,224 --only 'features.12.*' classifier
+  python -m fx_oto inspect torchvision.models:squeezenet1_1 --input 1,3,224,224 --only 'features.12.*' --draw parts.svg
   python -m fx_oto inspect timm:create_model --kwargs model_name=vit_tiny_patch16_224 --input 1,3,224,224 --frozen
   python -m fx_oto inspect net.py:Net --kwargs width=16 --input 1,3,32,32 --unprunable stem
   python -m fx_oto inspect net.py:encoder --input input_ids=1,16:int64:0-100 --input mask=1,16:bool --json
@@ -67,5 +67,6 @@ Cut what a training of your own with fx_oto.DHSPG made zero:
 DEMO_EXAMPLES = """examples:
   python -m fx_oto demo
   python -m fx_oto demo --baseline
+  python -m fx_oto demo --draw pictures
   python -m fx_oto demo --data fashion-mnist --root data/fashion_mnist --width 16
 """

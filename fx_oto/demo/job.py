@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from tabulate import tabulate
 from torch import nn
+from torch.fx import GraphModule
 
 import fx_oto
 from fx_oto.demo.data import Images, digits, fashion_mnist
@@ -86,6 +87,7 @@ def add_options(demo: argparse.ArgumentParser) -> None:
     demo.add_argument("--lr", type=float, default=0.1, help="learning rate of SGD (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     demo.add_argument("--baseline", action="store_true", help="also train the same network without DHSPG")
+    demo.add_argument("--draw", metavar="FOLDER", type=Path, help="write pictures of the families, widths and training")
     demo.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -103,12 +105,23 @@ def run(options: argparse.Namespace) -> Outcome:
     optimizer = fx_oto.DHSPG(gm, torch.optim.SGD, target_group_sparsity=options.target, total_steps=total, **sgd)
     _train(gm, optimizer, images, epochs, options, "DHSPG")
     small = fx_oto.compress(gm)
+    if options.draw is not None:
+        _draw(options.draw, gm, small)
 
     columns: dict[str, nn.Module] = {"full": model, "compact": small}
     if twin is not None:
         _train(twin, torch.optim.SGD(twin.parameters(), **sgd), images, epochs, options, "baseline")
         columns = {"without DHSPG": twin, **columns}
     return _measured(columns, images, options.target, optimizer.group_sparsity, options.quiet)
+
+
+def _draw(folder: Path, gm: GraphModule, small: GraphModule) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    fx_oto.partition(gm).draw().save(folder / "families.png")
+    fx_oto.plot_widths(gm, small).save(folder / "widths.png")
+    training = fx_oto.report(small).training
+    assert training is not None
+    training.plot().save(folder / "training.png")
 
 
 def _train(
@@ -127,7 +140,10 @@ def _train(
     for _ in progress(range(epochs), name, unit="epoch", show=False if options.quiet else None):
         for batch, labels in images.batches(options.batch, generator):
             optimizer.zero_grad()
-            F.cross_entropy(model(batch), labels).backward()
+            loss = F.cross_entropy(model(batch), labels)
+            loss.backward()
+            if isinstance(optimizer, fx_oto.DHSPG):
+                optimizer.note_loss(loss)
             optimizer.step()
             schedule.step()
     model.eval()

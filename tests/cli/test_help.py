@@ -66,8 +66,8 @@ def test_the_examples_work(capsys, folder, argv):
         torch.save(net.state_dict(), folder / "sparse.pt")
     assert main(argv) == 0
     assert capsys.readouterr().out
-    if "--output" in argv:
-        assert (folder / argv[argv.index("--output") + 1]).stat().st_size > 0
+    for option in {"--output", "--draw"}.intersection(argv):
+        assert (folder / argv[argv.index(option) + 1]).stat().st_size > 0
 
 
 def test_the_demo_in_json(capsys):

@@ -54,7 +54,11 @@ def test_bad_idx_files_are_refused(tmp_path):
 
 def test_the_whole_job_on_idx_files(folder, capsys):
     arguments = ["demo", "--data", "fashion-mnist", "--root", str(folder), "--epochs", "3", "--width", "8"]
-    assert main([*arguments, "--batch", "16", "--target", "0.6", "--baseline", "--quiet"]) == 0
+    pictures = folder / "pictures"
+    arguments += ["--batch", "16", "--target", "0.6", "--draw", str(pictures)]
+    assert main([*arguments, "--baseline", "--quiet"]) == 0
+    for name in ("families", "widths", "training"):
+        assert (pictures / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     text = capsys.readouterr().out
     assert "without DHSPG" in text
     for row in ("accuracy", "parameters", "MACs per image", "file size", "latency"):
