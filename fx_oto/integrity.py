@@ -43,7 +43,7 @@ def check_integrity(stage: str, before: GraphModule, after: GraphModule, inputs:
     except InputError as error:
         reason = str(error).removeprefix("the model does not run on the example inputs").split("; found ")[0]
         raise PassError(f"the pass {stage!r} left a graph that does not run{reason}{_REMEDY}") from error
-    _check_outputs(stage, before, after)
+    _check_outputs(stage, before, after, sized=not tape.from_values)
     return tape
 
 
@@ -71,20 +71,21 @@ def _check_form(stage: str, gm: GraphModule) -> None:
         ) from error
 
 
-def _check_outputs(stage: str, before: GraphModule, after: GraphModule) -> None:
+def _check_outputs(stage: str, before: GraphModule, after: GraphModule, sized: bool) -> None:
     (old, old_form), (new, new_form) = (tree_flatten(gm.graph.output_node().args[0]) for gm in (before, after))
     if old_form != new_form:
         was, now = (gm.graph.output_node().args[0] for gm in (before, after))
         raise PassError(f"the pass {stage!r} changed the structure of the output: it was {was}, now {now}{_REMEDY}")
     for one, other in zip(old, new, strict=True):
-        was, now = _signature(one), _signature(other)
+        was, now = _signature(one, sized), _signature(other, sized)
         if was != now:
             where = f", at {described(other)}" if isinstance(other, Node) else ""
             raise PassError(f"the pass {stage!r} changed an output{where}: it was {was}, now {now}{_REMEDY}")
 
 
-def _signature(leaf: Any) -> str:
+def _signature(leaf: Any, sized: bool) -> str:
     value = leaf.meta.get("val") if isinstance(leaf, Node) else leaf
     if isinstance(value, Tensor):
-        return f"{tuple(value.shape)} {value.dtype} on {value.device}"
+        form = tuple(value.shape) if sized else f"{value.ndim} dimensions"
+        return f"{form} {value.dtype} on {value.device}"
     return type(value).__name__

@@ -106,14 +106,15 @@ def _kept_classes(gm: GraphModule, found: Dependencies) -> tuple[Tensor, tuple[s
                 "the network would be cut in two: keep at least one (a smaller target, or a minimum per family)"
             )
         kept[family.classes[zero]] = False
-    kept_back = (*_keep_one_of_each_value(kept, found), *_keep_unequal(kept, found))
+    kept_back = tuple(_keep_one_of_each_value(kept, found))
+    for reason in kept_back:
+        warnings.warn(reason, FxOtoWarning, stacklevel=2)
+    kept_back += tuple(_keep_unequal(kept, found))
     if kept.all():
         raise NothingToCompressError(
             f"none of the {zigs.num_zigs} ZIGs is zero, so there is nothing to cut: train with fx_oto.DHSPG(gm, …) "
             "until its target is reached, pass train=… to compress, or try fx_oto.partition(gm).zero_(0.5)"
         )
-    for reason in kept_back:
-        warnings.warn(reason, FxOtoWarning, stacklevel=2)
     return kept, kept_back
 
 

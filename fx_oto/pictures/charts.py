@@ -112,7 +112,7 @@ def draw_training(rows: Sequence[tuple[int, float, float | None]], title: str) -
         panels[-1].plot(steps, sparsity, color=LINES[0], lw=1.8)
         panels[-1].fill_between(steps, sparsity, color=LINES[0], alpha=0.12, lw=0)
         panels[-1].set(ylabel="group sparsity", xlabel="step", ylim=(0, 1.02))
-        figure.suptitle(textwrap.fill(title, 76), size=9)
+        figure.suptitle("\n".join(textwrap.fill(part, 76) for part in title.split("; ")), size=9)
         return Picture(figure)
 
 

@@ -100,7 +100,10 @@ class Sum:
 
         def formula(*args: Any, out_val: Any, **kwargs: Any) -> int:
             outputs = (out_val,) if isinstance(out_val, Tensor) else tuple(out_val)
-            return self.flops(OpCall("", op, args, kwargs, outputs))
+            try:
+                return self.flops(OpCall("", op, args, kwargs, outputs))
+            except RuleError:
+                return 0  # the analysis says what does not fit, and where
 
         formula.contraction = self  # type: ignore[attr-defined]
         flop_registry[packet] = formula

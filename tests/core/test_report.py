@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from html.parser import HTMLParser
 
@@ -188,20 +189,22 @@ def test_the_training_is_part_of_the_report():
 
 
 def test_peak_memory_is_seen():
+    gc.collect()  # so that nothing is given back meanwhile
     with PeakMemory() as memory:
         if memory.bytes is None:
             pytest.skip("this system does not tell a process its memory")
-        tensor = torch.ones(64 * 2**20, dtype=torch.uint8)
-        for _ in range(200):
+        tensor = torch.ones(256 * 2**20, dtype=torch.uint8)
+        for _ in range(20):
             tensor.add_(1)
         del tensor
-    assert 60 * 2**20 < memory.bytes < 120 * 2**20
+    assert 200 * 2**20 < memory.bytes < 400 * 2**20
 
 
 def test_a_pass_that_takes_memory_says_so():
     @fx_oto.transformation
     def greedy(gm):
-        torch.ones(64 * 2**20, dtype=torch.uint8).add_(1).add_(1).add_(1).add_(1).sum()
+        torch.ones(256 * 2**20, dtype=torch.uint8).add_(1).add_(1).add_(1).add_(1).sum()
 
+    gc.collect()
     peak = fx_oto.report(greedy(fx_oto.trace(nn.Linear(2, 2), torch.randn(1, 2))).graph_module).records[0].peak_memory
-    assert peak is None or peak > 50 * 2**20
+    assert peak is None or peak > 200 * 2**20
