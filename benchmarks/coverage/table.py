@@ -37,20 +37,11 @@ SUMMARY = ("<!-- coverage: python benchmarks/coverage.py --table -->\n", "<!-- e
 
 
 def into_readme(readme: Path, zoos: dict[str, dict[str, Record]]) -> None:
-    """Put the counts, and what is not exact, between the marks in the project's README."""
+    """Put the counts between the marks in the project's README."""
     begin, end = SUMMARY
     before, _, rest = readme.read_text().partition(begin)
     _, _, after = rest.partition(end)
-    readme.write_text(f"{before}{begin}\n{summary(zoos)}\n\n{_exceptions(zoos)}\n\n{end}{after}")
-
-
-def _exceptions(zoos: dict[str, dict[str, Record]]) -> str:
-    rows = []
-    for zoo, records in zoos.items():
-        for name, record in sorted(records.items()):
-            if record.get("status") not in ("exact", None):
-                rows.append([zoo, name, record["status"], _cell(record.get("reason", ""))[:150]])
-    return _markdown(["zoo", "network", "result", "reason"], rows)
+    readme.write_text(f"{before}{begin}\n{summary(zoos)}\n\n{end}{after}")
 
 
 def render(zoos: dict[str, dict[str, Record]]) -> str:
