@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -141,7 +141,7 @@ class Tape:
     constants: dict[int, Tensor]
     from_values: bool = False
 
-    @property
+    @cached_property
     def macs(self) -> int:
         """Multiply-adds of one forward pass on the example inputs, as ``fx_oto.cost`` counts them."""
         return sum(
