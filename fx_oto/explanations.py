@@ -10,13 +10,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tabulate import tabulate
 from torch import nn
 
 from fx_oto.context import Context
 from fx_oto.dependencies import Reason
 from fx_oto.errors import SettingsError
 from fx_oto.graph import with_modules
+from fx_oto.tables import foldable, table
 
 if TYPE_CHECKING:
     from fx_oto.zigs import FrozenAxis, Partition
@@ -159,7 +159,8 @@ class Explanation:
         return "\n\n".join((self._summary, *self._tables("simple")))
 
     def _repr_html_(self) -> str:
-        return f"<b>{self._summary}</b>" + "".join(self._tables("html"))
+        causes, axes = self._tables("html")
+        return f"<b>{self._summary}</b>{causes}{foldable(axes, len(self.axes), f'all {len(self.axes)} axes')}"
 
     def to_markdown(self) -> str:
         """The same tables in Markdown."""
@@ -277,4 +278,4 @@ def _table(rows: Sequence[Sequence[str]], headers: Sequence[str], style: str) ->
         rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     numeric = ("cost", "share", "axes", "dim", "size", "can go", "kept")
     align = ["right" if header in numeric else "left" for header in headers]
-    return str(tabulate(rows, headers, tablefmt=style, colalign=align if rows else None, disable_numparse=True))
+    return table(rows, headers, style, colalign=align if rows else None, disable_numparse=True)

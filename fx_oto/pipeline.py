@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tabulate import tabulate
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassResult
 
@@ -15,6 +14,7 @@ from fx_oto.context import Context
 from fx_oto.errors import FxOtoError, PassError
 from fx_oto.records import PassRecord
 from fx_oto.stages import Pass, Stage, missing, provider
+from fx_oto.tables import table
 
 __all__ = ["Pipeline"]
 
@@ -139,7 +139,7 @@ class Pipeline:
 
     def _table(self, style: str) -> str:
         rows = [(stage.name, *map(_listed, (stage.requires, stage.provides)), _kept(stage)) for stage in self.stages]
-        return str(tabulate(rows, ("pass", "requires", "provides", "preserves"), tablefmt=style))
+        return table(rows, ("pass", "requires", "provides", "preserves"), style)
 
 
 def _listed(kinds: Iterable[type]) -> str:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
-from tabulate import tabulate
 from torch.fx import GraphModule
 
 from fx_oto.context import Capture, Context
 from fx_oto.records import PassRecord
+from fx_oto.tables import table
 from fx_oto.trajectory import Trajectory
 
 __all__ = ["Report", "report"]
@@ -55,7 +55,7 @@ class Report:
         parts = [self._captured, self._table("simple")]
         refused = [(record.name, reason) for record in self.records for reason in _shortened(record.refusals)]
         if refused:
-            parts.append(tabulate(refused, _REFUSALS, maxcolwidths=[None, 120]))
+            parts.append(table(refused, _REFUSALS, maxcolwidths=[None, 120]))
         if self.training is not None:
             parts += [self.training.summary, self.training.table()]
         return "\n\n".join(parts)
@@ -64,12 +64,12 @@ class Report:
         parts = [f"<p>{escape(self._captured)}</p>", self._table("html")]
         for record in self.records:
             details = "".join(_html_details(record))
-            counts = f"{len(record.refusals)} refusals" if record.refusals else ""
-            hint = ", ".join(filter(None, (counts, f"{len(record.resized)} tensors changed" if record.resized else "")))
+            hint = ", ".join(filter(None, (_many(record.refusals, "refusal"), _many(record.resized, "changed tensor"))))
             title = f"<b>{escape(record.name)}</b>{' – ' if hint else ''}{hint}"
             parts.append(f"<details><summary>{title}</summary>{details}</details>")
         if self.training is not None:
-            parts += [f"<p>{escape(self.training.summary)}</p>", self.training.table("html")]
+            title = f"<b>training</b> – {escape(self.training.summary)}"
+            parts.append(f"<details><summary>{title}</summary>{self.training.table('html')}</details>")
         return "\n".join(parts)
 
     def to_markdown(self) -> str:
@@ -108,7 +108,7 @@ class Report:
 
     def _table(self, style: str) -> str:
         aligned = _ALIGNED if self.records else None
-        return str(tabulate(self._rows(), _PASSES, style, disable_numparse=True, colalign=aligned))
+        return table(self._rows(), _PASSES, style, disable_numparse=True, colalign=aligned)
 
     def _rows(self) -> list[tuple[str, ...]]:
         return [
@@ -125,12 +125,16 @@ class Report:
         ]
 
 
+def _many(things: Sized, word: str) -> str:
+    return f"{len(things)} {word}{'s' * (len(things) > 1)}" if things else ""
+
+
 def _html_details(record: PassRecord) -> Iterator[str]:
     yield f"<p><code>{escape(record.options)}</code></p>"
     if record.refusals:
         yield "<ul>" + "".join(f"<li>{escape(reason)}</li>" for reason in record.refusals) + "</ul>"
     if record.resized:
-        yield str(tabulate(_resized(record), _RESIZED, "html", disable_numparse=True, colalign=("left",)))
+        yield table(_resized(record), _RESIZED, "html", disable_numparse=True)
     if record.diff:
         lines = "\n".join(map(_coloured, record.diff.splitlines()[2:]))
         yield f'<pre style="line-height:1.25">{lines}</pre>'
@@ -148,7 +152,7 @@ def _markdown_details(record: PassRecord) -> Iterator[str]:
     if record.refusals:
         yield "\n".join(f"- {reason}" for reason in record.refusals)
     if record.resized:
-        yield str(tabulate(_resized(record), _RESIZED, "github", disable_numparse=True))
+        yield table(_resized(record), _RESIZED, "github", disable_numparse=True)
     if record.diff:
         yield f"```diff\n{record.diff}\n```"
 

@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tabulate import tabulate
-
 from fx_oto.errors import SettingsError
 from fx_oto.pictures.trials import draw_trials
+from fx_oto.tables import table
 
 if TYPE_CHECKING:
     from fx_oto.pictures.picture import Picture
@@ -191,7 +190,7 @@ class Sensitivity:
                 zero = f"{trial.removed} of {trial.zigs}"
                 left = [_share(trial.params, base.params), _share(trial.macs, base.macs)]
                 rows.append((trial.family if trial is trials[0] else "", zero, *left, *changes))
-        return str(tabulate(rows, headers, tablefmt=style, disable_numparse=True))
+        return table(rows, headers, style, disable_numparse=True)
 
     def _change(self, trial: Trial, name: str) -> str:
         value = trial.metrics[name]

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
@@ -20,6 +19,7 @@ from fx_oto.context import ExampleInputs
 from fx_oto.errors import InputError, SettingsError
 from fx_oto.graph import evaluating
 from fx_oto.progress import progress
+from fx_oto.tables import table
 
 __all__ = ["LatencyComparison", "ModelLatency", "in_turns", "latency"]
 
@@ -123,7 +123,7 @@ class LatencyComparison:
             )
             for model in self.models
         ]
-        return str(tabulate(rows, _HEADERS, tablefmt=style, disable_numparse=True))
+        return table(rows, _HEADERS, style, disable_numparse=True)
 
 
 def latency(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from tabulate import tabulate
 from torch import Tensor
 
 from fx_oto.pictures.charts import draw_training
 from fx_oto.pictures.picture import Picture
+from fx_oto.tables import table
 
 __all__ = ["Trajectory"]
 
@@ -65,7 +65,7 @@ class Trajectory:
         every = max(1, -(-len(rows) // lines))
         shown = rows[::every] + (rows[-1:] if (len(rows) - 1) % every else [])
         cells = [(step, f"{sparsity:.3f}", "" if loss is None else f"{loss:.4f}") for step, sparsity, loss in shown]
-        return str(tabulate(cells, ("step", "group sparsity", "loss"), tablefmt=style, disable_numparse=True))
+        return table(cells, ("step", "group sparsity", "loss"), style, disable_numparse=True)
 
     def plot(self) -> Picture:
         """Loss and group sparsity along the steps, in two panels; without the loss where none was noted.

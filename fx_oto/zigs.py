@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import networkx as nx
 import torch
-from tabulate import tabulate
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -22,6 +21,7 @@ from fx_oto.graph import tensor_names, with_modules
 from fx_oto.masks import mask_of
 from fx_oto.pictures.picture import Picture
 from fx_oto.prices import Price
+from fx_oto.tables import foldable, table
 
 __all__ = ["Family", "FrozenAxis", "Partition", "Slot", "partition"]
 
@@ -256,7 +256,9 @@ class Partition:
         return f"{self._summary}\n\n{prunable}\n\n{frozen}"
 
     def _repr_html_(self) -> str:
-        return f"<b>{self._summary}</b>" + "".join(self._tables("html"))
+        prunable, frozen = self._tables("html")
+        kept = f"{len(self.frozen)} axes are kept whole, in part or altogether; explain() sums up why"
+        return f"<b>{self._summary}</b>{prunable}{foldable(frozen, len(self.frozen), kept)}"
 
     @property
     def _summary(self) -> str:
@@ -270,8 +272,8 @@ class Partition:
         ]
         frozen = [(f"{axis.tensor}[{axis.dim}]", axis.size, axis.reason) for axis in self.frozen]
         return (
-            tabulate(prunable, ("family", "ZIGs", "params/ZIG", "MACs/ZIG", "slots"), tablefmt=style),
-            tabulate(frozen, ("kept whole", "indices", "reason"), tablefmt=style),
+            table(prunable, ("family", "ZIGs", "params/ZIG", "MACs/ZIG", "slots"), style),
+            table(frozen, ("kept whole", "indices", "reason"), style),
         )
 
     def _bound(self) -> nn.Module:

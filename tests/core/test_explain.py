@@ -37,9 +37,13 @@ def line_of(text, where=Net):
     return f"{__file__}:{start + next(i for i, line in enumerate(lines) if text in line)}"
 
 
+def found_of(*patterns):
+    return fx_oto.partition(fx_oto.prepare(Net(), torch.randn(2, 3, 8, 8), unprunable=["c"])).explain(*patterns)
+
+
 @pytest.fixture
 def found():
-    return fx_oto.partition(fx_oto.prepare(Net(), torch.randn(2, 3, 8, 8), unprunable=["c"])).explain()
+    return found_of()
 
 
 INPUT = "it is the model's input 'x'"
@@ -147,6 +151,8 @@ def test_html_and_markdown(found):
     html = found._repr_html_()
     assert html.count("<table>") == 2
     assert "sort runs along it" in html
+    assert f"<details><summary>all {len(found)} axes</summary><table>" in html
+    assert "<details>" not in found_of("c")._repr_html_()
     markdown = found.to_markdown().splitlines()
     rows = [line for line in markdown if line.startswith("| b.weight")]
     assert all(row.count("|") == 9 for row in rows)

@@ -144,6 +144,10 @@ def test_the_html_folds_out_each_pass(compressed):
     assert page.seen.count("details") == 5
     assert "conv2.weight" in text
     assert "apply_mask" in text
+    assert '<td style="text-align: left;">conv2.weight' in text  # a notebook would move it to the right
+    assert '<td style="text-align: right;">' in text
+    assert "<td>" not in text
+    assert "changed tensors</summary>" in text
 
 
 def test_names_of_users_do_not_become_html():
