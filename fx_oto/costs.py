@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,20 +14,42 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from fx_oto.context import ExampleInputs
 from fx_oto.errors import InputError
 from fx_oto.graph import evaluating, unchanged
+from fx_oto.tables import Tabular, table
 from fx_oto.tape import fake_run
 
 __all__ = ["FUSED", "Cost", "cost"]
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Parameters, and multiply-adds (one multiply-add = one MAC) of one forward pass on the example inputs."""
+class Cost(Tabular):
+    """Parameters, and multiply-adds (one multiply-add = one MAC) of one forward pass on the example inputs.
+
+    ``str()`` is one line; a notebook, ``to_markdown()`` and ``to_json()`` have the same numbers.
+
+    Attributes:
+        params: elements of all parameters, each parameter counted once.
+        macs: multiply-adds of convolutions, matrix products, attention and recurrences; half of the FLOPs that
+            ``torch.utils.flop_counter`` counts.
+
+    Example:
+        >>> from fx_oto import Cost
+        >>> print(Cost(params=25_557_032, macs=4_089_184_256))
+        25,557,032 parameters, 4,089.18M MACs
+    """
 
     params: int
     macs: int
 
     def __str__(self) -> str:
         return f"{self.params:,} parameters, {self.macs / 1e6:,.2f}M MACs"
+
+    def to_dict(self) -> dict[str, int]:
+        """The two numbers by name."""
+        return asdict(self)
+
+    def _tables(self, style: str) -> tuple[str]:
+        headers = ("parameters", "MACs")
+        return (table([(f"{self.params:,}", f"{self.macs / 1e6:,.2f}M")], headers, style, headers),)
 
 
 def cost(model: nn.Module, example_inputs: Any) -> Cost:

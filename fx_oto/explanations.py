@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -16,7 +16,7 @@ from fx_oto.context import Context
 from fx_oto.dependencies import Reason
 from fx_oto.errors import SettingsError
 from fx_oto.graph import with_modules
-from fx_oto.tables import foldable, table
+from fx_oto.tables import Tabular, foldable, table
 
 if TYPE_CHECKING:
     from fx_oto.zigs import FrozenAxis, Partition
@@ -28,6 +28,7 @@ _UNTRACED = "it is not used by the traced graph: the compact model is without it
 
 _CAUSES = ("cost", "share", "axes", "kept whole because")
 _AXES = ("parameter", "dim", "size", "can go", "family", "kept", "cost", "why")
+_NUMERIC = ("cost", "share", "axes", "dim", "size", "can go", "kept")
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,12 @@ class AxisExplanation:
         counts = (self.dim, self.size, self.prunable)
         return (self.tensor, *map(str, counts), _listed(self.families), str(self.kept), f"{self.cost:,}", self.why)
 
+    def to_dict(self) -> dict[str, Any]:
+        """``tensor``, ``dim``, ``size``, ``prunable``, ``kept``, ``cost``, ``families`` (names) and ``why``."""
+        keys = ("tensor", "dim", "size", "prunable", "kept", "cost")
+        names = [name for name, _ in self.families]
+        return {**{key: getattr(self, key) for key in keys}, "families": names, "why": self.why}
+
 
 @dataclass(frozen=True)
 class Cause:
@@ -120,7 +127,7 @@ class Cause:
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(Tabular):
     """Why parameters are kept whole; ``str()`` prints tables, a notebook shows HTML, iteration yields the axes.
 
     The cost of an axis is the number of its parameter's elements at the indices that are kept whole: those that
@@ -155,16 +162,20 @@ class Explanation:
         """Number of axes."""
         return len(self.axes)
 
-    def __str__(self) -> str:
-        return "\n\n".join((self._summary, *self._tables("simple")))
-
     def _repr_html_(self) -> str:
         causes, axes = self._tables("html")
-        return f"<b>{self._summary}</b>{causes}{foldable(axes, len(self.axes), f'all {len(self.axes)} axes')}"
+        folded = foldable(axes, len(self.axes), f"all {len(self.axes)} axes")
+        return f"<p><b>{self._summary}</b></p>\n{causes}\n{folded}"
 
-    def to_markdown(self) -> str:
-        """The same tables in Markdown."""
-        return "\n\n".join((self._summary, *self._tables("pipe")))
+    def to_dict(self) -> dict[str, Any]:
+        """``params``, ``prunable``, ``kept``; ``causes``: why, axes and cost of each; ``axes``: those of each axis."""
+        return {
+            "params": self.params,
+            "prunable": self.prunable,
+            "kept": self.kept,
+            "causes": [{"why": cause.why, "axes": cause.axes, "cost": cause.cost} for cause in self.causes],
+            "axes": [axis.to_dict() for axis in self.axes],
+        }
 
     @property
     def _summary(self) -> str:
@@ -177,7 +188,8 @@ class Explanation:
         causes = [
             (f"{one.cost:,}", f"{one.cost / max(self.params, 1):.1%}", str(one.axes), one.why) for one in self.causes
         ]
-        return _table(causes, _CAUSES, style), _table([axis.cells for axis in self.axes], _AXES, style)
+        axes = [axis.cells for axis in self.axes]
+        return table(causes, _CAUSES, style, _NUMERIC), table(axes, _AXES, style, _NUMERIC)
 
 
 def explain(partition: Partition, module: nn.Module, patterns: Sequence[str] = ()) -> Explanation:
@@ -271,11 +283,3 @@ def readable(reason: Reason) -> Reason:
 
 def _listed(families: Sequence[tuple[str, int]]) -> str:
     return families[0][0] if len(families) == 1 else ", ".join(f"{name} ({count})" for name, count in families)
-
-
-def _table(rows: Sequence[Sequence[str]], headers: Sequence[str], style: str) -> str:
-    if style == "pipe":
-        rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    numeric = ("cost", "share", "axes", "dim", "size", "can go", "kept")
-    align = ["right" if header in numeric else "left" for header in headers]
-    return table(rows, headers, style, colalign=align if rows else None, disable_numparse=True)

@@ -14,13 +14,13 @@ from fx_oto.context import Context
 from fx_oto.errors import FxOtoError, PassError
 from fx_oto.records import PassRecord
 from fx_oto.stages import Pass, Stage, missing, provider
-from fx_oto.tables import table
+from fx_oto.tables import Tabular, table
 
 __all__ = ["Pipeline"]
 
 
 @dataclass(frozen=True)
-class Pipeline:
+class Pipeline(Tabular):
     """An immutable sequence of passes.
 
     Iterating yields the passes; ``str()`` is a table of them.
@@ -131,19 +131,32 @@ class Pipeline:
             return PassError(f"{needs}, which {later!r} provides only after it: move {stage.name!r} after {later!r}")
         return missing(stage, kind)
 
-    def __str__(self) -> str:
-        return self._table("simple")
+    def to_dict(self) -> dict[str, Any]:
+        """``passes``: of each its name, options, and the names of what it requires, provides and preserves."""
+        return {
+            "passes": [
+                {
+                    "name": stage.name,
+                    "options": repr(stage),
+                    "requires": _names(stage.requires),
+                    "provides": _names(stage.provides),
+                    "preserves": _names(stage.preserves) if isinstance(stage, Pass) else "everything",
+                }
+                for stage in self.stages
+            ]
+        }
 
-    def _repr_html_(self) -> str:
-        return self._table("html")
-
-    def _table(self, style: str) -> str:
+    def _tables(self, style: str) -> tuple[str]:
         rows = [(stage.name, *map(_listed, (stage.requires, stage.provides)), _kept(stage)) for stage in self.stages]
-        return table(rows, ("pass", "requires", "provides", "preserves"), style)
+        return (table(rows, ("pass", "requires", "provides", "preserves"), style),)
+
+
+def _names(kinds: Iterable[type]) -> list[str]:
+    return [kind.__name__ for kind in kinds]
 
 
 def _listed(kinds: Iterable[type]) -> str:
-    return ", ".join(kind.__name__ for kind in kinds)
+    return ", ".join(_names(kinds))
 
 
 def _kept(stage: Stage) -> str:

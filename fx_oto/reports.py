@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
@@ -12,7 +11,7 @@ from torch.fx import GraphModule
 
 from fx_oto.context import Capture, Context
 from fx_oto.records import PassRecord
-from fx_oto.tables import table
+from fx_oto.tables import Tabular, counted, table
 from fx_oto.trajectory import Trajectory
 
 __all__ = ["Report", "report"]
@@ -20,12 +19,15 @@ __all__ = ["Report", "report"]
 _PASSES = ("pass", "seconds", "peak memory", "nodes", "parameters", "MACs", "changed")
 _REFUSALS = ("pass", "kept whole or left undone, and why")
 _RESIZED = ("tensor", "before", "after")
-_ALIGNED = ("left", *("right",) * 5, "left")
+_TOLD = (
+    *("name", "options", "seconds", "peak_memory", "modified", "nodes", "params", "macs"),
+    *("refusals", "resized", "diff"),
+)
 _MOST_REFUSALS = 12  # of a pass, where the table is not foldable
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Tabular):
     """The passes that made a GraphModule, in order, and its training.
 
     ``str()`` is tables, a notebook shows HTML in which each pass unfolds to its options, refusals and changes;
@@ -52,63 +54,50 @@ class Report:
     training: Trajectory | None = None
 
     def __str__(self) -> str:
-        parts = [self._captured, self._table("simple")]
+        parts = [self._summary, *self._tables("simple")]
         refused = [(record.name, reason) for record in self.records for reason in _shortened(record.refusals)]
         if refused:
-            parts.append(table(refused, _REFUSALS, maxcolwidths=[None, 120]))
+            parts.append(table(refused, _REFUSALS, widest=[None, 120]))
         if self.training is not None:
-            parts += [self.training.summary, self.training.table()]
+            parts.append(str(self.training))
         return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
-        parts = [f"<p>{escape(self._captured)}</p>", self._table("html")]
+        parts = [f"<p>{escape(self._summary)}</p>", *self._tables("html")]
         for record in self.records:
             details = "".join(_html_details(record))
-            hint = ", ".join(filter(None, (_many(record.refusals, "refusal"), _many(record.resized, "changed tensor"))))
-            title = f"<b>{escape(record.name)}</b>{' – ' if hint else ''}{hint}"
+            hints = [counted(len(record.refusals), "refusal", "refusals")] if record.refusals else []
+            hints += [counted(len(record.resized), "changed tensor", "changed tensors")] if record.resized else []
+            title = f"<b>{escape(record.name)}</b>{' – ' if hints else ''}{', '.join(hints)}"
             parts.append(f"<details><summary>{title}</summary>{details}</details>")
         if self.training is not None:
             title = f"<b>training</b> – {escape(self.training.summary)}"
-            parts.append(f"<details><summary>{title}</summary>{self.training.table('html')}</details>")
+            parts.append(f"<details><summary>{title}</summary>{''.join(self.training._tables('html'))}</details>")
         return "\n".join(parts)
 
     def to_markdown(self) -> str:
         """Everything, as GitHub's Markdown: tables, and a foldable section for each pass."""
-        parts = [self._captured, self._table("github")]
+        parts = [self._summary, *self._tables("pipe")]
         for record in self.records:
             parts += [f"<details><summary>{record.name}</summary>", *_markdown_details(record), "</details>"]
         if self.training is not None:
-            parts += [self.training.summary, self.training.table("github")]
+            parts.append(self.training.to_markdown())
         return "\n\n".join(parts) + "\n"
 
-    def to_json(self) -> str:
-        """``to_dict()`` as JSON."""
-        return json.dumps(self.to_dict(), indent=2)
-
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as plain values: seconds and bytes as numbers, pairs are before and after."""
-        records = [
-            {
-                **{key: getattr(record, key) for key in ("name", "options", "seconds", "peak_memory", "modified")},
-                **{key: getattr(record, key) for key in ("nodes", "params", "macs", "refusals", "resized", "diff")},
-            }
-            for record in self.records
-        ]
-        training = None
-        if self.training is not None:
-            rows = [dict(zip(("step", "group_sparsity", "loss"), row, strict=True)) for row in self.training.rows()]
-            training = {"asked": self.training.asked, "reached": self.training.reached, "points": rows}
+        """``capture``, ``passes`` and ``training``; seconds and bytes are numbers, pairs are before and after."""
+        records = [{key: getattr(record, key) for key in _TOLD} for record in self.records]
+        training = None if self.training is None else self.training.to_dict()
         return {"capture": asdict(self.capture), "passes": records, "training": training}
 
     @property
-    def _captured(self) -> str:
+    def _summary(self) -> str:
         opaque = f"; called as a whole: {', '.join(self.capture.opaque)}" if self.capture.opaque else ""
         refused = f", for {self.capture.refused}" if self.capture.refused else ""
         return f"captured by {self.capture.front_end}{opaque}{refused}"
 
-    def _table(self, style: str) -> str:
-        aligned = _ALIGNED if self.records else None
-        return table(self._rows(), _PASSES, style, disable_numparse=True, colalign=aligned)
+    def _tables(self, style: str) -> tuple[str]:
+        return (table(self._rows(), _PASSES, style, _PASSES[1:-1]),)
 
     def _rows(self) -> list[tuple[str, ...]]:
         return [
@@ -125,16 +114,12 @@ class Report:
         ]
 
 
-def _many(things: Sized, word: str) -> str:
-    return f"{len(things)} {word}{'s' * (len(things) > 1)}" if things else ""
-
-
 def _html_details(record: PassRecord) -> Iterator[str]:
     yield f"<p><code>{escape(record.options)}</code></p>"
     if record.refusals:
         yield "<ul>" + "".join(f"<li>{escape(reason)}</li>" for reason in record.refusals) + "</ul>"
     if record.resized:
-        yield table(_resized(record), _RESIZED, "html", disable_numparse=True)
+        yield table(_resized(record), _RESIZED, "html")
     if record.diff:
         lines = "\n".join(map(_coloured, record.diff.splitlines()[2:]))
         yield f'<pre style="line-height:1.25">{lines}</pre>'
@@ -152,7 +137,7 @@ def _markdown_details(record: PassRecord) -> Iterator[str]:
     if record.refusals:
         yield "\n".join(f"- {reason}" for reason in record.refusals)
     if record.resized:
-        yield table(_resized(record), _RESIZED, "github", disable_numparse=True)
+        yield table(_resized(record), _RESIZED, "pipe")
     if record.diff:
         yield f"```diff\n{record.diff}\n```"
 

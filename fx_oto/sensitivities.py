@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fx_oto.errors import SettingsError
 from fx_oto.pictures.trials import draw_trials
-from fx_oto.tables import table
+from fx_oto.tables import Tabular, finite, table
 
 if TYPE_CHECKING:
     from fx_oto.pictures.picture import Picture
@@ -53,12 +51,12 @@ class Trial:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON knows it, which has no NaN and nothing infinite: None instead."""
-        values = {name: value if math.isfinite(value) else None for name, value in self.metrics.items()}
+        values = {name: finite(value) for name, value in self.metrics.items()}
         return {**vars(self), "metrics": values}
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(Tabular):
     """How evaluations change as part of a family goes; made by ``fx_oto.sensitivity``.
 
     ``str()`` prints a table, a notebook shows it as HTML, iteration yields the trials.
@@ -151,20 +149,9 @@ class Sensitivity:
         names = self.metrics if metric is None else (self._metric(metric),)
         return draw_trials(self.baseline, self._by_family(), names)
 
-    def __str__(self) -> str:
-        return self._table("simple")
-
-    def _repr_html_(self) -> str:
-        return self._table("html")
-
-    def to_markdown(self) -> str:
-        """The table in Markdown."""
-        return self._table("github")
-
-    def to_json(self) -> str:
-        """An object with ``baseline`` and ``trials``, whose keys are the attributes of ``Trial``."""
-        trials = [trial.to_dict() for trial in self.trials]
-        return json.dumps({"baseline": self.baseline.to_dict(), "trials": trials}, allow_nan=False)
+    def to_dict(self) -> dict[str, Any]:
+        """``baseline`` and ``trials``, whose keys are the attributes of ``Trial``."""
+        return {"baseline": self.baseline.to_dict(), "trials": [trial.to_dict() for trial in self.trials]}
 
     def _metric(self, name: str | None) -> str:
         if name is None and len(self.metrics) == 1:
@@ -180,7 +167,7 @@ class Sensitivity:
             families.setdefault(trial.position, []).append(trial)
         return list(families.values())
 
-    def _table(self, style: str) -> str:
+    def _tables(self, style: str) -> tuple[str]:
         headers = ("family", "zero", "params left", "MACs left", *self.metrics)
         base = self.baseline
         rows = [("(as it is)", "", f"{base.params:,}", f"{base.macs:,}", *map(_shown, base.metrics.values()))]
@@ -190,7 +177,7 @@ class Sensitivity:
                 zero = f"{trial.removed} of {trial.zigs}"
                 left = [_share(trial.params, base.params), _share(trial.macs, base.macs)]
                 rows.append((trial.family if trial is trials[0] else "", zero, *left, *changes))
-        return table(rows, headers, style, disable_numparse=True)
+        return (table(rows, headers, style),)
 
     def _change(self, trial: Trial, name: str) -> str:
         value = trial.metrics[name]

@@ -1,29 +1,76 @@
-"""Tables as text, Markdown and HTML."""
+"""Results that show themselves alike: as text, in a notebook, as Markdown and as JSON."""
 
 from __future__ import annotations
 
+import json
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 from tabulate import tabulate
 
-__all__ = ["foldable", "table"]
+__all__ = ["Tabular", "counted", "finite", "foldable", "table"]
 
 _MOST_ROWS = 12  # that a notebook shows of what can be unfolded
 
 
-def table(rows: Sequence[Sequence[object]], headers: Sequence[str], style: str = "simple", **options: Any) -> str:
-    """``tabulate``, in whose HTML text stays on the left: a notebook moves every cell to the right that does not say.
+class Tabular(ABC):
+    """A result of one or several tables: ``str()``, HTML in a notebook, ``to_markdown()`` and ``to_json()``."""
+
+    @property
+    def _summary(self) -> str:
+        """A line above the tables; empty for none."""
+        return ""
+
+    @abstractmethod
+    def _tables(self, style: str) -> Sequence[str]:
+        """The tables in a format of ``tabulate``."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values, as JSON knows them."""
+
+    def __str__(self) -> str:
+        return "\n\n".join(filter(None, (self._summary, *self._tables("simple"))))
+
+    def _repr_html_(self) -> str:
+        summary = f"<p><b>{escape(self._summary)}</b></p>" if self._summary else ""
+        return "\n".join(filter(None, (summary, *self._tables("html"))))
+
+    def to_markdown(self) -> str:
+        """The same tables in Markdown."""
+        return "\n\n".join(filter(None, (self._summary, *self._tables("pipe"))))
+
+    def to_json(self) -> str:
+        """``to_dict()`` as a JSON document, in which NaN and what is infinite are null."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+
+def table(
+    rows: Sequence[Sequence[str]],
+    headers: Sequence[str],
+    style: str = "simple",
+    numeric: Sequence[str] = (),
+    widest: Sequence[int | None] | None = None,
+) -> str:
+    """A table of texts.
 
     Args:
         rows: the cells.
         headers: a name for each column.
-        style: a ``tablefmt`` of tabulate.
-        options: of tabulate.
+        style: a format of ``tabulate``: ``"simple"``, ``"html"`` or ``"pipe"``.
+        numeric: the headers of the columns that are aligned to the right.
+        widest: the most characters in a line of each column's cells.
     """
+    if style == "pipe":
+        rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    align = ["right" if header in numeric else "left" for header in headers]
+    options: dict[str, Any] = {"colalign": align if rows else None, "disable_numparse": True, "maxcolwidths": widest}
     text = str(tabulate(rows, headers, tablefmt=style, **options))
     if style == "html":
-        for tag in ("td", "th"):
+        for tag in ("td", "th"):  # else a notebook moves them to the right
             text = text.replace(f"<{tag}>", f'<{tag} style="text-align: left;">')
     return text
 
@@ -31,3 +78,13 @@ def table(rows: Sequence[Sequence[object]], headers: Sequence[str], style: str =
 def foldable(text: str, rows: int, title: str) -> str:
     """An HTML table that is folded away if it is long."""
     return text if rows <= _MOST_ROWS else f"<details><summary>{title}</summary>{text}</details>"
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """A number and the word for what is counted, such as ``"1 family"``."""
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def finite(value: float | None) -> float | None:
+    """A number as JSON knows it: None if it is NaN or infinite."""
+    return value if value is not None and math.isfinite(value) else None

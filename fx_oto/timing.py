@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from fx_oto.context import ExampleInputs
 from fx_oto.errors import InputError, SettingsError
 from fx_oto.graph import evaluating
 from fx_oto.progress import progress
-from fx_oto.tables import table
+from fx_oto.tables import Tabular, table
 
 __all__ = ["LatencyComparison", "ModelLatency", "in_turns", "latency"]
 
@@ -60,7 +59,7 @@ class ModelLatency:
 
 
 @dataclass(frozen=True)
-class LatencyComparison:
+class LatencyComparison(Tabular):
     """Latencies of models on the same inputs; ``str()`` prints a table, a notebook shows it as HTML.
 
     Attributes:
@@ -88,20 +87,10 @@ class LatencyComparison:
             raise SettingsError(f"no model is called {name!r}; this comparison has {', '.join(map(repr, found))}")
         return found[name]
 
-    def __str__(self) -> str:
-        return self._table("simple")
-
-    def _repr_html_(self) -> str:
-        return self._table("html")
-
-    def to_markdown(self) -> str:
-        """The table in Markdown."""
-        return self._table("github")
-
-    def to_json(self) -> str:
-        """A list of objects: name, median, quartiles and seconds of every round, all in seconds, and ratio."""
-        return json.dumps(
-            [
+    def to_dict(self) -> dict[str, Any]:
+        """``models``: of each name, median, quartiles and seconds of every round, all in seconds, and ratio."""
+        return {
+            "models": [
                 {
                     "name": model.name,
                     "median": model.median,
@@ -111,9 +100,9 @@ class LatencyComparison:
                 }
                 for model in self.models
             ]
-        )
+        }
 
-    def _table(self, style: str) -> str:
+    def _tables(self, style: str) -> tuple[str]:
         rows = [
             (
                 model.name,
@@ -123,7 +112,7 @@ class LatencyComparison:
             )
             for model in self.models
         ]
-        return table(rows, _HEADERS, style, disable_numparse=True)
+        return (table(rows, _HEADERS, style),)
 
 
 def latency(

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from fx_oto.pictures.charts import draw_training
 from fx_oto.pictures.picture import Picture
-from fx_oto.tables import table
+from fx_oto.tables import Tabular, finite, table
 
 __all__ = ["Trajectory"]
 
-_MOST_POINTS = 512
+_MOST_POINTS, _MOST_ROWS = 512, 12
 
 
 @dataclass
-class Trajectory:
+class Trajectory(Tabular):
     """A record of one training, thinned out to at most 512 points; kept by the optimizer, shown by ``report``.
 
     Attributes:
@@ -59,13 +59,18 @@ class Trajectory:
         """Take up ``state()``."""
         self.points, self.stride, self.reached = list(state["points"]), state["stride"], state["reached"]
 
-    def table(self, style: str = "simple", lines: int = 12) -> str:
-        """A table of some of the points, evenly spread, and the last."""
+    def to_dict(self) -> dict[str, Any]:
+        """``asked``, ``reached``, and ``points``: of each its step, group sparsity and loss, None if unknown."""
+        points = [{"step": step, "group_sparsity": zero, "loss": finite(loss)} for step, zero, loss in self.rows()]
+        return {"asked": self.asked, "reached": self.reached, "points": points}
+
+    def _tables(self, style: str) -> tuple[str]:
+        """Some of the points, evenly spread, and the last."""
         rows = self.rows()
-        every = max(1, -(-len(rows) // lines))
+        every = max(1, -(-len(rows) // _MOST_ROWS))
         shown = rows[::every] + (rows[-1:] if (len(rows) - 1) % every else [])
-        cells = [(step, f"{sparsity:.3f}", "" if loss is None else f"{loss:.4f}") for step, sparsity, loss in shown]
-        return table(cells, ("step", "group sparsity", "loss"), style, disable_numparse=True)
+        cells = [(str(step), f"{zero:.3f}", "" if loss is None else f"{loss:.4f}") for step, zero, loss in shown]
+        return (table(cells, ("step", "group sparsity", "loss"), style),)
 
     def plot(self) -> Picture:
         """Loss and group sparsity along the steps, in two panels; without the loss where none was noted.
@@ -88,6 +93,10 @@ class Trajectory:
             ['loss', 'group sparsity']
         """
         return draw_training(self.rows(), self.summary)
+
+    @property
+    def _summary(self) -> str:
+        return self.summary
 
     @property
     def summary(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
@@ -16,14 +17,17 @@ from fx_oto.context import Context
 from fx_oto.couplings import draw_couplings
 from fx_oto.dependencies import Reason
 from fx_oto.errors import MissingResultError, SettingsError
-from fx_oto.explanations import Explanation, explain
+from fx_oto.explanations import Explanation, explain, readable
 from fx_oto.graph import tensor_names, with_modules
 from fx_oto.masks import mask_of
 from fx_oto.pictures.picture import Picture
 from fx_oto.prices import Price
-from fx_oto.tables import foldable, table
+from fx_oto.tables import Tabular, foldable, table
 
 __all__ = ["Family", "FrozenAxis", "Partition", "Slot", "partition"]
+
+_PRUNABLE = ("family", "ZIGs", "params/ZIG", "MACs/ZIG", "slots")
+_FROZEN = ("kept whole", "indices", "reason")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +50,10 @@ class Slot:
 
     def __str__(self) -> str:
         return f"{self.tensor}[{self.dim}]"
+
+    def to_dict(self) -> dict[str, Any]:
+        """``tensor``, ``dim``, ``variable``, and ``indices``: how many of the axis belong to the family."""
+        return {"tensor": self.tensor, "dim": self.dim, "variable": self.variable, "indices": self.index.numel()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +106,7 @@ class FrozenAxis:
 
 
 @dataclass(frozen=True, eq=False)
-class Partition:
+class Partition(Tabular):
     """The ZIGs of a model.
 
     Obtained with ``fx_oto.partition(gm)``. ``str()`` prints a table, a notebook shows it as HTML.
@@ -160,12 +168,15 @@ class Partition:
         return self
 
     @torch.no_grad()
-    def zero_zigs_(self, family: int, zigs: Tensor) -> None:
+    def zero_zigs_(self, family: int, zigs: Tensor) -> Partition:
         """Set these ZIGs of a family to zero in place: every variable, and the mask if there is one.
 
         Args:
             family: position in ``families``.
             zigs: positions in the family, int64, shape ``(n,)``.
+
+        Returns:
+            The partition itself.
         """
         module = self._bound()
         tensors = tensor_names(module)
@@ -175,6 +186,7 @@ class Partition:
         mask = mask_of(module, family)
         if mask is not None:
             mask[zigs.to(mask.device)] = 0
+        return self
 
     def explain(self, *patterns: str) -> Explanation:
         """Why not pruned: what becomes of every parameter axis, what keeps it whole, and what that costs.
@@ -251,30 +263,52 @@ class Partition:
             known.setdefault("reason", str(axis.reason))
         return graph
 
-    def __str__(self) -> str:
-        prunable, frozen = self._tables("simple")
-        return f"{self._summary}\n\n{prunable}\n\n{frozen}"
-
     def _repr_html_(self) -> str:
         prunable, frozen = self._tables("html")
         kept = f"{len(self.frozen)} axes are kept whole, in part or altogether; explain() sums up why"
-        return f"<b>{self._summary}</b>{prunable}{foldable(frozen, len(self.frozen), kept)}"
+        return f"<p><b>{self._summary}</b></p>\n{prunable}\n{foldable(frozen, len(self.frozen), kept)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it in plain values.
+
+        ``zigs`` is their number, ``params`` and ``macs`` are the full model's; each of ``families`` has name, zigs,
+        params_per_zig, macs_per_zig and slots, see ``Slot``; each of ``frozen`` has tensor, dim, size and why.
+        """
+        return {
+            "zigs": self.num_zigs,
+            "params": round(self.params.total),
+            "macs": round(self.macs.total),
+            "families": [
+                {
+                    "name": family.name,
+                    "zigs": len(family),
+                    "params_per_zig": round(params, 3),
+                    "macs_per_zig": round(macs, 3),
+                    "slots": [slot.to_dict() for slot in family.slots],
+                }
+                for family, params, macs in self._priced()
+            ],
+            "frozen": [
+                {"tensor": axis.tensor, "dim": axis.dim, "size": axis.size, "why": str(readable(axis.reason))}
+                for axis in self.frozen
+            ],
+        }
 
     @property
     def _summary(self) -> str:
         return f"{self.num_zigs} zero-invariant groups in {len(self.families)} families"
 
+    def _priced(self) -> Iterator[tuple[Family, float, float]]:
+        """Families, with the parameters and multiply-adds of one of their ZIGs."""
+        return zip(self.families, self.params.marginal.tolist(), self.macs.marginal.tolist(), strict=True)
+
     def _tables(self, style: str) -> tuple[str, str]:
-        prices = zip(self.params.marginal.tolist(), self.macs.marginal.tolist(), strict=True)
         prunable = [
-            (family.name, len(family), round(params), round(macs), _shortened(family.slots))
-            for family, (params, macs) in zip(self.families, prices, strict=True)
+            (family.name, str(len(family)), str(round(params)), str(round(macs)), _shortened(family.slots))
+            for family, params, macs in self._priced()
         ]
-        frozen = [(f"{axis.tensor}[{axis.dim}]", axis.size, axis.reason) for axis in self.frozen]
-        return (
-            table(prunable, ("family", "ZIGs", "params/ZIG", "MACs/ZIG", "slots"), style),
-            table(frozen, ("kept whole", "indices", "reason"), style),
-        )
+        frozen = [(f"{axis.tensor}[{axis.dim}]", str(axis.size), str(readable(axis.reason))) for axis in self.frozen]
+        return table(prunable, _PRUNABLE, style, _PRUNABLE[1:4]), table(frozen, _FROZEN, style, _FROZEN[1:2])
 
     def _bound(self) -> nn.Module:
         if self.module is None:

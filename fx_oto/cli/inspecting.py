@@ -73,30 +73,17 @@ class Inspection:
 
     def to_dict(self) -> dict[str, Any]:
         """See the module."""
-        found = self.explanation
+        explained, families = self.explanation.to_dict(), self.zigs.to_dict()["families"]
         return {
             "model": self.model,
             "capture": asdict(self.capture),
-            "cost": asdict(self.cost),
-            "explained": {"params": found.params, "prunable": found.prunable, "kept": found.kept},
+            "cost": self.cost.to_dict(),
+            "explained": {key: explained[key] for key in ("params", "prunable", "kept")},
             "zigs": self.zigs.num_zigs,
-            "families": [self._family(*one) for one in self.families],
+            "families": [families[i] for i, _ in self.families],
             "removal": [dict(zip(("fraction", "params", "macs"), one, strict=True)) for one in self.removal()],
-            "causes": [{"why": cause.why, "axes": cause.axes, "cost": cause.cost} for cause in found.causes],
-            "axes": [_axis(axis) for axis in found],
-        }
-
-    def _family(self, position: int, family: Family) -> dict[str, Any]:
-        slots = [
-            {"tensor": s.tensor, "dim": s.dim, "variable": s.variable, "indices": s.index.numel()} for s in family.slots
-        ]
-        params, macs = (float(price.marginal[position]) for price in (self.zigs.params, self.zigs.macs))
-        return {
-            "name": family.name,
-            "zigs": len(family),
-            "params_per_zig": round(params, 3),
-            "macs_per_zig": round(macs, 3),
-            "slots": slots,
+            "causes": explained["causes"],
+            "axes": explained["axes"],
         }
 
     def __str__(self) -> str:
@@ -202,16 +189,3 @@ def _coupled(family: Family) -> str:
 def _why(axis: AxisExplanation) -> str:
     families = ", ".join(name for name, _ in axis.families)
     return "; ".join(filter(None, (families, axis.why)))
-
-
-def _axis(axis: AxisExplanation) -> dict[str, Any]:
-    return {
-        "tensor": axis.tensor,
-        "dim": axis.dim,
-        "size": axis.size,
-        "prunable": axis.prunable,
-        "kept": axis.kept,
-        "cost": axis.cost,
-        "families": [name for name, _ in axis.families],
-        "why": axis.why,
-    }

@@ -87,7 +87,7 @@ def test_medians_quartiles_and_ratios():
     assert both["b"].median == 1.5
     assert "<table>" in both._repr_html_()
     assert both.to_markdown().startswith("| model")
-    assert json.loads(both.to_json())[1] == {
+    assert json.loads(both.to_json())["models"][1] == {
         "name": "b",
         "median": 1.5,
         "quartiles": [1, 2],

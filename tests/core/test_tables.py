@@ -1,0 +1,128 @@
+"""Every result that is a table shows itself alike: as text, HTML, Markdown and JSON, with the same content."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import fx_oto
+from fx_oto.tables import Tabular
+
+IMAGE = torch.randn(2, 3, 12, 12)
+
+
+def trained():
+    """A compact model and the one that it was made from."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(800, 4))
+    gm = fx_oto.prepare(net, IMAGE)
+    optimizer = fx_oto.DHSPG(gm, lr=0.001, target_group_sparsity=0.5, total_steps=8)
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss = gm(IMAGE).square().mean()
+        loss.backward()
+        optimizer.note_loss(loss)
+        optimizer.step()
+    return gm, fx_oto.compress(gm)
+
+
+@pytest.fixture(scope="module")
+def results():
+    gm, small = trained()
+    zigs = fx_oto.partition(gm)
+    report = fx_oto.report(small)
+    found = (
+        zigs,
+        zigs.explain(),
+        fx_oto.default_pipeline(),
+        fx_oto.cost(gm, IMAGE),
+        fx_oto.latency({"full": gm, "compact": small}, IMAGE, rounds=2, warmup=0),
+        fx_oto.sensitivity(gm, lambda gm: gm(IMAGE).sum(), fractions=0.5),
+        report,
+        report.training,
+    )
+    return {type(one).__name__: one for one in found}
+
+
+KINDS = {
+    "Cost": "params",
+    "Explanation": "axes",
+    "LatencyComparison": "models",
+    "Partition": "families",
+    "Pipeline": "passes",
+    "Report": "passes",
+    "Sensitivity": "trials",
+    "Trajectory": "points",
+}
+
+
+def test_all_of_them_are_here(results):
+    public = [getattr(fx_oto, name) for name in fx_oto.__all__]
+    tabular = {kind.__name__ for kind in public if isinstance(kind, type) and issubclass(kind, Tabular)}
+    assert tabular == results.keys() == KINDS.keys()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_they_show_themselves(results, name):
+    result = results[name]
+    html, markdown = result._repr_html_(), result.to_markdown()
+    assert html.count("<table>") == html.count("</table>") >= 1
+    rules = [line for line in markdown.splitlines() if line.startswith(("|-", "|:"))]
+    assert len(rules) >= 1
+    data = json.loads(result.to_json())
+    assert data == json.loads(json.dumps(result.to_dict()))
+    assert data[KINDS[name]]
+
+
+@pytest.mark.parametrize("name", ["Explanation", "Partition", "Pipeline", "Sensitivity", "Trajectory"])
+def test_text_and_markdown_say_the_same(results, name):
+    words = [text.replace("\\|", "|").split() for text in (str(results[name]), results[name].to_markdown())]
+    bare = [sorted(word for word in text if word.strip("-|:")) for text in words]
+    assert bare[0] == [word for word in bare[1] if word != "|"]
+
+
+def test_json_counts_what_there_is(results):
+    zigs, found = results["Partition"].to_dict(), results["Explanation"].to_dict()
+    assert zigs["zigs"] == 8 == sum(family["zigs"] for family in zigs["families"])
+    assert zigs["params"] == found["params"] == 3 * 8 * 9 + 8 + 8 + 8 + 800 * 4 + 4
+    assert zigs["macs"] == results["Cost"].macs
+    slots = {(slot["tensor"], slot["dim"]): slot["indices"] for slot in zigs["families"][0]["slots"]}
+    assert slots["0.weight", 0] == 8
+    assert slots["4.weight", 1] == 800
+    assert {(axis["tensor"], axis["dim"], axis["size"]) for axis in zigs["frozen"]} >= {("4.weight", 0, 4)}
+    assert all(axis["why"] for axis in zigs["frozen"])
+    kept = {(axis["tensor"], axis["dim"]): (axis["prunable"], axis["kept"]) for axis in found["axes"]}
+    assert kept["4.weight", 0] == (0, 4)
+    assert kept["4.weight", 1] == (800, 0)
+
+
+def test_json_of_a_pipeline(results):
+    first, second, third = results["Pipeline"].to_dict()["passes"]
+    assert first["options"] == "DependencyAnalysis(attention='heads')"
+    assert (second["requires"], second["provides"]) == (["Dependencies"], ["Partition"])
+    assert (second["preserves"], third["preserves"][:2]) == ("everything", ["Dependencies", "Partition"])
+
+
+def test_a_loss_that_is_no_number_is_null():
+    training = fx_oto.Trajectory(8, "group sparsity 0.5")
+    for step, loss in enumerate((0.5, math.nan, torch.tensor(math.inf), None)):
+        training.add(step, step, loss)
+    points = json.loads(training.to_json())["points"]
+    assert [point["loss"] for point in points] == [0.5, None, None, None]
+    assert [point["group_sparsity"] for point in points] == [0, 0.125, 0.25, 0.375]
+
+
+def test_a_bar_in_a_cell_stays_in_it():
+    @fx_oto.transformation(name="a|b")
+    def nothing(gm):
+        return None
+
+    assert r"| a\|b " in fx_oto.Pipeline((nothing,)).to_markdown()
+    assert "a|b" in str(fx_oto.Pipeline((nothing,)))
+
+
+def test_zeroing_can_be_chained():
+    zigs = fx_oto.partition(fx_oto.prepare(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), torch.randn(2, 4)))
+    assert zigs.zero_zigs_(0, torch.tensor([1, 5])) is zigs
+    assert zigs.removed().tolist() == [2]
