@@ -1,9 +1,21 @@
-"""fx_oto: train a PyTorch model once and compress it, by torch.fx compiler passes.
+"""Train a PyTorch model once and compress it, by torch.fx compiler passes.
 
     gm        = fx_oto.prepare(model, example_inputs)
     optimizer = fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.1, target_group_sparsity=0.7, total_steps=steps)
     train(model, optimizer)
     small     = fx_oto.compress(gm)
+
+- To compress: ``prepare`` (or ``trace``, and then the passes of a pipeline one by one), an optimizer, ``DHSPG`` or
+  ``HESSO``, and ``compress``.
+- To see what can go, why the rest cannot, and what was done: ``partition``, its ``explain`` and ``draw``, ``report``.
+- To measure: ``cost`` (parameters and multiply-adds), ``latency``, and ``sensitivity``, which tries prunings out.
+- To draw: ``draw_graph``, ``plot_widths``, ``plot_tradeoff``.
+- Passes of your own: ``default_pipeline``, ``Pipeline``, ``Pass``, ``Analysis``, the decorators ``transformation`` and
+  ``analysis``, ``register_pass`` and ``registered_passes``; ``testing.check_pass`` tests them.
+- Ops and modules of your own: ``register_rule`` and ``register_leaf`` with one of ``kinds``, ``registered_rules``,
+  ``unregister_rule``, ``temporary_rules``.
+
+What these return shows itself: print it, or let a notebook show it. Every error descends from ``FxOtoError``.
 
 Everything public is reachable from here. Names are loaded when they are first used, so that ``passes``, which
 stands on the core of this package, can be imported before or after it.

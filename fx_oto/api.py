@@ -29,7 +29,19 @@ def default_pipeline(
     attention: Attention = "heads",
     on_pass: Callable[[PassRecord], object] | None = None,
 ) -> Pipeline:
-    """The passes that ``prepare`` runs, in order; see there for the arguments.
+    """The passes that ``prepare`` runs, in order.
+
+    Args:
+        unprunable: glob patterns of parameter or module names that must be kept whole.
+        attention: what attention loses: whole ``"heads"``, or ``"head_dim"``, the same positions of every head.
+        on_pass: called with each ``PassRecord`` after its pass.
+
+    Returns:
+        An immutable sequence of passes, of which ``insert_before``, ``insert_after``, ``replace`` and ``without`` make
+        others.
+
+    Raises:
+        SettingsError: ``attention`` is neither of the two.
 
     Example:
         >>> import fx_oto
@@ -71,6 +83,7 @@ def prepare(
         A GraphModule that behaves as the model in both training modes.
 
     Raises:
+        MissingResultError: there are no example inputs, and the model was not traced by ``fx_oto.trace``.
         TraceError: the model cannot be captured.
         InputError: the model does not run on the example inputs.
         SettingsError: a pattern matches nothing, ``attention`` is neither of the two, or options of the default
@@ -135,7 +148,7 @@ def compress(
         SettingsError: arguments that only ``train`` needs are given without it.
         NothingToCompressError: no ZIG is zero.
         SlicingError: every ZIG of a family is zero.
-        VerificationError: the outputs differ.
+        VerificationError: the outputs differ; the text names the first node that does.
 
     Example:
         >>> import torch, fx_oto

@@ -20,14 +20,32 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class ExampleInputs:
-    """The arguments of one call of the model, as given by the user."""
+    """The arguments of one call of the model, as given by the user.
+
+    Attributes:
+        args: the positional ones.
+        kwargs: those by keyword.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> given = fx_oto.ExampleInputs.of(((torch.zeros(2, 4),), {"mask": None}))
+        >>> len(given.args), given.kwargs
+        (1, {'mask': None})
+    """
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, inputs: Any) -> ExampleInputs:
-        """Read what a user passes: a tensor, a tuple, a dict of keyword arguments, or ``(args, kwargs)``."""
+        """Read what a user passes.
+
+        Args:
+            inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or ``(args, kwargs)``.
+
+        Raises:
+            InputError: it is something else.
+        """
         if isinstance(inputs, ExampleInputs):
             return inputs
         if isinstance(inputs, dict):
@@ -52,6 +70,13 @@ class Capture:
         front_end: ``"torch.fx"``, ``"torch.export"``, or ``"GraphModule"`` if it was one.
         refused: why symbolic tracing alone did not do; empty if it did.
         opaque: submodules and methods that are called as a whole, by name.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> fx_oto.Context.of(gm).capture
+        Capture(front_end='torch.fx', refused='', opaque=())
     """
 
     front_end: str
@@ -94,7 +119,7 @@ class Context:
 
     @classmethod
     def of(cls, gm: nn.Module) -> Context:
-        """The context of a GraphModule that was traced or prepared.
+        """The context of ``gm``, a GraphModule that was traced or prepared.
 
         Raises:
             MissingResultError: the module carries none.
@@ -113,7 +138,7 @@ class Context:
         return gm
 
     def get(self, kind: type[_Result]) -> _Result:
-        """The result of type ``kind``.
+        """The result of the type ``kind``.
 
         Raises:
             MissingResultError: no pass has provided it; the text names the pass that does.
@@ -132,6 +157,6 @@ class Context:
         return replace(self, results={**self.results, type(result): result})
 
     def keep(self, kinds: Iterable[type]) -> Context:
-        """A context that holds only the results of these types."""
+        """A context that holds only the results of the types in ``kinds``."""
         kept = set(kinds)
         return replace(self, results={kind: value for kind, value in self.results.items() if kind in kept})

@@ -36,6 +36,11 @@ class Reason:
         node: the FX node that ran it.
         source: ``"path/net.py:12"``.
         since: if it is kept whole only for what it is combined with: why that is, where known.
+
+    Example:
+        >>> from fx_oto import Reason
+        >>> print(Reason("sort runs along it", op="sort", node="sort_1", source="net.py:12"))
+        sort runs along it (op sort at net.py:12)
     """
 
     why: str
@@ -116,18 +121,29 @@ class Dependencies:
 
     Attributes:
         axes: every axis of every parameter and buffer, in the order of their atoms.
-        roots: class of each atom, shape ``(atoms,)``.
+        roots: class of each atom: int64, shape ``(atoms,)``.
         variable: whether an atom's index must be zero for its class to be removed, shape ``(atoms,)``: all but
             those that are only ever summed over.
-        works: every contraction, with its multiply-adds.
-        reasons: for each frozen class, by root, the first reason.
+        works: every contraction, with its multiply-adds on the example inputs.
+        reasons: for each frozen class, by its root atom, the first reason.
         values: for each FX node, the layers of each tensor in its value.
-        producers: FX nodes that use variables, each with the atoms of those variables.
+        producers: FX nodes that use variables, each with the atoms of those variables: int64, shape ``(n,)``.
         contracting: FX nodes that multiply and sum over channels, by name.
         adjustments: nodes that slicing must compute differently.
         gathers: nodes that slicing replaces by an ``index_select``, by name.
         unknown: reasons of the ops without a rule.
-        unequal: pairs of atoms along two axes whose lengths must differ, for torch tells them apart by that.
+        unequal: pairs of atoms along two axes whose lengths must differ, for torch tells them apart by that; each of
+            shape ``(n,)``.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> found = fx_oto.Context.of(gm).get(fx_oto.Dependencies)
+        >>> [str(axis) for axis in found.axes]
+        ['0.weight[0]', '0.weight[1]', '0.bias[0]', '2.weight[0]', '2.weight[1]', '2.bias[0]']
+        >>> [work.macs for work in found.works]
+        [64, 32]
     """
 
     provided_by: ClassVar[str] = "dependency-analysis"
@@ -146,7 +162,11 @@ class Dependencies:
     unequal: tuple[tuple[Tensor, Tensor], ...]
 
     def axis_of(self, atoms: Tensor) -> Tensor:
-        """Position in ``axes`` of each atom; ``len(axes)`` or more for atoms of created dimensions."""
+        """Position in ``axes`` of each atom; ``len(axes)`` or more for atoms of created dimensions.
+
+        Args:
+            atoms: int64, shape ``(n,)`` or any other, which is that of the result.
+        """
         starts = torch.tensor([axis.start for axis in self.axes] + [self.num_axis_atoms])
         return torch.searchsorted(starts, atoms, right=True) - 1
 

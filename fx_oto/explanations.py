@@ -60,6 +60,14 @@ class AxisExplanation:
         families: the families that indices of it belong to, each with how many.
         frozen: what is kept whole, by reason.
         note: why an index is in neither, if so.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> axis = fx_oto.partition(gm).explain("2.bias").axes[0]
+        >>> axis.tensor, axis.prunable, axis.kept, axis.why
+        ('2.bias', 0, 2, "it is part of the model's output (op output)")
     """
 
     tensor: str
@@ -114,6 +122,14 @@ class Cause:
         reason: why, which op, where.
         axes: how many axes are kept whole for it, in part or altogether.
         cost: parameters that lie at an index kept whole for it, each counted once.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> cause = fx_oto.partition(gm).explain().causes[0]
+        >>> cause.why, cause.axes, cause.cost
+        ("it is the model's input 'input'", 1, 32)
     """
 
     reason: Reason
@@ -143,6 +159,18 @@ class Explanation(Tabular):
         causes: what keeps them whole, the largest cost first.
         params: parameters explained.
         prunable: those of them that lie at a prunable index of some axis.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> print(str(fx_oto.partition(gm).explain()).partition("parameter  ")[0].rstrip())
+        58 parameters: 56 in prunable families, 2 (3.4%) can never go
+        <BLANKLINE>
+          cost    share    axes  kept whole because
+        ------  -------  ------  --------------------------------------------
+            32    55.2%       1  it is the model's input 'input'
+            18    31.0%       2  it is part of the model's output (op output)
     """
 
     axes: tuple[AxisExplanation, ...]

@@ -21,9 +21,9 @@ __all__ = ["Pipeline"]
 
 @dataclass(frozen=True)
 class Pipeline(Tabular):
-    """An immutable sequence of passes.
+    """An immutable sequence of passes: every method that changes it returns a new one.
 
-    Iterating yields the passes; ``str()`` is a table of them.
+    Iterating yields the passes; ``str()`` is a table of them, and a notebook shows it as HTML.
 
     Args:
         stages: the passes, in order; a registered one may be given by its name.
@@ -31,7 +31,8 @@ class Pipeline(Tabular):
         verify: check the graph after each pass that changed it, see ``Stage``.
 
     Raises:
-        PassError: something is no pass, or two different passes have one name.
+        PassError: something is no pass, two different passes have one name, or a name that a method is given is not
+            that of one pass here.
 
     Example:
         >>> import fx_oto
@@ -63,7 +64,14 @@ class Pipeline(Tabular):
     def __call__(self, gm: GraphModule) -> PassResult:
         """Run every pass on the result of the one before.
 
+        Args:
+            gm: one that was traced or prepared; it is not changed.
+
+        Returns:
+            What comes out, and whether any pass has modified it, as passes of torch.fx do.
+
         Raises:
+            MissingResultError: ``gm`` carries no context, or a result is missing that no pass here provides.
             PassError: a pass failed or left a graph that is not sound, or a result would be missing where a pass
                 needs it: known before the first one runs.
         """
@@ -77,7 +85,14 @@ class Pipeline(Tabular):
         return PassResult(gm, modified)
 
     def run(self, gm: GraphModule) -> GraphModule:
-        """Run every pass and return the GraphModule that comes out."""
+        """Run every pass on ``gm`` and return the GraphModule that comes out; see ``__call__``.
+
+        Example:
+            >>> import torch, fx_oto
+            >>> gm = fx_oto.trace(torch.nn.Linear(4, 8), torch.randn(2, 4))
+            >>> [record.name for record in fx_oto.report(fx_oto.default_pipeline().run(gm)).records]
+            ['dependency-analysis', 'zig-partition', 'mask-insertion']
+        """
         result: GraphModule = self(gm).graph_module
         return result
 

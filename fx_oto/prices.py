@@ -34,11 +34,19 @@ class Price:
 
     Attributes:
         units: the constant of each item: float64, shape ``(items,)``.
-        lengths: of the axes of each item in the full model, 1 where there is none; shape ``(items, axes)``.
-        cells: axes in which a family has a part, numbered ``item · axes + axis``, shape ``(entries,)``.
-        families: the families, shape ``(entries,)``.
-        counts: indices of the axis that go with one of its ZIGs, shape ``(entries,)``.
+        lengths: of the axes of each item in the full model, 1 where there is none; float64, shape ``(items, axes)``.
+        cells: axes in which a family has a part, numbered ``item · axes + axis``: int64, shape ``(entries,)``.
+        families: the families: int64, shape ``(entries,)``.
+        counts: indices of the axis that go with one of its ZIGs: float, shape ``(entries,)``.
         num_families: number of families.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> macs = fx_oto.partition(gm).macs
+        >>> macs.total, macs.left(torch.tensor([4]))  # four of the eight ZIGs removed
+        (96.0, 48.0)
     """
 
     units: Tensor

@@ -25,6 +25,13 @@ class Snapshot:
         macs: multiply-adds of one forward pass on the example inputs; None if they were not counted.
         code: its ``forward``, in Python.
         shapes: of its parameters and buffers, by name.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> fx_oto.Snapshot.of(gm, macs=96)
+        Snapshot(nodes=7, params=58, macs=96)
     """
 
     nodes: int
@@ -35,7 +42,7 @@ class Snapshot:
 
     @classmethod
     def of(cls, gm: GraphModule, macs: int | None) -> Snapshot:
-        """What there is to see now."""
+        """What there is to see of ``gm`` now, and its multiply-adds, ``macs``."""
         params = sum(parameter.numel() for parameter in gm.parameters())
         shapes = {name: tuple(tensor.shape) for name, tensor in tensor_names(gm).items()}
         return cls(len(gm.graph.nodes), params, macs, _FREED.sub("", gm.code).strip(), shapes)

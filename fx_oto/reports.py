@@ -164,6 +164,9 @@ def _change(before: int | None, after: int | None, form: str, unit: float = 1) -
 def report(gm: GraphModule) -> Report:
     """The record of every pass that was run to make ``gm``, and of its training by a group-sparse optimizer.
 
+    Args:
+        gm: a GraphModule that ``trace``, ``prepare``, ``compress`` or a pass has made.
+
     Raises:
         MissingResultError: ``gm`` was not made by fx_oto.
 

@@ -78,7 +78,12 @@ class Stage(ABC):
         return PassResult(gm, gm is not graph_module)
 
     def refusals(self, gm: GraphModule, context: Context) -> Iterable[str]:
-        """What it kept whole or left undone, each with the reason; asked for after each run, for the report."""
+        """What it kept whole or left undone, each with the reason; asked for after each run, for the report.
+
+        Args:
+            gm: what came out of the run.
+            context: its context, with the result of an analysis.
+        """
         return ()
 
     @abstractmethod
@@ -128,7 +133,12 @@ class Analysis(Stage):
 
     @abstractmethod
     def analyse(self, gm: GraphModule, context: Context) -> object:
-        """Look at ``gm`` and return a result of a class of its own; it is then found by its type in the context."""
+        """Look at ``gm`` and return a result of a class of its own; it is then found by its type in the context.
+
+        Args:
+            gm: not to be changed.
+            context: results of earlier analyses, and the example inputs.
+        """
 
     def _run(self, gm: GraphModule, context: Context) -> GraphModule:
         result = self.analyse(gm, context)
@@ -168,7 +178,12 @@ class Pass(Stage):
 
     @abstractmethod
     def transform(self, gm: GraphModule, context: Context) -> GraphModule | None:
-        """Change ``gm``, a copy that shares its leaf modules with the input, and return it; None for no change."""
+        """Change ``gm`` and return it; None for no change.
+
+        Args:
+            gm: a copy of the graph over the same modules and parameters, which are not to be written into.
+            context: results of earlier analyses, and the example inputs.
+        """
 
     def _run(self, gm: GraphModule, context: Context) -> GraphModule:
         changed = self.transform(graph_copy(gm), context)

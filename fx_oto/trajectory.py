@@ -20,12 +20,28 @@ _MOST_POINTS, _MOST_ROWS = 512, 12
 class Trajectory(Tabular):
     """A record of one training, thinned out to at most 512 points; kept by the optimizer, shown by ``report``.
 
+    ``str()`` is a table of some of its points, a notebook shows it as HTML.
+
     Attributes:
         zigs: prunable ZIGs of the model.
         asked: the target, in words.
         reached: in words, once the pruning window is over.
         points: step, ZIGs that are zero, and loss where it is known, a tensor until it is read.
         stride: steps between two points.
+
+    Example:
+        >>> from fx_oto import Trajectory
+        >>> training = Trajectory(zigs=8, asked="group sparsity 0.5")
+        >>> for step in range(3):
+        ...     training.add(step, zero=2 * step, loss=1 / (step + 1))
+        >>> print(training)
+        asked: group sparsity 0.5; reached: the pruning window is not over
+        <BLANKLINE>
+          step    group sparsity    loss
+        ------  ----------------  ------
+             0             0.000  1.0000
+             1             0.250  0.5000
+             2             0.500  0.3333
     """
 
     zigs: int
@@ -35,7 +51,13 @@ class Trajectory(Tabular):
     stride: int = 1
 
     def add(self, step: int, zero: int, loss: Tensor | float | None) -> None:
-        """Note one step; nothing is read from the device."""
+        """Note one step; nothing is read from the device.
+
+        Args:
+            step: its number.
+            zero: how many ZIGs are zero after it.
+            loss: a number, a tensor of one element, or None if it is not known; anything else counts as not known.
+        """
         if step % self.stride:
             return
         scalar = isinstance(loss, int | float) or (isinstance(loss, Tensor) and loss.numel() == 1)
@@ -56,7 +78,7 @@ class Trajectory(Tabular):
         return {"points": list(self.points), "stride": self.stride, "reached": self.reached}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up ``state()``."""
+        """Take up ``state``, what ``state()`` has returned."""
         self.points, self.stride, self.reached = list(state["points"]), state["stride"], state["reached"]
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,7 +92,8 @@ class Trajectory(Tabular):
         every = max(1, -(-len(rows) // _MOST_ROWS))
         shown = rows[::every] + (rows[-1:] if (len(rows) - 1) % every else [])
         cells = [(str(step), f"{zero:.3f}", "" if loss is None else f"{loss:.4f}") for step, zero, loss in shown]
-        return (table(cells, ("step", "group sparsity", "loss"), style),)
+        headers = ("step", "group sparsity", "loss")
+        return (table(cells, headers, style, headers),)
 
     def plot(self) -> Picture:
         """Loss and group sparsity along the steps, in two panels; without the loss where none was noted.

@@ -40,6 +40,14 @@ class Slot:
         index: indices along the axis, one row for each ZIG: int64, shape ``(num_zigs, indices per ZIG)``.
         variable: True if DHSPG drives these entries to zero; False if they are only cut out.
         numel: elements of the tensor at one index of the axis.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> slot = fx_oto.partition(gm).families[0].slots[2]
+        >>> print(slot, tuple(slot.index.shape), slot.variable)
+        2.weight[1] (8, 1) False
     """
 
     tensor: str
@@ -60,10 +68,19 @@ class Slot:
 class Family:
     """ZIGs of the same structure: they fill the same slots with the same number of indices.
 
+    ``len()`` is the number of its ZIGs.
+
     Attributes:
         name: the first variable tensor, which tells the families apart.
-        classes: the root atom of each ZIG, shape ``(num_zigs,)``.
+        classes: the root atom of each ZIG: int64, shape ``(num_zigs,)``.
         slots: every axis that the ZIGs have a part in.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> print(fx_oto.partition(gm).families[0])
+        0.weight: 8 ZIGs in 0.weight[0], 0.bias[0], 2.weight[1]
     """
 
     name: str
@@ -74,13 +91,16 @@ class Family:
         """Number of ZIGs."""
         return len(self.classes)
 
+    def __str__(self) -> str:
+        return f"{self.name}: {len(self)} ZIGs in {_shortened(self.slots)}"
+
     @property
     def variables(self) -> tuple[Slot, ...]:
         """The slots that DHSPG drives to zero."""
         return tuple(slot for slot in self.slots if slot.variable)
 
     def matches(self, pattern: str) -> bool:
-        """Whether a glob pattern matches the name of one of its variables, or of a module that holds one."""
+        """Whether a glob ``pattern`` matches the name of one of its variables, or of a module that holds one."""
         names = {name for slot in self.variables for name in with_modules(slot.tensor)}
         return any(fnmatchcase(name, pattern) for name in names)
 
@@ -94,6 +114,13 @@ class FrozenAxis:
         dim: the axis.
         size: how many of its indices.
         reason: why.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> print(fx_oto.partition(gm).frozen[1])
+        2.weight[0]: it is part of the model's output (op output)
     """
 
     tensor: str
@@ -107,9 +134,10 @@ class FrozenAxis:
 
 @dataclass(frozen=True, eq=False)
 class Partition(Tabular):
-    """The ZIGs of a model.
+    """The zero-invariant groups (ZIGs) of a model: OTOv2's partition of the trainable variables.
 
-    Obtained with ``fx_oto.partition(gm)``. ``str()`` prints a table, a notebook shows it as HTML.
+    Obtained with ``fx_oto.partition(gm)``. ``str()`` prints a table, a notebook shows it as HTML, and
+    ``to_markdown()`` and ``to_json()`` have the same.
 
     Attributes:
         families: what can go.
@@ -117,6 +145,19 @@ class Partition(Tabular):
         params: parameters of the model, by what is removed.
         macs: multiply-adds on the example inputs, by what is removed.
         module: the GraphModule that it speaks of; None in the context, where ``fx_oto.partition`` finds it.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> print(str(fx_oto.partition(gm).zero_(0.5)).partition("kept whole")[0].rstrip())
+        8 zero-invariant groups in 1 families
+        <BLANKLINE>
+        family      ZIGs    params/ZIG    MACs/ZIG  slots
+        --------  ------  ------------  ----------  -----------------------------------
+        0.weight       8             7          12  0.weight[0], 0.bias[0], 2.weight[1]
+        >>> fx_oto.partition(gm).group_sparsity()
+        0.5
     """
 
     provided_by: ClassVar[str] = "zig-partition"
@@ -159,6 +200,7 @@ class Partition(Tabular):
 
         Raises:
             SettingsError: ``fraction`` is outside [0, 1].
+            MissingResultError: it is bound to no module: obtain it with ``fx_oto.partition(gm)``.
         """
         if not 0 <= fraction <= 1:
             raise SettingsError(f"fraction must be in [0, 1], found {fraction}")

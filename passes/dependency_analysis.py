@@ -31,6 +31,13 @@ class DependencyAnalysis(Analysis):
 
     Raises:
         SettingsError: ``attention`` is neither.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> gm = fx_oto.trace(torch.nn.Linear(4, 8), torch.randn(2, 4))
+        >>> gm = fx_oto.DependencyAnalysis()(gm).graph_module
+        >>> [str(axis) for axis in fx_oto.Context.of(gm).get(fx_oto.Dependencies).axes]
+        ['weight[0]', 'weight[1]', 'bias[0]']
     """
 
     name: ClassVar[str] = "dependency-analysis"

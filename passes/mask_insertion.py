@@ -27,6 +27,13 @@ class MaskInsertion(Pass):
     All masks are 1, so nothing changes numerically. A producer whose only reader is another producer of the
     same family (a convolution before its normalisation) is left out, for the reader's mask covers it. A leaf module
     that returns several tensors (``nn.LSTM``, ``nn.MultiheadAttention``) gets none: there, zero variables act alone.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> [(name, tuple(mask.shape)) for name, mask in gm.named_buffers()]
+        [('zig_masks.family_0', (8,))]
     """
 
     name: ClassVar[str] = "mask-insertion"

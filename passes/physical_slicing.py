@@ -31,9 +31,19 @@ class SlicingPlan:
     """Which indices of which parameter axes were kept.
 
     Attributes:
-        kept: by tensor name and dimension, the kept indices: int64, ascending.
+        kept: by tensor name and dimension, the kept indices of each axis that lost some: int64, ascending, shape
+            ``(kept,)``.
         cuts: the same for every node's value.
         kept_back: what is zero and was kept all the same, with the reason.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> _ = fx_oto.partition(gm).zero_zigs_(0, torch.tensor([0, 3]))
+        >>> plan = fx_oto.Context.of(fx_oto.compress(gm)).get(fx_oto.SlicingPlan)
+        >>> plan.kept["2.weight", 1].tolist()
+        [1, 2, 4, 5, 6, 7]
     """
 
     provided_by: ClassVar[str] = "physical-slicing"
@@ -48,6 +58,19 @@ class PhysicalSlicing(Pass):
     """Index the parameters, resize the modules, rewrite the nodes and recompile.
 
     The result owns its parameters; the input keeps its own, unchanged. Provides ``SlicingPlan``.
+
+    Raises:
+        NothingToCompressError: when it runs: no ZIG is zero.
+        SlicingError: when it runs: every ZIG of a family is zero, or a node cannot be rewritten.
+        InputError: when it runs: a parameter holds NaN or infinite values.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> _ = fx_oto.partition(gm).zero_(0.5)
+        >>> fx_oto.PhysicalSlicing()(gm).graph_module.get_submodule("2")
+        Linear(in_features=4, out_features=2, bias=True)
     """
 
     name: ClassVar[str] = "physical-slicing"

@@ -26,10 +26,20 @@ __all__ = ["ZIGPartition"]
 
 @dataclass(frozen=True)
 class ZIGPartition(Analysis):
-    """Gather the classes of atoms into families of ZIGs; provides ``Partition``.
+    """Gather the classes of atoms into families of ZIGs (OTOv2, algorithm 2); provides ``Partition``.
 
     Attributes:
         unprunable: glob patterns of parameter or module names that are kept whole.
+
+    Raises:
+        SettingsError: when it runs: a pattern matches nothing.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> stages = fx_oto.Pipeline((fx_oto.DependencyAnalysis(), fx_oto.ZIGPartition(unprunable=("2",))))
+        >>> fx_oto.partition(stages.run(fx_oto.trace(net, torch.randn(2, 4)))).num_zigs
+        8
     """
 
     name: ClassVar[str] = "zig-partition"

@@ -16,8 +16,8 @@ class HESSO(GroupSparseOptimizer):
     base's step t of the period they are multiplied by (D − t − 1)/(D − t), so that they are zero at its end. There is
     no λ and nothing depends on the gradient but the choice.
 
-    Args and errors are those of ``DHSPG``, without ``lam``, ``amplify``, ``hat``, ``epsilon`` and ``stride``. Defaults
-    are the authors': ten periods from a tenth to a quarter of the steps, ``saliency="hesso"``, one mini-batch.
+    Arguments and errors are those of ``DHSPG``, without ``lam``, ``amplify``, ``hat``, ``epsilon`` and ``stride``.
+    Defaults are the authors': ten periods from a tenth to a quarter of the steps, ``saliency="hesso"``, one mini-batch.
 
     Example:
         >>> import torch, fx_oto

@@ -27,8 +27,16 @@ class ZIGStatistics:
         dot: ⟨x, g⟩, the first-order drop of the loss if the ZIG is removed.
         dot_abs: |⟨x, g⟩|.
         dot_square: ⟨x, g⟩².
-        alive: whether a ZIG is not zero for good; of those that are, scores do not matter.
+        alive: whether a ZIG is not zero for good; of those that are, scores do not matter. Bool.
         family: the family itself.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> def largest_gradient(zigs: list[fx_oto.ZIGStatistics]) -> list[torch.Tensor]:
+        ...     return [-family.gradient for family in zigs]  # larger = more redundant
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> optimizer = fx_oto.DHSPG(gm, target_macs=0.5, total_steps=20, saliency=largest_gradient, lr=0.1)
     """
 
     square: Tensor
@@ -42,7 +50,15 @@ class ZIGStatistics:
 
     @classmethod
     def of(cls, square: Tensor, dot: Tensor, gradient: Tensor, alive: Tensor, family: Family) -> ZIGStatistics:
-        """Statistics of one mini-batch, from inner products."""
+        """Statistics of one mini-batch, from inner products.
+
+        Args:
+            square: ‖x‖², shape ``(zigs,)``.
+            dot: ⟨x, g⟩, shape ``(zigs,)``.
+            gradient: ‖g‖², shape ``(zigs,)``.
+            alive: bool, shape ``(zigs,)``.
+            family: the family.
+        """
         cosine = dot / (square * gradient).sqrt().clamp_min(torch.finfo(dot.dtype).tiny)
         return cls(square, gradient, cosine, dot, dot.abs(), dot.square(), alive, family)
 
@@ -53,7 +69,7 @@ class ZIGStatistics:
 
     @property
     def norm(self) -> Tensor:
-        """‖x‖ (root mean square over the mini-batches)."""
+        """‖x‖ (root mean square over the mini-batches), shape ``(zigs,)``."""
         return self.square.sqrt()
 
     def means(self) -> dict[str, Tensor]:

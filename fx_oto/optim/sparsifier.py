@@ -38,7 +38,18 @@ class GroupSparseOptimizer(Optimizer, ABC):
     to the target, and by its end they are exactly zero. They stay zero, in the parameters and in the masks.
 
     Param groups and state are the base's own, so schedulers, ``GradScaler``, clipping and accumulation work as with
-    the base alone. See ``DHSPG`` for the arguments.
+    the base alone. Arguments and errors are those of ``DHSPG``, without ``lam``, ``amplify``, ``hat``, ``epsilon`` and
+    ``stride``.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> optimizer = fx_oto.HESSO(gm, torch.optim.SGD, lr=0.1, target_macs=0.5, total_steps=20)
+        >>> isinstance(optimizer, fx_oto.GroupSparseOptimizer), optimizer.group_sparsity
+        (True, 0.0)
+        >>> optimizer.reached()
+        {'group sparsity': 0.0, 'params': 1.0, 'macs': 1.0}
     """
 
     _END_AT: float
@@ -109,10 +120,16 @@ class GroupSparseOptimizer(Optimizer, ABC):
 
     @abstractmethod
     def prune(self, rows: Rows, period: Period, step: int) -> None:
-        """Take one step inside the window: call ``self.base.step()`` and bring the active ZIGs nearer to zero."""
+        """Take one step inside the window: call ``self.base.step()`` and bring the active ZIGs nearer to zero.
+
+        Args:
+            rows: the parts of the parameters that belong to the active ZIGs.
+            period: the part of the window, in steps.
+            step: number of the step, in ``[period.start, period.end)``.
+        """
 
     def begin(self, rows: Rows, period: Period) -> None:
-        """Called when the ZIGs of a period have been made active."""
+        """Called when the ZIGs of a ``period`` have been made active in ``rows``."""
 
     # -- what users read -------------------------------------------------------------------------------
 
@@ -134,7 +151,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
         return found
 
     def note_loss(self, loss: Tensor | float) -> None:
-        """Keep the loss of the coming step for ``report``; not needed if ``step`` is given a closure."""
+        """Keep the ``loss`` of the coming step for ``report``; not needed if ``step`` is given a closure."""
         self._loss = loss
 
     # -- the step --------------------------------------------------------------------------------------
@@ -142,6 +159,9 @@ class GroupSparseOptimizer(Optimizer, ABC):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; returns the closure's loss, if there is one.
+
+        Args:
+            closure: computes the loss anew, and its gradients, as for any torch optimizer.
 
         Raises:
             TrainingError: no parameter has a gradient, or NaN is met when ZIGs are to be chosen; nothing is changed.
@@ -242,7 +262,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
         self._rows.keep_zero()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base as well."""
+        """Add ``param_group`` to the base as well."""
         if hasattr(self, "_rows"):  # the list of groups is the base's own
             self.base.add_param_group(param_group)
         else:
@@ -272,11 +292,11 @@ class GroupSparseOptimizer(Optimizer, ABC):
         return {}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """Take up ``own_state()``."""
+        """Take up ``state``, what ``own_state()`` has returned."""
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume from ``state_dict()``; the model's own state dict, masks included, is restored apart.
+        """Resume from ``state_dict``; the model's own state dict, masks included, is restored apart.
 
         Raises:
             SettingsError: the state is not that of such an optimizer, or of this model.
