@@ -19,6 +19,7 @@ from fx_oto.pictures.lanes import interval_lanes
 from fx_oto.pictures.picture import Picture
 from fx_oto.pictures.strip import Entry, Line, Mark, Row, Strip, draw_strip
 from fx_oto.pictures.style import FROZEN, darker, family_colour
+from fx_oto.tables import counted
 
 if TYPE_CHECKING:
     from fx_oto.zigs import Family, Partition
@@ -174,7 +175,7 @@ class _Table:
 
     def _subtitle(self) -> str:
         zigs = sum(len(self.partition.families[i]) for i in self.families)
-        text = f"{zigs:,} groups in {len(self.families)} families, {len(self.rows)} rows for "
+        text = f"{zigs:,} groups in {counted(len(self.families), 'family', 'families')}, {len(self.rows)} rows for "
         text += f"{len(set(map(holder, self.names)))} layers"
         if any(map(self._is_folded, self.rows)):
             text += f"; modules at depth {self.depth} are one row each" + ("" if self.asked else " for size: see fold=")

@@ -22,6 +22,7 @@ from fx_oto.pictures.lanes import value_lanes
 from fx_oto.pictures.picture import Picture
 from fx_oto.pictures.strip import Entry, Line, Mark, Row, Strip, draw_strip
 from fx_oto.pictures.style import FROZEN, darker, family_colour
+from fx_oto.tables import counted
 from fx_oto.zigs import Partition
 
 __all__ = ["draw_graph"]
@@ -59,7 +60,7 @@ def draw_graph(gm: GraphModule, *patterns: str, fold: int | None = None, limit: 
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> picture = fx_oto.draw_graph(fx_oto.prepare(net, torch.randn(2, 4)))
         >>> picture.figure.axes[0].texts[1].get_text()
-        '1 families; 5 rows for 5 nodes (2 more compute masks and sizes)'
+        '1 family; 5 rows for 5 nodes (2 more compute masks and sizes)'
     """
     check_fold(fold)
     context = Context.of(gm)
@@ -158,7 +159,8 @@ class _Graph:
         self, runs: Sequence[Sequence[int]], wanted: Sequence[bool], depth: int | None, fold: int | None
     ) -> str:
         total = len(self.gm.graph.nodes)
-        text = f"{len(self.partition.families)} families; {len(runs)} rows for {len(self.nodes)} nodes"
+        text = f"{counted(len(self.partition.families), 'family', 'families')}; "
+        text += f"{len(runs)} rows for {len(self.nodes)} nodes"
         text += f" ({total - len(self.nodes)} more compute masks and sizes)"
         if any(len(run) > 1 and wanted[run[0]] for run in runs):
             text += f"; modules at depth {depth} are one row each" + (" for size: see fold=" if fold is None else "")

@@ -22,7 +22,7 @@ from fx_oto.graph import tensor_names, with_modules
 from fx_oto.masks import mask_of
 from fx_oto.pictures.picture import Picture
 from fx_oto.prices import Price
-from fx_oto.tables import Tabular, foldable, table
+from fx_oto.tables import Tabular, counted, foldable, table
 
 __all__ = ["Family", "FrozenAxis", "Partition", "Slot", "partition"]
 
@@ -151,7 +151,7 @@ class Partition(Tabular):
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
         >>> print(str(fx_oto.partition(gm).zero_(0.5)).partition("kept whole")[0].rstrip())
-        8 zero-invariant groups in 1 families
+        8 zero-invariant groups in 1 family
         <BLANKLINE>
         family      ZIGs    params/ZIG    MACs/ZIG  slots
         --------  ------  ------------  ----------  -----------------------------------
@@ -338,7 +338,8 @@ class Partition(Tabular):
 
     @property
     def _summary(self) -> str:
-        return f"{self.num_zigs} zero-invariant groups in {len(self.families)} families"
+        groups = counted(self.num_zigs, "zero-invariant group", "zero-invariant groups")
+        return f"{groups} in {counted(len(self.families), 'family', 'families')}"
 
     def _priced(self) -> Iterator[tuple[Family, float, float]]:
         """Families, with the parameters and multiply-adds of one of their ZIGs."""

@@ -30,6 +30,7 @@ from fx_oto.context import Capture, Context
 from fx_oto.costs import Cost, cost
 from fx_oto.explanations import AxisExplanation, Explanation
 from fx_oto.graph import with_modules
+from fx_oto.tables import counted
 from fx_oto.zigs import Family, Partition, partition
 
 __all__ = ["Inspection", "captured", "inspect"]
@@ -95,7 +96,8 @@ class Inspection:
     def _head(self) -> str:
         found = self.explanation
         lines = [f"{self.model} ({self.kind}): {self.cost}", *captured(self.capture)]
-        lines += [f"{self.zigs.num_zigs:,} zero-invariant groups (ZIGs) in {len(self.zigs.families)} families"]
+        families = counted(len(self.zigs.families), "family", "families")
+        lines += [f"{self.zigs.num_zigs:,} zero-invariant groups (ZIGs) in {families}"]
         share = found.kept / max(found.params, 1)
         of = "" if found.params == self.cost.params else f" of the {found.params:,} shown"
         lines += [f"{found.kept:,} parameters{of} ({share:.1%}) can never go"]

@@ -401,7 +401,7 @@ def test_options_of_the_default_pipeline_are_not_lost_in_another_one():
 def test_a_partition_prints_itself():
     zigs = fx_oto.partition(fx_oto.prepare(make_net(), IMAGE))
     text = str(zigs)
-    assert "8 zero-invariant groups in 1 families" in text
+    assert "8 zero-invariant groups in 1 family\n" in text
     assert "0.weight[0], 0.bias[0], 1.weight[0], 1.bias[0]" in text
     assert "it is part of the model's output" in text
     assert "<table>" in zigs._repr_html_()
