@@ -1,4 +1,4 @@
-"""A picture of a partition: which layers are tied together, and what is kept whole."""
+"""A partition as a picture and as a networkx graph: which layers are tied together, and what is kept whole."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import networkx as nx
+import torch
 from torch import nn
 
 from fx_oto.errors import SettingsError
@@ -24,7 +26,7 @@ from fx_oto.tables import counted
 if TYPE_CHECKING:
     from fx_oto.zigs import Family, Partition
 
-__all__ = ["draw_couplings", "family_entries", "holder", "matches"]
+__all__ = ["coupling_graph", "draw_couplings", "family_entries", "holder", "matches"]
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _MADE = Entry(
@@ -52,6 +54,35 @@ def draw_couplings(
     depth = distinct_depth(list(map(holder, names)), limit) if fold is None else fold
     table = _Table(partition, shapes, names, families, depth, fold is not None)
     return draw_strip(table.strip(module._get_name()))
+
+
+def coupling_graph(partition: Partition, module: nn.Module | None) -> nx.Graph[str]:
+    """See ``Partition.to_networkx``."""
+    graph: nx.Graph[str] = nx.Graph()
+    shapes = {} if module is None else {name: t.shape for name, t in tensor_names(module).items()}
+    for family in sorted(partition.families, key=len):
+        lead = str(family.variables[0])
+        for slot in family.slots:
+            known = _axis_node(graph, slot.tensor, slot.dim, shapes)
+            known.update(variable=known["variable"] or slot.variable, frozen=False)
+            known["prunable"] += slot.index.numel()
+            if str(slot) != lead:
+                graph.add_edge(lead, str(slot), family=family.name, zigs=len(family))
+    for axis in partition.frozen:
+        known = _axis_node(graph, axis.tensor, axis.dim, shapes)
+        known["kept"] += axis.size
+        known.setdefault("reason", str(axis.reason))
+    return graph
+
+
+def _axis_node(graph: nx.Graph[str], tensor: str, dim: int, shapes: dict[str, torch.Size]) -> dict[str, Any]:
+    """The attributes of an axis in the graph, which it is added to if it is new."""
+    name = f"{tensor}[{dim}]"
+    if name not in graph:
+        size = {"size": shapes[tensor][dim]} if tensor in shapes else {}
+        graph.add_node(name, tensor=tensor, dim=dim, variable=False, frozen=True, prunable=0, kept=0, **size)
+    found: dict[str, Any] = graph.nodes[name]
+    return found
 
 
 def family_entries(partition: Partition, families: Sequence[int]) -> list[Entry]:

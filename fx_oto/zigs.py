@@ -6,15 +6,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import networkx as nx
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fx_oto.context import Context
-from fx_oto.couplings import draw_couplings
+from fx_oto.couplings import coupling_graph, draw_couplings
 from fx_oto.dependencies import Reason
 from fx_oto.errors import MissingResultError, SettingsError
 from fx_oto.explanations import Explanation, explain, readable
@@ -23,6 +22,9 @@ from fx_oto.masks import mask_of
 from fx_oto.pictures.picture import Picture
 from fx_oto.prices import Price
 from fx_oto.tables import Tabular, counted, foldable, table
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 __all__ = ["Family", "FrozenAxis", "Partition", "Slot", "partition"]
 
@@ -289,21 +291,7 @@ class Partition(Tabular):
             >>> sorted(graph.neighbors("0.weight[0]")), graph.nodes["2.weight[0]"]["reason"]
             (['0.bias[0]', '2.weight[1]'], "it is part of the model's output (op output)")
         """
-        graph: nx.Graph[str] = nx.Graph()
-        shapes = {} if self.module is None else {name: t.shape for name, t in tensor_names(self.module).items()}
-        for family in sorted(self.families, key=len):
-            lead = str(family.variables[0])
-            for slot in family.slots:
-                known = _axis_node(graph, slot.tensor, slot.dim, shapes)
-                known.update(variable=known["variable"] or slot.variable, frozen=False)
-                known["prunable"] += slot.index.numel()
-                if str(slot) != lead:
-                    graph.add_edge(lead, str(slot), family=family.name, zigs=len(family))
-        for axis in self.frozen:
-            known = _axis_node(graph, axis.tensor, axis.dim, shapes)
-            known["kept"] += axis.size
-            known.setdefault("reason", str(axis.reason))
-        return graph
+        return coupling_graph(self, self.module)
 
     def _repr_html_(self) -> str:
         prunable, frozen = self._tables("html")
@@ -375,16 +363,6 @@ def partition(gm: GraphModule) -> Partition:
         8
     """
     return replace(Context.of(gm).get(Partition), module=gm)
-
-
-def _axis_node(graph: nx.Graph[str], tensor: str, dim: int, shapes: dict[str, torch.Size]) -> dict[str, Any]:
-    """The attributes of an axis in the graph, which it is added to if it is new."""
-    name = f"{tensor}[{dim}]"
-    if name not in graph:
-        size = {"size": shapes[tensor][dim]} if tensor in shapes else {}
-        graph.add_node(name, tensor=tensor, dim=dim, variable=False, frozen=True, prunable=0, kept=0, **size)
-    found: dict[str, Any] = graph.nodes[name]
-    return found
 
 
 def _shortened(slots: tuple[Slot, ...]) -> str:
