@@ -1,18 +1,16 @@
 """Ops of the user's: kinds of rules, both front ends, what a rule may say, and the errors."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from support.exactness import Compressed, compress_half, randomise
-from support.guides import python_blocks
 from torch import Tensor, nn
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 import fx_oto
-from fx_oto import kinds, rules
+from fx_oto import kinds
 
 IMAGE = torch.randn(2, 3, 8, 8)
 TOKENS = torch.randn(2, 5, 12)
@@ -430,12 +428,3 @@ def test_keep_whole_says_why():
     fx_oto.register_rule(ops.bounce, kinds.keep_whole("its codebook has a fixed width"))
     gm = fx_oto.prepare(nn.Sequential(nn.Linear(12, 8), Call(lambda x: ops.bounce(x, 0.0)), nn.Linear(8, 4)), TOKENS)
     assert "its codebook has a fixed width (op fx_oto_custom::bounce at" in str(fx_oto.partition(gm))
-
-
-def test_the_guide_runs():
-    """Its blocks, one after the other; the assertions are its own."""
-    program = "\n".join(python_blocks(Path(rules.__file__).with_name("README.md")))
-    assert program.count("assert") >= 3
-    shown: dict[str, object] = {"__name__": "guide"}
-    exec(compile(program, "fx_oto/rules/README.md", "exec"), shown)
-    assert shown["small"].guarded.outputs == 10
