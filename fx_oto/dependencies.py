@@ -115,7 +115,7 @@ class Work:
     axes: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dependencies:
     """Which indices of which parameter axes must be kept or removed together, and which cannot go.
 
@@ -140,6 +140,8 @@ class Dependencies:
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
         >>> found = fx_oto.Context.of(gm).get(fx_oto.Dependencies)
+        >>> found
+        <Dependencies: 6 axes, 32 atoms, 2 contractions, 6 classes kept whole, 0 ops without a rule>
         >>> [str(axis) for axis in found.axes]
         ['0.weight[0]', '0.weight[1]', '0.bias[0]', '2.weight[0]', '2.weight[1]', '2.bias[0]']
         >>> [work.macs for work in found.works]
@@ -160,6 +162,12 @@ class Dependencies:
     gathers: dict[str, Gather]
     unknown: tuple[Reason, ...]
     unequal: tuple[tuple[Tensor, Tensor], ...]
+
+    def __repr__(self) -> str:
+        found = f"{len(self.axes)} axes, {self.num_axis_atoms - 1} atoms, {len(self.works)} contractions"
+        return (
+            f"<Dependencies: {found}, {len(self.reasons)} classes kept whole, {len(self.unknown)} ops without a rule>"
+        )
 
     def axis_of(self, atoms: Tensor) -> Tensor:
         """Position in ``axes`` of each atom; ``len(axes)`` or more for atoms of created dimensions.

@@ -142,7 +142,7 @@ class Cause:
         return str(readable(self.reason))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation(Tabular):
     """Why parameters are kept whole; ``str()`` prints tables, a notebook shows HTML, iteration yields the axes.
 

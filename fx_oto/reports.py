@@ -26,7 +26,7 @@ _TOLD = (
 _MOST_REFUSALS = 12  # of a pass, where the table is not foldable
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report(Tabular):
     """The passes that made a GraphModule, in order, and its training.
 

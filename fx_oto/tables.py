@@ -21,7 +21,7 @@ class Tabular(ABC):
 
     @property
     def _summary(self) -> str:
-        """A line above the tables; empty for none."""
+        """A line above the tables; empty for none. Of those without ``__repr__`` of their own, also that."""
         return ""
 
     @abstractmethod
@@ -31,6 +31,9 @@ class Tabular(ABC):
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values, as JSON knows them."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self._summary}>"
 
     def __str__(self) -> str:
         return "\n\n".join(filter(None, (self._summary, *self._tables("simple"))))

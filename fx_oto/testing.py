@@ -27,7 +27,7 @@ _TOLERANCE = {"rtol": 1e-10, "atol": 1e-12}
 def check_pass(
     stage: Stage,
     model: nn.Module,
-    inputs: Any = None,
+    example_inputs: Any = None,
     *,
     same_outputs: bool = True,
     modes: Sequence[str] = ("eval", "train"),
@@ -42,7 +42,7 @@ def check_pass(
     Args:
         stage: the pass.
         model: a GraphModule with the results that the pass requires, or any model, which is then traced.
-        inputs: example inputs, see ``fx_oto.trace``; those that a GraphModule was traced with if None.
+        example_inputs: as for ``fx_oto.trace``; those that a GraphModule was traced with if None.
         same_outputs: whether outputs must be the same numbers, to 1e-10, in each of the modes: the same random numbers
             are drawn before each run.
         modes: ``"eval"``, ``"train"`` or both.
@@ -61,7 +61,7 @@ def check_pass(
         >>> check_pass(fx_oto.DependencyAnalysis(), gm) is not None
         True
     """
-    gm, example = _in_double(model, inputs)
+    gm, example = _in_double(model, example_inputs)
     twin, before = copy.deepcopy(gm), copy.deepcopy(gm.state_dict())
     text, outputs = _text(gm), {mode: _run(gm, example, mode) for mode in modes if same_outputs}
     result = stage(gm)

@@ -16,7 +16,7 @@ __all__ = ["Trajectory"]
 _MOST_POINTS, _MOST_ROWS = 512, 12
 
 
-@dataclass
+@dataclass(repr=False)
 class Trajectory(Tabular):
     """A record of one training, thinned out to at most 512 points; kept by the optimizer, shown by ``report``.
 

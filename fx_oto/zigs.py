@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -54,7 +54,7 @@ class Slot:
 
     tensor: str
     dim: int
-    index: Tensor
+    index: Tensor = field(repr=False)
     variable: bool
     numel: int
 
@@ -86,7 +86,7 @@ class Family:
     """
 
     name: str
-    classes: Tensor
+    classes: Tensor = field(repr=False)
     slots: tuple[Slot, ...]
 
     def __len__(self) -> int:
@@ -134,7 +134,7 @@ class FrozenAxis:
         return f"{self.tensor}[{self.dim}]: {self.reason}"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Partition(Tabular):
     """The zero-invariant groups (ZIGs) of a model: OTOv2's partition of the trainable variables.
 

@@ -14,21 +14,24 @@ from torch.fx import GraphModule, Node
 
 from fx_oto.context import Context
 from fx_oto.cuts import Cuts
-from fx_oto.dependencies import Adjustment, Dependencies
+from fx_oto.dependencies import Adjustment, Axis, Dependencies
 from fx_oto.errors import FxOtoWarning, InputError, NothingToCompressError, SlicingError
 from fx_oto.graph import clone_module, graph_copy, tensor_names, with_modes_of
 from fx_oto.masks import MASKS
 from fx_oto.rewriting import rewrite
 from fx_oto.stages import Pass
+from fx_oto.tables import Tabular, counted, table
 from fx_oto.trajectory import Trajectory
 from fx_oto.zigs import Partition, partition
 
 __all__ = ["PhysicalSlicing", "SlicingPlan"]
 
+_CUT = ("tensor", "dim", "kept", "of")
 
-@dataclass(frozen=True, eq=False)
-class SlicingPlan:
-    """Which indices of which parameter axes were kept.
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SlicingPlan(Tabular):
+    """Which indices of which parameter axes were kept; ``str()`` is a table, a notebook shows it as HTML.
 
     Attributes:
         kept: by tensor name and dimension, the kept indices of each axis that lost some: int64, ascending, shape
@@ -44,6 +47,14 @@ class SlicingPlan:
         >>> plan = fx_oto.Context.of(fx_oto.compress(gm)).get(fx_oto.SlicingPlan)
         >>> plan.kept["2.weight", 1].tolist()
         [1, 2, 4, 5, 6, 7]
+        >>> print(plan)
+        3 axes were cut
+        <BLANKLINE>
+        tensor      dim    kept    of
+        --------  -----  ------  ----
+        0.weight      0       6     8
+        0.bias        0       6     8
+        2.weight      1       6     8
     """
 
     provided_by: ClassVar[str] = "physical-slicing"
@@ -51,6 +62,32 @@ class SlicingPlan:
     kept: dict[tuple[str, int], Tensor]
     cuts: Cuts
     kept_back: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """``axes``, each tensor, dim, size, and the list ``kept`` of its indices; ``kept_back``."""
+        axes = [
+            {
+                "tensor": axis.tensor,
+                "dim": axis.dim,
+                "size": axis.size,
+                "kept": self.kept[axis.tensor, axis.dim].tolist(),
+            }
+            for axis in self._cut_axes()
+        ]
+        return {"axes": axes, "kept_back": list(self.kept_back)}
+
+    @property
+    def _summary(self) -> str:
+        return f"{counted(len(self.kept), 'axis was', 'axes were')} cut"
+
+    def _cut_axes(self) -> list[Axis]:
+        return [axis for axis in self.cuts.found.axes if (axis.tensor, axis.dim) in self.kept]
+
+    def _tables(self, style: str) -> tuple[str, ...]:
+        kept = [(a.tensor, str(a.dim), str(len(self.kept[a.tensor, a.dim])), str(a.size)) for a in self._cut_axes()]
+        tables = (table(kept, _CUT, style, _CUT[1:]),)
+        back = [(reason,) for reason in self.kept_back]
+        return (*tables, table(back, ("zero, and kept all the same",), style)) if back else tables
 
 
 @dataclass(frozen=True)

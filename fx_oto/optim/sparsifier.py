@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -56,6 +57,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
     _PERIODS: int
     _SALIENCY: str
     _BATCHES: int
+    __signature__: ClassVar[inspect.Signature]
 
     def __init__(  # noqa: PLR0913 - an optimizer's settings are keyword arguments by custom
         self,
@@ -115,6 +117,15 @@ class GroupSparseOptimizer(Optimizer, ABC):
         self.trajectory = Trajectory(self.zigs.num_zigs, self.target.describe(self.target.left))
         Context.of(gm).provide(self.trajectory).attach(gm)
         self._bar = StepsBar(total_steps or self.schedule.end, self.zigs.num_zigs) if progress else None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let ``help`` and notebooks show every argument of a subclass, also those that it hands on."""
+        super().__init_subclass__(**kwargs)
+        shared = dict(inspect.signature(GroupSparseOptimizer.__init__).parameters)
+        own = inspect.signature(cls.__init__).parameters
+        *known, rest = [parameter for name, parameter in shared.items() if name != "self"]
+        added = [p for name, p in own.items() if p.kind is inspect.Parameter.KEYWORD_ONLY and name not in shared]
+        cls.__signature__ = inspect.Signature([*known, *added, rest])
 
     # -- what subclasses say ---------------------------------------------------------------------------
 

@@ -41,6 +41,7 @@ def results():
         fx_oto.sensitivity(gm, lambda gm: gm(IMAGE).sum(), fractions=0.5),
         report,
         report.training,
+        fx_oto.Context.of(small).get(fx_oto.SlicingPlan),
     )
     return {type(one).__name__: one for one in found}
 
@@ -53,6 +54,7 @@ KINDS = {
     "Pipeline": "passes",
     "Report": "passes",
     "Sensitivity": "trials",
+    "SlicingPlan": "axes",
     "Trajectory": "points",
 }
 
@@ -75,7 +77,7 @@ def test_they_show_themselves(results, name):
     assert data[KINDS[name]]
 
 
-@pytest.mark.parametrize("name", ["Explanation", "Partition", "Pipeline", "Sensitivity", "Trajectory"])
+@pytest.mark.parametrize("name", ["Explanation", "Partition", "Pipeline", "Sensitivity", "SlicingPlan", "Trajectory"])
 def test_text_and_markdown_say_the_same(results, name):
     words = [text.replace("\\|", "|").split() for text in (str(results[name]), results[name].to_markdown())]
     bare = [sorted(word for word in text if word.strip("-|:")) for text in words]
@@ -95,6 +97,25 @@ def test_json_counts_what_there_is(results):
     kept = {(axis["tensor"], axis["dim"]): (axis["prunable"], axis["kept"]) for axis in found["axes"]}
     assert kept["4.weight", 0] == (0, 4)
     assert kept["4.weight", 1] == (800, 0)
+
+
+def test_json_of_a_plan(results):
+    axes = {(axis["tensor"], axis["dim"]): axis for axis in results["SlicingPlan"].to_dict()["axes"]}
+    vectors = ("0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var")
+    expected = dict.fromkeys([(name, 0) for name in vectors], (8, 4)) | {("4.weight", 1): (800, 400)}
+    assert {key: (axis["size"], len(axis["kept"])) for key, axis in axes.items()} == expected
+    columns = [100 * channel + i for channel in axes["0.weight", 0]["kept"] for i in range(100)]
+    assert axes["4.weight", 1]["kept"] == columns
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_no_repr_fills_the_screen(results, name):
+    assert len(repr(results[name])) < 1000
+
+
+def test_what_partitions_hold_is_short_as_well(results):
+    assert repr(results["Partition"]) == "<Partition: 8 zero-invariant groups in 1 family>"
+    assert "tensor(" not in repr(results["Partition"].families)
 
 
 def test_json_of_a_pipeline(results):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -175,3 +176,14 @@ def test_the_whole_job_in_one_call():
     x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(small.eval()(x), model.eval()(x), rtol=1e-10, atol=1e-12)
     assert sum(p.numel() for p in small.parameters()) < 0.5 * sum(p.numel() for p in model.parameters())
+
+
+def test_help_shows_every_argument():
+    """Those of all optimizers in the same order, then the optimizer's own, then those of the base."""
+    shared = inspect.signature(fx_oto.HESSO).parameters
+    shown = inspect.signature(fx_oto.DHSPG).parameters
+    own = ["lam", "amplify", "hat", "epsilon", "stride"]
+    assert list(shown) == [*list(shared)[:-1], *own, "base_kwargs"]
+    assert {"target_group_sparsity", "target_macs", "total_steps", "round_to"} < shared.keys()
+    assert shown["hat"].default == 10
+    assert all(shown[name] == shared[name] for name in shared)
