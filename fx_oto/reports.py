@@ -119,7 +119,7 @@ def _html_details(record: PassRecord) -> Iterator[str]:
     if record.refusals:
         yield "<ul>" + "".join(f"<li>{escape(reason)}</li>" for reason in record.refusals) + "</ul>"
     if record.resized:
-        yield table(_resized(record), _RESIZED, "html")
+        yield table(_resized(record), _RESIZED, "html", _RESIZED[1:])
     if record.diff:
         lines = "\n".join(map(_coloured, record.diff.splitlines()[2:]))
         yield f'<pre style="line-height:1.25">{lines}</pre>'

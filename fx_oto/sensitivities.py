@@ -177,7 +177,7 @@ class Sensitivity(Tabular):
                 zero = f"{trial.removed} of {trial.zigs}"
                 left = [_share(trial.params, base.params), _share(trial.macs, base.macs)]
                 rows.append((trial.family if trial is trials[0] else "", zero, *left, *changes))
-        return (table(rows, headers, style),)
+        return (table(rows, headers, style, headers[1:] if style == "html" else ()),)
 
     def _change(self, trial: Trial, name: str) -> str:
         value = trial.metrics[name]

@@ -112,7 +112,7 @@ class LatencyComparison(Tabular):
             )
             for model in self.models
         ]
-        return (table(rows, _HEADERS, style),)
+        return (table(rows, _HEADERS, style, _HEADERS[1:] if style == "html" else ()),)
 
 
 def latency(

@@ -109,6 +109,13 @@ def test_json_of_a_plan(results):
 
 
 @pytest.mark.parametrize("name", KINDS)
+def test_a_notebook_leaves_cells_where_they_are(results, name):
+    html = results[name]._repr_html_()
+    assert "<td>" not in html  # which it would move to the right
+    assert '<td style="text-align: right;">' in html or name == "Pipeline"
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_no_repr_fills_the_screen(results, name):
     assert len(repr(results[name])) < 1000
 
