@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.utils._pytree import tree_map_only
 
 from fx_oto.errors import InputError, MissingResultError
 from fx_oto.records import PassRecord
@@ -60,6 +61,11 @@ class ExampleInputs:
             "example_inputs must be a tensor, a tuple of positional arguments, a dict of keyword arguments, or "
             f"(args, kwargs); found {type(inputs).__name__}"
         )
+
+    def copied(self) -> ExampleInputs:
+        """The same with tensors of their own, which a model may write into."""
+        args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), (self.args, self.kwargs))
+        return ExampleInputs(args, kwargs)
 
 
 @dataclass(frozen=True)

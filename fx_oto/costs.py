@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from fx_oto.context import ExampleInputs
 from fx_oto.errors import InputError
-from fx_oto.graph import evaluating, unchanged
+from fx_oto.graph import unwritten
 from fx_oto.tables import Tabular, table
 from fx_oto.tape import fake_run
 
@@ -76,7 +76,8 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
         if not isinstance(error.__cause__, DataDependentOutputException | DynamicOutputShapeException):
             raise
         counter = FlopCounterMode(display=False, custom_mapping=FUSED)
-        with unchanged(model), evaluating(model), torch.no_grad(), counter:  # its code asks for values
+        inputs = inputs.copied()
+        with unwritten(model), counter:  # its code asks for values
             model(*inputs.args, **inputs.kwargs)
     return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
 

@@ -23,12 +23,14 @@ __all__ = [
     "described",
     "evaluating",
     "graph_copy",
+    "memory_of",
     "op_name",
     "source_line",
     "tensor_leaves",
     "tensor_names",
     "unchanged",
     "unfused_attention",
+    "unwritten",
     "with_modes_of",
     "with_modules",
     "without_caches",
@@ -117,6 +119,30 @@ def without_caches(model: nn.Module) -> Iterator[None]:
                 if type(module).train is not nn.Module.train:
                     module.train(True)
         yield
+
+
+@contextmanager
+def unwritten(model: nn.Module) -> Iterator[None]:
+    """Run a model in evaluation, without gradients, and leave it as it was.
+
+    Taken back is what it writes into its buffers, such as a count of its calls, and sets on its modules.
+    """
+    before = [(memory, memory.clone()) for memory in (memory_of(buffer.data) for buffer in model.buffers())]
+    try:
+        with unchanged(model), evaluating(model), torch.no_grad():
+            yield
+    finally:
+        for memory, content in before:
+            memory.copy_(content)
+
+
+def memory_of(tensor: Tensor) -> Tensor:
+    """The same memory, no element of which is met twice, as in what was expanded: so it can be written."""
+    tensor = tensor.detach()
+    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
 
 
 # What every module has; of it, what forward may change.

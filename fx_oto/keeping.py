@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fx_oto.graph import unchanged
+from fx_oto.graph import memory_of, unchanged
 from fx_oto.tracing.dice import Dice
 
-__all__ = ["kept", "memory_of"]
+__all__ = ["kept"]
 
 
 @contextmanager
@@ -68,15 +68,6 @@ class _Kept:
         now, then = self.tensor, self.data
         same = (now.device, now.dtype, now.shape) == (then.device, then.dtype, then.shape)
         return not same or now.data_ptr() != then.data_ptr()
-
-
-def memory_of(tensor: Tensor) -> Tensor:
-    """The same memory, no element of which is met twice, as in what was expanded: so it can be written."""
-    tensor = tensor.detach()
-    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-        if size > 1 and stride == 0:
-            tensor = tensor.narrow(dim, 0, 1)
-    return tensor
 
 
 def _device_states(module: nn.Module) -> dict[torch.device, Any]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils.flop_counter import FlopCounterMode
 
 from fx_oto.context import ExampleInputs
 from fx_oto.errors import RuleError
-from fx_oto.graph import evaluating, op_name, tensor_leaves, unchanged
+from fx_oto.graph import op_name, tensor_leaves, unwritten
 from fx_oto.interpreting import PlainInterpreter, run_graph
 from fx_oto.leaves import leaf_of
 from fx_oto.modules import is_opaque
@@ -27,18 +29,24 @@ def real_values(gm: GraphModule, inputs: ExampleInputs) -> dict[str, tuple[Any, 
             if not is_opaque(n, gm):
                 return super().run_node(n)
             given = tensor_leaves(self.fetch_args_kwargs_from_env(n))
-            before = [tensor._version for tensor in given]
+            before = _versions(given)
             with FlopCounterMode(display=False) as counter:
                 value = super().run_node(n)
             is_leaf = n.op == "call_module" and leaf_of(gm.get_submodule(str(n.target))) is not None
-            if is_leaf and before != [tensor._version for tensor in given]:
+            if is_leaf and before != _versions(given):
                 raise writes_into_input(op_name(n), n.name)
             found[n.name] = value, counter.get_total_flops() // 2
             return value
 
-    with unchanged(gm), evaluating(gm), torch.no_grad():
-        run_graph(Watch(gm), inputs.args, inputs.kwargs)
+    with torch.inference_mode(False), unwritten(gm):
+        copied = inputs.copied()
+        run_graph(Watch(gm), copied.args, copied.kwargs)
     return found
+
+
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
+    """How often each was written into; those that were made in inference mode do not know."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def writes_into_input(kind: str, node: str) -> RuleError:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from fx_oto.context import ExampleInputs
 from fx_oto.errors import InputError, SettingsError
-from fx_oto.graph import evaluating
+from fx_oto.graph import unwritten
 from fx_oto.progress import progress
 from fx_oto.tables import Tabular, table
 
@@ -136,7 +136,7 @@ def latency(
         progress: whether to show a bar; None: where stderr is a terminal, and in notebooks.
 
     Returns:
-        Medians, quartiles, and ratios to the first model. The models are as they were, in their training modes.
+        Medians, quartiles, and ratios to the first model. The models and the inputs are as they were.
 
     Raises:
         InputError: the example inputs, or the models, are of no kind that is known.
@@ -155,9 +155,9 @@ def latency(
     named, inputs = _named(models), ExampleInputs.of(example_inputs)
     if rounds < 1 or warmup < 0:
         raise SettingsError(f"rounds must be at least 1 and warmup at least 0; found {rounds} and {warmup}")
-    with ExitStack() as modes, torch.no_grad():
+    with ExitStack() as untouched:
         for model in named.values():
-            modes.enter_context(evaluating(model))
+            untouched.enter_context(unwritten(model))
         runs = [_run(model, inputs) for model in named.values()]
         seconds = in_turns(runs, rounds, warmup, show=progress)
     first = statistics.median(seconds[0])
@@ -215,7 +215,7 @@ def _run(model: nn.Module, inputs: ExampleInputs) -> Callable[[], None]:
     """A forward pass that is over when it returns."""
     tensor = next((t for tensors in (model.parameters(), model.buffers()) for t in tensors), None)
     device = torch.device("cpu") if tensor is None else tensor.device
-    args, kwargs = tree_map_only(Tensor, lambda t: t.to(device), (inputs.args, inputs.kwargs))
+    args, kwargs = tree_map_only(Tensor, lambda t: t.detach().to(device, copy=True), (inputs.args, inputs.kwargs))
     _wait(device)
     return partial(_forward, model, args, kwargs, device)
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from fx_oto.context import Context
 from fx_oto.errors import VerificationError
-from fx_oto.graph import described, evaluating, unchanged
+from fx_oto.graph import described, unwritten
 from fx_oto.interpreting import PlainInterpreter, run_graph
-from fx_oto.keeping import memory_of
 from fx_oto.stages import Analysis
 from passes.physical_slicing import SlicingPlan
 
@@ -118,22 +115,10 @@ def relative_error(expected: Any, found: Any) -> float:
     return max(errors)
 
 
-@contextmanager
-def _unwritten(gm: GraphModule) -> Iterator[None]:
-    """Take back what a model writes into its buffers, such as a count of its calls, and sets on its modules."""
-    before = [(memory, memory.clone()) for memory in (memory_of(buffer.data) for buffer in gm.buffers())]
-    try:
-        with unchanged(gm), evaluating(gm), torch.no_grad():
-            yield
-    finally:
-        for memory, content in before:
-            memory.copy_(content)
-
-
 def _outputs(gm: GraphModule, context: Context) -> list[Tensor]:
-    with _unwritten(gm):
-        args, kwargs = tree_map_only(Tensor, Tensor.clone, (context.inputs.args, context.inputs.kwargs))
-        return [tensor.clone() for tensor in _tensors(gm(*args, **kwargs))]
+    inputs = context.inputs.copied()
+    with unwritten(gm):
+        return [tensor.clone() for tensor in _tensors(gm(*inputs.args, **inputs.kwargs))]
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -161,8 +146,9 @@ class _Keeper(PlainInterpreter):
 
 def _values(gm: GraphModule, context: Context) -> dict[str, Tensor]:
     keeper = _Keeper(gm)
-    with _unwritten(gm):
-        run_graph(keeper, *tree_map_only(Tensor, Tensor.clone, (context.inputs.args, context.inputs.kwargs)))
+    inputs = context.inputs.copied()
+    with unwritten(gm):
+        run_graph(keeper, inputs.args, inputs.kwargs)
     return keeper.kept
 
 

@@ -66,7 +66,7 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
         gm = _without_masks(graph_copy(model))
         capture, tape = Capture("GraphModule"), record_tape(gm, inputs)
     else:
-        gm, capture, tape = _capture(model, inputs)
+        gm, capture, tape = _capture(model, inputs.copied())  # its code may write into them
     context = Context(inputs, capture).provide(tape).provide(Untraced.of(model, gm))
     return context.attach(gm)
 
