@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -116,8 +117,9 @@ class Context:
     records: tuple[PassRecord, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Context:
-        """Nothing in it changes, so copies of a GraphModule share it."""
-        return self
+        """Copies of a GraphModule share what never changes, which is all but the record of a training that goes on."""
+        shared = {kind: copy.deepcopy(one, memo) if _changes(one) else one for kind, one in self.results.items()}
+        return replace(self, results=shared)
 
     def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[()]]:
         """Pickle drops it, as torch.fx drops the metadata of the nodes that it speaks of."""
@@ -166,3 +168,9 @@ class Context:
         """A context that holds only the results of the types in ``kinds``."""
         kept = set(kinds)
         return replace(self, results={kind: value for kind, value in self.results.items() if kind in kept})
+
+
+def _changes(result: Any) -> bool:
+    """Whether a result is one that is written on after it was provided: a dataclass that is not frozen."""
+    settings = getattr(type(result), "__dataclass_params__", None)
+    return settings is not None and not settings.frozen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 from html.parser import HTMLParser
@@ -190,6 +191,27 @@ def test_the_training_is_part_of_the_report():
     for text in (str(report), report._repr_html_(), report.to_markdown()):
         assert report.training.summary in text
         assert "group sparsity" in text
+
+
+def test_a_copy_keeps_the_training_up_to_then_and_json_has_no_nan():
+    gm = fx_oto.prepare(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4))
+    optimizer = fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.1, target_group_sparsity=0.5, total_steps=10)
+
+    def train(losses):
+        for noted in losses:
+            optimizer.zero_grad()
+            gm(torch.randn(2, 4)).square().mean().backward()
+            optimizer.note_loss(torch.tensor(noted))
+            optimizer.step()
+
+    train([0.5, float("nan"), float("inf")])
+    best = copy.deepcopy(gm)
+    train([0.25] * 7)
+    assert [len(fx_oto.report(one).training.rows()) for one in (best, gm)] == [3, 10]
+    text = fx_oto.report(best).to_json()
+    assert [point["loss"] for point in json.loads(text)["training"]["points"]] == [0.5, None, None]
+    assert "NaN" not in text
+    assert "Infinity" not in text
 
 
 def test_peak_memory_is_seen():
