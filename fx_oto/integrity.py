@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_leaves, tree_structure
 
 from fx_oto.context import ExampleInputs
 from fx_oto.errors import InputError, PassError
@@ -43,7 +43,11 @@ def check_integrity(stage: str, before: GraphModule, after: GraphModule, inputs:
     except InputError as error:
         reason = str(error).removeprefix("the model does not run on the example inputs").split("; found ")[0]
         raise PassError(f"the pass {stage!r} left a graph that does not run{reason}{_REMEDY}") from error
-    _check_outputs(stage, before, after, sized=not tape.from_values)
+    _check_structure(stage, before, after)
+    if _changed(before, after):  # or what is noted of it is not true now: not run yet, or sizes that weights decide
+        record_tape(before, inputs)
+    for was, now, where in _changed(before, after):
+        raise PassError(f"the pass {stage!r} changed an output{where}: it was {was}, now {now}{_REMEDY}")
     return tape
 
 
@@ -71,21 +75,24 @@ def _check_form(stage: str, gm: GraphModule) -> None:
         ) from error
 
 
-def _check_outputs(stage: str, before: GraphModule, after: GraphModule, sized: bool) -> None:
-    (old, old_form), (new, new_form) = (tree_flatten(gm.graph.output_node().args[0]) for gm in (before, after))
-    if old_form != new_form:
-        was, now = (gm.graph.output_node().args[0] for gm in (before, after))
+def _check_structure(stage: str, before: GraphModule, after: GraphModule) -> None:
+    was, now = (gm.graph.output_node().args[0] for gm in (before, after))
+    if tree_structure(was) != tree_structure(now):
         raise PassError(f"the pass {stage!r} changed the structure of the output: it was {was}, now {now}{_REMEDY}")
-    for one, other in zip(old, new, strict=True):
-        was, now = _signature(one, sized), _signature(other, sized)
-        if was != now:
-            where = f", at {described(other)}" if isinstance(other, Node) else ""
-            raise PassError(f"the pass {stage!r} changed an output{where}: it was {was}, now {now}{_REMEDY}")
 
 
-def _signature(leaf: Any, sized: bool) -> str:
+def _changed(before: GraphModule, after: GraphModule) -> list[tuple[str, str, str]]:
+    """What is of another form: how it was, how it is, and where."""
+    old, new = (tree_leaves(gm.graph.output_node().args[0]) for gm in (before, after))
+    return [
+        (was, now, f", at {described(other)}" if isinstance(other, Node) else "")
+        for one, other in zip(old, new, strict=True)
+        if (was := _signature(one)) != (now := _signature(other))
+    ]
+
+
+def _signature(leaf: Any) -> str:
     value = leaf.meta.get("val") if isinstance(leaf, Node) else leaf
     if isinstance(value, Tensor):
-        form = tuple(value.shape) if sized else f"{value.ndim} dimensions"
-        return f"{form} {value.dtype} on {value.device}"
+        return f"{tuple(value.shape)} {value.dtype} on {value.device}"
     return type(value).__name__

@@ -131,7 +131,6 @@ class Tape:
         steps: for each FX node, in order: its name, the calls made while it ran, and its fake value.
         tensors: the fake stand-in of each parameter and buffer, by name.
         constants: the real buffer behind a fake one, by ``id``.
-        from_values: whether sizes in it depend on the numbers in the inputs, as opaque code returned them.
     """
 
     provided_by: ClassVar[str] = "fx_oto.trace"
@@ -139,7 +138,6 @@ class Tape:
     steps: tuple[tuple[str, tuple[OpCall, ...], Any], ...]
     tensors: dict[str, Tensor]
     constants: dict[int, Tensor]
-    from_values: bool = False
 
     @cached_property
     def macs(self) -> int:
@@ -175,7 +173,7 @@ def record_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
         recorder = _Recorder(gm, real_values(gm, inputs))  # what it returns depends on the numbers in its inputs
         tensors = fake_run(gm, inputs, recorder.mode, recorder)
     constants = {id(tensors[name]): buffer for name, buffer in gm.named_buffers()}
-    return Tape(tuple(recorder.steps), tensors, constants, bool(recorder.opaque))
+    return Tape(tuple(recorder.steps), tensors, constants)
 
 
 def fake_run(

@@ -447,3 +447,18 @@ def test_unprunable_keeps_what_it_names_and_what_is_coupled_to_it():
     assert [family.name for family in zigs.families] == ["b.weight"]
     reasons = {str(axis.reason) for axis in zigs.frozen if axis.tensor == "a.weight" and axis.dim == 0}
     assert reasons == {"unprunable: its name matches 'c'"}
+
+
+def test_a_pass_is_not_blamed_for_one_before_it_that_was_not_checked():
+    class Negate(fx_oto.Pass):
+        name = "negate"
+
+        def transform(self, gm, context):
+            output = gm.graph.output_node()
+            with gm.graph.inserting_before(output):
+                output.args = (gm.graph.call_function(torch.neg, (output.args[0],)),)
+            return gm
+
+    gm = Negate()(fx_oto.trace(make_net(), IMAGE), verify=False).graph_module
+    assert "val" not in gm.graph.output_node().args[0].meta
+    assert SwapReLU()(gm).modified
