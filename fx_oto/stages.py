@@ -216,7 +216,7 @@ def provider(kind: type) -> str:
 
 def _counted(context: Context) -> int | None:
     """The multiply-adds of a GraphModule, as far as they are known."""
-    if context.records:
-        return context.records[-1].after.macs
     tape = context.results.get(Tape)
-    return None if tape is None else tape.macs
+    if tape is not None:
+        return int(tape.macs)
+    return context.records[-1].after.macs if context.records else None

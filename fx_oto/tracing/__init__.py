@@ -19,6 +19,7 @@ from fx_oto.errors import FxOtoWarning, InputError, TraceError
 from fx_oto.explanations import Untraced
 from fx_oto.graph import graph_copy
 from fx_oto.masks import MASKS, drop_masks
+from fx_oto.records import PassRecord
 from fx_oto.tape import Tape, fake_run, record_tape
 from fx_oto.tracing.exported import export
 from fx_oto.tracing.opaque import Part
@@ -40,8 +41,8 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
     whole. ``Context.of(gm).capture`` says which way was taken.
 
     Args:
-        model: any module; a GraphModule from ``torch.fx.symbolic_trace`` or ``torch.export`` is taken as it is, of a
-            data-parallel wrapper the module inside.
+        model: any module; a GraphModule from ``torch.fx.symbolic_trace`` or ``torch.export`` is taken as it is, one
+            of fx_oto's with the record of its passes; of a data-parallel wrapper the module inside.
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or
             ``(args, kwargs)``. Only their shapes, types and structure matter here.
 
@@ -62,12 +63,14 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
     while isinstance(model, DataParallel | DistributedDataParallel):
         model = model.module
     _check(model)
+    records: tuple[PassRecord, ...] = ()
     if isinstance(model, GraphModule):
         gm = _without_masks(graph_copy(model))
-        capture, tape = Capture("GraphModule"), record_tape(gm, inputs)
+        earlier = Context.of(model) if "fx_oto" in model.meta else Context(inputs, Capture("GraphModule"))
+        capture, records, tape = earlier.capture, earlier.records, record_tape(gm, inputs)
     else:
         gm, capture, tape = _capture(model, inputs.copied())  # its code may write into them
-    context = Context(inputs, capture).provide(tape).provide(Untraced.of(model, gm))
+    context = Context(inputs, capture, records=records).provide(tape).provide(Untraced.of(model, gm))
     return context.attach(gm)
 
 

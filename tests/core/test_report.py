@@ -193,6 +193,17 @@ def test_the_training_is_part_of_the_report():
         assert "group sparsity" in text
 
 
+def test_a_second_round_goes_on_with_the_record_of_the_first():
+    gm = fx_oto.prepare(DemoNet(), IMAGE)
+    fx_oto.partition(gm).zero_(0.5)
+    small = fx_oto.compress(gm)
+    again = fx_oto.report(fx_oto.prepare(small, IMAGE[:1]))
+    assert again.records[:5] == fx_oto.report(small).records
+    assert [record.name for record in again.records[5:]] == ["dependency-analysis", "zig-partition", "mask-insertion"]
+    assert again.capture.front_end == "torch.fx"
+    assert again.records[-1].macs[1] * 2 == again.records[4].macs[1]  # of half the batch
+
+
 def test_a_copy_keeps_the_training_up_to_then_and_json_has_no_nan():
     gm = fx_oto.prepare(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4))
     optimizer = fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.1, target_group_sparsity=0.5, total_steps=10)
