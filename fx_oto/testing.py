@@ -159,7 +159,8 @@ def _text(gm: GraphModule) -> str:
 
 
 def _run(gm: GraphModule, inputs: ExampleInputs, mode: str) -> list[Any]:
-    """What a copy returns, so that nothing is written into the original."""
+    """What a copy returns, so that nothing is written into the original, nor into the inputs."""
+    inputs = inputs.copied()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         return tree_leaves(copy.deepcopy(gm).train(mode == "train")(*inputs.args, **inputs.kwargs))

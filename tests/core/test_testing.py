@@ -110,3 +110,18 @@ def test_the_users_model_is_left_alone():
 def test_inputs_are_asked_for():
     with pytest.raises(fx_oto.InputError, match=r"check_pass needs example inputs, such as torch.randn"):
         check_pass(drop_identity, make_net())
+
+
+def test_a_model_that_writes_into_its_input_is_compared_on_the_same_numbers():
+    class Doubling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.fc(x.mul_(2))
+
+    x = torch.randn(3, 4)
+    before = x.clone()
+    check_pass(fx_oto.DependencyAnalysis(), randomise(Doubling()), x)
+    assert torch.equal(x, before)
