@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = [
     "evaluating",
     "graph_copy",
     "memory_of",
+    "one_at_a_time",
     "op_name",
     "source_line",
     "tensor_leaves",
@@ -35,6 +37,10 @@ __all__ = [
     "with_modules",
     "without_caches",
 ]
+
+# Tracing, and running on fake tensors, set switches of the whole process, such as which attention kernel torch takes,
+# and ask whether random numbers were drawn: threads take turns.
+one_at_a_time = RLock()
 
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')

@@ -28,6 +28,7 @@ from fx_oto.errors import InputError, RuleError
 from fx_oto.graph import (
     bare_name,
     evaluating,
+    one_at_a_time,
     op_name,
     source_line,
     tensor_leaves,
@@ -187,7 +188,7 @@ def fake_run(
     Raises:
         InputError: the example inputs do not fit the model.
     """
-    with torch.inference_mode(False), unchanged(model):  # inference mode does not take ops apart
+    with one_at_a_time, torch.inference_mode(False), unchanged(model):  # inference mode does not take ops apart
         return _fake_run(model, inputs, mode, recorder)
 
 

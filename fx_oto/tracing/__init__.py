@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from fx_oto.context import Capture, Context, ExampleInputs
 from fx_oto.errors import FxOtoWarning, InputError, TraceError
 from fx_oto.explanations import Untraced
-from fx_oto.graph import graph_copy
+from fx_oto.graph import graph_copy, one_at_a_time
 from fx_oto.masks import MASKS, drop_masks
 from fx_oto.records import PassRecord
 from fx_oto.tape import Tape, fake_run, record_tape
@@ -69,7 +69,8 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
         earlier = Context.of(model) if "fx_oto" in model.meta else Context(inputs, Capture("GraphModule"))
         capture, records, tape = earlier.capture, earlier.records, record_tape(gm, inputs)
     else:
-        gm, capture, tape = _capture(model, inputs.copied())  # its code may write into them
+        with one_at_a_time:
+            gm, capture, tape = _capture(model, inputs.copied())  # its code may write into them
     context = Context(inputs, capture, records=records).provide(tape).provide(Untraced.of(model, gm))
     return context.attach(gm)
 
