@@ -145,7 +145,8 @@ def compress(
 
     Raises:
         MissingResultError: the model is not prepared and no ``train`` is given.
-        SettingsError: arguments that only ``train`` needs are given without it.
+        SettingsError: arguments that only ``train`` needs are given without it, or those of ``prepare`` although the
+            model is prepared.
         NothingToCompressError: no ZIG is zero.
         SlicingError: every ZIG of a family is zero.
         VerificationError: the outputs differ; the text names the first node that does.
@@ -169,6 +170,11 @@ def compress(
     gm = model
     if train is not None:
         prepared = isinstance(model, GraphModule) and "fx_oto" in model.meta and example_inputs is None
+        if prepared and any(given.values()):
+            raise SettingsError(
+                f"the GraphModule is prepared already, so {', '.join(name for name in given if given[name])} cannot be "
+                "used: pass them to fx_oto.prepare"
+            )
         limits: dict[str, Any] = {"unprunable": unprunable, "attention": attention, "on_pass": on_pass}
         gm = model if prepared else prepare(model, example_inputs, **limits)
         train(gm, DHSPG(gm, **optimizer))  # type: ignore[arg-type]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, get_type_hints
+from typing import Any
 
 from torch.fx import GraphModule
 
 from fx_oto.context import Context
 from fx_oto.errors import PassError
 from fx_oto.stages import Analysis, Pass, Stage
+
+_OPEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_OPTIONS = (inspect.Parameter.KEYWORD_ONLY, *_OPEN)
 
 __all__ = ["analysis", "as_stage", "register_pass", "registered_passes", "transformation"]
 
@@ -79,7 +82,7 @@ def analysis(
     """
 
     def made(function: Callable[..., object]) -> Any:
-        result = get_type_hints(function).get("return")
+        result = _returned(function)
         if not isinstance(result, type):
             raise PassError(
                 f"the analysis {function.__name__!r} must say what it returns, a class of its own that its result is "
@@ -90,13 +93,25 @@ def analysis(
     return made if function is None else made(function)
 
 
+def _returned(function: Callable[..., object]) -> Any:
+    """The class that a function says it returns; as text, it is looked up where the function would find it."""
+    named = inspect.get_annotations(function).get("return")
+    if not isinstance(named, str):
+        return named
+    try:
+        return eval(named, function.__globals__, dict(inspect.getclosurevars(function).nonlocals))
+    except Exception:  # whatever it is, it names no class
+        return named
+
+
 def _made_of(function: Any, base: Any, method: str, name: str | None, **attributes: Any) -> Any:
     def made(function: Any) -> Stage:
-        takes = len(inspect.signature(function).parameters)
-        if takes not in (1, 2):
+        parameters = inspect.signature(function).parameters.values()
+        takes = len(parameters)
+        if takes not in (1, 2) or any(one.default is not one.empty or one.kind in _OPTIONS for one in parameters):
             raise PassError(
-                f"a pass is made of a function of (gm) or (gm, context); {function.__name__!r} takes {takes}: "
-                "for options, write a class with fields"
+                f"a pass is made of a function of (gm) or (gm, context); {function.__name__!r} takes "
+                f"{inspect.signature(function)}: for options, write a class with fields"
             )
 
         def run(_: Stage, gm: GraphModule, context: Context) -> Any:
@@ -171,6 +186,7 @@ def register_pass(kind: Any) -> Any:
     name = getattr(stage, "name", None)
     if not name:
         raise PassError(_nameless(stage))
+    _check_by_name(kind, stage)
     other = _registered.get(name, stage)
     if (other.__module__, other.__qualname__) != (stage.__module__, stage.__qualname__):  # else a cell was run again
         raise PassError(
@@ -179,6 +195,21 @@ def register_pass(kind: Any) -> Any:
         )
     _registered[name] = stage
     return kind
+
+
+def _check_by_name(kind: Any, stage: type[Stage]) -> None:
+    """Whether what was given can be made again from its class alone."""
+    parameters = inspect.signature(stage).parameters.values()
+    if needed := [one.name for one in parameters if one.default is one.empty and one.kind not in _OPEN]:
+        raise PassError(
+            f"{stage.__name__} cannot be made without {', '.join(needed)}, so it cannot go by its name: give every "
+            "option a default, or put the pass itself into pipelines"
+        )
+    if isinstance(kind, Stage) and kind != stage():
+        raise PassError(
+            f"{kind!r} has options of its own, but what is registered is the class {stage.__name__}, which is made "
+            "without any: put the pass itself into pipelines"
+        )
 
 
 def registered_passes() -> dict[str, type[Stage]]:

@@ -46,7 +46,9 @@ class Pipeline(Tabular):
     verify: bool = True
 
     def __post_init__(self) -> None:
-        given: Iterable[Any] = self.stages
+        given: Any = self.stages
+        if isinstance(given, str | type) or not isinstance(given, Iterable):
+            raise PassError(f"a pipeline is made of a sequence of passes, such as ({given!r},); found {given!r} alone")
         stages = tuple(map(as_stage, given))
         kinds: dict[str, type[Stage]] = {}
         for stage in stages:

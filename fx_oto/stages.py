@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch.fx import GraphModule
@@ -25,6 +25,8 @@ from fx_oto.records import PassRecord, Snapshot
 from fx_oto.tape import Tape
 
 __all__ = ["Analysis", "Pass", "Stage", "missing", "provider"]
+
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Stage(ABC):
         before = Snapshot.of(graph_module, _counted(context))
         start = time.perf_counter()
         with PeakMemory() as memory:
-            gm, macs = self._result(graph_module, context, verify)
+            gm, macs = self._safely(lambda: self._result(graph_module, context, verify))
         seconds = time.perf_counter() - start
         after = Snapshot.of(gm, macs) if gm is not graph_module else before
         now = Context.of(gm)
@@ -72,7 +74,7 @@ class Stage(ABC):
             before=before,
             after=after,
             modified=gm is not graph_module,
-            refusals=tuple(self.refusals(gm, now)),
+            refusals=self._safely(lambda: tuple(self.refusals(gm, now))),
         )
         replace(now, records=(*context.records, record)).attach(gm)
         return PassResult(gm, gm is not graph_module)
@@ -91,13 +93,17 @@ class Stage(ABC):
         """Do it, and return what came out: ``gm`` itself if nothing changed."""
 
     def _result(self, gm: GraphModule, context: Context, verify: bool) -> tuple[GraphModule, int | None]:
+        with torch.inference_mode(False):  # what is made is to be trained
+            made = self._run(gm, context)
+            if made is gm:
+                return gm, _counted(context)
+            made.recompile()
+            return made, check_integrity(self.name, gm, made, context.inputs).macs if verify else None
+
+    def _safely(self, work: Callable[[], _Made]) -> _Made:
+        """What the author's code returns; what it raises names the pass."""
         try:
-            with torch.inference_mode(False):  # what is made is to be trained
-                made = self._run(gm, context)
-                if made is gm:
-                    return gm, _counted(context)
-                made.recompile()
-                return made, check_integrity(self.name, gm, made, context.inputs).macs if verify else None
+            return work()
         except FxOtoError:
             raise
         except Exception as error:

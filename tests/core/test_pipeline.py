@@ -382,7 +382,9 @@ def test_functions_become_passes():
     assert "tanh" in made.code
     assert fx_oto.Context.of(made).get(NodeCount) == NodeCount(6)
     assert [record.name for record in fx_oto.report(made).records] == ["count-nodes-again", "swap"]
-    with pytest.raises(fx_oto.PassError, match=r"a function of \(gm\) or \(gm, context\); 'three' takes 3: for"):
+    with pytest.raises(
+        fx_oto.PassError, match=r"a function of \(gm\) or \(gm, context\); 'three' takes \(gm, context, more\): for"
+    ):
 
         @fx_oto.transformation
         def three(gm, context, more): ...
@@ -462,3 +464,79 @@ def test_a_pass_is_not_blamed_for_one_before_it_that_was_not_checked():
     gm = Negate()(fx_oto.trace(make_net(), IMAGE), verify=False).graph_module
     assert "val" not in gm.graph.output_node().args[0].meta
     assert SwapReLU()(gm).modified
+
+
+def test_a_result_class_may_be_local_and_named_as_text():
+    @dataclass(frozen=True)
+    class Local:
+        nodes: int
+
+    def count(gm: Missing) -> Local:  # noqa: F821 - as if imported for type checking alone
+        return Local(len(gm.graph.nodes))
+
+    assert fx_oto.analysis(count).provides == (Local,)
+
+    def lost(gm) -> NoSuchClass:  # noqa: F821
+        return None
+
+    with pytest.raises(fx_oto.PassError, match=r"the analysis 'lost' must say what it returns.*found NoSuchClass"):
+        fx_oto.analysis(lost)
+
+
+def test_a_function_with_options_is_no_pass():
+    def by_default(gm, factor=2):
+        return None
+
+    def by_name(gm, *, factor):
+        return None
+
+    for function in (by_default, by_name):
+        with pytest.raises(fx_oto.PassError, match=r"takes \(gm, .*factor.*\): for options, write a class with fields"):
+            fx_oto.transformation(function)
+
+
+@dataclass(frozen=True)
+class Scaled(fx_oto.Pass):
+    name = "scaled"
+    factor: int
+
+    def transform(self, gm, context):
+        return None
+
+
+@dataclass(frozen=True)
+class Rescaled(Scaled):
+    name = "rescaled"
+    factor: int = 2
+
+
+def test_what_is_registered_can_be_made_by_its_name_as_it_was_given():
+    with pytest.raises(fx_oto.PassError, match="Scaled cannot be made without factor, so it cannot go by its name"):
+        fx_oto.register_pass(Scaled)
+    with pytest.raises(fx_oto.PassError, match=r"Rescaled\(factor=3\) has options of its own"):
+        fx_oto.register_pass(Rescaled(3))
+    fx_oto.register_pass(Rescaled(2))
+    assert list(fx_oto.Pipeline(("rescaled",))) == [Rescaled()]
+
+
+@pytest.mark.parametrize("alone", ["scaled", Scaled(1), Scaled])
+def test_a_pipeline_of_one_is_a_sequence_all_the_same(alone):
+    with pytest.raises(fx_oto.PassError, match="a pipeline is made of a sequence of passes, such as"):
+        fx_oto.Pipeline(alone)
+
+
+def test_a_pass_whose_refusals_fail_is_named():
+    class Refusing(SwapReLU):
+        name = "refusing"
+
+        def refusals(self, gm, context):
+            yield context.results["nothing"]
+
+    with pytest.raises(fx_oto.PassError, match=r"the pass 'refusing'.*failed: KeyError"):
+        Refusing()(fx_oto.trace(make_net(), IMAGE))
+
+
+def test_what_a_prepared_module_cannot_be_told_any_more_is_refused():
+    gm = fx_oto.prepare(make_net(), IMAGE)
+    with pytest.raises(fx_oto.SettingsError, match="prepared already, so unprunable cannot be used"):
+        fx_oto.compress(gm, train=lambda *_: None, unprunable=["0"], lr=0.1, target_params=0.5, total_steps=1)
