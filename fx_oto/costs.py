@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from fx_oto.context import ExampleInputs
 from fx_oto.errors import InputError
+from fx_oto.flops import FUSED
 from fx_oto.graph import unwritten
 from fx_oto.tables import Tabular, table
 from fx_oto.tape import fake_run
 
-__all__ = ["FUSED", "Cost", "cost"]
+__all__ = ["Cost", "cost"]
 
 
 @dataclass(frozen=True)
@@ -80,23 +79,3 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
         with unwritten(model), counter:  # its code asks for values
             model(*inputs.args, **inputs.kwargs)
     return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
-
-
-def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """Of the two products, from the shapes ``(batch, heads, length, width)``."""
-    return int(sdpa_flop_count(query, key, value))
-
-
-def _recurrent_flops(source: Any, *arguments: Any, **_: Any) -> int:
-    """Of the matrices, each applied at every step of every sequence: two of them, or those of a list."""
-    weights = arguments[:2] if isinstance(arguments[0], torch.Size) else arguments[0]
-    matrices = sum(math.prod(weight) for weight in weights if len(weight) == 2)
-    return int(2 * math.prod(source[:-1]) * matrices)
-
-
-# Kernels that torch does not count itself.
-FUSED = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-    torch.ops.aten.mkldnn_rnn_layer: _recurrent_flops,
-    torch.ops.aten._cudnn_rnn: _recurrent_flops,
-}

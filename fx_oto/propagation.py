@@ -30,7 +30,7 @@ from fx_oto.origins import Origins
 from fx_oto.products import before_products
 from fx_oto.rectangles import keep_rectangles
 from fx_oto.regions import Region
-from fx_oto.tape import OpCall, Tape, macs_of
+from fx_oto.tape import OpaqueOp, OpCall, Tape, macs_of
 
 __all__ = ["FIXED", "Attention", "Propagation", "Rule", "Said"]
 
@@ -354,6 +354,8 @@ class Propagation:
         """Layers along the axes that a contraction runs over, each axis once."""
         if hasattr(rule, "contracted"):
             return list(rule.contracted(call, self))
+        if isinstance(call.func, OpaqueOp):
+            return []
         if call.name == "convolution":
             return list(self.layers(call.args[1]))
         operands = [arg for arg in call.args[:3] if isinstance(arg, Tensor)][-2:]

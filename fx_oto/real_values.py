@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fx_oto.context import ExampleInputs
 from fx_oto.errors import RuleError
+from fx_oto.flops import FUSED
 from fx_oto.graph import op_name, tensor_leaves, unwritten
 from fx_oto.interpreting import PlainInterpreter, run_graph
 from fx_oto.leaves import leaf_of
@@ -30,7 +31,7 @@ def real_values(gm: GraphModule, inputs: ExampleInputs) -> dict[str, tuple[Any, 
                 return super().run_node(n)
             given = tensor_leaves(self.fetch_args_kwargs_from_env(n))
             before = _versions(given)
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False, custom_mapping=FUSED) as counter:
                 value = super().run_node(n)
             is_leaf = n.op == "call_module" and leaf_of(gm.get_submodule(str(n.target))) is not None
             if is_leaf and before != _versions(given):

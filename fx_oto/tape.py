@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -46,11 +46,11 @@ from fx_oto.recurrence import WholeRecurrence, holds_recurrence, recurrent_macs
 
 __all__ = [
     "OpCall",
+    "OpaqueOp",
     "Tape",
     "fake_like",
     "fake_run",
     "macs_of",
-    "opaque_call",
     "record_tape",
     "tensors_in",
 ]
@@ -143,20 +143,23 @@ class Tape:
     @cached_property
     def macs(self) -> int:
         """Multiply-adds of one forward pass on the example inputs, as ``fx_oto.cost`` counts them."""
-        return sum(
-            macs_of(call) + recurrent_macs(call.name, call.inputs) for _, calls, _ in self.steps for call in calls
-        )
+        return _macs_of_all(call for _, calls, _ in self.steps for call in calls)
 
 
 def macs_of(call: OpCall) -> int:
     """Multiply-adds of one call, after ``torch.utils.flop_counter``; 0 for what it does not count."""
-    if isinstance(call.func, LeafOp):
+    if isinstance(call.func, LeafOp | OpaqueOp):
         return call.func.macs
     formula = flop_registry.get(call.func._overloadpacket) if hasattr(call.func, "_overloadpacket") else None
     if formula is None:
         return 0
     out = call.out if len(call.outputs) == 1 else call.outputs
     return int(formula(*call.args, **call.kwargs, out_val=out)) // 2
+
+
+def _macs_of_all(calls: Iterable[OpCall]) -> int:
+    """Those of recurrences as well, which the rule of dependency analysis counts gate by gate."""
+    return sum(macs_of(call) + recurrent_macs(call.name, call.inputs) for call in calls)
 
 
 def record_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
@@ -278,7 +281,7 @@ class _RecordingMode(TorchDispatchMode):
         read = {id(tensor) for tensor in tensors_in(args)}
         if any(call.mutates and id(call.args[0]) in read for call in made):
             raise writes_into_input(op.__name__, self.node)
-        self.record(replace(op, macs=sum(map(macs_of, made))), args, {}, result)
+        self.record(replace(op, macs=_macs_of_all(made)), args, {}, result)
         return result
 
     def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
@@ -294,8 +297,18 @@ def _moves_nothing(tensor: Tensor, size: list[int], stride: list[int], *_: Any) 
     return list(tensor.shape) == list(size) and all(before == after for before, after in fixed)
 
 
-def opaque_call(*_: Any) -> None:
-    """Stands on the tape for Python code that cannot be run on fake tensors."""
+@dataclass(frozen=True, eq=False)
+class OpaqueOp:
+    """Stands on the tape for Python code that cannot be run on fake tensors, in the place of an ATen operator.
+
+    Attributes:
+        macs: multiply-adds that it makes on the example inputs, in ops that torch counts.
+    """
+
+    macs: int
+    __name__ = "opaque_call"
+
+    tags = ()
 
 
 class _Recorder(PlainInterpreter):
@@ -337,7 +350,7 @@ class _Recorder(PlainInterpreter):
         real, macs = self.opaque[node.name]
         value = tree_map_only(Tensor, lambda t: fake_like(fake, t), real)
         module = self.gm.get_submodule(str(node.target)) if node.op == "call_module" else nn.Module()
-        func: Any = opaque_call
+        func: Any = OpaqueOp(macs)
         read: tuple[Any, ...] = (*tree_leaves((args, kwargs)), *module.parameters())
         if leaf_of(module) is not None:
             op, read = LeafOp.of(module, args, kwargs)

@@ -32,7 +32,7 @@ from fx_oto.rules.registration import (
     temporary_rules,
     unregister_rule,
 )
-from fx_oto.tape import opaque_call
+from fx_oto.tape import OpaqueOp
 
 __all__ = [
     "kinds",
@@ -97,12 +97,13 @@ _BY_NAME: dict[str, Rule] = {
 
 _WINDOWS = ("pool", "upsample", "reflection_pad", "replication_pad", "grid_sampler")
 
-_STAND_INS: dict[Any, Rule] = {by_mode: pointwise.join, opaque_call: refusals.opaque}
+_STAND_INS: dict[Any, Rule] = {by_mode: pointwise.join}
 
 
 def rule_for(op: Any) -> Rule:
     """The rule of an operator: registered, named in the table, or told by ATen's own tags."""
-    if (taught := rule_of(op) or _STAND_INS.get(op)) is not None:
+    taught = refusals.opaque if isinstance(op, OpaqueOp) else rule_of(op) or _STAND_INS.get(op)
+    if taught is not None:
         return taught
     namespace, _, name = str(op._schema.name).partition("::")
     if namespace == "aten" and (rule := _aten_rule(op, name)):

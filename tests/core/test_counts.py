@@ -137,3 +137,34 @@ def test_costs_and_prices_are_those_of_a_real_run(name):
     assert counted(gm, inputs) == before
     assert after[0] < before[0]
     assert after[1] < before[1]
+
+
+class AsksForValues(nn.Module):
+    """No trace takes it."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.fc = nn.LSTM(8, 8, batch_first=True), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.fc(self.lstm(x)[0]) * int((x > 0).sum().item())
+
+
+class Recurrence(nn.LSTM):
+    def forward(self, x):
+        return super().forward(x)[0]
+
+
+@pytest.mark.parametrize("leaf", [(), (AsksForValues,), (Recurrence,)], ids=["opaque", "opaque leaf", "leaf"])
+def test_what_is_called_as_a_whole_is_counted(leaf):
+    kind = leaf[0] if leaf else AsksForValues
+    part = Recurrence(8, 8, batch_first=True) if kind is Recurrence else AsksForValues()
+    model, inputs = randomise(nn.Sequential(nn.Linear(4, 8), part, nn.Linear(8, 2))).eval(), torch.randn(3, 5, 4)
+    with fx_oto.temporary_rules():
+        for one in leaf:
+            fx_oto.register_leaf(one, fx_oto.kinds.keep_whole("it is called as a whole"))
+        gm = fx_oto.prepare(model, inputs)
+    expected = counted(model, inputs)[1]
+    assert expected > 15 * 2 * 8 * 32
+    assert fx_oto.report(gm).records[-1].macs == (expected, expected)
+    assert fx_oto.partition(gm).macs.total == expected == fx_oto.cost(model, inputs).macs

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import fx_oto
-from fx_oto.costs import FUSED
+from fx_oto.flops import FUSED
 from fx_oto.masks import mask_of
 from fx_oto.tape import Tape
 from passes.verification import relative_error
