@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassResult
 
 from fx_oto.context import Context
-from fx_oto.errors import FxOtoError, MissingResultError, PassError
+from fx_oto.errors import FxOtoError, FxOtoWarning, MissingResultError, PassError
 from fx_oto.graph import graph_copy
 from fx_oto.integrity import check_integrity
 from fx_oto.memory import PeakMemory
@@ -104,7 +104,7 @@ class Stage(ABC):
         """What the author's code returns; what it raises names the pass."""
         try:
             return work()
-        except FxOtoError:
+        except (FxOtoError, FxOtoWarning):  # a warning, where the user has made errors of them
             raise
         except Exception as error:
             raise PassError(

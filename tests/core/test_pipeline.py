@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass
 
 import pytest
@@ -540,3 +541,14 @@ def test_what_a_prepared_module_cannot_be_told_any_more_is_refused():
     gm = fx_oto.prepare(make_net(), IMAGE)
     with pytest.raises(fx_oto.SettingsError, match="prepared already, so unprunable cannot be used"):
         fx_oto.compress(gm, train=lambda *_: None, unprunable=["0"], lr=0.1, target_params=0.5, total_steps=1)
+
+
+def test_a_warning_that_was_made_an_error_stays_what_it_is():
+    class Warns(SwapReLU):
+        name = "warning"
+
+        def transform(self, gm, context):
+            warnings.warn("something is kept", fx_oto.FxOtoWarning, stacklevel=2)
+
+    with pytest.raises(fx_oto.FxOtoWarning, match="something is kept"):
+        Warns()(fx_oto.trace(make_net(), IMAGE))
