@@ -32,14 +32,16 @@ class Movement:
             raise RuleError(f"movement expects one tensor, {call.name} has {len(call.inputs)}: use another kind")
         source = call.inputs[0]
         numbers = torch.arange(source.numel()).view(source.shape)
-        moved, again = self._run(call, numbers), self._run(call, numbers, seed=1)
+        moved = self._run(call, numbers)
         if (
             moved is None
-            or again is None
-            or not all(map(torch.equal, moved, again))
+            or not self._moves_alike(call, numbers, moved)
             or [one.shape for one in moved] != [out.shape for out in call.outputs]
         ):
-            why = f"{call.name} does not return numbered elements that it is given: give its rule movement(move=…)"
+            why = (
+                f"{call.name} does not return the numbered elements that it is given, each always in the same place: "
+                "if it only moves them, give its rule movement(move=…)"
+            )
             p.freeze_value(source, why)
             for out in call.outputs:
                 p.put(out, ())
@@ -50,6 +52,14 @@ class Movement:
             p.put(out, [layer for one in p.layers(source) if (layer := shift.after(one, which)) is not None])
             if weight:
                 p.put_weight(out)
+
+    def _moves_alike(self, call: OpCall, numbers: Tensor, moved: Sequence[Tensor]) -> bool:
+        """Whether it moves other numbers, and after other draws, in the same way: neither sorts nor shuffles."""
+        order = torch.randperm(numbers.numel(), generator=torch.Generator().manual_seed(0))
+        again = self._run(call, order.view(numbers.shape), seed=1)
+        return again is not None and all(
+            torch.equal(order[one], other) for one, other in zip(moved, again, strict=True)
+        )
 
     def _run(self, call: OpCall, numbers: Tensor, seed: int = 0) -> list[Tensor] | None:
         """Where each element of each result comes from."""

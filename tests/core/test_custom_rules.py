@@ -428,3 +428,24 @@ def test_keep_whole_says_why():
     fx_oto.register_rule(ops.bounce, kinds.keep_whole("its codebook has a fixed width"))
     gm = fx_oto.prepare(nn.Sequential(nn.Linear(12, 8), Call(lambda x: ops.bounce(x, 0.0)), nn.Linear(8, 4)), TOKENS)
     assert "its codebook has a fixed width (op fx_oto_custom::bounce at" in str(fx_oto.partition(gm))
+
+
+@op("ascending", like_first)
+def ascending(x: Tensor) -> Tensor:
+    return x.sort(-1).values
+
+
+def test_an_op_that_sorts_is_no_movement():
+    fx_oto.register_rule(ops.ascending, kinds.movement())
+
+    class Sorting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.last(ops.ascending(self.first(x)))
+
+    partition = fx_oto.partition(fx_oto.prepare(Sorting(), torch.randn(3, 4)))
+    assert partition.num_zigs == 0
+    assert "give its rule movement(move=…)" in str(partition)
