@@ -15,7 +15,7 @@ from fx_oto.context import ExampleInputs
 from fx_oto.graph import op_name, tensor_leaves
 from fx_oto.modes import says_in_place
 from fx_oto.modules import is_opaque
-from fx_oto.tape import opaque_call, record_tape
+from fx_oto.tape import OpaqueOp, record_tape
 
 __all__ = ["Memory"]
 
@@ -74,7 +74,7 @@ class Memory:
             places.of[node] = _storages(value)
             if is_opaque(node, gm) or _may_alias(node):
                 places.of[node].update(*(places.of[source] for source in node.all_input_nodes))
-            if any(call.func is opaque_call for call in calls):
+            if any(isinstance(call.func, OpaqueOp) for call in calls):
                 places.of[node] |= _storages([call.inputs for call in calls])
             places.written[node] = _storages([call.written for call in calls])
             if says_in_place(node) and node.all_input_nodes:
