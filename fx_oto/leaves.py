@@ -53,7 +53,8 @@ class Leaf:
                 ) from error
 
 
-# One of the registries: by class, for it alone and not for its subclasses, whose forward may do something else.
+# One of the registries: by class, for it alone and not for its subclasses, whose forward may do something else. The
+# class of a notebook's cell that was run again is another one, and models may still hold the first.
 leaves: dict[type[nn.Module], Leaf] = {}
 
 

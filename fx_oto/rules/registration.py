@@ -68,8 +68,7 @@ def register_rule(op: Any, rule: Rule | None = None, *, replace: bool = False) -
     for overload in overloads:
         _forget(overload)
         _rules[overload] = Taught(rule)
-        if hasattr(rule, "registered_for"):
-            rule.registered_for(overload)
+        _count(overload)
     return rule
 
 
@@ -125,8 +124,6 @@ def register_leaf(
         raise RuleError(
             f"{kind.__name__} has the rule {_described(earlier.rule.rule)} and would get {_described(rule)}: {_ALIKE}"
         )
-    for other in [one for one in leaves if _name(one) == _name(kind)]:
-        del leaves[other]  # the class of a notebook's cell that was run again
     leaves[kind] = Leaf(Taught(rule), dict(attributes or {}))
     return rule
 
@@ -159,10 +156,20 @@ def unregister_rule(subject: Any) -> None:
 
 
 def _forget(overload: OpOverload) -> None:
-    """Drop an op's rule, and the formula for its multiply-adds that came with it."""
+    """Drop an op's rule, and the formula for its multiply-adds that came with it, unless another overload has one."""
     _rules.pop(overload, None)
-    if hasattr(flop_registry.get(overload._overloadpacket), "contraction"):
-        del flop_registry[overload._overloadpacket]
+    packet = overload._overloadpacket
+    if hasattr(flop_registry.get(packet), "contraction"):
+        del flop_registry[packet]
+        for other in [one for one in _rules if one._overloadpacket is packet]:
+            _count(other)
+
+
+def _count(overload: OpOverload) -> None:
+    """Let torch count what an op with a rule multiplies, if the rule says so."""
+    rule = _rules[overload].rule
+    if hasattr(rule, "registered_for"):
+        rule.registered_for(overload)
 
 
 def registered_rules() -> dict[str, str]:
@@ -189,15 +196,17 @@ def temporary_rules() -> Iterator[None]:
         >>> with fx_oto.temporary_rules():
         ...     rule = fx_oto.register_rule(torch.ops.aten.erfinv, fx_oto.kinds.elementwise())
     """
-    before: tuple[tuple[dict[Any, Any], dict[Any, Any]], ...] = tuple(
-        (registry, dict(registry)) for registry in (_rules, leaves, flop_registry)
-    )
+    rules, modules = dict(_rules), dict(leaves)
     try:
         yield
     finally:
-        for registry, content in before:
-            registry.clear()
-            registry.update(content)
+        for overload in list(_rules):
+            _forget(overload)
+        _rules.update(rules)
+        for overload in rules:
+            _count(overload)
+        leaves.clear()
+        leaves.update(modules)
 
 
 def rule_of(op: Any) -> Rule | None:

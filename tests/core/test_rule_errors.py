@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.exactness import randomise
 from torch import Tensor, nn
+from torch.utils.flop_counter import flop_registry
 
 import fx_oto
 from fx_oto import kinds
@@ -147,16 +148,38 @@ def test_another_rule_for_the_same_op_is_refused_but_not_the_same_again():
         fx_oto.register_leaf(Net, kinds.movement())
 
 
-def test_a_class_that_is_defined_again_takes_the_place_of_the_first():
+def test_a_class_that_is_defined_again_leaves_models_of_the_first_as_they_are():
     def cell():
-        class Layer(nn.Module):
-            pass
+        class Gain(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.channels, self.weight = 8, nn.Parameter(torch.rand(8) + 1)
 
-        fx_oto.register_leaf(Layer, kinds.elementwise())
+            def forward(self, x):
+                return x * self.weight if float(x.abs().max()) >= 0 else x
 
-    cell()
+        fx_oto.register_leaf(Gain, kinds.elementwise("...c,c->...c"), attributes={"channels": ("weight", 0)})
+        return nn.Sequential(nn.Linear(4, 8), Gain(), nn.Linear(8, 2))
+
+    gm = fx_oto.prepare(cell(), torch.randn(3, 4))
     cell()
     assert len(fx_oto.registered_rules()) == 1
+    fx_oto.partition(gm).zero_(0.5)
+    assert fx_oto.compress(gm).get_submodule("1").channels == 4
+
+
+def test_formulas_of_others_and_of_other_overloads_outlive_a_rule():
+    library = torch.library.Library("fx_oto_overloads", "DEF")
+    library.define("linear(Tensor x, Tensor weight) -> Tensor")
+    library.define("linear.bias(Tensor x, Tensor weight, Tensor bias) -> Tensor")
+    packet = torch.ops.fx_oto_overloads.linear
+    with fx_oto.temporary_rules():
+        fx_oto.register_rule(packet, kinds.contraction("...i,oi,+o->...o"))
+        fx_oto.unregister_rule(packet.bias)
+        assert packet in flop_registry
+        flop_registry[ops.soft] = lambda *_, **__: 1
+    assert packet not in flop_registry
+    assert flop_registry.pop(ops.soft)() == 1
 
 
 # -- what a rule says -------------------------------------------------------------------------------------
