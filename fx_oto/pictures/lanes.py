@@ -57,4 +57,4 @@ def columns(rows: int, height: float, width: float) -> list[range]:
     """
     number = next(n for n in count(1) if -(-rows // n) * height <= n * width or n >= rows)
     length = max(1, -(-rows // number))
-    return [range(start, min(start + length, rows)) for start in range(0, rows, length)]
+    return [range(start, min(start + length, rows)) for start in range(0, max(rows, 1), length)]

@@ -260,3 +260,9 @@ def test_the_networkx_graph_tells_the_same(resnet):
     assert graph.nodes["fc.weight[0]"]["frozen"]
     assert graph.nodes["fc.weight[0]"]["kept"] == 1000
     assert "size" not in fx_oto.Context.of(resnet).get(fx_oto.Partition).to_networkx().nodes["conv1.weight[0]"]
+
+
+def test_a_model_without_parameters_is_drawn():
+    gm = fx_oto.prepare(nn.ReLU(), torch.randn(2, 4))
+    for picture in (fx_oto.partition(gm).draw(), fx_oto.draw_graph(gm)):
+        assert picture._repr_png_().startswith(b"\x89PNG")
