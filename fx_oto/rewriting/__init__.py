@@ -13,7 +13,7 @@ from fx_oto.dependencies import Adjustment
 from fx_oto.graph import op_name, tensor_leaves
 from fx_oto.leaves import leaf_of
 from fx_oto.masks import drop_masks
-from fx_oto.modules import resizable
+from fx_oto.modules import keeps_parameters_whole, resizable
 from fx_oto.rewriting import computation, movement, sizes
 from fx_oto.rewriting.computation import Fold
 from fx_oto.rewriting.editor import Editor, Handler
@@ -99,6 +99,8 @@ def _handler(edit: Editor, node: Node) -> Handler | None:
             return computation.resize_leaf
         if resizable(module):
             return computation.resize_module
+        if keeps_parameters_whole(module):
+            return computation.check_whole
     name = op_name(node)
     if name == "getattr":
         name = str(node.args[1])

@@ -13,7 +13,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from fx_oto.attention import FewerHeads
 from fx_oto.dependencies import Adjustment
-from fx_oto.graph import op_name, tensor_names
+from fx_oto.errors import SlicingError
+from fx_oto.graph import described, op_name, tensor_names
 from fx_oto.leaves import leaf_of
 from fx_oto.modules import resize
 from fx_oto.norms import (
@@ -31,6 +32,7 @@ from fx_oto.rewriting.editor import Editor
 __all__ = [
     "Fold",
     "adjust",
+    "check_whole",
     "fewer_heads",
     "groups",
     "norm_groups",
@@ -48,6 +50,17 @@ def resize_module(edit: Editor, node: Node) -> None:
     module = edit.gm.get_submodule(str(node.target))
     dim = _channel_dim(edit, node, module.weight.ndim) if isinstance(module, _ConvNd) else 1
     resize(module, edit.channels(node.args[0], dim), edit.channels(node, dim))
+
+
+def check_whole(edit: Editor, node: Node) -> None:
+    """Refuse a module that nobody can resize: it was a leaf of the user's when the model was analysed."""
+    module = edit.gm.get_submodule(str(node.target))
+    names = {f"{node.target}.{name}" for name, _ in module.named_parameters()}
+    if any(name in names for name, _ in edit.cuts.axes):
+        raise SlicingError(
+            f"{described(node)} has lost channels, but {type(module).__name__} has no rule any more: register it "
+            "again with fx_oto.register_leaf, and keep it registered until the model is compressed"
+        )
 
 
 def resize_leaf(edit: Editor, node: Node) -> None:

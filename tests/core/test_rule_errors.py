@@ -168,6 +168,27 @@ def test_a_class_that_is_defined_again_leaves_models_of_the_first_as_they_are():
     assert fx_oto.compress(gm).get_submodule("1").channels == 4
 
 
+def test_a_leaf_that_was_forgotten_is_named_when_its_channels_are_cut():
+    class Bias(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias = nn.Parameter(torch.rand(8))
+
+        def forward(self, x):
+            return x + self.bias
+
+    fx_oto.register_leaf(Bias, kinds.elementwise("...c,c->...c"))
+    gm = fx_oto.prepare(nn.Sequential(nn.Linear(4, 8), Bias(), nn.Linear(8, 2)), torch.randn(3, 4))
+    fx_oto.partition(gm).zero_(0.5)
+    fx_oto.unregister_rule(Bias)
+    with pytest.raises(
+        fx_oto.SlicingError, match=r"node '_1' \(Bias .*no rule any more: register it again"
+    ):
+        fx_oto.compress(gm)
+    fx_oto.register_leaf(Bias, kinds.elementwise("...c,c->...c"))
+    assert fx_oto.compress(gm).get_parameter("1.bias").shape == (4,)
+
+
 def test_formulas_of_others_and_of_other_overloads_outlive_a_rule():
     library = torch.library.Library("fx_oto_overloads", "DEF")
     library.define("linear(Tensor x, Tensor weight) -> Tensor")
