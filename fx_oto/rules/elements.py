@@ -33,6 +33,11 @@ class Elementwise:
     def __call__(self, call: OpCall, p: Propagation) -> None:
         """The rule."""
         operands = [(name, tensor) for name, tensor in operands_of(call) if tensor is not None]
+        if len(operands) != len(call.inputs):
+            raise RuleError(
+                f"{call.name} is given tensors in a container, which elementwise cannot tell apart: hand them over one "
+                "by one, or use another kind"
+            )
         terms, result = self._terms(call, operands)
         if len(set("".join(terms)) - set(result)):
             raise RuleError(f"{self!r}: every letter must be in the result; for sums, use contraction or like")

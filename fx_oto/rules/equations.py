@@ -10,9 +10,10 @@ from torch import Tensor
 
 from fx_oto.errors import RuleError
 from fx_oto.leaves import LeafOp
+from fx_oto.propagation import Propagation
 from fx_oto.tape import OpCall
 
-__all__ = ["Equation", "operands_of"]
+__all__ = ["Equation", "keep_others", "operands_of"]
 
 _DOTS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -103,6 +104,16 @@ def operands_of(call: OpCall, names: Sequence[str] = ()) -> list[tuple[str, Any]
     if unknown := [name for name in names if name not in given]:
         raise RuleError(f"{call.name} has no tensor {unknown[0]!r}: it has {', '.join(given)}")
     return [(name, given[name]) for name in names]
+
+
+def keep_others(call: OpCall, p: Propagation, operands: Sequence[tuple[str, Tensor | None]]) -> None:
+    """Keep whole the tensors of a call that are no operands, such as those in a list that a leaf is given."""
+    named = {id(tensor) for _, tensor in operands}
+    known = {id(tensor): f"its argument {name}" for name, tensor in _all_operands(call)}
+    for tensor in call.inputs:
+        if id(tensor) not in named:
+            which = known.get(id(tensor), "one of its arguments")
+            p.freeze_value(tensor, f"the rule of {call.name} does not say what {which} is for")
 
 
 def _all_operands(call: OpCall) -> list[tuple[str, Any]]:

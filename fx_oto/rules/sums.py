@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from fx_oto.errors import RuleError
 from fx_oto.labels import UNKNOWN, ZERO, Layer
 from fx_oto.propagation import Propagation
 from fx_oto.rules.contraction import contract, lift
-from fx_oto.rules.equations import Equation, operands_of
+from fx_oto.rules.equations import Equation, keep_others, operands_of
 from fx_oto.rules.pointwise import Operand, combine
 from fx_oto.tape import OpCall
 
@@ -55,7 +55,7 @@ class Sum:
     def __call__(self, call: OpCall, p: Propagation) -> None:
         """The rule."""
         operands, terms, result = self._fitted(call)
-        self._keep_unnamed(call, p, operands)
+        keep_others(call, p, operands)
         sides = [None if tensor is None else Operand.of(p, tensor) for _, tensor in operands]
         first, second, *rest = [place for place, added in enumerate(self.equation.added) if not added]
         one, other = sides[first], sides[second]
@@ -116,12 +116,6 @@ class Sum:
             if tensor is None and not added:
                 raise RuleError(f"{name} of {call.name} is None, but {self.equation.text!r} multiplies by it")
         return operands, *self.equation.fitted(call, operands)
-
-    def _keep_unnamed(self, call: OpCall, p: Propagation, operands: Sequence[tuple[str, Tensor | None]]) -> None:
-        named = {id(tensor) for _, tensor in operands}
-        for name, tensor in operands_of(call):
-            if tensor is not None and id(tensor) not in named:
-                p.freeze_value(tensor, f"the rule of {call.name} does not say what its argument {name} is for")
 
     def _activated(self, layer: Layer) -> Layer:
         if self.activation is None:

@@ -254,3 +254,29 @@ def test_what_writes_into_its_input_is_refused():
         fx_oto.RuleError, match=r"Writes is registered as a leaf, but .* it writes into what it is given"
     ):
         fx_oto.prepare(nn.Sequential(nn.Linear(12, 8), Writes(), nn.Linear(8, 4)), TOKENS)
+
+
+def test_tensors_in_a_list_that_a_rule_does_not_speak_of_are_kept_whole():
+    class Skips(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.rand(8, 8) + 1)
+
+        def forward(self, x, others):
+            return x @ self.weight.T + others[0].sum(-1, keepdim=True) if float(x.abs().max()) >= 0 else x
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.skips, self.c = nn.Linear(4, 8), nn.Linear(4, 6), Skips(), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.c(self.skips(self.a(x), [self.b(x).exp()]))
+
+    fx_oto.register_leaf(Skips, kinds.elementwise("...c,c->...c"))
+    with pytest.raises(fx_oto.RuleError, match="Skips is given tensors in a container"):
+        fx_oto.prepare(Net(), torch.randn(3, 4))
+    fx_oto.register_leaf(Skips, kinds.contraction("...i,oi->...o", of=("x", "weight")), replace=True)
+    zigs = fx_oto.partition(fx_oto.prepare(Net(), torch.randn(3, 4)))
+    reasons = {axis.tensor: str(axis.reason) for axis in zigs.frozen if axis.dim == 0}
+    assert "the rule of Skips does not say what one of its arguments is for" in reasons["b.weight"]

@@ -181,9 +181,7 @@ def test_a_leaf_that_was_forgotten_is_named_when_its_channels_are_cut():
     gm = fx_oto.prepare(nn.Sequential(nn.Linear(4, 8), Bias(), nn.Linear(8, 2)), torch.randn(3, 4))
     fx_oto.partition(gm).zero_(0.5)
     fx_oto.unregister_rule(Bias)
-    with pytest.raises(
-        fx_oto.SlicingError, match=r"node '_1' \(Bias .*no rule any more: register it again"
-    ):
+    with pytest.raises(fx_oto.SlicingError, match=r"node '_1' \(Bias .*no rule any more: register it again"):
         fx_oto.compress(gm)
     fx_oto.register_leaf(Bias, kinds.elementwise("...c,c->...c"))
     assert fx_oto.compress(gm).get_parameter("1.bias").shape == (4,)
