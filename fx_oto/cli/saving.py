@@ -61,6 +61,8 @@ def check_output(path: Path) -> None:
     """
     if path.suffix not in (".pt2", ".pt", ".safetensors"):
         raise InputError(f"--output {path}: expected a file ending in .pt2 (program), .pt or .safetensors (state_dict)")
+    if path.is_dir():
+        raise InputError(f"--output {path}: there is a folder of this name")
     if not path.parent.is_dir():
         raise InputError(f"--output {path}: there is no folder {path.parent}")
     if path.suffix == ".safetensors":

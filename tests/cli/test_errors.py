@@ -188,3 +188,9 @@ def test_our_warnings_are_one_message(capsys, folder):
     )
     assert main(["inspect", "loud.py:build", "--input", "1,3,32,32"]) == 0
     assert capsys.readouterr().err == "warning: something was kept\n"
+
+
+def test_an_output_that_is_a_folder_is_refused_at_once(refused, tmp_path):
+    folder = tmp_path / "small.pt2"
+    folder.mkdir()
+    assert "there is a folder of this name" in refused(*COMPRESS, "--dry-run", ".5", "--output", str(folder))
