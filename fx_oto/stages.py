@@ -18,7 +18,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from fx_oto.context import Context
 from fx_oto.errors import FxOtoError, FxOtoWarning, MissingResultError, PassError
-from fx_oto.graph import graph_copy
+from fx_oto.graph import graph_copy, tensor_names
 from fx_oto.integrity import check_integrity
 from fx_oto.memory import PeakMemory
 from fx_oto.records import PassRecord, Snapshot
@@ -76,7 +76,7 @@ class Stage(ABC):
             modified=gm is not graph_module,
             refusals=self._safely(lambda: tuple(self.refusals(gm, now))),
         )
-        replace(now, records=(*context.records, record)).attach(gm)
+        replace(now, records=(*now.records, record)).attach(gm)
         return PassResult(gm, gm is not graph_module)
 
     def refusals(self, gm: GraphModule, context: Context) -> Iterable[str]:
@@ -94,7 +94,13 @@ class Stage(ABC):
 
     def _result(self, gm: GraphModule, context: Context, verify: bool) -> tuple[GraphModule, int | None]:
         with torch.inference_mode(False):  # what is made is to be trained
+            versions = _versions(gm)
             made = self._run(gm, context)
+            if written := [name for name, version in _versions(gm).items() if versions.get(name) != version]:
+                raise PassError(
+                    f"the pass {self.name!r} wrote into {written[0]!r}, which is the user's model's as well, and is "
+                    "changed now: give the module a new tensor, in a module of its own (gm.set_submodule)"
+                )
             if made is gm:
                 return gm, _counted(context)
             made.recompile()
@@ -226,3 +232,9 @@ def _counted(context: Context) -> int | None:
     if tape is not None:
         return int(tape.macs)
     return context.records[-1].after.macs if context.records else None
+
+
+def _versions(gm: GraphModule) -> dict[str, tuple[int, int]]:
+    """Which tensors there are, and how often each was written into; those made in inference mode do not know."""
+    tensors = tensor_names(gm)
+    return {name: (id(one), 0 if one.is_inference() else one._version) for name, one in tensors.items()}

@@ -10,7 +10,7 @@ import logging
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
@@ -132,6 +132,7 @@ class Tape:
         steps: for each FX node, in order: its name, the calls made while it ran, and its fake value.
         tensors: the fake stand-in of each parameter and buffer, by name.
         constants: the real buffer behind a fake one, by ``id``.
+        text: the graph that it was recorded of.
     """
 
     provided_by: ClassVar[str] = "fx_oto.trace"
@@ -139,6 +140,11 @@ class Tape:
     steps: tuple[tuple[str, tuple[OpCall, ...], Any], ...]
     tensors: dict[str, Tensor]
     constants: dict[int, Tensor]
+    text: str = field(default="", repr=False)
+
+    def is_of(self, gm: GraphModule) -> bool:
+        """Whether it is what this graph does, which may have been edited by hand since."""
+        return self.text == str(gm.graph)
 
     @cached_property
     def macs(self) -> int:
@@ -177,7 +183,7 @@ def record_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
         recorder = _Recorder(gm, real_values(gm, inputs))  # what it returns depends on the numbers in its inputs
         tensors = fake_run(gm, inputs, recorder.mode, recorder)
     constants = {id(tensors[name]): buffer for name, buffer in gm.named_buffers()}
-    return Tape(tuple(recorder.steps), tensors, constants)
+    return Tape(tuple(recorder.steps), tensors, constants, str(gm.graph))
 
 
 def fake_run(

@@ -51,8 +51,10 @@ class DependencyAnalysis(Analysis):
             raise SettingsError(f"attention must be {choices}, found {self.attention!r}")
 
     def analyse(self, gm: GraphModule, context: Context) -> Dependencies:
-        """Play the tape, recording it first if a pass has changed the graph."""
-        tape = context.results.get(Tape) or record_tape(gm, context.inputs)
+        """Play the tape, recording it first if a pass, or the user by hand, has changed the graph."""
+        tape = context.results.get(Tape)
+        if tape is None or not tape.is_of(gm):
+            tape = record_tape(gm, context.inputs)
         found = Propagation(gm, tape, rule_for, self.attention).run()
         for reason in found.unknown:
             warnings.warn(

@@ -552,3 +552,39 @@ def test_a_warning_that_was_made_an_error_stays_what_it_is():
 
     with pytest.raises(fx_oto.FxOtoWarning, match="something is kept"):
         Warns()(fx_oto.trace(make_net(), IMAGE))
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_a_pass_that_writes_into_the_users_model_is_named(honest):
+    class Scale(fx_oto.Pass):
+        name = "scale"
+
+        @torch.no_grad()
+        def transform(self, gm, context):
+            gm.get_parameter("3.weight").mul_(2)
+            return gm if honest else None
+
+    with pytest.raises(fx_oto.PassError, match=r"the pass 'scale' wrote into '3.weight', which is the user's"):
+        Scale()(fx_oto.trace(make_net(), IMAGE))
+
+
+def test_a_pass_may_run_others_which_are_recorded_before_it():
+    @fx_oto.transformation(provides=(fx_oto.Dependencies, fx_oto.Partition))
+    def all_at_once(gm):
+        return default_pipeline().run(gm)
+
+    gm = fx_oto.Pipeline((all_at_once,)).run(fx_oto.trace(make_net(), IMAGE))
+    names = [record.name for record in fx_oto.report(gm).records]
+    assert names == ["dependency-analysis", "zig-partition", "mask-insertion", "all-at-once"]
+
+
+def test_a_graph_that_was_edited_by_hand_is_analysed_as_it_is():
+    gm = fx_oto.trace(make_net(), IMAGE)
+    relu = next(node for node in gm.graph.nodes if node.target == "2")
+    with gm.graph.inserting_after(relu):
+        added = gm.graph.call_function(torch.cos, (relu,))  # 1 for a channel that is gone
+    relu.replace_all_uses_with(added, lambda user: user is not added)
+    gm.recompile()
+    gm = default_pipeline().run(gm)
+    fx_oto.partition(gm).zero_(0.5)
+    assert fx_oto.compress(gm).get_submodule("0").out_channels == 4

@@ -45,8 +45,7 @@ def drop_dropout(gm):
 
 @fx_oto.transformation
 def scale_shared_weights(gm):
-    with torch.no_grad():
-        gm.get_submodule("0").weight.mul_(1.5)
+    gm.get_submodule("0").weight.data.mul_(1.5)  # behind the back of the count of writes
     return gm
 
 
