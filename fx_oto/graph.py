@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ __all__ = [
     "clone_module",
     "described",
     "evaluating",
+    "file_shown",
     "graph_copy",
     "memory_of",
     "one_at_a_time",
@@ -50,7 +52,16 @@ def source_line(node: Node) -> str:
     """Where in the user's source a node was traced: ``"path/net.py:12"``, or ``""`` when not recorded."""
     frames = _FRAME.findall(node.stack_trace or "")
     users = [frame for frame in frames if not frame[0].startswith(_TORCH)] or frames
-    return f"{users[-1][0]}:{users[-1][1]}" if users else ""
+    return f"{file_shown(users[-1][0])}:{users[-1][1]}" if users else ""
+
+
+def file_shown(path: str) -> str:
+    """A source file as its reader knows it: a cell of a notebook, whose file is made up, by its prompt, ``"In[3]"``."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    name_of = getattr(getattr(shell, "compile", None), "format_code_name", None)
+    found = None if name_of is None else name_of(path)
+    return path if found is None else str(found[1])
 
 
 def op_name(node: Node) -> str:

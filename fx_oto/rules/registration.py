@@ -16,6 +16,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils.flop_counter import flop_registry
 
 from fx_oto.errors import FxOtoError, RuleError
+from fx_oto.graph import file_shown
 from fx_oto.labels import Layer
 from fx_oto.leaves import Attribute, Leaf, LeafOp, leaves
 from fx_oto.propagation import Propagation, Rule, Said
@@ -233,9 +234,8 @@ class Taught:
                 raise RuleError(f"{self._at(call, p)}: {error}") from error
             except Exception as error:
                 frame = _own_frame(error, self.rule)
-                raise RuleError(
-                    f"{self._at(call, p)} failed at {frame.filename}:{frame.lineno}: {type(error).__name__}: {error}"
-                ) from error
+                where = f"{file_shown(frame.filename)}:{frame.lineno}"
+                raise RuleError(f"{self._at(call, p)} failed at {where}: {type(error).__name__}: {error}") from error
         if problem := _problem(call, p, said, tracked):
             raise RuleError(f"{self._at(call, p)} {problem}")
         if getattr(self.rule, "mixing", True):
@@ -346,4 +346,4 @@ def _described(rule: Any) -> str:
     if not hasattr(rule, "__qualname__"):
         return repr(rule)
     code = getattr(rule, "__code__", None)
-    return f"{rule.__qualname__}" + (f" at {code.co_filename}:{code.co_firstlineno}" if code else "")
+    return f"{rule.__qualname__}" + (f" at {file_shown(code.co_filename)}:{code.co_firstlineno}" if code else "")

@@ -23,7 +23,7 @@ from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
 
 from fx_oto.context import ExampleInputs
 from fx_oto.errors import TraceError
-from fx_oto.graph import evaluating, unchanged, unfused_attention, with_modes_of, without_caches
+from fx_oto.graph import evaluating, file_shown, unchanged, unfused_attention, with_modes_of, without_caches
 from fx_oto.leaves import leaf_of
 from fx_oto.modes import FLAG, TrainingFlag, merge_modes
 from fx_oto.modules import holds_layers, is_torchs
@@ -325,6 +325,6 @@ def _user_frame(frame: FrameType | None) -> FrameType | None:
 
 def _explain(error: Exception, model: nn.Module) -> NotSymbolicError:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_USERS)]
-    where = f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
+    where = f" at {file_shown(frames[-1].filename)}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
     message = f"{type(model).__name__} cannot be traced symbolically{where}: {error}"
     return NotSymbolicError(message, parts_in(error.__traceback__, model))
