@@ -26,7 +26,7 @@ from fx_oto.tables import Tabular, counted, foldable, table
 if TYPE_CHECKING:
     import networkx as nx
 
-__all__ = ["Family", "FrozenAxis", "Partition", "Slot", "partition"]
+__all__ = ["Family", "FrozenAxis", "Partition", "Slot", "partition", "zero_variables"]
 
 _PRUNABLE = ("family", "ZIGs", "params/ZIG", "MACs/ZIG", "slots")
 _FROZEN = ("kept whole", "indices", "reason")
@@ -179,7 +179,9 @@ class Partition(Tabular):
         """For each family, which ZIGs are zero (by mask, or in every variable): bool, shape ``(num_zigs,)``."""
         module = self._bound()
         tensors = tensor_names(module)
-        return [_is_zero(family, tensors) | ~_mask(module, i, family).bool() for i, family in enumerate(self.families)]
+        return [
+            zero_variables(family, tensors) | ~_mask(module, i, family).bool() for i, family in enumerate(self.families)
+        ]
 
     def group_sparsity(self) -> float:
         """The fraction of prunable ZIGs that are zero, in [0, 1]."""
@@ -374,7 +376,8 @@ def _mask(module: nn.Module, position: int, family: Family) -> Tensor:
     return torch.ones(len(family)) if mask is None else mask.detach().cpu()
 
 
-def _is_zero(family: Family, tensors: dict[str, Tensor]) -> Tensor:
+def zero_variables(family: Family, tensors: dict[str, Tensor]) -> Tensor:
+    """Which ZIGs of a family are zero in every variable: bool, shape ``(num_zigs,)``, on the CPU."""
     zero = torch.ones(len(family), dtype=torch.bool)
     for slot in family.variables:
         tensor = tensors[slot.tensor].detach()
