@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import ClassVar, get_args
 
@@ -10,12 +9,13 @@ from torch.fx import GraphModule
 
 from fx_oto.context import Context
 from fx_oto.dependencies import Dependencies
-from fx_oto.errors import FxOtoWarning, SettingsError
+from fx_oto.errors import SettingsError
 from fx_oto.explanations import readable
 from fx_oto.propagation import Attention, Propagation
 from fx_oto.rules import rule_for
 from fx_oto.stages import Analysis
 from fx_oto.tape import Tape, record_tape
+from fx_oto.warn import warn
 
 __all__ = ["DependencyAnalysis"]
 
@@ -57,11 +57,7 @@ class DependencyAnalysis(Analysis):
             tape = record_tape(gm, context.inputs)
         found = Propagation(gm, tape, rule_for, self.attention).run()
         for reason in found.unknown:
-            warnings.warn(
-                f"{reason}: what enters it is kept whole. Teach it with fx_oto.register_rule, or ignore this",
-                FxOtoWarning,
-                stacklevel=2,
-            )
+            warn(f"{reason}: what enters it is kept whole. Teach it with fx_oto.register_rule, or ignore this")
         return found
 
     def refusals(self, gm: GraphModule, context: Context) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,13 +14,14 @@ from torch.fx import GraphModule, Node
 from fx_oto.context import Context
 from fx_oto.cuts import Cuts
 from fx_oto.dependencies import Adjustment, Axis, Dependencies
-from fx_oto.errors import FxOtoWarning, InputError, NothingToCompressError, SlicingError
+from fx_oto.errors import InputError, NothingToCompressError, SlicingError
 from fx_oto.graph import clone_module, graph_copy, tensor_names, with_modes_of
 from fx_oto.masks import MASKS
 from fx_oto.rewriting import rewrite
 from fx_oto.stages import Pass
 from fx_oto.tables import Tabular, counted, table
 from fx_oto.trajectory import Trajectory
+from fx_oto.warn import warn
 from fx_oto.zigs import Partition, partition
 
 __all__ = ["PhysicalSlicing", "SlicingPlan"]
@@ -168,7 +168,7 @@ def _kept_classes(gm: GraphModule, found: Dependencies) -> tuple[Tensor, tuple[s
         kept[family.classes[zero]] = False
     kept_back = tuple(_keep_one_of_each_value(kept, found))
     for reason in kept_back:
-        warnings.warn(reason, FxOtoWarning, stacklevel=2)
+        warn(reason)
     kept_back += tuple(_keep_unequal(kept, found))
     if kept.all():
         raise NothingToCompressError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fx_oto.errors import FxOtoWarning, SettingsError
+from fx_oto.errors import SettingsError
 from fx_oto.graph import tensor_names
 from fx_oto.optim.limits import check_patterns
+from fx_oto.warn import warn
 from fx_oto.zigs import Family, Partition
 
 __all__ = ["build_base", "check_covered", "check_unchanged", "left_alone"]
@@ -52,11 +52,9 @@ def check_covered(gm: nn.Module, families: Sequence[Family], base: Optimizer) ->
                 )
     others = held - {id(p) for p in gm.parameters()}
     if others:
-        warnings.warn(
+        warn(
             f"the base optimizer also holds {len(others)} tensors that are no parameters of gm: they are trained, but "
-            "not pruned; if they should be, prepare the model that holds them",
-            FxOtoWarning,
-            stacklevel=4,
+            "not pruned; if they should be, prepare the model that holds them"
         )
 
 

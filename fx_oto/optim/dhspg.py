@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +11,11 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.optim import Optimizer
 
-from fx_oto.errors import FxOtoWarning, SettingsError
+from fx_oto.errors import SettingsError
 from fx_oto.optim.rows import Rows
 from fx_oto.optim.schedule import Period
 from fx_oto.optim.sparsifier import GroupSparseOptimizer
+from fx_oto.warn import warn
 
 __all__ = ["DHSPG", "Dual", "Moments", "dual_step"]
 
@@ -226,11 +226,9 @@ class DHSPG(GroupSparseOptimizer):
             block.rows(values).mul_(scale).sub_(block.rows(step_taken), alpha=fade)  # fade · (x̂ − shrink · x)
             block.write(values)
         if not moments.square.isfinite().all():
-            warnings.warn(
+            warn(
                 "redundant ZIGs hold NaN or infinite values: the training diverged; restore a checkpoint, and lower "
-                "the learning rate or clip the gradients",
-                FxOtoWarning,
-                stacklevel=4,
+                "the learning rate or clip the gradients"
             )
         rows.retire(self.base, dual.project)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
@@ -15,7 +14,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from fx_oto.context import Capture, Context, ExampleInputs
-from fx_oto.errors import FxOtoWarning, InputError, TraceError
+from fx_oto.errors import InputError, TraceError
 from fx_oto.explanations import Untraced
 from fx_oto.graph import graph_copy, one_at_a_time
 from fx_oto.masks import MASKS, drop_masks
@@ -24,6 +23,7 @@ from fx_oto.tape import Tape, fake_run, record_tape
 from fx_oto.tracing.exported import export
 from fx_oto.tracing.opaque import Part
 from fx_oto.tracing.symbolic import NotSymbolicError, symbolic_trace
+from fx_oto.warn import warn
 
 __all__ = ["trace"]
 
@@ -127,11 +127,9 @@ def _running(model: nn.Module, inputs: ExampleInputs) -> Iterator[None]:
 
 
 def _warn_of_evaluation_only(symbolic: TraceError, how: str) -> None:
-    warnings.warn(
+    warn(
         f"{symbolic}. It was captured {how}in evaluation mode, in which this graph stays: train the model itself, "
-        "whose parameters the graph shares",
-        FxOtoWarning,
-        stacklevel=6,
+        "whose parameters the graph shares"
     )
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import Graph, Node, Proxy
 
-from fx_oto.errors import FxOtoWarning
 from fx_oto.graph import op_name
 from fx_oto.modes import IN_PLACE
 from fx_oto.tracing.values import Values
+from fx_oto.warn import warn
 
 __all__ = ["Assigned"]
 
@@ -72,9 +71,7 @@ def _copied(node: Node) -> Node:
 
 
 def _warn(path: str, before: Any, after: Any) -> None:
-    warnings.warn(
+    warn(
         f"the model sets {path} from {before} to {after} when it is called, which its graph does not: what depends "
-        "on that stays as it is now. A buffer that is added to keeps its value",
-        FxOtoWarning,
-        stacklevel=2,
+        "on that stays as it is now. A buffer that is added to keeps its value"
     )

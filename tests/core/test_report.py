@@ -103,8 +103,9 @@ def test_ops_without_a_rule_are_refusals():
         def forward(self, x):
             return self.b(torch.linalg.matrix_exp(self.a(x).view(-1, 6, 1) @ torch.ones(1, 6)).sum(-1))
 
-    with pytest.warns(fx_oto.FxOtoWarning, match="matrix_exp"):
+    with pytest.warns(fx_oto.FxOtoWarning, match="matrix_exp") as warned:
         gm = fx_oto.prepare(Odd(), torch.randn(2, 4))
+    assert warned[0].filename == __file__  # the line of the user's that led to it
     assert any(text.startswith("no rule: ") and "matrix_exp" in text for text in fx_oto.report(gm).records[0].refusals)
 
 

@@ -424,4 +424,5 @@ def test_numbers_and_plain_tensors_that_each_call_changes_are_reported():
     said = " ".join(str(warning.message) for warning in found)
     assert "sets calls from 0 to 1 when it is called, which its graph does not" in said
     assert "sets last from one tensor to another" in said
+    assert {warning.filename for warning in found} == {__file__}
     assert model.calls == 0

@@ -79,8 +79,9 @@ def test_bases_that_cannot_be_wrapped():
 def test_a_base_that_holds_other_parameters_too_is_announced():
     gm, head = prepared(), nn.Linear(5, 2).double()
     base = torch.optim.SGD([*gm.parameters(), *head.parameters()], lr=0.1)
-    with pytest.warns(fx_oto.FxOtoWarning, match=r"also holds 2 tensors that are no parameters of gm"):
+    with pytest.warns(fx_oto.FxOtoWarning, match=r"also holds 2 tensors that are no parameters of gm") as warned:
         optimizer = fx_oto.DHSPG(gm, base, target_group_sparsity=0.5, start_step=1, end_step=4)
+    assert warned[0].filename == __file__
     before = head.weight.clone()
     for image, _ in batches(5):
         optimizer.zero_grad()

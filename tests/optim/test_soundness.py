@@ -91,8 +91,9 @@ def test_divergence_inside_the_window_is_announced():
     optimizer.step()
     optimizer.zero_grad()
     gm(image).sum().backward()
-    with pytest.warns(fx_oto.FxOtoWarning, match="the training diverged"):
+    with pytest.warns(fx_oto.FxOtoWarning, match="the training diverged") as warned:
         optimizer.step()
+    assert warned[0].filename == __file__
 
 
 @pytest.mark.parametrize("options", [{"end_step": 9}, {"target_group_sparsity": 0.6}, {"periods": 2}])
