@@ -66,7 +66,7 @@ def test_what_is_committed_is_small_and_shows_no_machine(path):
 
 
 def test_the_cnn_was_run_on_fashion_mnist():
-    assert printed(code_cells(read(CNN))[0]).startswith("fashion-mnist: 8,000 images to train on, 10,000 to test on")
+    assert printed(code_cells(read(CNN))[0]).startswith("fashion-mnist: 6,000 images to train on, 10,000 to test on")
 
 
 def test_a_cell_that_raises_is_seen(tmp_path):
