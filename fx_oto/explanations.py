@@ -193,7 +193,7 @@ class Explanation(Tabular):
     def _repr_html_(self) -> str:
         causes, axes = self._tables("html")
         folded = foldable(axes, len(self.axes), f"all {len(self.axes)} axes")
-        return f"<p><b>{self._summary}</b></p>\n{causes}\n{folded}"
+        return f"<p><b>{self._summary}</b></p>\n{causes if self.causes else ''}\n{folded}"
 
     def to_dict(self) -> dict[str, Any]:
         """``params``, ``prunable``, ``kept``; ``causes``: why, axes and cost of each; ``axes``: those of each axis."""

@@ -153,6 +153,7 @@ def test_html_and_markdown(found):
     assert "sort runs along it" in html
     assert f"<details><summary>all {len(found)} axes</summary><table>" in html
     assert "<details>" not in found_of("c")._repr_html_()
+    assert "because" not in found_of("a.bias")._repr_html_()  # nothing is kept, so there is no cause
     markdown = found.to_markdown().splitlines()
     rows = [line for line in markdown if line.startswith("| b.weight")]
     assert all(row.count("|") == 9 for row in rows)
