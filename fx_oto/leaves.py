@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from fx_oto.errors import RuleError
 
-__all__ = ["Attribute", "Leaf", "LeafOp", "leaf_of", "leaves"]
+__all__ = ["Attribute", "Leaf", "LeafOp", "OpaqueOp", "leaf_of", "leaves"]
 
 # What an attribute becomes once parameters are cut: the size of one of them along a dimension, or what a function of
 # the module says.
@@ -113,6 +113,20 @@ class LeafOp:
         finally:
             for child, mode in before:
                 child.training = mode
+
+
+@dataclass(frozen=True, eq=False)
+class OpaqueOp:
+    """Stands on the tape for Python code that cannot be run on fake tensors, in the place of an ATen operator.
+
+    Attributes:
+        macs: multiply-adds that it makes on the example inputs, in ops that torch counts.
+    """
+
+    macs: int
+    __name__ = "opaque_call"
+
+    tags = ()
 
 
 def _flat(value: Any) -> Any:

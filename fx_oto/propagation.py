@@ -25,12 +25,13 @@ from fx_oto.dependencies import ADJUSTABLE, Adjustment, Axis, Dependencies, Reas
 from fx_oto.findings import Findings
 from fx_oto.graph import op_name, source_line, tensor_leaves
 from fx_oto.labels import UNKNOWN, ZERO, Layer, laid_along
+from fx_oto.leaves import OpaqueOp
 from fx_oto.modules import is_opaque
 from fx_oto.origins import Origins
 from fx_oto.products import before_products
 from fx_oto.rectangles import keep_rectangles
 from fx_oto.regions import Region
-from fx_oto.tape import OpaqueOp, OpCall, Tape, macs_of
+from fx_oto.tape import OpCall, Tape, macs_of
 
 __all__ = ["FIXED", "Attention", "Propagation", "Rule", "Said"]
 

@@ -37,7 +37,7 @@ from fx_oto.graph import (
     unfused_attention,
 )
 from fx_oto.interpreting import PlainInterpreter, run_graph
-from fx_oto.leaves import LeafOp, leaf_of
+from fx_oto.leaves import LeafOp, OpaqueOp, leaf_of
 from fx_oto.modes import by_mode, written_in
 from fx_oto.modules import is_opaque
 from fx_oto.norms import WholeNorms, holds_norms_over
@@ -46,7 +46,6 @@ from fx_oto.recurrence import WholeRecurrence, holds_recurrence, recurrent_macs
 
 __all__ = [
     "OpCall",
-    "OpaqueOp",
     "Tape",
     "fake_like",
     "fake_run",
@@ -301,20 +300,6 @@ def _moves_nothing(tensor: Tensor, size: list[int], stride: list[int], *_: Any) 
     """Whether a restride only touches dimensions of size 1."""
     fixed = [(before, after) for before, after, n in zip(tensor.stride(), stride, size, strict=False) if n > 1]
     return list(tensor.shape) == list(size) and all(before == after for before, after in fixed)
-
-
-@dataclass(frozen=True, eq=False)
-class OpaqueOp:
-    """Stands on the tape for Python code that cannot be run on fake tensors, in the place of an ATen operator.
-
-    Attributes:
-        macs: multiply-adds that it makes on the example inputs, in ops that torch counts.
-    """
-
-    macs: int
-    __name__ = "opaque_call"
-
-    tags = ()
 
 
 class _Recorder(PlainInterpreter):

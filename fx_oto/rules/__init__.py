@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fx_oto.leaves import OpaqueOp
 from fx_oto.modes import by_mode
 from fx_oto.propagation import Rule
 from fx_oto.recurrence import CELLS, SEQUENCES
@@ -32,7 +33,6 @@ from fx_oto.rules.registration import (
     temporary_rules,
     unregister_rule,
 )
-from fx_oto.tape import OpaqueOp
 
 __all__ = [
     "kinds",
