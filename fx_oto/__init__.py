@@ -24,6 +24,8 @@ stands on the core of this package, can be imported before or after it.
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -98,6 +100,7 @@ _HOMES = (
     "fx_oto.reports",
     "fx_oto.rules",
     "fx_oto.stages",
+    "fx_oto.testing",
     "fx_oto.sensitivities",
     "fx_oto.timing",
     "fx_oto.tracing",
@@ -189,9 +192,25 @@ __all__ = [
 ]
 
 
+def _check_passes() -> None:
+    """The sibling package has a name that others may have, too.
+
+    Raises:
+        ImportError: another one comes first.
+    """
+    mine, spec = Path(__file__).resolve().parents[1] / "passes" / "__init__.py", find_spec("passes")
+    found = spec and spec.origin
+    if not found or Path(found).resolve() != mine:
+        raise ImportError(
+            f"fx_oto needs its sibling package passes, in {mine.parent}; what Python finds by that name is {found}. "
+            "Give that another name, or put its folder behind fx_oto's in sys.path"
+        )
+
+
+_check_passes()
+
+
 def __getattr__(name: str) -> Any:
-    if name == "testing":
-        return import_module("fx_oto.testing")
     if name not in __all__:
         raise AttributeError(f"module 'fx_oto' has no attribute {name!r}")
     for home in map(import_module, _HOMES):
