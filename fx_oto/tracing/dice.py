@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import torch
+from torch import Tensor
 
 __all__ = ["Dice"]
 
@@ -17,20 +18,22 @@ class Dice:
     def __init__(self) -> None:
         self._states = self._now()
 
-    def _now(self) -> tuple[bytes, Any, Any]:
+    def _now(self) -> tuple[Tensor, Any, Any]:
         numpy: Any = sys.modules.get("numpy")
         drawn = numpy.random.get_state() if numpy else ()
-        return torch.random.get_rng_state().numpy().tobytes(), random.getstate(), drawn
+        return torch.random.get_rng_state(), random.getstate(), drawn
 
     def rolled(self) -> bool:
         """Whether numbers have been drawn since."""
         mine, now = self._states, self._now()
-        return mine[:2] != now[:2] or any(_differ(*pair) for pair in zip(mine[2], now[2], strict=True))
+        if not torch.equal(mine[0], now[0]) or mine[1] != now[1]:
+            return True
+        return any(_differ(*pair) for pair in zip(mine[2], now[2], strict=True))
 
     def put_back(self) -> None:
         """As if none had been drawn."""
         state, python, drawn = self._states
-        torch.random.set_rng_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+        torch.random.set_rng_state(state)
         random.setstate(python)
         if drawn:
             sys.modules["numpy"].random.set_state(drawn)
