@@ -13,7 +13,7 @@ from fx_oto.context import ExampleInputs
 from fx_oto.errors import InputError
 from fx_oto.flops import FUSED
 from fx_oto.graph import unwritten
-from fx_oto.tables import Tabular, table
+from fx_oto.tables import Tabular, macs_text, table
 from fx_oto.tape import fake_run
 
 __all__ = ["Cost", "cost"]
@@ -40,7 +40,7 @@ class Cost(Tabular):
     macs: int
 
     def __str__(self) -> str:
-        return f"{self.params:,} parameters, {self.macs / 1e6:,.2f}M MACs"
+        return f"{self.params:,} parameters, {macs_text(self.macs)} MACs"
 
     def to_dict(self) -> dict[str, int]:
         """The two numbers by name."""
@@ -48,7 +48,7 @@ class Cost(Tabular):
 
     def _tables(self, style: str) -> tuple[str]:
         headers = ("parameters", "MACs")
-        return (table([(f"{self.params:,}", f"{self.macs / 1e6:,.2f}M")], headers, style, headers),)
+        return (table([(f"{self.params:,}", macs_text(self.macs))], headers, style, headers),)
 
 
 def cost(model: nn.Module, example_inputs: Any) -> Cost:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 from fx_oto.context import Capture, Context
 from fx_oto.records import PassRecord
-from fx_oto.tables import Tabular, counted, table
+from fx_oto.tables import Tabular, counted, macs_text, table
 from fx_oto.trajectory import Trajectory
 
 __all__ = ["Report", "report"]
@@ -106,8 +106,8 @@ class Report(Tabular):
                 f"{record.seconds:.3f}",
                 "–" if record.peak_memory is None else f"{record.peak_memory / 2**20:.1f} MiB",
                 " → ".join(map(str, dict.fromkeys(record.nodes))),
-                _change(*record.params, "{:,}"),
-                _change(*record.macs, "{:,.2f}M", 1e6),
+                _change(*record.params, "{:,}".format),
+                _change(*record.macs, macs_text),
                 "yes" if record.modified else "no",
             )
             for record in self.records
@@ -154,8 +154,8 @@ def _shortened(reasons: Sequence[str]) -> Sequence[str]:
     return reasons if more <= 0 else (*reasons[:_MOST_REFUSALS], f"and {more} more: to_markdown() lists them")
 
 
-def _change(before: int | None, after: int | None, form: str, unit: float = 1) -> str:
-    numbers = ["–" if count is None else form.format(count if unit == 1 else count / unit) for count in (before, after)]
+def _change(before: int | None, after: int | None, shown: Callable[[int], str]) -> str:
+    numbers = ["–" if count is None else shown(count) for count in (before, after)]
     if before == after:
         return numbers[0]
     return " → ".join(numbers) + (f" ({after / before:.1%})" if before and after is not None else "")

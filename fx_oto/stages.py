@@ -171,17 +171,17 @@ class Pass(Stage):
 
     Example:
         >>> import torch, fx_oto
-        >>> class DropDropout(fx_oto.Pass):
-        ...     name = "drop-dropout"
+        >>> class DropIdentity(fx_oto.Pass):
+        ...     name = "drop-identity"
         ...     def transform(self, gm, context):
         ...         modules = dict(gm.named_modules())
-        ...         found = [n for n in gm.graph.nodes if isinstance(modules.get(n.target), torch.nn.Dropout)]
+        ...         found = [n for n in gm.graph.nodes if isinstance(modules.get(n.target), torch.nn.Identity)]
         ...         for node in found:
         ...             node.replace_all_uses_with(node.args[0])
         ...             gm.graph.erase_node(node)
         ...         return gm if found else None
-        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout())
-        >>> gm = DropDropout()(fx_oto.trace(net, torch.randn(2, 4))).graph_module
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Identity())
+        >>> gm = DropIdentity()(fx_oto.trace(net, torch.randn(2, 4))).graph_module
         >>> fx_oto.report(gm).records[0].nodes
         (4, 3)
     """
@@ -198,7 +198,13 @@ class Pass(Stage):
         """
 
     def _run(self, gm: GraphModule, context: Context) -> GraphModule:
-        changed = self.transform(graph_copy(gm), context)
+        copy = graph_copy(gm)
+        changed = self.transform(copy, context)
+        if changed is None and str(copy.graph) != str(gm.graph):
+            raise PassError(
+                f"the pass {self.name!r} changed the graph that it was given and returned None, which says that it did "
+                "not: return the GraphModule"
+            )
         if changed is None:
             return gm
         if not isinstance(changed, GraphModule):

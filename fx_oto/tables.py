@@ -11,7 +11,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-__all__ = ["Tabular", "counted", "finite", "foldable", "table"]
+__all__ = ["Tabular", "counted", "finite", "foldable", "macs_text", "table"]
 
 _MOST_ROWS = 12  # that a notebook shows of what can be unfolded
 
@@ -49,6 +49,11 @@ class Tabular(ABC):
     def to_json(self) -> str:
         """``to_dict()`` as a JSON document, in which NaN and what is infinite are null."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+
+def macs_text(macs: float) -> str:
+    """Multiply-adds in millions, or one by one where there are few."""
+    return f"{macs / 1e6:,.2f}M" if macs >= 1e5 else f"{round(macs):,}"
 
 
 def table(

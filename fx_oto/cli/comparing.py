@@ -12,6 +12,7 @@ from fx_oto.cli.tables import table
 from fx_oto.context import ExampleInputs
 from fx_oto.costs import Cost, cost
 from fx_oto.demo.measure import file_size
+from fx_oto.tables import macs_text
 from fx_oto.timing import latency
 
 __all__ = ["Measured", "before_and_after", "measure"]
@@ -46,7 +47,7 @@ def before_and_after(full: Measured, compact: Measured) -> str:
     """The table of both."""
     rows: list[tuple[str, Callable[[Measured], str], Callable[[Measured], float | None]]] = [
         ("parameters", lambda m: f"{m.cost.params:,}", lambda m: m.cost.params),
-        ("MACs", lambda m: f"{m.cost.macs / 1e6:,.2f}M", lambda m: m.cost.macs),
+        ("MACs", lambda m: macs_text(m.cost.macs), lambda m: m.cost.macs),
         ("state_dict", lambda m: f"{m.bytes / 1024:,.0f} KiB", lambda m: m.bytes),
         ("latency", lambda m: f"{1e3 * (m.seconds or 0):,.2f} ms", lambda m: m.seconds),
     ]

@@ -30,7 +30,7 @@ from fx_oto.context import Capture, Context
 from fx_oto.costs import Cost, cost
 from fx_oto.explanations import AxisExplanation, Explanation
 from fx_oto.graph import with_modules
-from fx_oto.tables import counted
+from fx_oto.tables import counted, macs_text
 from fx_oto.zigs import Family, Partition, partition
 
 __all__ = ["Inspection", "captured", "inspect"]
@@ -121,7 +121,7 @@ class Inspection:
             (
                 f"{fraction:.0%}",
                 f"{params:,} ({params / max(self.cost.params, 1):.1%})",
-                f"{macs / 1e6:,.2f}M ({macs / max(self.zigs.macs.total, 1):.1%})",
+                f"{macs_text(macs)} ({macs / max(self.zigs.macs.total, 1):.1%})",
             )
             for fraction, params, macs in self.removal()
         ]

@@ -20,6 +20,7 @@ from fx_oto.demo.data import Images, digits, fashion_mnist
 from fx_oto.demo.measure import file_size
 from fx_oto.demo.network import ResidualNet
 from fx_oto.progress import progress
+from fx_oto.tables import macs_text
 
 __all__ = ["Outcome", "add_options", "run"]
 
@@ -62,7 +63,7 @@ class Outcome:
         rows: list[tuple[str, Callable[[Measured], str]]] = [
             ("accuracy", lambda m: f"{m.accuracy:.2%}"),
             ("parameters", lambda m: f"{m.cost.params:,} ({m.cost.params / full.cost.params:.1%})"),
-            ("MACs per image", lambda m: f"{m.cost.macs / 1e6:.2f}M ({m.cost.macs / full.cost.macs:.1%})"),
+            ("MACs per image", lambda m: f"{macs_text(m.cost.macs)} ({m.cost.macs / full.cost.macs:.1%})"),
             ("file size", lambda m: f"{m.bytes / 1024:.0f} KiB"),
             ("latency, batch of 256", lambda m: f"{1e3 * m.latency:.1f} ms ({m.latency / full.latency:.1%})"),
         ]

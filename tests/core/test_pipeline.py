@@ -256,6 +256,15 @@ def test_what_is_no_graph_module_is_named():
         NoGraph()(fx_oto.trace(make_net(), IMAGE))
 
 
+def test_a_change_that_is_not_returned_is_named():
+    @fx_oto.transformation
+    def forgetful(gm):
+        SwapReLU().transform(gm, None)
+
+    with pytest.raises(fx_oto.PassError, match=r"'forgetful' changed the graph .* returned None, .*: return the"):
+        forgetful(fx_oto.trace(make_net(), IMAGE))
+
+
 class Counted(fx_oto.Analysis):
     name = "counted"
     requires = (NodeCount,)
