@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
@@ -145,8 +146,9 @@ def unwritten(model: nn.Module) -> Iterator[None]:
     Taken back is what it writes into its buffers, such as a count of its calls, and sets on its modules.
     """
     before = [(memory, memory.clone()) for memory in (memory_of(buffer.data) for buffer in model.buffers())]
+    counted = tuple(buffer for buffer in model.buffers() if not buffer.is_inference())
     try:
-        with unchanged(model), evaluating(model), torch.no_grad():
+        with unchanged(model), evaluating(model), torch.no_grad(), _unsafe_preserve_version_counter(counted):
             yield
     finally:
         for memory, content in before:
