@@ -16,7 +16,7 @@ from torch import nn
 from fx_oto.errors import SettingsError
 from fx_oto.explanations import readable
 from fx_oto.graph import tensor_names, with_modules
-from fx_oto.pictures.folding import check_fold, distinct_depth, grouped, prefix
+from fx_oto.pictures.folding import Folding, check_fold, grouped, labelled
 from fx_oto.pictures.lanes import interval_lanes
 from fx_oto.pictures.picture import Picture
 from fx_oto.pictures.strip import Entry, Line, Mark, Row, Strip, draw_strip
@@ -46,13 +46,13 @@ def draw_couplings(
     partition: Partition, module: nn.Module, patterns: Sequence[str], fold: int | None, limit: int
 ) -> Picture:
     """See ``Partition.draw``."""
-    check_fold(fold)
+    check_fold(fold, limit)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensor_names(module).items()}
     families = _families(partition, shapes, patterns)
     touched = {slot.tensor for i in families for slot in partition.families[i].slots}
     names = [name for name in _parameters(module, partition) if name in touched or matches(name, patterns)]
-    depth = distinct_depth(list(map(holder, names)), limit) if fold is None else fold
-    table = _Table(partition, shapes, names, families, depth, fold is not None)
+    labels, folding = labelled(list(map(holder, names)), fold, limit)
+    table = _Table(partition, shapes, dict(zip(names, labels, strict=True)), families, folding, fold is not None)
     return draw_strip(table.strip(module._get_name()))
 
 
@@ -123,20 +123,19 @@ class _Table:
 
     partition: Partition
     shapes: dict[str, tuple[int, ...]]
-    names: list[str]
+    row_of: dict[str, str]  # for each parameter, by name
     families: list[int]
-    depth: int | None
+    folding: Folding
     asked: bool
 
     def __post_init__(self) -> None:
-        self.known = set(self.names)
         self.members: defaultdict[str, list[str]] = defaultdict(list)
-        for name in self.names:
-            self.members[self._row_of(name)].append(name)
+        for name, row in self.row_of.items():
+            self.members[row].append(name)
         self.rows = list(self.members)
         self.position = {name: i for i, name in enumerate(self.rows)}
         self.causes = Counter(
-            str(readable(one.reason.origin)) for one in self.partition.frozen if one.tensor in self.known
+            str(readable(one.reason.origin)) for one in self.partition.frozen if one.tensor in self.row_of
         )
 
     def strip(self, title: str) -> Strip:
@@ -165,10 +164,6 @@ class _Table:
             f"{title}: what is tied together", self._subtitle(), rows, lines, legend, [*self._notes(), _MADE, _READ]
         )
 
-    def _row_of(self, tensor: str) -> str:
-        name = holder(tensor)
-        return name if self.depth is None else prefix(name, self.depth)
-
     def _is_folded(self, row: str) -> bool:
         return any(holder(name) != row for name in self.members[row])
 
@@ -176,7 +171,7 @@ class _Table:
         """The rows that a family reaches, and whether its channels are made there."""
         roles: dict[int, bool] = {}
         for slot in self.partition.families[family].slots:
-            row = self.position[self._row_of(slot.tensor)]
+            row = self.position[self.row_of[slot.tensor]]
             roles[row] = roles.get(row, False) or slot.variable
         return roles
 
@@ -184,9 +179,10 @@ class _Table:
         found: defaultdict[int, set[str]] = defaultdict(set)
         order = [cause for cause, _ in self.causes.most_common()]
         for one in self.partition.frozen:
-            row = self.position.get(self._row_of(one.tensor)) if one.tensor in self.known else None
-            if row is not None:
-                found[row].add(_letter(order.index(str(readable(one.reason.origin)))))
+            if one.tensor in self.row_of:
+                found[self.position[self.row_of[one.tensor]]].add(
+                    _letter(order.index(str(readable(one.reason.origin))))
+                )
         return found
 
     def _detail(self, row: str) -> str:
@@ -207,9 +203,9 @@ class _Table:
     def _subtitle(self) -> str:
         zigs = sum(len(self.partition.families[i]) for i in self.families)
         text = f"{zigs:,} groups in {counted(len(self.families), 'family', 'families')}, {len(self.rows)} rows for "
-        text += f"{len(set(map(holder, self.names)))} layers"
+        text += f"{len(set(map(holder, self.row_of)))} layers"
         if any(map(self._is_folded, self.rows)):
-            text += f"; modules at depth {self.depth} are one row each" + ("" if self.asked else " for size: see fold=")
+            text += f"; {self.folding.told}{'' if self.asked else self.folding.remedy}"
         return text
 
 

@@ -17,7 +17,7 @@ from fx_oto.dependencies import Dependencies
 from fx_oto.errors import SettingsError
 from fx_oto.graph import op_name, tensor_leaves, with_modules
 from fx_oto.masks import MASKS, apply_mask
-from fx_oto.pictures.folding import check_fold, depth_for, folded, grouped, prefix
+from fx_oto.pictures.folding import Folding, check_fold, folded, grouped, prefix, span
 from fx_oto.pictures.lanes import value_lanes
 from fx_oto.pictures.picture import Picture
 from fx_oto.pictures.strip import Entry, Line, Mark, Row, Strip, draw_strip
@@ -47,12 +47,13 @@ def draw_graph(gm: GraphModule, *patterns: str, fold: int | None = None, limit: 
         gm: a prepared GraphModule.
         patterns: glob patterns of node or module names; neighbours that match none share a row.
         fold: nodes of modules whose names have more than so many parts share the row of the module at that depth;
-            by default nothing is folded up to ``limit`` rows, and as little as needed above.
-        limit: see ``fold``.
+            by default nothing is folded up to ``limit`` rows, and as little as needed above; where modules at depth 1
+            are not few enough, neighbours share a row.
+        limit: the most rows, without ``fold``.
 
     Raises:
         MissingResultError: ``gm`` was not prepared.
-        SettingsError: a pattern matches nothing, or ``fold`` is less than 1.
+        SettingsError: a pattern matches nothing, or ``fold`` or ``limit`` is less than 1.
         MissingPackageError: matplotlib is not installed.
 
     Example:
@@ -62,7 +63,7 @@ def draw_graph(gm: GraphModule, *patterns: str, fold: int | None = None, limit: 
         >>> picture.figure.axes[0].texts[1].get_text()
         '1 family; 5 rows for 5 nodes (2 more compute masks and sizes)'
     """
-    check_fold(fold)
+    check_fold(fold, limit)
     context = Context.of(gm)
     graph = _Graph(gm, context.get(Dependencies), context.get(Partition))
     return draw_strip(graph.strip(patterns, fold, limit))
@@ -101,18 +102,17 @@ class _Graph:
         if not any(wanted):
             known = ", ".join(repr(node.node.name) for node in self.nodes[:3])
             raise SettingsError(f"no node or module matches {', '.join(map(repr, patterns))}; nodes look like {known}")
-        paths = [_inside(node) for node in self.nodes]
-        depth = depth_for(paths, limit, wanted) if fold is None else fold
-        runs = folded(paths, depth, wanted)
-        inputs = self._inputs(runs)
+        kinds = [_kind(node.node) if asked else None for node, asked in zip(self.nodes, wanted, strict=True)]
+        folding = folded([_inside(node) for node in self.nodes], fold, limit, kinds)
+        inputs = self._inputs(folding.rows)
         lanes = value_lanes(inputs)
-        rows = self._rows(runs, wanted, lanes, depth)
+        rows = self._rows(folding, wanted, lanes)
         shown = sorted({family for node in self.nodes for family in node.families})
         return Strip(
             f"{self.gm._get_name()}: the graph, coloured by family",
-            self._subtitle(runs, wanted, depth, fold),
+            self._subtitle(folding, wanted, fold),
             rows,
-            _lines(inputs, lanes, [self._colour(run) for run in runs]),
+            _lines(inputs, lanes, [self._colour(run) for run in folding.rows]),
             family_entries(self.partition, shown),
             [Entry(*note) for note in _NOTES],
         )
@@ -141,29 +141,25 @@ class _Graph:
             inputs.append(sorted({row_of[source] for source in sources if source in row_of} - {row}))
         return inputs
 
-    def _rows(
-        self, runs: Sequence[Sequence[int]], wanted: Sequence[bool], lanes: Sequence[int], depth: int | None
-    ) -> list[Row]:
-        members = [[self.nodes[i] for i in run] for run in runs]
+    def _rows(self, folding: Folding, wanted: Sequence[bool], lanes: Sequence[int]) -> list[Row]:
+        members = [[self.nodes[i] for i in run] for run in folding.rows]
         groups = grouped([nodes[0].path for nodes in members])
         return [
-            _row(nodes, wanted[run[0]], lanes[row], depth, groups[row])
-            for row, (run, nodes) in enumerate(zip(runs, members, strict=True))
+            _row(nodes, any(wanted[i] for i in run), lanes[row], folding.depth, groups[row])
+            for row, (run, nodes) in enumerate(zip(folding.rows, members, strict=True))
         ]
 
     def _colour(self, run: Sequence[int]) -> str:
         """The colour of a row's value: that of its last node, whose value it usually is."""
         return darker((self.nodes[run[-1]].fills or (FROZEN,))[0])
 
-    def _subtitle(
-        self, runs: Sequence[Sequence[int]], wanted: Sequence[bool], depth: int | None, fold: int | None
-    ) -> str:
+    def _subtitle(self, folding: Folding, wanted: Sequence[bool], fold: int | None) -> str:
         total = len(self.gm.graph.nodes)
         text = f"{counted(len(self.partition.families), 'family', 'families')}; "
-        text += f"{len(runs)} rows for {len(self.nodes)} nodes"
+        text += f"{len(folding.rows)} rows for {len(self.nodes)} nodes"
         text += f" ({total - len(self.nodes)} more compute masks and sizes)"
-        if any(len(run) > 1 and wanted[run[0]] for run in runs):
-            text += f"; modules at depth {depth} are one row each" + (" for size: see fold=" if fold is None else "")
+        if any(len(run) > 1 and any(wanted[i] for i in run) for run in folding.rows):
+            text += f"; {folding.told}{folding.remedy if fold is None else ''}"
         return text
 
 
@@ -204,6 +200,11 @@ def _inside(shown: _Shown) -> str:
     return shown.path if shown.path != shown.node.name or shown.node.op == "call_module" else ""
 
 
+def _kind(node: Node) -> str:
+    """Inputs and the output share no row with what computes, if there is room."""
+    return "end" if node.op in ("placeholder", "output") else "inner"
+
+
 def _row(nodes: Sequence[_Shown], wanted: bool, lane: int, depth: int | None, group: int) -> Row:
     first = nodes[0]
     families = list(dict.fromkeys(family for node in nodes for family in node.families))
@@ -218,7 +219,8 @@ def _row(nodes: Sequence[_Shown], wanted: bool, lane: int, depth: int | None, gr
     chips = () if number else _chips(families)
     if alone:
         return Row((mark,), first.path, _detail(first.node), chips, group)
-    name = prefix(first.path, depth or 1) if wanted else "…"
+    ends = [prefix(node.path, depth or 1) for node in (first, nodes[-1])]
+    name = span(*ends) if wanted else "…"
     return Row((mark,), name, f"{len(nodes)} nodes", chips, group, bold=wanted)
 
 

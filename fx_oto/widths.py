@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from torch.fx import GraphModule
 from fx_oto.couplings import holder, matches
 from fx_oto.errors import InputError, SettingsError
 from fx_oto.pictures.charts import Bar, draw_bars
-from fx_oto.pictures.folding import check_fold, distinct_depth, prefix
+from fx_oto.pictures.folding import Folding, check_fold, labelled
 from fx_oto.pictures.picture import Picture
 from fx_oto.pictures.style import FROZEN, darker, family_colour
 from fx_oto.zigs import Partition, partition
@@ -34,13 +35,14 @@ def plot_widths(
         small: what ``compress`` made of it.
         patterns: glob patterns of the parameters or modules to show; all by default.
         fold: the widths of modules whose names have more than so many parts are added up at that depth; by default
-            nothing is folded up to ``limit`` bars, and as little as needed above.
-        limit: see ``fold``.
+            nothing is folded up to ``limit`` bars, and as little as needed above; where modules at depth 1 are not few
+            enough, neighbours share a bar.
+        limit: the most bars, without ``fold``.
 
     Raises:
         MissingResultError: ``gm`` was not prepared.
         InputError: ``small`` was not made of ``gm``.
-        SettingsError: a pattern matches nothing, or ``fold`` is less than 1.
+        SettingsError: a pattern matches nothing, or ``fold`` or ``limit`` is less than 1.
         MissingPackageError: matplotlib is not installed.
 
     Example:
@@ -52,7 +54,7 @@ def plot_widths(
         >>> [text.get_text() for text in picture.figure.axes[0].texts]
         ['8 → 4 (50%)', '2']
     """
-    check_fold(fold)
+    check_fold(fold, limit)
     bars = [bar for bar in _bars(gm, small) if matches(bar.name, patterns)]
     if not bars:
         raise SettingsError(
@@ -60,16 +62,21 @@ def plot_widths(
             "with two axes or more, or of modules that hold some, as dict(gm.named_parameters()) lists them"
         )
     holders = [holder(bar.name) for bar in bars]
-    depth = distinct_depth([bar.name for bar in bars], limit) if fold is None else fold
-    alone = {name for name in holders if holders.count(name) == 1}
-    if depth is None:
+    if fold is None and len(bars) <= limit:
+        alone = {name for name, times in Counter(holders).items() if times == 1}
         bars = [replace(bar, name=name if name in alone else bar.name) for name, bar in zip(holders, bars, strict=True)]
         told = "one bar for each layer"
     else:
-        bars = _summed(replace(bar, name=prefix(name, depth)) for name, bar in zip(holders, bars, strict=True))
-        told = f"{len(holders)} layers, their widths added up for modules at depth {depth}"
+        labels, folding = labelled(holders, fold, limit)
+        bars = _summed(replace(bar, name=label) for label, bar in zip(labels, bars, strict=True))
+        told = f"{len(holders)} layers, their widths added up for {_each(folding)}"
     title = f"{gm._get_name()}: widths before and after"
     return draw_bars(bars, title, f"{told}; {_LEGEND}", "channels")
+
+
+def _each(folding: Folding) -> str:
+    depth = "each module" if folding.depth is None else f"modules at depth {folding.depth}"
+    return depth if folding.most == 1 else f"{depth}, up to {folding.most} neighbours in one bar"
 
 
 def _bars(gm: GraphModule, small: nn.Module) -> list[Bar]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from fx_oto.errors import SettingsError
 from fx_oto.pictures.lanes import columns
 from fx_oto.pictures.picture import Picture, drawing, new_figure
-from fx_oto.pictures.style import DARK, FROZEN, LINES, MUTED, clipped, text_width
+from fx_oto.pictures.style import DARK, FROZEN, LINES, MUTED, clipped, in_legend, name_rows, printable, text_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Bar", "Points", "draw_bars", "draw_training", "plot_tradeoff"]
 
 _BAR, _NAMES, _LENGTHS = 0.19, 2.4, 2.2  # inches: height of a row, widest name, longest bar
+_HEADING, _LABEL = 11.0, 2.2  # inches: widest title, widest label of an axis
 _SIZE = 7.0
 
 Points: TypeAlias = Iterable[tuple[float | Sequence[float], float | Sequence[float]]]
@@ -38,6 +39,7 @@ class Bar:
 def draw_bars(bars: Sequence[Bar], title: str, subtitle: str, unit: str) -> Picture:
     """Pairs of bars, one line each, wrapped into columns that share a scale."""
     with drawing():
+        title = clipped(title, 10, _HEADING, "bold")
         shown = [clipped(bar.name, _SIZE, _NAMES) for bar in bars]
         names = max(text_width(name, _SIZE) for name in shown) + 0.1
         values = max(text_width(_change(bar), _SIZE) for bar in bars) + 0.1
@@ -87,7 +89,7 @@ def _bars(axes: Axes, bars: Sequence[Bar], names: Sequence[str]) -> None:
     for row, bar in enumerate(bars):
         place: dict[str, Any] = {"xytext": (3, 0), "textcoords": "offset points", "va": "center_baseline"}
         axes.annotate(_change(bar), (bar.before, row), size=_SIZE, color=MUTED, **place)
-    axes.set_yticks(rows, names, size=_SIZE)
+    name_rows(axes, names, _SIZE)
     axes.tick_params(axis="x", labelsize=_SIZE)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False)
@@ -112,7 +114,7 @@ def draw_training(rows: Sequence[tuple[int, float, float | None]], title: str) -
         panels[-1].plot(steps, sparsity, color=LINES[0], lw=1.8)
         panels[-1].fill_between(steps, sparsity, color=LINES[0], alpha=0.12, lw=0)
         panels[-1].set(ylabel="group sparsity", xlabel="step", ylim=(0, 1.02))
-        figure.suptitle("\n".join(textwrap.fill(part, 76) for part in title.split("; ")), size=9)
+        figure.suptitle("\n".join(textwrap.fill(part, 76) for part in printable(title).split("; ")), size=9)
         return Picture(figure)
 
 
@@ -169,9 +171,10 @@ def plot_tradeoff(
             if level is not None:
                 axes.axhline(level, color=DARK, lw=1, ls="--", label="without compression")
             for name, points in lines.items():
-                _series(axes, name, points, colours[name])
-            axes.set(title=title, xlabel=xlabel, xlim=(0, 1.08 * most))
-        every[0].set_ylabel(ylabel)
+                _series(axes, in_legend(name), points, colours[name])
+            axes.set_title(clipped(title, 10, _LABEL))
+            axes.set(xlabel=clipped(xlabel, 9, _LABEL), xlim=(0, 1.08 * most))
+        every[0].set_ylabel(clipped(ylabel, 9, _LABEL))
         _shared_legend(figure)
         return Picture(figure)
 
@@ -201,7 +204,7 @@ def _repeated(point: tuple[Any, Any]) -> tuple[list[float], list[float]]:
     return [values * longer if len(values) == 1 else values for values in (xs, ys)]  # type: ignore[return-value]
 
 
-def _series(axes: Axes, name: str, points: Sequence[tuple[list[float], list[float]]], colour: str) -> None:
+def _series(axes: Axes, label: str, points: Sequence[tuple[list[float], list[float]]], colour: str) -> None:
     means = sorted((statistics.fmean(xs), statistics.fmean(ys), _spread(ys)) for xs, ys in points)
     if not means:
         return
@@ -211,7 +214,7 @@ def _series(axes: Axes, name: str, points: Sequence[tuple[list[float], list[floa
         axes.scatter(x, y, s=10, alpha=0.4, lw=0, color=colour)
     x, y, spread = zip(*means, strict=True)
     axes.errorbar(
-        x, y, yerr=spread if any(spread) else None, color=colour, marker="o", ms=4, lw=1.6, capsize=2, label=name
+        x, y, yerr=spread if any(spread) else None, color=colour, marker="o", ms=4, lw=1.6, capsize=2, label=label
     )
 
 

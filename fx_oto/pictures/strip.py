@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fx_oto.pictures.lanes import columns
 from fx_oto.pictures.picture import Picture, drawing, new_figure
-from fx_oto.pictures.style import DARK, FAINT, MUTED, clipped, darker, text_width
+from fx_oto.pictures.style import DARK, FAINT, MUTED, clipped, darker, printable, text_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ _GAP, _MARGIN, _WIDEST_NAME = 0.28, 0.25, 2.6
 _SIZE, _SMALL = 7.0, 5.5
 _COLUMN, _MOST_LANES = 3.2, 14
 _NARROWEST, _NUMBERED = 0.07, 0.165  # lanes, if there are many: of boxes apart from one another, and side by side
-_TITLE, _WIDEST_ENTRY, _WIDEST_NOTE = 0.42, 3.6, 11.0
+_TITLE, _WIDEST_ENTRY, _WIDEST_NOTE, _WIDEST_DETAIL = 0.42, 3.6, 11.0, 2.6
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,30 @@ class Strip:
 def draw_strip(strip: Strip) -> Picture:
     """Draw it."""
     with drawing():
-        return _Drawing(strip).run()
+        return _Drawing(_printable(strip)).run()
+
+
+def _printable(strip: Strip) -> Strip:
+    """The same in characters that the font has, no text wider than there can be room for."""
+    return Strip(
+        clipped(strip.title, 10, _WIDEST_NOTE, "bold"),
+        clipped(strip.subtitle, _SIZE, _WIDEST_NOTE),
+        [
+            replace(
+                row,
+                name=clipped(row.name, _SIZE, _WIDEST_NAME, _weight(row)),
+                detail=clipped(row.detail, _SIZE, _WIDEST_DETAIL),
+            )
+            for row in strip.rows
+        ],
+        strip.lines,
+        [replace(entry, text=printable(entry.text)) for entry in strip.legend],
+        [replace(entry, text=printable(entry.text)) for entry in strip.notes],
+    )
+
+
+def _weight(row: Row) -> str:
+    return "bold" if row.bold else "normal"
 
 
 class _Drawing:
@@ -218,22 +241,16 @@ class _Column:
             _box(self.axes, (x, y), (width, _BOX[1]), (colour,) if colour else ())
             self.axes.text(x + width / 2, y, text, size=_SMALL, color=DARK, ha="center", va="center_baseline")
             x += width + 0.04
-        name, weight = _name(row)
-        self.axes.text(x, y, name, size=_SIZE, weight=weight, color=DARK, va="center_baseline")
-        x += text_width(name, _SIZE, weight) + 0.09
+        weight = _weight(row)
+        self.axes.text(x, y, row.name, size=_SIZE, weight=weight, color=DARK, va="center_baseline")
+        x += text_width(row.name, _SIZE, weight) + 0.09
         self.axes.text(x, y, row.detail, size=_SIZE, color=MUTED, va="center_baseline")
 
 
 def row_width(row: Row) -> float:
     """The width of a row's text in inches."""
-    name, weight = _name(row)
     chips = sum(_chip_width(text) + 0.04 for text, _ in row.chips)
-    return chips + text_width(name, _SIZE, weight) + 0.09 + text_width(row.detail, _SIZE)
-
-
-def _name(row: Row) -> tuple[str, str]:
-    weight = "bold" if row.bold else "normal"
-    return clipped(row.name, _SIZE, _WIDEST_NAME, weight), weight
+    return chips + text_width(row.name, _SIZE, _weight(row)) + 0.09 + text_width(row.detail, _SIZE)
 
 
 def _chip_width(text: str) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fx_oto.pictures.picture import Picture, drawing, new_figure
-from fx_oto.pictures.style import MUTED, darker, family_colour
+from fx_oto.pictures.style import MUTED, clipped, darker, family_colour, in_legend, name_rows, text_width
 
 if TYPE_CHECKING:
     from fx_oto.sensitivities import Trial
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_trials"]
 
 _MOST_LINES = 8
+_NAME = 2.4  # inches
 
 
 def draw_trials(baseline: Trial, families: Sequence[Sequence[Trial]], metrics: Sequence[str]) -> Picture:
@@ -29,20 +30,26 @@ def draw_trials(baseline: Trial, families: Sequence[Sequence[Trial]], metrics: S
         MissingPackageError: matplotlib is not installed.
     """
     many = len(families) > _MOST_LINES
-    names = 0.075 * max((len(trials[0].family) for trials in families), default=0) + 0.6
     cells = len({trial.fraction for trials in families for trial in trials})
-    size = (max(2.2, 0.75 * cells), 1.3 + 0.23 * len(families)) if many else (3.8, 3.4)
     with drawing():
+        titles = max(text_width(_title(baseline, metric), 10) for metric in metrics) + 0.2
+        size = (max(2.2, titles, 0.75 * cells), 1.3 + 0.23 * len(families)) if many else (3.8, 3.4)
+        shown = [clipped(trials[0].family, 8, _NAME) for trials in families]
+        names = max((text_width(name, 8) for name in shown), default=0.0) + 0.6
         figure = new_figure(size[0] * len(metrics) + names, size[1], layout="constrained")
         axes = figure.subplots(1, len(metrics), squeeze=False, sharey=many)[0]
         for place, metric in zip(axes, metrics, strict=True):
             (_heat_map if many else _lines)(place, baseline, families, metric)
         if many:
-            axes[0].set_yticks(range(len(families)), [trials[0].family for trials in families], fontsize=8)
+            name_rows(axes[0], shown, 8)
             figure.supxlabel("ZIGs of one family removed; the darker, the more it changes", fontsize=9)
         else:
             figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
         return Picture(figure)
+
+
+def _title(baseline: Trial, metric: str) -> str:
+    return f"{clipped(metric, 10, _NAME)}, as it is: {baseline.metrics[metric]:.4g}"
 
 
 def _lines(place: Any, baseline: Trial, families: Sequence[Sequence[Trial]], metric: str) -> None:
@@ -52,8 +59,8 @@ def _lines(place: Any, baseline: Trial, families: Sequence[Sequence[Trial]], met
         colour = darker(family_colour(trials[0].position))
         removed = [0.0, *(trial.removed / trial.zigs for trial in trials)]
         values = [start, *(trial.metrics[metric] for trial in trials)]
-        place.plot(removed, values, marker="o", markersize=4, color=colour, label=trials[0].family)
-    place.set_title(metric, fontsize=10)
+        place.plot(removed, values, marker="o", markersize=4, color=colour, label=in_legend(trials[0].family, _NAME))
+    place.set_title(clipped(metric, 10, _NAME), fontsize=10)
     place.set_xlabel("ZIGs of the family removed", fontsize=9)
     place.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
 
@@ -73,7 +80,7 @@ def _heat_map(place: Any, baseline: Trial, families: Sequence[Sequence[Trial]], 
             text = f"{trial.metrics[metric]:.3g}"
             place.text(x, y, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
     place.set_xticks(range(len(fractions)), [f"{fraction:.0%}" for fraction in fractions], fontsize=8)
-    place.set_title(f"{metric}, as it is: {start:.4g}", fontsize=10)
+    place.set_title(_title(baseline, metric), fontsize=10)
     place.tick_params(length=0)
     place.grid(visible=False)
     place.spines[:].set_visible(False)
