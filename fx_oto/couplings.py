@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["coupling_graph", "draw_couplings", "family_entries", "holder", "matches"]
 
+_ENTRIES = 100
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _MADE = Entry(
     Mark(0, ("#FFFFFF",), "n"), "this layer makes the channels of family n: they are driven to zero and cut out"
@@ -52,7 +53,7 @@ def draw_couplings(
     touched = {slot.tensor for i in families for slot in partition.families[i].slots}
     names = [name for name in _parameters(module, partition) if name in touched or matches(name, patterns)]
     labels, folding = labelled(list(map(holder, names)), fold, limit)
-    table = _Table(partition, shapes, dict(zip(names, labels, strict=True)), families, folding, fold is not None)
+    table = _Table(partition, shapes, dict(zip(names, labels, strict=True)), families, folding, limit, fold is not None)
     return draw_strip(table.strip(module._get_name()))
 
 
@@ -85,10 +86,16 @@ def _axis_node(graph: nx.Graph[str], tensor: str, dim: int, shapes: dict[str, to
     return found
 
 
-def family_entries(partition: Partition, families: Sequence[int]) -> list[Entry]:
-    """A legend: number, colour, name, number of groups and what a group costs."""
+def family_entries(partition: Partition, families: Sequence[int], limit: int) -> list[Entry]:
+    """A legend: number, colour, name, number of groups and what a group costs; not much longer than the picture."""
     prices = partition.params.marginal.tolist()
-    return [Entry(Mark(0, (family_colour(i),), str(i)), _described(partition.families[i], prices[i])) for i in families]
+    most = max(limit, _ENTRIES)
+    entries = [
+        Entry(Mark(0, (family_colour(i),), str(i)), _described(partition.families[i], prices[i]))
+        for i in families[:most]
+    ]
+    rest = len(families) - len(entries)
+    return [*entries, *([Entry(Mark(0, text="…"), f"{rest:,} more families: see partition(gm)")] if rest > 0 else [])]
 
 
 def _described(family: Family, price: float) -> str:
@@ -126,6 +133,7 @@ class _Table:
     row_of: dict[str, str]  # for each parameter, by name
     families: list[int]
     folding: Folding
+    limit: int
     asked: bool
 
     def __post_init__(self) -> None:
@@ -159,7 +167,7 @@ class _Table:
             Line(lanes[i], *wire, darker(family_colour(i)), width=2.2)
             for i, wire in zip(self.families, wires, strict=True)
         ]
-        legend = family_entries(self.partition, self.families)
+        legend = family_entries(self.partition, self.families, self.limit)
         return Strip(
             f"{title}: what is tied together", self._subtitle(), rows, lines, legend, [*self._notes(), _MADE, _READ]
         )

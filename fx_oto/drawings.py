@@ -113,7 +113,7 @@ class _Graph:
             self._subtitle(folding, wanted, fold),
             rows,
             _lines(inputs, lanes, [self._colour(run) for run in folding.rows]),
-            family_entries(self.partition, shown),
+            family_entries(self.partition, shown, limit),
             [Entry(*note) for note in _NOTES],
         )
 

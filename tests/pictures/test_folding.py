@@ -103,6 +103,8 @@ def test_a_flat_sequence_is_folded_by_neighbours():
     assert subtitle.endswith("; up to 4 neighbours share a row for size: see limit=")
     assert {"0–3", "4–7", "596–599", "output"} <= set(texts(picture))
     zigs = fx_oto.partition(gm).draw(limit=100)
+    assert texts(picture).count("100 more families: see partition(gm)") == 1
+    assert not any(text.startswith("400:") for text in texts(picture))
     assert "for 301 layers; up to 4 neighbours share a row for size: see limit=" in texts(zigs)[1]
     assert {"0–6", "8–14", "4 layers"} <= set(texts(zigs))
     check_legible(zigs)
