@@ -100,7 +100,7 @@ def labelled(names: Sequence[str], fold: int | None, limit: int) -> tuple[list[s
     distinct = list(dict.fromkeys(names))
     if fold is None and len(distinct) <= limit:
         return list(names), Folding([])
-    deepest = max(name.count(".") for name in names)
+    deepest = max((name.count(".") for name in names), default=0)
     for depth in range(deepest, 0, -1) if fold is None else (fold,):
         short = [prefix(name, depth) for name in names]
         if fold is not None or len(set(short)) <= limit:
