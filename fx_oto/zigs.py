@@ -262,10 +262,10 @@ class Partition(Tabular):
             patterns: glob patterns of parameter or module names: only the families with a part in what matches.
             fold: modules whose names have more than so many parts share the row of the module at that depth; by
                 default nothing is folded up to ``limit`` rows, and as little as needed above.
-            limit: see ``fold``.
+            limit: the most rows, without ``fold``; where modules at depth 1 are not few enough, neighbours share a row.
 
         Raises:
-            SettingsError: a pattern matches nothing, or ``fold`` is less than 1.
+            SettingsError: a pattern matches nothing, or ``fold`` or ``limit`` is less than 1.
             MissingPackageError: matplotlib is not installed.
 
         Example:
