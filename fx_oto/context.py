@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_map_only
 
 from fx_oto.errors import InputError, MissingResultError
+from fx_oto.graph import tensor_leaves
 from fx_oto.records import PassRecord
 
 __all__ = ["Capture", "Context", "ExampleInputs"]
@@ -66,6 +68,16 @@ class ExampleInputs:
     def copied(self) -> ExampleInputs:
         """The same with tensors of their own, which a model may write into."""
         args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), (self.args, self.kwargs))
+        return ExampleInputs(args, kwargs)
+
+    def doubled(self) -> ExampleInputs:
+        """Twice the batch: of each tensor whose first dimension is as long as that of the first tensor that has one."""
+        sizes = [tensor.size(0) for tensor in tensor_leaves((self.args, self.kwargs)) if tensor.ndim]
+
+        def double(tensor: Tensor) -> Tensor:
+            return torch.cat([tensor, tensor]) if tensor.ndim and tensor.size(0) == sizes[0] else tensor
+
+        args, kwargs = tree_map_only(Tensor, double, (self.args, self.kwargs))
         return ExampleInputs(args, kwargs)
 
 

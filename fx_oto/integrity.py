@@ -1,17 +1,19 @@
-"""What a graph owes after a pass: it is well formed, runs on the example inputs, and returns what it returned."""
+"""What a graph owes after a pass: it is well formed, runs, at any batch size, and returns what it returned."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_structure
 
 from fx_oto.context import ExampleInputs
 from fx_oto.errors import InputError, PassError
-from fx_oto.graph import described
-from fx_oto.tape import Tape, record_tape
+from fx_oto.graph import described, tensor_leaves
+from fx_oto.interpreting import PlainInterpreter, run_graph
+from fx_oto.tape import Tape, fake_run, record_tape
 
 __all__ = ["check_integrity"]
 
@@ -29,7 +31,8 @@ def check_integrity(stage: str, before: GraphModule, after: GraphModule, inputs:
         The tape of ``after``.
 
     Raises:
-        PassError: the graph is invalid, does not run, or takes or returns something else; names pass and node.
+        PassError: the graph is invalid, does not run, takes or returns something else, or is for one batch size where
+            it was not; names pass and node.
     """
     _check_form(stage, after)
     old, new = ([str(node.target) for node in gm.graph.nodes if node.op == "placeholder"] for gm in (before, after))
@@ -48,6 +51,7 @@ def check_integrity(stage: str, before: GraphModule, after: GraphModule, inputs:
         record_tape(before, inputs)
     for was, now, where in _changed(before, after):
         raise PassError(f"the pass {stage!r} changed an output{where}: it was {was}, now {now}{_REMEDY}")
+    _check_batch(stage, before, after, inputs.doubled())
     return tape
 
 
@@ -89,6 +93,91 @@ def _changed(before: GraphModule, after: GraphModule) -> list[tuple[str, str, st
         for one, other in zip(old, new, strict=True)
         if (was := _signature(one)) != (now := _signature(other))
     ]
+
+
+def _check_batch(stage: str, before: GraphModule, after: GraphModule, doubled: ExampleInputs) -> None:
+    """Where the graph that a pass was given takes twice the batch, so does what it made, and returns as much."""
+    now, failure = _Run(after), None
+    try:
+        if now.on(doubled).grown():  # as nearly always: no need to ask what it was
+            return
+    except InputError as error:
+        failure = error
+    try:
+        was = _Run(before).on(doubled)
+    except InputError:  # it is for one batch size, or asks for values
+        return
+    if failure is not None:
+        reason = str(failure.__cause__).split("\n\nWhile executing")[0]
+        raise _baked(stage, _stuck(before, now) or now.node, f"it fails: {reason}") from failure
+    for (_, expected), (leaf, found) in zip(was.outputs(), now.outputs(), strict=False):
+        if expected != found:
+            raise _baked(stage, _stuck(before, now) or leaf, f"an output is of shape {found} instead of {expected}")
+
+
+def _baked(stage: str, node: Node, found: str) -> PassError:
+    return PassError(
+        f"the pass {stage!r} baked the batch size into the graph, at {described(node)}: with twice the batch of the "
+        f"example inputs, {found}. Take it from a value, such as x.size(0) or -1 in a reshape{_REMEDY}"
+    )
+
+
+class _Run(PlainInterpreter):
+    """Runs a graph that has been run before, and notes of what shape the nodes' values are now."""
+
+    def __init__(self, gm: GraphModule) -> None:
+        super().__init__(gm)
+        self.gm = gm
+        self.shapes: dict[str, list[tuple[int, ...]]] = {}
+        self.node = gm.graph.output_node()
+        self.leaves = [leaf for leaf in tree_leaves(self.node.args[0]) if isinstance(leaf, Node)]
+
+    def on(self, inputs: ExampleInputs) -> _Run:
+        """Run on fake tensors."""
+        fake_run(_Run.Module(self), inputs, nullcontext())
+        return self
+
+    def run_node(self, n: Node) -> Any:
+        """The base class's."""
+        self.node = n
+        value = super().run_node(n)
+        self.shapes[n.name] = _shapes(value)
+        return value
+
+    def outputs(self) -> list[tuple[Node, tuple[int, ...]]]:
+        """Shapes of all tensors that are returned, each with the node that it comes from."""
+        return [(leaf, shape) for leaf in self.leaves for shape in self.shapes[leaf.name]]
+
+    def grown(self) -> bool:
+        """Whether every output is as it was, but twice as long in its first dimension."""
+        before = [shape for leaf in self.leaves for shape in _shapes(leaf.meta["val"])]
+        return [shape for _, shape in self.outputs()] == [(2 * shape[0], *shape[1:]) for shape in before if shape]
+
+    class Module(nn.Module):
+        """The same as a module."""
+
+        def __init__(self, run: _Run) -> None:
+            super().__init__()
+            self.gm, self.run = run.gm, run
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return run_graph(self.run, args, kwargs)
+
+
+def _shapes(value: Any) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for tensor in tensor_leaves(value)]
+
+
+def _stuck(before: GraphModule, run: _Run) -> Node | None:
+    """The first node that the pass made or changed whose first dimension does not grow with that of what it reads."""
+    known = {node.format_node() for node in before.graph.nodes}
+
+    def grows(node: Node) -> bool:
+        shapes = zip(_shapes(node.meta.get("val")), run.shapes.get(node.name, ()), strict=False)
+        return any(was[:1] != now[:1] for was, now in shapes)
+
+    made = (node for node in run.gm.graph.nodes if node.format_node() not in known)
+    return next((node for node in made if not grows(node) and any(map(grows, node.all_input_nodes))), None)
 
 
 def _signature(leaf: Any) -> str:

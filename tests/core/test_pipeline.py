@@ -243,6 +243,53 @@ def test_a_pass_that_breaks_the_graph_is_named_with_node_and_remedy(stage, text)
     gm(IMAGE)
 
 
+def made_of_reshape(name, sizes, of=-1):
+    """A pass that puts a reshape to these sizes behind a node."""
+
+    @fx_oto.transformation(name=name)
+    def stage(gm):
+        node = [node for node in gm.graph.nodes if node.op == "call_module"][of]
+        with gm.graph.inserting_after(node):
+            shaped = gm.graph.call_function(torch.reshape, (node, sizes))
+        node.replace_all_uses_with(shaped, lambda user: user is not shaped)
+        return gm
+
+    return stage
+
+
+@pytest.mark.parametrize(
+    ("sizes", "of", "text"),
+    [
+        ((2, -1), -1, r"an output is of shape \(2, 8\) instead of \(4, 4\)"),
+        ((2, 6), 0, r"it fails: .*shape '\[2, 6\]' is invalid for input of size 24"),
+        ((2, -1), 0, r"it fails: .*same reduction dim, but got \[2, 12\] X \[6, 4\]"),
+    ],
+)
+def test_a_pass_that_bakes_the_batch_size_in_is_named(sizes, of, text):
+    net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 4))
+    gm = fx_oto.trace(net, torch.randn(2, 6))
+    with pytest.raises(fx_oto.PassError, match=f"'baking' baked the batch size.*, at node 'reshape' .*{text}"):
+        made_of_reshape("baking", sizes, of)(gm)
+    made = made_of_reshape("free", (-1, 6 if of == 0 else 4), of)(gm).graph_module
+    assert made(torch.randn(5, 6)).shape == (5, 4)
+
+
+class OfTwo(nn.Module):
+    def __init__(self, sizes):
+        super().__init__()
+        self.sizes, self.linear = sizes, nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.linear(x).reshape(self.sizes)
+
+
+@pytest.mark.parametrize("sizes", [(2, 4), (2, -1), (4, 2)])
+def test_a_model_that_is_for_one_batch_size_stays_so(sizes):
+    gm = fx_oto.prepare(nn.Sequential(nn.Linear(6, 6), OfTwo(sizes)), torch.randn(2, 6))
+    fx_oto.partition(gm).zero_(0.5)
+    assert fx_oto.compress(gm)(torch.randn(2, 6)).shape == gm(torch.randn(2, 6)).shape
+
+
 def test_without_verification_nothing_is_checked_or_counted():
     gm = fx_oto.trace(make_net(), IMAGE)
     made = fx_oto.Pipeline((Flat(),), verify=False).run(gm)
