@@ -123,14 +123,14 @@ class Compression:
 def compress(options: argparse.Namespace) -> Compression:
     """Carry out the command."""
     target = _check(options)
-    settings = assignments(options.set, "--set")
+    settings = _settings(options, target)
     train = locate(options.train, "the training function") if options.train else None
     base = _base(options.optimizer)
     model, inputs = build_model(options), build_inputs(options)
     gm = prepare(model, inputs, unprunable=options.unprunable, attention=options.attention)
     optimizer = None
     if train is not None and target is not None:
-        optimizer = _optimizer(options, gm, base, {f"target_{target[0]}": target[1], **settings})
+        optimizer = _optimizer(options, gm, base, settings)
         _train(train, options.train, gm, optimizer)
     elif options.dry_run is not None:
         partition(gm).zero_(options.dry_run, torch.Generator().manual_seed(options.seed))
@@ -170,6 +170,19 @@ def _check(options: argparse.Namespace) -> tuple[str, float] | None:
     return given[0] if given else None
 
 
+def _settings(options: argparse.Namespace, target: tuple[str, float] | None) -> dict[str, Any]:
+    """The arguments of the optimizer, each said once."""
+    given = {"lr": options.lr, "total_steps": options.total_steps}
+    if target is not None:
+        given[f"target_{target[0]}"] = target[1]
+    given = {name: value for name, value in given.items() if value is not None}
+    more = assignments(options.set, "--set")
+    if twice := sorted(given.keys() & more.keys()):
+        option = f"--{twice[0].replace('_', '-')} {given[twice[0]]:g}"
+        raise SettingsError(f"{option} and --set {twice[0]}={more[twice[0]]} say the same: give one of them")
+    return given | more
+
+
 def _base(name: str) -> type[torch.optim.Optimizer]:
     if ":" in name:
         found = locate(name, "the optimizer")
@@ -186,10 +199,8 @@ def _base(name: str) -> type[torch.optim.Optimizer]:
 def _optimizer(
     options: argparse.Namespace, gm: GraphModule, base: type[torch.optim.Optimizer], settings: dict[str, Any]
 ) -> GroupSparseOptimizer:
-    if options.lr is not None:
-        settings["lr"] = options.lr
     try:
-        return _METHODS[options.method](gm, base, total_steps=options.total_steps, **settings)
+        return _METHODS[options.method](gm, base, **settings)
     except FxOtoError:
         raise
     except (TypeError, ValueError) as error:
@@ -206,7 +217,7 @@ def _train(train: Any, name: str, gm: nn.Module, optimizer: GroupSparseOptimizer
         train(gm, optimizer)
     except FxOtoError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise failed(f"{name}(gm, optimizer)", error) from error
 
 

@@ -153,7 +153,7 @@ def _check_arguments(factory: Callable[..., Any], kwargs: dict[str, Any], name: 
 def _call(function: Callable[..., Any], name: str, **kwargs: Any) -> Any:
     try:
         return function(**kwargs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise failed(name, error, "arguments are given with --kwargs NAME=VALUE" if kwargs else "") from error
 
 

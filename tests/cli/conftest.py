@@ -64,6 +64,10 @@ def train_badly(gm, optimizer):
     raise KeyError("labels")
 
 
+def leaving(gm=None, optimizer=None):
+    raise SystemExit("no data here")
+
+
 def stopped(gm, optimizer):
     raise KeyboardInterrupt
 

@@ -33,6 +33,7 @@ TRAIN = ["--train", "net.py:train"]
         ),
         ("torch.nm:Linear", "no module is called 'torch.nm', neither in the working directory nor installed; did you"),
         ("./nett.py:Net", "there is no file nett.py; did you mean 'net.py'?"),
+        ("net.py:leaving", "net.py:leaving failed with SystemExit: no data here (--traceback shows where)"),
         ("net.py:number", "net.py:number is of type int: expected a function or class that returns a torch.nn.Module"),
         ("net.py:example", "net.py:example returned dict: expected a torch.nn.Module"),
         (
@@ -147,6 +148,10 @@ def test_jobs_that_cannot_be_done(refused, options, text):
         (["--optimizer", "SDG"], "--optimizer: torch.optim has no 'SDG'; did you mean 'SGD'?"),
         (["--optimizer", "net:Net"], "--optimizer net:Net: expected a subclass of torch.optim.Optimizer, found"),
         (["--set", "momntum=3"], "--optimizer SGD cannot be built: SGD.__init__() got an unexpected keyword argument"),
+        (["--set", "lr=1", "--lr", "2"], "--lr 2 and --set lr=1 say the same: give one of them"),
+        (["--set", "target_macs=0.2", "--target-macs", ".5"], "--target-macs 0.5 and --set target_macs=0.2 say the"),
+        (["--set", "total_steps=3"], "--total-steps 10 and --set total_steps=3 say the same: give one of them"),
+        (["--train", "net.py:leaving"], "net.py:leaving(gm, optimizer) failed with SystemExit: no data here"),
         (["--train", "net.py:number"], "--train net.py:number is of type int: expected a function of (gm, optimizer)"),
         (
             ["--train", "net.py:train_badly"],
