@@ -12,10 +12,12 @@ from torch.utils._pytree import tree_leaves
 
 from fx_oto.context import Context
 from fx_oto.errors import VerificationError
-from fx_oto.graph import described, tensor_names, unwritten
+from fx_oto.graph import described, graph_copy, tensor_names, unwritten
 from fx_oto.interpreting import PlainInterpreter, run_graph
 from fx_oto.masks import mask_of
+from fx_oto.rules.registration import taught
 from fx_oto.stages import Analysis
+from fx_oto.tape import record_tape
 from fx_oto.zigs import partition, zero_variables
 from passes.physical_slicing import SlicingPlan
 
@@ -97,8 +99,8 @@ class Verification(Analysis):
             where = _first_difference(self.reference, gm, context, tolerance)
             raise VerificationError(
                 f"the compact model differs from the group-sparse one by {error:.1e} of the output (allowed: "
-                f"{tolerance:.0e}){where}. Nothing was changed: mend the rule, if that is an op or a module with "
-                "one of yours, and else please report this model"
+                f"{tolerance:.0e}){where and f', first at {described(where)}'}. Nothing was changed: "
+                f"{_remedy(self.reference, context, where)}"
             )
         return VerificationReport(error, tolerance)
 
@@ -170,16 +172,29 @@ def _values(gm: GraphModule, context: Context) -> dict[str, Tensor]:
     return keeper.kept
 
 
-def _first_difference(reference: GraphModule, compact: GraphModule, context: Context, tolerance: float) -> str:
+def _first_difference(reference: GraphModule, compact: GraphModule, context: Context, tolerance: float) -> Node | None:
     cuts = context.get(SlicingPlan).cuts
     expected = _values(reference, context)
     found = _values(compact, context)
+    node: Node
     for node in compact.graph.nodes:
         if node.name in expected and node.name in found and node.op != "get_attr":
             left = cuts.apply(expected[node.name], cuts.of_tensor(node.name))
             if relative_error(left, found[node.name]) > tolerance:
-                return f", first at {described(node)}"
-    return ""
+                return node
+    return None
+
+
+def _remedy(reference: GraphModule, context: Context, where: Node | None) -> str:
+    """What to do: mend the rule of the user's that is nearest, at the first node that differs or before it."""
+    steps = record_tape(graph_copy(reference), context.inputs).steps
+    names = [name for name, _, _ in steps]
+    end = names.index(where.name) + 1 if where is not None and where.name in names else len(names)
+    for name, calls, _ in reversed(steps[:end]):
+        for rule in filter(None, map(taught, reversed(calls))):
+            node = next(node for node in reference.graph.nodes if node.name == name)
+            return f"{rule}, which is yours, is the one to suspect, at {described(node)}: mend the rule"
+    return "please report this model"
 
 
 def _at_random(reference: GraphModule, context: Context, error: float) -> str:

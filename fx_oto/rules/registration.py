@@ -23,7 +23,15 @@ from fx_oto.propagation import Propagation, Rule, Said
 from fx_oto.rules import refusals
 from fx_oto.tape import OpCall
 
-__all__ = ["register_leaf", "register_rule", "registered_rules", "rule_of", "temporary_rules", "unregister_rule"]
+__all__ = [
+    "register_leaf",
+    "register_rule",
+    "registered_rules",
+    "rule_of",
+    "taught",
+    "temporary_rules",
+    "unregister_rule",
+]
 
 _rules: dict[Any, Taught] = {}
 _ALIKE = "the same function or kind may be registered again, for another pass replace=True, or unregister_rule first"
@@ -216,6 +224,12 @@ def rule_of(op: Any) -> Rule | None:
         leaf = leaves.get(type(op.module))
         return refusals.opaque if leaf is None else leaf.rule  # it was registered when the model was traced
     return _rules.get(op)
+
+
+def taught(call: OpCall) -> str:
+    """The rule that a user has registered for what a call calls, as errors name it; empty if there is none."""
+    rule = rule_of(call.func)
+    return f"the rule {_described(rule.rule)} of {call.name}" if isinstance(rule, Taught) else ""
 
 
 @dataclass(frozen=True)

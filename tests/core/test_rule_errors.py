@@ -260,8 +260,48 @@ def test_a_wrong_rule_is_caught_by_verification():
 
     gm = fx_oto.prepare(randomise(Net(ops.soft).double()).eval(), TOKENS.double())
     fx_oto.partition(gm).zero_(0.5, torch.Generator().manual_seed(0))
-    with pytest.raises(fx_oto.VerificationError):
+    with pytest.raises(
+        fx_oto.VerificationError, match=r"passes_through at .*test_rule_errors.py:\d+ of fx_oto_errors::"
+    ):
         fx_oto.compress(gm)
+
+
+@torch.library.custom_op("fx_oto_errors::centre", mutates_args=())
+def centre(x: Tensor) -> Tensor:
+    return x - x.mean(-1, keepdim=True)
+
+
+centre.register_fake(torch.empty_like)
+
+
+class Wobble(nn.Module):
+    def forward(self, x):
+        return ops.wobble(x, 2.0)
+
+
+class Centre(nn.Module):
+    def forward(self, x):
+        return x - x.mean(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("leaf", [False, True])
+def test_the_wrong_rule_is_named_that_is_nearest_to_the_first_difference(leaf):
+    for op in (ops.centre, ops.wobble):
+        fx_oto.register_rule(op, kinds.elementwise())
+    fx_oto.register_leaf(Centre, kinds.elementwise())
+    net = Net(Centre() if leaf else ops.centre)
+    net.a, net.b = nn.Sequential(Wobble(), net.a), nn.Sequential(Wobble(), net.b)
+    gm = fx_oto.prepare(randomise(net.double()).eval(), TOKENS.double())
+    fx_oto.partition(gm).zero_(0.5, torch.Generator().manual_seed(0))
+    named = "Centre" if leaf else "fx_oto_errors::centre"
+    node = "function" if leaf else "centre"
+    with pytest.raises(fx_oto.VerificationError) as caught:
+        fx_oto.compress(gm)
+    assert f", first at node '{node}' (" in str(caught.value)
+    assert f"the rule elementwise() of {named}, which is yours, is the one to suspect, at node '{node}'" in str(
+        caught.value
+    )
+    assert "please report" not in str(caught.value)
 
 
 @torch.library.custom_op("fx_oto_errors::weighted_soft", mutates_args=())
