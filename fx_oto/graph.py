@@ -20,8 +20,11 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
+from fx_oto.errors import InputError
+
 __all__ = [
     "bare_name",
+    "check_has_numbers",
     "clone_module",
     "described",
     "evaluating",
@@ -261,6 +264,21 @@ def clone_module(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.M
 def tensor_names(module: nn.Module) -> dict[str, Tensor]:
     """Parameters, then buffers, by name; a tensor under several names is listed under its first."""
     return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def check_has_numbers(model: nn.Module, doing: str) -> None:
+    """Refuse a model on the meta device, whose tensors have shapes alone, for what reads or writes numbers.
+
+    Raises:
+        InputError: a parameter or buffer is there.
+    """
+    empty = [name for name, tensor in tensor_names(model).items() if tensor.is_meta]
+    if empty:
+        raise InputError(
+            f"{doing} needs a model with numbers, but {len(empty)} of its tensors are on the meta device, "
+            f"such as {empty[0]!r}: give it memory with model.to_empty(device='cpu') and weights with "
+            "model.load_state_dict(…), then prepare or measure it"
+        )
 
 
 def tensor_leaves(value: Any) -> list[Tensor]:

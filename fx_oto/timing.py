@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from fx_oto.context import ExampleInputs
 from fx_oto.errors import InputError, SettingsError
-from fx_oto.graph import unwritten
+from fx_oto.graph import check_has_numbers, tensor_leaves, unwritten
 from fx_oto.progress import progress
 from fx_oto.tables import Tabular, table
 
@@ -139,7 +139,7 @@ def latency(
         Medians, quartiles, and ratios to the first model. The models and the inputs are as they were.
 
     Raises:
-        InputError: the example inputs, or the models, are of no kind that is known.
+        InputError: the example inputs, or the models, are of no kind that is known, or on the meta device.
         SettingsError: ``rounds`` is below 1 or ``warmup`` below 0.
 
     Example:
@@ -155,8 +155,13 @@ def latency(
     named, inputs = _named(models), ExampleInputs.of(example_inputs)
     if rounds < 1 or warmup < 0:
         raise SettingsError(f"rounds must be at least 1 and warmup at least 0; found {rounds} and {warmup}")
+    if any(tensor.is_meta for tensor in tensor_leaves((inputs.args, inputs.kwargs))):
+        raise InputError(
+            "latency needs inputs with numbers, and these are on the meta device: make them on the model's"
+        )
     with ExitStack() as untouched:
-        for model in named.values():
+        for name, model in named.items():
+            check_has_numbers(model, f"latency, of {name!r},")
             untouched.enter_context(unwritten(model))
         runs = [_run(model, inputs) for model in named.values()]
         seconds = in_turns(runs, rounds, warmup, show=progress)

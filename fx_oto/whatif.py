@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fx_oto.errors import InputError, SettingsError
-from fx_oto.graph import evaluating, tensor_names, unchanged
+from fx_oto.graph import check_has_numbers, evaluating, tensor_names, unchanged
 from fx_oto.keeping import kept
 from fx_oto.optim.checks import check_unchanged
 from fx_oto.optim.limits import check_patterns
@@ -56,7 +56,8 @@ def sensitivity(
 
     Raises:
         MissingResultError: ``gm`` is not prepared.
-        InputError: ``evaluate`` returns something else than numbers, or other ones than the first time.
+        InputError: ``gm`` is on the meta device, or ``evaluate`` returns something else than numbers, or other ones
+            than the first time.
         SettingsError: a pattern matches no family, a position or fraction is out of range, or the saliency reads
             gradients and there are none.
 
@@ -73,6 +74,7 @@ def sensitivity(
         ... )
     """
     zigs = partition(gm)
+    check_has_numbers(gm, "sensitivity")
     check_unchanged(zigs, tensor_names(gm))
     chosen, asked = _chosen(zigs.families, families), _checked(fractions)
     order = _order(gm, zigs, saliency)

@@ -17,7 +17,7 @@ from fx_oto.couplings import coupling_graph, draw_couplings
 from fx_oto.dependencies import Reason
 from fx_oto.errors import MissingResultError, SettingsError
 from fx_oto.explanations import Explanation, explain, readable
-from fx_oto.graph import tensor_names, with_modules
+from fx_oto.graph import check_has_numbers, tensor_names, with_modules
 from fx_oto.masks import mask_of
 from fx_oto.pictures.picture import Picture
 from fx_oto.prices import Price
@@ -177,7 +177,7 @@ class Partition(Tabular):
 
     def zeros(self) -> list[Tensor]:
         """For each family, which ZIGs are zero (by mask, or in every variable): bool, shape ``(num_zigs,)``."""
-        module = self._bound()
+        module = self._bound("to look for zeros")
         tensors = tensor_names(module)
         return [
             zero_variables(family, tensors) | ~_mask(module, i, family).bool() for i, family in enumerate(self.families)
@@ -224,7 +224,7 @@ class Partition(Tabular):
         Returns:
             The partition itself.
         """
-        module = self._bound()
+        module = self._bound("to set ZIGs to zero")
         tensors = tensor_names(module)
         for slot in self.families[family].variables:
             index = slot.index[zigs].reshape(-1).to(tensors[slot.tensor].device)
@@ -343,9 +343,11 @@ class Partition(Tabular):
         frozen = [(f"{axis.tensor}[{axis.dim}]", str(axis.size), str(readable(axis.reason))) for axis in self.frozen]
         return table(prunable, _PRUNABLE, style, _PRUNABLE[1:4]), table(frozen, _FROZEN, style, _FROZEN[1:2])
 
-    def _bound(self) -> nn.Module:
+    def _bound(self, doing: str | None = None) -> nn.Module:
         if self.module is None:
             raise MissingResultError("this partition is bound to no module: obtain it with fx_oto.partition(gm)")
+        if doing is not None:
+            check_has_numbers(self.module, doing)
         return self.module
 
 

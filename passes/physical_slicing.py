@@ -15,7 +15,7 @@ from fx_oto.context import Context
 from fx_oto.cuts import Cuts
 from fx_oto.dependencies import Adjustment, Axis, Dependencies
 from fx_oto.errors import InputError, NothingToCompressError, SlicingError
-from fx_oto.graph import clone_module, graph_copy, tensor_names, with_modes_of
+from fx_oto.graph import check_has_numbers, clone_module, graph_copy, tensor_names, with_modes_of
 from fx_oto.masks import MASKS
 from fx_oto.rewriting import rewrite
 from fx_oto.stages import Pass
@@ -99,7 +99,7 @@ class PhysicalSlicing(Pass):
     Raises:
         NothingToCompressError: when it runs: no ZIG is zero.
         SlicingError: when it runs: every ZIG of a family is zero, or a node cannot be rewritten.
-        InputError: when it runs: a parameter holds NaN or infinite values.
+        InputError: when it runs: a parameter holds NaN or infinite values, or is on the meta device.
 
     Example:
         >>> import torch, fx_oto
@@ -121,9 +121,10 @@ class PhysicalSlicing(Pass):
         Raises:
             NothingToCompressError: no ZIG is zero.
             SlicingError: every ZIG of a family is zero, or a node cannot be rewritten.
-            InputError: a parameter holds NaN or infinite values.
+            InputError: a parameter holds NaN or infinite values, or is on the meta device.
         """
         found = context.get(Dependencies)
+        check_has_numbers(gm, "slicing")
         _check_finite(dict(gm.named_parameters()))
         kept, kept_back = _kept_classes(gm, found)
         cuts = Cuts(found, kept[found.roots])

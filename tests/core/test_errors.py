@@ -110,6 +110,31 @@ def test_not_a_number(net):
         fx_oto.compress(gm)
 
 
+WANTING_NUMBERS = {
+    "zero_": lambda gm: fx_oto.partition(gm).zero_(0.5),
+    "zero_zigs_": lambda gm: fx_oto.partition(gm).zero_zigs_(0, torch.tensor([1])),
+    "group_sparsity": lambda gm: fx_oto.partition(gm).group_sparsity(),
+    "sensitivity": lambda gm: fx_oto.sensitivity(gm, lambda gm: 0.0),
+    "latency": lambda gm: fx_oto.latency(gm, torch.randn(2, 4)),
+    "compress": fx_oto.compress,
+}
+
+
+@pytest.mark.parametrize("call", WANTING_NUMBERS.values(), ids=WANTING_NUMBERS)
+def test_the_meta_device_has_no_numbers(call):
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    gm = fx_oto.prepare(net, torch.randn(2, 4, device="meta"))
+    with pytest.raises(
+        fx_oto.InputError, match=r"on the meta device, such as '0\.weight': .*\.to_empty\(device='cpu'\)"
+    ):
+        call(gm)
+    net.to_empty(device="cpu")
+    net.load_state_dict(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).state_dict())
+    with pytest.raises(fx_oto.InputError, match="latency needs inputs with numbers, and these are on the meta device"):
+        fx_oto.latency(net, torch.randn(2, 4, device="meta"))
+
+
 def test_unknown_pattern(net):
     with pytest.raises(
         fx_oto.SettingsError, match=r"the pattern 'layer9\.\*' in unprunable matches no parameter or module"
