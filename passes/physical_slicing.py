@@ -15,7 +15,7 @@ from fx_oto.context import Context
 from fx_oto.cuts import Cuts
 from fx_oto.dependencies import Adjustment, Axis, Dependencies
 from fx_oto.errors import InputError, NothingToCompressError, SlicingError
-from fx_oto.graph import check_has_numbers, clone_module, graph_copy, tensor_names, with_modes_of
+from fx_oto.graph import check_has_numbers, clone_module, evaluating, graph_copy, tensor_names, with_modes_of
 from fx_oto.masks import MASKS
 from fx_oto.rewriting import rewrite
 from fx_oto.stages import Pass
@@ -130,7 +130,9 @@ class PhysicalSlicing(Pass):
         cuts = Cuts(found, kept[found.roots])
         plan = SlicingPlan(cuts.axes, cuts, kept_back)
         compact = _sliced_copy(gm, plan)
-        rewrite(compact, cuts, lambda node, adjustment: _contribution(gm, cuts, node, adjustment))
+        with evaluating(compact):  # in training, reading a parametrized weight may write into buffers
+            rewrite(compact, cuts, lambda node, adjustment: _contribution(gm, cuts, node, adjustment))
+        with_modes_of(compact, gm)  # also what was put in the place of a module meanwhile
         compact._modules.pop(MASKS, None)
         compact.recompile()
         now = context.keep(self.preserves).provide(plan)
