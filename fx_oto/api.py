@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 
 from fx_oto.context import Context
 from fx_oto.errors import MissingResultError, SettingsError
+from fx_oto.graph import patterns_in
 from fx_oto.optim.dhspg import DHSPG
 from fx_oto.pipeline import Pipeline
 from fx_oto.propagation import Attention
@@ -32,7 +33,7 @@ def default_pipeline(
     """The passes that ``prepare`` runs, in order.
 
     Args:
-        unprunable: glob patterns of parameter or module names that must be kept whole.
+        unprunable: glob patterns, or one, of parameter or module names that must be kept whole.
         attention: what attention loses: whole ``"heads"``, or ``"head_dim"``, the same positions of every head.
         on_pass: called with each ``PassRecord`` after its pass.
 
@@ -51,7 +52,7 @@ def default_pipeline(
     return Pipeline(
         (
             DependencyAnalysis(attention),  # which indices of which axes must go together
-            ZIGPartition(tuple(unprunable)),  # families of groups that can go
+            ZIGPartition(patterns_in(unprunable)),  # families of groups that can go
             MaskInsertion(),  # one switch for each group
         ),
         on_pass,
@@ -74,7 +75,7 @@ def prepare(
         example_inputs: a tensor, a tuple, a dict of keyword arguments or ``(args, kwargs)``; may be left out for
             a GraphModule that was traced by ``fx_oto.trace``.
         passes: the pipeline to run instead of ``default_pipeline(unprunable, attention)``.
-        unprunable: glob patterns of parameter or module names that must be kept whole.
+        unprunable: glob patterns, or one, of parameter or module names that must be kept whole.
         attention: what multi-head attention loses: whole ``"heads"``, or with ``"head_dim"`` the same positions of
             every head's width, those of queries and keys together. Scores are scaled by the original width.
         on_pass: called with the ``PassRecord`` of each pass of the default pipeline after it, such as ``print``.

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
@@ -33,6 +33,7 @@ __all__ = [
     "memory_of",
     "one_at_a_time",
     "op_name",
+    "patterns_in",
     "source_line",
     "tensor_leaves",
     "tensor_names",
@@ -292,3 +293,8 @@ def with_modules(name: str) -> list[str]:
     """The name of a tensor, and those of the modules that hold it, outermost first."""
     parts = name.split(".")
     return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+
+
+def patterns_in(given: str | Iterable[str]) -> tuple[str, ...]:
+    """Glob patterns as a user gives them: a string is one of them, not its letters."""
+    return (given,) if isinstance(given, str) else tuple(given)

@@ -16,7 +16,7 @@ from fx_oto.context import Context
 from fx_oto.dependencies import Axis, Dependencies, Reason
 from fx_oto.errors import SettingsError
 from fx_oto.explanations import readable
-from fx_oto.graph import tensor_names, with_modules
+from fx_oto.graph import patterns_in, tensor_names, with_modules
 from fx_oto.prices import Price
 from fx_oto.stages import Analysis
 from fx_oto.zigs import Family, FrozenAxis, Partition, Slot
@@ -29,7 +29,7 @@ class ZIGPartition(Analysis):
     """Gather the classes of atoms into families of ZIGs (OTOv2, algorithm 2); provides ``Partition``.
 
     Attributes:
-        unprunable: glob patterns of parameter or module names that are kept whole.
+        unprunable: glob patterns of parameter or module names that are kept whole; a string is one of them.
 
     Raises:
         SettingsError: when it runs: a pattern matches nothing.
@@ -47,6 +47,9 @@ class ZIGPartition(Analysis):
     provides: ClassVar[tuple[type, ...]] = (Partition,)
 
     unprunable: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "unprunable", patterns_in(self.unprunable))
 
     def analyse(self, gm: GraphModule, context: Context) -> Partition:
         """Sort every class into a family, or list its axes as frozen.

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from fx_oto.context import Context
 from fx_oto.errors import SettingsError, TrainingError
-from fx_oto.graph import tensor_names
+from fx_oto.graph import patterns_in, tensor_names
 from fx_oto.optim.checks import build_base, check_covered, check_unchanged, left_alone
 from fx_oto.optim.limits import PerFamily
 from fx_oto.optim.rows import Rows
@@ -101,7 +101,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
             progress,
         )
         families = self.zigs.families
-        self._unprunable = (unprunable,) if isinstance(unprunable, str) else tuple(unprunable)
+        self._unprunable = patterns_in(unprunable)
         self._given_limits = (min_kept, max_group_sparsity, round_to)
         alone = left_alone(gm, families, self._unprunable)
         self.limits = limits_for(self.target, families, alone, *self._given_limits)

@@ -167,3 +167,29 @@ def test_settings_of_training_without_training(net):
     gm = fx_oto.prepare(net, IMAGE)
     with pytest.raises(fx_oto.SettingsError, match=r"without train=…, .* so lr, example_inputs cannot be used"):
         fx_oto.compress(gm, IMAGE, lr=0.1)
+
+
+@pytest.mark.parametrize("given", ["10", ["10"], ("1", "0", "10")])
+def test_a_string_is_one_pattern(given):
+    deep = nn.Sequential(*[nn.Linear(8, 8) for _ in range(12)])
+    kept = [given] if isinstance(given, str) else given
+    names = {f"{i}.weight" for i in range(11) if str(i) not in kept}
+    vectors = torch.randn(2, 8)
+    for gm in (
+        fx_oto.prepare(deep, vectors, unprunable=given),
+        fx_oto.default_pipeline(given).run(fx_oto.trace(deep, vectors)),
+        fx_oto.default_pipeline().replace("zig-partition", fx_oto.ZIGPartition(given)).run(fx_oto.trace(deep, vectors)),
+    ):
+        assert {family.name for family in fx_oto.partition(gm).families} == names
+
+
+def test_a_string_is_one_pattern_of_the_whole_job():
+    deep = nn.Sequential(*[nn.Linear(8, 8) for _ in range(12)])
+
+    def train(gm, optimizer):
+        assert {family.name for family in optimizer.zigs.families} == {f"{i}.weight" for i in range(10)}
+        fx_oto.partition(gm).zero_(0.5)
+
+    fx_oto.compress(
+        deep, torch.randn(2, 8), train=train, unprunable="10", target_group_sparsity=0.3, total_steps=10, lr=0.1
+    )
