@@ -65,6 +65,12 @@ class ExampleInputs:
             f"(args, kwargs); found {type(inputs).__name__}"
         )
 
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        """What was given if it is nothing but whole numbers, such as a shape where a tensor of it was meant."""
+        plain = bool(self.args) and not self.kwargs and all(type(value) is int for value in self.args)
+        return self.args if plain else ()
+
     def copied(self) -> ExampleInputs:
         """The same with tensors of their own, which a model may write into."""
         args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), (self.args, self.kwargs))

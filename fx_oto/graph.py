@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import re
 import sys
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -34,6 +36,8 @@ __all__ = [
     "one_at_a_time",
     "op_name",
     "patterns_in",
+    "quiet_fakes",
+    "raised_at",
     "source_line",
     "tensor_leaves",
     "tensor_names",
@@ -50,6 +54,8 @@ __all__ = [
 one_at_a_time = RLock()
 
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+# Of this library, what runs a user's code.
+_NOT_USERS = (_TORCH, *(str(Path(__file__).parent / name) for name in ("tracing", "tape.py", "graph.py")))
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
@@ -58,6 +64,23 @@ def source_line(node: Node) -> str:
     frames = _FRAME.findall(node.stack_trace or "")
     users = [frame for frame in frames if not frame[0].startswith(_TORCH)] or frames
     return f"{file_shown(users[-1][0])}:{users[-1][1]}" if users else ""
+
+
+def raised_at(error: BaseException) -> str:
+    """Where in the user's code an error arose: ``"path/net.py:12 (x = self.a(x))"``, or ``""`` if it was in none."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_USERS)]
+    return f"{file_shown(frames[-1].filename)}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
+
+
+@contextmanager
+def quiet_fakes() -> Iterator[None]:
+    """Keep torch from logging what does not run on fake tensors, traceback by traceback: it will be explained."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def file_shown(path: str) -> str:

@@ -6,10 +6,9 @@ end and of how the user spelled an operation; analyses read the tape and never r
 
 from __future__ import annotations
 
-import logging
 import operator
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
@@ -30,6 +29,7 @@ from fx_oto.graph import (
     evaluating,
     one_at_a_time,
     op_name,
+    quiet_fakes,
     source_line,
     tensor_leaves,
     tensor_names,
@@ -38,6 +38,7 @@ from fx_oto.graph import (
 )
 from fx_oto.interpreting import PlainInterpreter, run_graph
 from fx_oto.leaves import LeafOp, OpaqueOp, leaf_of
+from fx_oto.misfits import misfit
 from fx_oto.modes import by_mode, written_in
 from fx_oto.modules import is_opaque
 from fx_oto.norms import WholeNorms, holds_norms_over
@@ -211,7 +212,16 @@ def _fake_run(
     args, kwargs = tree_map_only(Tensor, lambda t: fake_like(fake, t), (inputs.args, dict(inputs.kwargs)))
     try:
         attention = sdpa_kernel(SDPBackend.MATH) if recorder else nullcontext()  # as products and a softmax
-        with _plainly(), attention, _whole(recorder), evaluating(model), torch.no_grad(), fake, mode:
+        with (
+            quiet_fakes(),
+            unfused_attention(),
+            evaluating(model),
+            attention,
+            _whole(recorder),
+            torch.no_grad(),
+            fake,
+            mode,
+        ):
             torch.func.functional_call(_Runner(model, recorder), stand_ins, args, kwargs)
     except RuleError:
         raise
@@ -228,18 +238,6 @@ def _whole(recorder: _Recorder | None) -> ExitStack:
     if recorder is not None and holds_norms_over(recorder.gm):
         modes.enter_context(WholeNorms(recorder.mode.whole))
     return modes
-
-
-@contextmanager
-def _plainly() -> Iterator[None]:
-    """Keep torch from logging errors that will be explained, and from fusing attention into one opaque call."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
-    try:
-        with unfused_attention():
-            yield
-    finally:
-        logger.disabled = before
 
 
 def _every_name(gm: nn.Module) -> dict[str, Tensor]:
@@ -383,16 +381,5 @@ class _Runner(nn.Module):
 
 def _explain(error: Exception, recorder: _Recorder | None, gm: nn.Module, inputs: ExampleInputs) -> InputError:
     node = recorder.current if recorder is not None else None
-    where = f" at node {node.name!r} ({source_line(node) or 'no source line'})" if node is not None else ""
-    given = tensor_leaves((inputs.args, inputs.kwargs))
-    shapes = ", ".join(f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in given) or "no tensor"
-    mine, theirs = {t.device for t in _every_name(gm).values()}, {t.device for t in given}
-    hint = "give inputs of the shape and type that model(*inputs) accepts"
-    if mine and theirs and mine != theirs:
-        hint = f"the model is on {_list(mine)}, the inputs are on {_list(theirs)}: move one to the other's device"
-    reason = str(error).split("\n\nWhile executing")[0].strip()
-    return InputError(f"the model does not run on the example inputs{where}: {reason}; found {shapes}; {hint}")
-
-
-def _list(devices: set[Any]) -> str:
-    return ", ".join(sorted(map(str, devices)))
+    at = f" at node {node.name!r} ({source_line(node) or 'no source line'})" if node is not None else ""
+    return misfit(error, at, gm, inputs)

@@ -16,10 +16,12 @@ from torch.nn.parameter import is_lazy
 from fx_oto.context import Capture, Context, ExampleInputs
 from fx_oto.errors import InputError, TraceError
 from fx_oto.explanations import Untraced
-from fx_oto.graph import graph_copy, one_at_a_time
+from fx_oto.graph import graph_copy, one_at_a_time, quiet_fakes, raised_at, tensor_names, unwritten
 from fx_oto.masks import MASKS, drop_masks
+from fx_oto.misfits import misfit
 from fx_oto.records import PassRecord
 from fx_oto.tape import Tape, fake_run, record_tape
+from fx_oto.tracing.dice import Dice
 from fx_oto.tracing.exported import export
 from fx_oto.tracing.opaque import Part
 from fx_oto.tracing.symbolic import NotSymbolicError, symbolic_trace
@@ -69,7 +71,7 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
         earlier = Context.of(model) if "fx_oto" in model.meta else Context(inputs, Capture("GraphModule"))
         capture, records, tape = earlier.capture, earlier.records, record_tape(gm, inputs)
     else:
-        with one_at_a_time:
+        with one_at_a_time, quiet_fakes():
             gm, capture, tape = _capture(model, inputs.copied())  # its code may write into them
     context = Context(inputs, capture, records=records).provide(tape).provide(Untraced.of(model, gm))
     return context.attach(gm)
@@ -101,6 +103,7 @@ def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capt
             return gm, Capture("torch.fx"), record_tape(gm, inputs)
     except NotSymbolicError as error:
         symbolic = error
+    _check_inputs(model, inputs)
     try:
         with _running(model, inputs):
             gm, both_modes = export(model, inputs)
@@ -124,6 +127,31 @@ def _running(model: nn.Module, inputs: ExampleInputs) -> Iterator[None]:
             fake_run(model, inputs, nullcontext())
             raise NotSymbolicError(f"the model runs on the example inputs, but its graph does not: {error}") from error
         raise
+
+
+def _check_inputs(model: nn.Module, inputs: ExampleInputs) -> None:
+    """Tell inputs on which the model itself does not run from code that cannot be captured.
+
+    Raises:
+        InputError: the model does not run on them, neither on fake tensors nor really.
+    """
+    dice = Dice()
+    try:
+        fake_run(model, inputs, nullcontext())
+    except InputError:
+        if not any(tensor.is_meta for tensor in tensor_names(model).values()):  # else it cannot really run
+            _really_run(model, inputs.copied())
+    finally:
+        dice.put_back()
+
+
+def _really_run(model: nn.Module, inputs: ExampleInputs) -> None:
+    try:
+        with unwritten(model):
+            model(*inputs.args, **inputs.kwargs)
+    except Exception as error:
+        at = f" at {found}" if (found := raised_at(error)) else ""
+        raise misfit(error, at, model, inputs) from error
 
 
 def _warn_of_evaluation_only(symbolic: TraceError, how: str) -> None:

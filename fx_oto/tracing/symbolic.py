@@ -7,7 +7,6 @@ import logging
 import operator
 import os
 import sys
-import traceback
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -23,8 +22,9 @@ from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
 
 from fx_oto.context import ExampleInputs
 from fx_oto.errors import TraceError
-from fx_oto.graph import evaluating, file_shown, unchanged, unfused_attention, with_modes_of, without_caches
+from fx_oto.graph import evaluating, raised_at, unchanged, unfused_attention, with_modes_of, without_caches
 from fx_oto.leaves import leaf_of
+from fx_oto.misfits import misfit
 from fx_oto.modes import FLAG, TrainingFlag, merge_modes
 from fx_oto.modules import holds_layers, is_torchs
 from fx_oto.tracing.assigned import Assigned
@@ -99,6 +99,8 @@ class _Arguments:
         try:
             given = signature.bind_partial(*inputs.args, **inputs.kwargs).arguments
         except TypeError as error:
+            if inputs.numbers:
+                raise misfit(error, "", model, inputs) from error
             raise TraceError(
                 f"the example inputs do not match {type(model).__name__}.forward{signature}: {error}"
             ) from error
@@ -324,7 +326,6 @@ def _user_frame(frame: FrameType | None) -> FrameType | None:
 
 
 def _explain(error: Exception, model: nn.Module) -> NotSymbolicError:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_USERS)]
-    where = f" at {file_shown(frames[-1].filename)}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
+    where = f" at {found}" if (found := raised_at(error)) else ""
     message = f"{type(model).__name__} cannot be traced symbolically{where}: {error}"
     return NotSymbolicError(message, parts_in(error.__traceback__, model))

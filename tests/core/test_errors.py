@@ -193,3 +193,62 @@ def test_a_string_is_one_pattern_of_the_whole_job():
     fx_oto.compress(
         deep, torch.randn(2, 8), train=train, unprunable="10", target_group_sparsity=0.3, total_steps=10, lr=0.1
     )
+
+
+class Gates(nn.Module):
+    """Asks for a size of what it computes, so that symbolic tracing meets the wrong one first."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.a, self.s, self.b = nn.Embedding(50, 8), nn.Linear(8, 32), nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x, shift):
+        u, v = self.a(self.tokens(x)).chunk(2, -1)
+        a, b, c = self.b(u * self.s(v.transpose(1, 2)).transpose(1, 2)).chunk(3, -1)
+        return a + b + c + shift
+
+
+class Doubles(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x * 2 if x.sum() > 0 else x)
+
+
+TOKENS, SHIFT = torch.randint(0, 50, (1, 17)), torch.randn(1, 16, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "message"),
+    [
+        (Gates, (TOKENS, SHIFT), r" at .*test_errors\.py:\d+ \(a, b, c = .*\): mat1 .*found \(1, 17\) torch\.int64"),
+        (
+            Gates,
+            (torch.rand(1, 16), SHIFT),
+            r" at .*test_errors\.py:\d+ \(u, v = .*\): Expected tensor for argument .*",
+        ),
+        (Gates, TOKENS, r"missing 1 required .* 'shift'; found .*; give every argument of forward: a tuple of them"),
+        (lambda: Doubles(nn.Linear(8, 4)), torch.ones(2, 9), r" at .*test_errors\.py:\d+ .*\(2x9 and 8x4\); found"),
+        (lambda: nn.Sequential(nn.Linear(12, 4)), (2, 12), r"found ints; give tensors such as torch.randn\(2, 12\)"),
+        (lambda: nn.Linear(12, 4), (12,), r"found ints; give tensors such as torch.randn\(12,\)"),
+    ],
+)
+def test_inputs_that_the_model_itself_refuses(model, inputs, message, caplog, capfd, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("torch.export was asked")
+
+    monkeypatch.setattr(torch.export, "export", refuse)
+    with pytest.raises(fx_oto.InputError, match=r"does not run on the example inputs.*" + message):
+        fx_oto.prepare(model(), inputs)
+    assert all(record.levelname == "DEBUG" for record in caplog.records)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.filterwarnings("ignore::fx_oto.FxOtoWarning")
+def test_what_only_fake_tensors_cannot_do_is_no_mistake_of_the_inputs(caplog):
+    class Numbers(nn.Sequential):
+        def forward(self, x):
+            scale = float(x.detach().numpy().max())
+            return super().forward(x / scale)
+
+    with pytest.raises(fx_oto.TraceError, match="cannot be traced symbolically"):
+        fx_oto.prepare(Numbers(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)), torch.rand(2, 8) + 1)
+    assert all(record.levelname == "DEBUG" for record in caplog.records)
