@@ -108,6 +108,11 @@ class Capture:
     refused: str = ""
     opaque: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        refused = f", because {self.refused}" if self.refused else ""
+        opaque = f"; called as a whole: {', '.join(self.opaque)}" if self.opaque else ""
+        return f"captured by {self.front_end}{refused}{opaque}"
+
 
 @dataclass(frozen=True)
 class Context:

@@ -26,7 +26,7 @@ from fx_oto.tables import counted
 if TYPE_CHECKING:
     from fx_oto.zigs import Family, Partition
 
-__all__ = ["coupling_graph", "draw_couplings", "family_entries", "holder", "matches"]
+__all__ = ["coupling_graph", "draw_couplings", "families_touching", "family_entries", "holder", "matches"]
 
 _ENTRIES = 100
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -49,7 +49,8 @@ def draw_couplings(
     """See ``Partition.draw``."""
     check_fold(fold, limit)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensor_names(module).items()}
-    families = _families(partition, shapes, patterns)
+    _check_patterns(shapes, patterns)
+    families = families_touching(partition, patterns)
     touched = {slot.tensor for i in families for slot in partition.families[i].slots}
     names = [name for name in _parameters(module, partition) if name in touched or matches(name, patterns)]
     labels, folding = labelled(list(map(holder, names)), fold, limit)
@@ -114,14 +115,17 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
     return not patterns or any(fnmatchcase(part, pattern) for part in with_modules(name) for pattern in patterns)
 
 
-def _families(partition: Partition, shapes: dict[str, tuple[int, ...]], patterns: Sequence[str]) -> list[int]:
-    """Those with a part in what matches."""
-    if patterns and not any(matches(name, patterns) for name in shapes):
-        known = ", ".join(map(repr, list(shapes)[:3]))
-        raise SettingsError(f"no parameter or module matches {', '.join(map(repr, patterns))}; names look like {known}")
+def families_touching(partition: Partition, patterns: Sequence[str]) -> list[int]:
+    """Positions of the families with a part in what matches; all, if there are no patterns."""
     return [
         i for i, family in enumerate(partition.families) if any(matches(slot.tensor, patterns) for slot in family.slots)
     ]
+
+
+def _check_patterns(shapes: dict[str, tuple[int, ...]], patterns: Sequence[str]) -> None:
+    if patterns and not any(matches(name, patterns) for name in shapes):
+        known = ", ".join(map(repr, list(shapes)[:3]))
+        raise SettingsError(f"no parameter or module matches {', '.join(map(repr, patterns))}; names look like {known}")
 
 
 @dataclass

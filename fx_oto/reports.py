@@ -92,9 +92,7 @@ class Report(Tabular):
 
     @property
     def _summary(self) -> str:
-        opaque = f"; called as a whole: {', '.join(self.capture.opaque)}" if self.capture.opaque else ""
-        refused = f", for {self.capture.refused}" if self.capture.refused else ""
-        return f"captured by {self.capture.front_end}{opaque}{refused}"
+        return str(self.capture)
 
     def _tables(self, style: str) -> tuple[str]:
         return (table(self._rows(), _PASSES, style, _PASSES[1:-1]),)

@@ -166,8 +166,7 @@ def _order(gm: GraphModule, zigs: Partition, saliency: str | Criterion) -> list[
 
 def _count(zigs: Partition, order: Sequence[_Order], family: int, fraction: float) -> int:
     """How many ZIGs are zero when this fraction is asked for."""
-    size = len(zigs.families[family])
-    return max(order[family].zero, min(math.floor(fraction * size + 1e-9), size - 1))
+    return max(order[family].zero, zigs.families[family].part(fraction))
 
 
 def _evaluate(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -13,11 +12,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fx_oto.context import Context
-from fx_oto.couplings import coupling_graph, draw_couplings
+from fx_oto.couplings import coupling_graph, draw_couplings, matches
 from fx_oto.dependencies import Reason
 from fx_oto.errors import MissingResultError, SettingsError
 from fx_oto.explanations import Explanation, explain, readable
-from fx_oto.graph import check_has_numbers, tensor_names, with_modules
+from fx_oto.graph import check_has_numbers, tensor_names
 from fx_oto.masks import mask_of
 from fx_oto.pictures.picture import Picture
 from fx_oto.prices import Price
@@ -103,8 +102,11 @@ class Family:
 
     def matches(self, pattern: str) -> bool:
         """Whether a glob ``pattern`` matches the name of one of its variables, or of a module that holds one."""
-        names = {name for slot in self.variables for name in with_modules(slot.tensor)}
-        return any(fnmatchcase(name, pattern) for name in names)
+        return any(matches(slot.tensor, (pattern,)) for slot in self.variables)
+
+    def part(self, fraction: float) -> int:
+        """How many of its ZIGs a ``fraction`` of them is: rounded down, and at least one is kept."""
+        return min(math.floor(fraction * len(self) + 1e-9), len(self) - 1)
 
 
 @dataclass(frozen=True)
@@ -209,8 +211,7 @@ class Partition(Tabular):
         if not 0 <= fraction <= 1:
             raise SettingsError(f"fraction must be in [0, 1], found {fraction}")
         for i, family in enumerate(self.families):
-            count = min(math.floor(fraction * len(family)), len(family) - 1)
-            self.zero_zigs_(i, torch.randperm(len(family), generator=generator)[:count])
+            self.zero_zigs_(i, torch.randperm(len(family), generator=generator)[: family.part(fraction)])
         return self
 
     @torch.no_grad()

@@ -29,7 +29,6 @@ from torch.fx import GraphModule
 from fx_oto.api import compress as cut
 from fx_oto.api import prepare
 from fx_oto.cli.comparing import Measured, before_and_after, measure
-from fx_oto.cli.inspecting import captured
 from fx_oto.cli.locating import did_you_mean, failed, locate
 from fx_oto.cli.saving import Saved, check_output, save
 from fx_oto.cli.subject import build_inputs, build_model
@@ -100,7 +99,7 @@ class Compression:
         }
 
     def __str__(self) -> str:
-        lines = [f"{self.model} ({self.kind})", *captured(Context.of(self.small).capture), *self._sparsity()]
+        lines = [f"{self.model} ({self.kind})", *self._sparsity()]
         found = self.verification
         lines.append(
             f"the outputs of the compact and of the group-sparse model differ by {found.error:.1e} of the largest "

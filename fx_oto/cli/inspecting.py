@@ -16,9 +16,7 @@ With ``--json``, one object on standard output; keys are only ever added to it:
 from __future__ import annotations
 
 import argparse
-import math
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -28,12 +26,12 @@ from fx_oto.cli.subject import build_inputs, build_model
 from fx_oto.cli.tables import table, wrapped
 from fx_oto.context import Capture, Context
 from fx_oto.costs import Cost, cost
+from fx_oto.couplings import families_touching, holder
 from fx_oto.explanations import AxisExplanation, Explanation
-from fx_oto.graph import with_modules
 from fx_oto.tables import counted, macs_text
 from fx_oto.zigs import Family, Partition, partition
 
-__all__ = ["Inspection", "captured", "inspect"]
+__all__ = ["Inspection", "inspect"]
 
 _FRACTIONS = (0.25, 0.5, 0.75, 0.9)
 _MOST_MODULES = 3
@@ -67,7 +65,7 @@ class Inspection:
         """Parameters and MACs that are left when the same fraction of each family goes, at least one ZIG kept."""
         found = []
         for fraction in _FRACTIONS:
-            removed = [min(math.floor(fraction * len(f)), len(f) - 1) for f in self.zigs.families]
+            removed = [family.part(fraction) for family in self.zigs.families]
             gone = torch.tensor(removed, dtype=torch.int64)
             found.append((fraction, round(self.zigs.params.left(gone)), round(self.zigs.macs.left(gone))))
         return found
@@ -95,7 +93,7 @@ class Inspection:
 
     def _head(self) -> str:
         found = self.explanation
-        lines = [f"{self.model} ({self.kind}): {self.cost}", *captured(self.capture)]
+        lines = [f"{self.model} ({self.kind}): {self.cost}", str(self.capture)]
         families = counted(len(self.zigs.families), "family", "families")
         lines += [f"{self.zigs.num_zigs:,} zero-invariant groups (ZIGs) in {families}"]
         share = found.kept / max(found.params, 1)
@@ -153,37 +151,21 @@ def inspect(options: argparse.Namespace) -> Inspection:
     zigs = partition(gm)
     if options.draw is not None:
         zigs.draw(*options.only).save(options.draw)
-    families = tuple(
-        (i, family) for i, family in enumerate(zigs.families) if not options.only or _touches(family, options.only)
-    )
     return Inspection(
         model=options.model,
         kind=type(model).__name__,
         capture=Context.of(gm).capture,
         cost=cost(model, inputs),
         zigs=zigs,
-        families=families,
+        families=tuple((i, zigs.families[i]) for i in families_touching(zigs, options.only)),
         explanation=zigs.explain(*options.only),
         axes="all" if options.only else ("frozen" if options.frozen else None),
     )
 
 
-def captured(capture: Capture) -> list[str]:
-    """How a model became a graph, in words."""
-    lines = [f"captured by {capture.front_end}" + (f", because {capture.refused}" if capture.refused else "")]
-    if capture.opaque:
-        lines.append(f"called as a whole: {', '.join(capture.opaque)}")
-    return lines
-
-
-def _touches(family: Family, patterns: list[str]) -> bool:
-    names = {name for slot in family.slots for name in with_modules(slot.tensor)}
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
-
-
 def _coupled(family: Family) -> str:
     """The modules that a family has a part in; a parameter that no module but the model holds, by its own name."""
-    modules = list(dict.fromkeys(slot.tensor.rpartition(".")[0] or slot.tensor for slot in family.slots))
+    modules = list(dict.fromkeys(holder(slot.tensor) for slot in family.slots))
     more = len(modules) - _MOST_MODULES
     return ", ".join(modules[:_MOST_MODULES]) + (f" and {more} more" if more > 0 else "")
 

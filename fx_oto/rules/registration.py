@@ -34,7 +34,6 @@ __all__ = [
 ]
 
 _rules: dict[Any, Taught] = {}
-_ALIKE = "the same function or kind may be registered again, for another pass replace=True, or unregister_rule first"
 
 
 def register_rule(op: Any, rule: Rule | None = None, *, replace: bool = False) -> Any:
@@ -69,11 +68,7 @@ def register_rule(op: Any, rule: Rule | None = None, *, replace: bool = False) -
         return lambda given: register_rule(op, given, replace=replace)
     _check_callable(rule, f"the rule of {overloads[0]}")
     for overload in overloads:
-        earlier = _rules.get(overload)
-        if earlier is not None and not replace and _name(earlier.rule) != _name(rule):
-            raise RuleError(
-                f"{overload} has the rule {_described(earlier.rule)} and would get {_described(rule)}: {_ALIKE}"
-            )
+        _check_free(str(overload), _rules.get(overload), rule, replace)
     for overload in overloads:
         _forget(overload)
         _rules[overload] = Taught(rule)
@@ -128,11 +123,7 @@ def register_leaf(
                 f"the attribute {name!r} of {kind.__name__}: expected a parameter and a dimension, such as "
                 f"('weight', 0), or a function of the module, found {source!r}"
             )
-    earlier = leaves.get(kind)
-    if earlier is not None and not replace and _name(earlier.rule.rule) != _name(rule):
-        raise RuleError(
-            f"{kind.__name__} has the rule {_described(earlier.rule.rule)} and would get {_described(rule)}: {_ALIKE}"
-        )
+    _check_free(kind.__name__, leaves[kind].rule if kind in leaves else None, rule, replace)
     leaves[kind] = Leaf(Taught(rule), dict(attributes or {}))
     return rule
 
@@ -348,6 +339,14 @@ def _check_callable(rule: Any, whose: str) -> None:
             f"{whose}: expected a function of (call, p), or a kind such as fx_oto.kinds.elementwise(), with its "
             f"parentheses; found {shown}"
         ) from error
+
+
+def _check_free(subject: str, earlier: Taught | None, rule: Any, replace: bool) -> None:
+    if earlier is not None and not replace and _name(earlier.rule) != _name(rule):
+        raise RuleError(
+            f"{subject} has the rule {_described(earlier.rule)} and would get {_described(rule)}: the same function or "
+            "kind may be registered again, for another pass replace=True, or unregister_rule first"
+        )
 
 
 def _name(thing: Callable[..., Any]) -> tuple[str, str]:

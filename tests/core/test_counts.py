@@ -168,3 +168,10 @@ def test_what_is_called_as_a_whole_is_counted(leaf):
     assert expected > 15 * 2 * 8 * 32
     assert fx_oto.report(gm).records[-1].macs == (expected, expected)
     assert fx_oto.partition(gm).macs.total == expected == fx_oto.cost(model, inputs).macs
+
+
+@pytest.mark.parametrize("fraction", [0.29, 0.57, 0.58])
+def test_a_fraction_that_floats_round_down_takes_whole_groups(fraction):
+    """As 0.29 × 100 is 28.999999999999996."""
+    gm = fx_oto.prepare(torch.nn.Sequential(torch.nn.Linear(3, 100), torch.nn.Linear(100, 2)), torch.randn(2, 3))
+    assert fx_oto.partition(gm).zero_(fraction).removed().tolist() == [round(100 * fraction)]
