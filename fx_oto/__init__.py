@@ -31,11 +31,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fx_oto import testing
     from fx_oto.api import compress, default_pipeline, prepare
-    from fx_oto.authoring import analysis, register_pass, registered_passes, transformation
-    from fx_oto.context import Capture, Context, ExampleInputs
     from fx_oto.costs import Cost, cost
-    from fx_oto.dependencies import Dependencies, Reason
-    from fx_oto.drawings import draw_graph
     from fx_oto.errors import (
         FxOtoError,
         FxOtoWarning,
@@ -51,26 +47,30 @@ if TYPE_CHECKING:
         TrainingError,
         VerificationError,
     )
-    from fx_oto.explanations import AxisExplanation, Cause, Explanation
+    from fx_oto.framework.authoring import analysis, register_pass, registered_passes, transformation
+    from fx_oto.framework.context import Capture, Context, ExampleInputs
+    from fx_oto.framework.pipeline import Pipeline
+    from fx_oto.framework.records import PassRecord, Snapshot
+    from fx_oto.framework.reports import Report, report
+    from fx_oto.framework.stages import Analysis, Pass
+    from fx_oto.groups.drawings import draw_graph
+    from fx_oto.groups.explanations import AxisExplanation, Cause, Explanation
+    from fx_oto.groups.prices import Price
+    from fx_oto.groups.sensitivities import Sensitivity, Trial
+    from fx_oto.groups.widths import plot_widths
+    from fx_oto.groups.zigs import Family, FrozenAxis, Partition, Slot, partition
     from fx_oto.optim.dhspg import DHSPG
     from fx_oto.optim.hesso import HESSO
     from fx_oto.optim.saliency import ZIGStatistics
     from fx_oto.optim.sparsifier import GroupSparseOptimizer
     from fx_oto.pictures.charts import plot_tradeoff
     from fx_oto.pictures.picture import Picture
-    from fx_oto.pipeline import Pipeline
-    from fx_oto.prices import Price
-    from fx_oto.records import PassRecord, Snapshot
-    from fx_oto.reports import Report, report
+    from fx_oto.provenance.dependencies import Dependencies, Reason
     from fx_oto.rules import kinds, register_leaf, register_rule, registered_rules, temporary_rules, unregister_rule
-    from fx_oto.sensitivities import Sensitivity, Trial
-    from fx_oto.stages import Analysis, Pass
     from fx_oto.timing import LatencyComparison, ModelLatency, latency
     from fx_oto.tracing import trace
     from fx_oto.trajectory import Trajectory
     from fx_oto.whatif import sensitivity
-    from fx_oto.widths import plot_widths
-    from fx_oto.zigs import Family, FrozenAxis, Partition, Slot, partition
     from passes.dependency_analysis import DependencyAnalysis
     from passes.mask_insertion import MaskInsertion
     from passes.physical_slicing import PhysicalSlicing, SlicingPlan
@@ -81,33 +81,33 @@ __version__ = "0.1.0"
 
 _HOMES = (
     "fx_oto.api",
-    "fx_oto.authoring",
-    "fx_oto.context",
+    "fx_oto.framework.authoring",
+    "fx_oto.framework.context",
     "fx_oto.costs",
-    "fx_oto.dependencies",
-    "fx_oto.drawings",
+    "fx_oto.provenance.dependencies",
+    "fx_oto.groups.drawings",
     "fx_oto.errors",
-    "fx_oto.explanations",
+    "fx_oto.groups.explanations",
     "fx_oto.optim.dhspg",
     "fx_oto.optim.hesso",
     "fx_oto.optim.saliency",
     "fx_oto.optim.sparsifier",
     "fx_oto.pictures.charts",
     "fx_oto.pictures.picture",
-    "fx_oto.pipeline",
-    "fx_oto.prices",
-    "fx_oto.records",
-    "fx_oto.reports",
+    "fx_oto.framework.pipeline",
+    "fx_oto.groups.prices",
+    "fx_oto.framework.records",
+    "fx_oto.framework.reports",
     "fx_oto.rules",
-    "fx_oto.stages",
+    "fx_oto.framework.stages",
     "fx_oto.testing",
-    "fx_oto.sensitivities",
+    "fx_oto.groups.sensitivities",
     "fx_oto.timing",
     "fx_oto.tracing",
     "fx_oto.trajectory",
     "fx_oto.whatif",
-    "fx_oto.widths",
-    "fx_oto.zigs",
+    "fx_oto.groups.widths",
+    "fx_oto.groups.zigs",
     "passes.dependency_analysis",
     "passes.mask_insertion",
     "passes.physical_slicing",

@@ -8,13 +8,13 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule
 
-from fx_oto.context import Context
 from fx_oto.errors import MissingResultError, SettingsError
+from fx_oto.framework.context import Context
+from fx_oto.framework.pipeline import Pipeline
+from fx_oto.framework.records import PassRecord
 from fx_oto.graph import patterns_in
 from fx_oto.optim.dhspg import DHSPG
-from fx_oto.pipeline import Pipeline
-from fx_oto.propagation import Attention
-from fx_oto.records import PassRecord
+from fx_oto.provenance.propagation import Attention
 from fx_oto.tracing import trace
 from passes.dependency_analysis import DependencyAnalysis
 from passes.mask_insertion import MaskInsertion

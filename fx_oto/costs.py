@@ -9,12 +9,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils.flop_counter import FlopCounterMode
 
-from fx_oto.context import ExampleInputs
 from fx_oto.errors import InputError
-from fx_oto.flops import FUSED
+from fx_oto.framework.context import ExampleInputs
 from fx_oto.graph import unwritten
+from fx_oto.provenance.flops import FUSED
+from fx_oto.provenance.tape import fake_run
 from fx_oto.tables import Tabular, macs_text, table
-from fx_oto.tape import fake_run
 
 __all__ = ["Cost", "cost"]
 

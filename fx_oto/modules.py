@@ -17,9 +17,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from fx_oto import attention, norms
-from fx_oto.leaves import leaf_of
 from fx_oto.modes import TrainingFlag
-from fx_oto.recurrence import GATES
+from fx_oto.provenance.leaves import leaf_of
+from fx_oto.provenance.recurrence import GATES
 
 __all__ = ["holds_layers", "is_opaque", "is_torchs", "keeps_parameters_whole", "resizable", "resize"]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from fx_oto.whole import Shown, WholeCalls
+from fx_oto.provenance.whole import Shown, WholeCalls
 
 __all__ = [
     "GroupNormOver",

@@ -14,14 +14,14 @@ from torch.fx import GraphModule
 
 from fx_oto.errors import InputError, SettingsError
 from fx_oto.graph import check_has_numbers, evaluating, tensor_names, unchanged
+from fx_oto.groups.sensitivities import Sensitivity, Trial
+from fx_oto.groups.zigs import Family, Partition, partition
 from fx_oto.keeping import kept
 from fx_oto.optim.checks import check_unchanged
 from fx_oto.optim.limits import check_patterns
 from fx_oto.optim.rows import Rows
 from fx_oto.optim.saliency import Criterion, criterion
 from fx_oto.progress import progress as progress_bar
-from fx_oto.sensitivities import Sensitivity, Trial
-from fx_oto.zigs import Family, Partition, partition
 
 __all__ = ["sensitivity"]
 

@@ -7,14 +7,14 @@ from typing import ClassVar, get_args
 
 from torch.fx import GraphModule
 
-from fx_oto.context import Context
-from fx_oto.dependencies import Dependencies
 from fx_oto.errors import SettingsError
-from fx_oto.explanations import readable
-from fx_oto.propagation import Attention, Propagation
+from fx_oto.framework.context import Context
+from fx_oto.framework.stages import Analysis
+from fx_oto.groups.explanations import readable
+from fx_oto.provenance.dependencies import Dependencies
+from fx_oto.provenance.propagation import Attention, Propagation
+from fx_oto.provenance.tape import Tape, record_tape
 from fx_oto.rules import rule_for
-from fx_oto.stages import Analysis
-from fx_oto.tape import Tape, record_tape
 from fx_oto.warn import warn
 
 __all__ = ["DependencyAnalysis"]

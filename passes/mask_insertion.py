@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fx_oto.context import Context
-from fx_oto.dependencies import Dependencies
-from fx_oto.explanations import Untraced
-from fx_oto.labels import Layer, compress, varying
+from fx_oto.framework.context import Context
+from fx_oto.framework.stages import Pass
+from fx_oto.groups.explanations import Untraced
+from fx_oto.groups.zigs import Partition
 from fx_oto.masks import MASKS, Masks, apply_mask
-from fx_oto.stages import Pass
-from fx_oto.zigs import Partition
+from fx_oto.provenance.dependencies import Dependencies
+from fx_oto.provenance.labels import Layer, compress, varying
 
 __all__ = ["MaskInsertion"]
 

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from fx_oto.context import Context
-from fx_oto.cuts import Cuts
-from fx_oto.dependencies import Adjustment, Axis, Dependencies
 from fx_oto.errors import InputError, NothingToCompressError, SlicingError
+from fx_oto.framework.context import Context
+from fx_oto.framework.stages import Pass
 from fx_oto.graph import check_has_numbers, clone_module, evaluating, graph_copy, tensor_names, with_modes_of
+from fx_oto.groups.cuts import Cuts
+from fx_oto.groups.zigs import Partition, partition
 from fx_oto.masks import MASKS
+from fx_oto.provenance.dependencies import Adjustment, Axis, Dependencies
 from fx_oto.rewriting import rewrite
-from fx_oto.stages import Pass
 from fx_oto.tables import Tabular, counted, table
 from fx_oto.trajectory import Trajectory
 from fx_oto.warn import warn
-from fx_oto.zigs import Partition, partition
 
 __all__ = ["PhysicalSlicing", "SlicingPlan"]
 

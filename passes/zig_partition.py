@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from fx_oto.context import Context
-from fx_oto.dependencies import Axis, Dependencies, Reason
 from fx_oto.errors import SettingsError
-from fx_oto.explanations import readable
+from fx_oto.framework.context import Context
+from fx_oto.framework.stages import Analysis
 from fx_oto.graph import patterns_in, tensor_names, with_modules
-from fx_oto.prices import Price
-from fx_oto.stages import Analysis
-from fx_oto.zigs import Family, FrozenAxis, Partition, Slot
+from fx_oto.groups.explanations import readable
+from fx_oto.groups.prices import Price
+from fx_oto.groups.zigs import Family, FrozenAxis, Partition, Slot
+from fx_oto.provenance.dependencies import Axis, Dependencies, Reason
 
 __all__ = ["ZIGPartition"]
 

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from fx_oto.cli.tables import table
-from fx_oto.context import ExampleInputs
 from fx_oto.costs import Cost, cost
 from fx_oto.demo.measure import file_size
+from fx_oto.framework.context import ExampleInputs
 from fx_oto.tables import macs_text
 from fx_oto.timing import latency
 

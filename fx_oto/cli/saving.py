@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fx_oto.context import ExampleInputs
 from fx_oto.errors import InputError, VerificationError
+from fx_oto.framework.context import ExampleInputs
 from fx_oto.graph import evaluating
 from passes.verification import relative_error
 

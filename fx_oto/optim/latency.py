@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fx_oto.context import Context
 from fx_oto.errors import FxOtoWarning
+from fx_oto.framework.context import Context
+from fx_oto.groups.zigs import partition
 from fx_oto.timing import latency
-from fx_oto.zigs import partition
 from passes.physical_slicing import PhysicalSlicing
 
 __all__ = ["Latency"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fx_oto.errors import SettingsError
-from fx_oto.zigs import Family
+from fx_oto.groups.zigs import Family
 
 __all__ = ["Limits", "PerFamily", "check_patterns", "portions"]
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fx_oto.graph import tensor_names
+from fx_oto.groups.zigs import Family
 from fx_oto.masks import mask_of
 from fx_oto.optim.saliency import ZIGStatistics
-from fx_oto.zigs import Family
 
 __all__ = ["Rows"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fx_oto.errors import SettingsError
-from fx_oto.zigs import Family
+from fx_oto.groups.zigs import Family
 
 __all__ = ["CRITERIA", "Criterion", "ZIGStatistics", "criterion"]
 

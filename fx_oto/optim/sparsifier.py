@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.optim import Optimizer
 
-from fx_oto.context import Context
 from fx_oto.errors import SettingsError, TrainingError
+from fx_oto.framework.context import Context
 from fx_oto.graph import patterns_in, tensor_names
+from fx_oto.groups.zigs import partition
 from fx_oto.optim.checks import build_base, check_covered, check_unchanged, left_alone
 from fx_oto.optim.limits import PerFamily
 from fx_oto.optim.rows import Rows
@@ -24,7 +25,6 @@ from fx_oto.optim.selection import select
 from fx_oto.optim.targets import find_target, in_words, limits_for
 from fx_oto.progress import StepsBar
 from fx_oto.trajectory import Trajectory
-from fx_oto.zigs import partition
 
 __all__ = ["GroupSparseOptimizer"]
 

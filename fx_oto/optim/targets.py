@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fx_oto.errors import SettingsError
+from fx_oto.groups.prices import Price, Quantity
+from fx_oto.groups.zigs import Family, Partition
 from fx_oto.optim.latency import Latency
 from fx_oto.optim.limits import Limits, PerFamily
-from fx_oto.prices import Price, Quantity
-from fx_oto.zigs import Family, Partition
 
 __all__ = ["Target", "find_target", "in_words", "limits_for"]
 

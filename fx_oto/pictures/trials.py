@@ -10,7 +10,7 @@ from fx_oto.pictures.picture import Picture, drawing, new_figure
 from fx_oto.pictures.style import MUTED, clipped, darker, family_colour, in_legend, name_rows, text_width
 
 if TYPE_CHECKING:
-    from fx_oto.sensitivities import Trial
+    from fx_oto.groups.sensitivities import Trial
 
 __all__ = ["draw_trials"]
 

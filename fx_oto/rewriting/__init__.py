@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from fx_oto.cuts import Cuts
-from fx_oto.dependencies import Adjustment
 from fx_oto.graph import op_name, tensor_leaves
-from fx_oto.leaves import leaf_of
+from fx_oto.groups.cuts import Cuts
 from fx_oto.masks import drop_masks
 from fx_oto.modules import keeps_parameters_whole, resizable
+from fx_oto.provenance.dependencies import Adjustment
+from fx_oto.provenance.leaves import leaf_of
 from fx_oto.rewriting import computation, movement, sizes
 from fx_oto.rewriting.computation import Fold
 from fx_oto.rewriting.editor import Editor, Handler

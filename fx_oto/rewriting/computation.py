@@ -12,10 +12,8 @@ from torch.fx import Node
 from torch.nn.modules.conv import _ConvNd
 
 from fx_oto.attention import FewerHeads
-from fx_oto.dependencies import Adjustment
 from fx_oto.errors import SlicingError
 from fx_oto.graph import described, op_name, tensor_names
-from fx_oto.leaves import leaf_of
 from fx_oto.modules import resize
 from fx_oto.norms import (
     batch_norm_over,
@@ -27,6 +25,8 @@ from fx_oto.norms import (
     variance_over,
     worth_beside,
 )
+from fx_oto.provenance.dependencies import Adjustment
+from fx_oto.provenance.leaves import leaf_of
 from fx_oto.rewriting.editor import Editor
 
 __all__ = [

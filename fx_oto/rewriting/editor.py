@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from fx_oto.cuts import Cuts
 from fx_oto.errors import SlicingError
 from fx_oto.graph import described
-from fx_oto.labels import Layer
+from fx_oto.groups.cuts import Cuts
+from fx_oto.provenance.labels import Layer
 
 __all__ = ["Cut", "Editor", "Handler"]
 

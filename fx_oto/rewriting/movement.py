@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from fx_oto.dependencies import Gather
-from fx_oto.labels import compress, laid_along
+from fx_oto.provenance.dependencies import Gather
+from fx_oto.provenance.labels import compress, laid_along
 from fx_oto.rewriting.editor import Cut, Editor
 
 __all__ = ["gather", "gather_from_entry", "getitem", "pad", "select", "split"]

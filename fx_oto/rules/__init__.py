@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from fx_oto.leaves import OpaqueOp
 from fx_oto.modes import by_mode
-from fx_oto.propagation import Rule
-from fx_oto.recurrence import CELLS, SEQUENCES
+from fx_oto.provenance.leaves import OpaqueOp
+from fx_oto.provenance.propagation import Rule
+from fx_oto.provenance.recurrence import CELLS, SEQUENCES
 from fx_oto.rules import (
     contraction,
     kinds,

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fx_oto.closure import Grouped
-from fx_oto.labels import UNKNOWN, ZERO, Layer, align, zero_stays
-from fx_oto.propagation import FIXED, Propagation
+from fx_oto.provenance.closure import Grouped
+from fx_oto.provenance.labels import UNKNOWN, ZERO, Layer, align, zero_stays
+from fx_oto.provenance.propagation import FIXED, Propagation
+from fx_oto.provenance.tape import OpCall
 from fx_oto.rules.pointwise import Operand, combine
-from fx_oto.tape import OpCall
 
 __all__ = ["add_matmul", "contract", "convolution", "embedding", "lift", "matmul"]
 

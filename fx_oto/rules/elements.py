@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from fx_oto.errors import RuleError
-from fx_oto.labels import UNKNOWN, ZERO
-from fx_oto.propagation import Propagation
+from fx_oto.provenance.labels import UNKNOWN, ZERO
+from fx_oto.provenance.propagation import Propagation
+from fx_oto.provenance.tape import OpCall
 from fx_oto.rules.contraction import lift
 from fx_oto.rules.equations import Equation, operands_of
 from fx_oto.rules.pointwise import Operand, combine, number
 from fx_oto.rules.running import run_on
-from fx_oto.tape import OpCall
 
 __all__ = ["Elementwise"]
 

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from fx_oto.errors import RuleError
-from fx_oto.leaves import LeafOp
-from fx_oto.propagation import Propagation
-from fx_oto.tape import OpCall
+from fx_oto.provenance.leaves import LeafOp
+from fx_oto.provenance.propagation import Propagation
+from fx_oto.provenance.tape import OpCall
 
 __all__ = ["Equation", "keep_others", "operands_of"]
 

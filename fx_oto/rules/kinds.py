@@ -16,13 +16,13 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_map_only
 
 from fx_oto.errors import RuleError
-from fx_oto.leaves import LeafOp
-from fx_oto.propagation import Propagation
+from fx_oto.provenance.leaves import LeafOp
+from fx_oto.provenance.propagation import Propagation
+from fx_oto.provenance.tape import OpCall
 from fx_oto.rules.elements import Elementwise
 from fx_oto.rules.equations import Equation
 from fx_oto.rules.shifting import Movement
 from fx_oto.rules.sums import Sum, check_sum
-from fx_oto.tape import OpCall
 
 __all__ = ["contraction", "elementwise", "keep_whole", "like", "movement"]
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fx_oto.labels import UNKNOWN, Layer, compress, laid_along, reshape, zero_stays
-from fx_oto.propagation import FIXED, Propagation
-from fx_oto.regions import Region
-from fx_oto.tape import OpCall, tensors_in
+from fx_oto.provenance.labels import UNKNOWN, Layer, compress, laid_along, reshape, zero_stays
+from fx_oto.provenance.propagation import FIXED, Propagation
+from fx_oto.provenance.regions import Region
+from fx_oto.provenance.tape import OpCall, tensors_in
 
 __all__ = [
     "as_complex",

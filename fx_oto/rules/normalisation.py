@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fx_oto.labels import UNKNOWN, ZERO, Layer, laid_along, zero_stays
-from fx_oto.propagation import FIXED, Propagation
-from fx_oto.tape import OpCall
+from fx_oto.provenance.labels import UNKNOWN, ZERO, Layer, laid_along, zero_stays
+from fx_oto.provenance.propagation import FIXED, Propagation
+from fx_oto.provenance.tape import OpCall
 
 __all__ = ["batch_norm", "group_norm", "layer_norm", "weight_norm"]
 

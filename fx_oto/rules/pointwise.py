@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fx_oto.graph import tensor_leaves
-from fx_oto.labels import UNKNOWN, Layer, align, compress
-from fx_oto.propagation import FIXED, Propagation
-from fx_oto.tape import OpCall
+from fx_oto.provenance.labels import UNKNOWN, Layer, align, compress
+from fx_oto.provenance.propagation import FIXED, Propagation
+from fx_oto.provenance.tape import OpCall
 
 __all__ = ["Operand", "combine", "glu", "join", "number", "overwrite", "pointwise"]
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fx_oto.labels import ZERO, Layer, laid_along
-from fx_oto.propagation import FIXED, Propagation
+from fx_oto.provenance.labels import ZERO, Layer, laid_along
+from fx_oto.provenance.propagation import FIXED, Propagation
+from fx_oto.provenance.tape import OpCall
 from fx_oto.rules.contraction import contract
 from fx_oto.rules.pointwise import Operand, combine
-from fx_oto.tape import OpCall
 
 __all__ = ["cell", "sequence"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fx_oto.labels import UNKNOWN, Layer, zero_stays
-from fx_oto.propagation import Propagation
-from fx_oto.tape import OpCall
+from fx_oto.provenance.labels import UNKNOWN, Layer, zero_stays
+from fx_oto.provenance.propagation import Propagation
+from fx_oto.provenance.tape import OpCall
 
 __all__ = ["along", "put_results", "reduction"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fx_oto.propagation import Propagation
-from fx_oto.tape import OpCall
+from fx_oto.provenance.propagation import Propagation
+from fx_oto.provenance.tape import OpCall
 
 __all__ = ["freeze_inputs", "opaque"]
 

@@ -17,11 +17,11 @@ from torch.utils.flop_counter import flop_registry
 
 from fx_oto.errors import FxOtoError, RuleError
 from fx_oto.graph import file_shown
-from fx_oto.labels import Layer
-from fx_oto.leaves import Attribute, Leaf, LeafOp, leaves
-from fx_oto.propagation import Propagation, Rule, Said
+from fx_oto.provenance.labels import Layer
+from fx_oto.provenance.leaves import Attribute, Leaf, LeafOp, leaves
+from fx_oto.provenance.propagation import Propagation, Rule, Said
+from fx_oto.provenance.tape import OpCall
 from fx_oto.rules import refusals
-from fx_oto.tape import OpCall
 
 __all__ = [
     "register_leaf",
@@ -42,8 +42,8 @@ def register_rule(op: Any, rule: Rule | None = None, *, replace: bool = False) -
     Args:
         op: ``torch.ops.mylib.scale`` with all its overloads, one of them, such as ``torch.ops.mylib.scale.default``, or
             what ``torch.library.custom_op`` returned. An op that writes into its arguments cannot be taught.
-        rule: one of ``fx_oto.kinds``, or a function of the call (``fx_oto.tape.OpCall``) and the engine
-            (``fx_oto.propagation.Propagation``). Without it, a decorator is returned.
+        rule: one of ``fx_oto.kinds``, or a function of the call (``fx_oto.provenance.tape.OpCall``) and the engine
+            (``fx_oto.provenance.propagation.Propagation``). Without it, a decorator is returned.
         replace: whether another rule for the op may be replaced. The function or kind of the same name always may, so
             that a notebook's cell can be run again.
 

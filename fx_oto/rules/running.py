@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fx_oto.tape import OpCall, tensors_in
+from fx_oto.provenance.tape import OpCall, tensors_in
 
 __all__ = ["run_on"]
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fx_oto.errors import RuleError
-from fx_oto.labels import Layer, compress, laid_along
-from fx_oto.propagation import Propagation
+from fx_oto.provenance.labels import Layer, compress, laid_along
+from fx_oto.provenance.propagation import Propagation
+from fx_oto.provenance.tape import OpCall
 from fx_oto.rules.running import run_on
-from fx_oto.tape import OpCall
 
 __all__ = ["Movement"]
 

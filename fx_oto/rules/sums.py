@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
 from fx_oto.errors import RuleError
-from fx_oto.labels import UNKNOWN, ZERO, Layer
-from fx_oto.propagation import Propagation
+from fx_oto.provenance.labels import UNKNOWN, ZERO, Layer
+from fx_oto.provenance.propagation import Propagation
+from fx_oto.provenance.tape import OpCall
 from fx_oto.rules.contraction import contract, lift
 from fx_oto.rules.equations import Equation, keep_others, operands_of
 from fx_oto.rules.pointwise import Operand, combine
-from fx_oto.tape import OpCall
 
 __all__ = ["Sum", "check_sum"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 
-from fx_oto.labels import UNKNOWN, ZERO, Layer, zero_stays
-from fx_oto.propagation import Propagation
+from fx_oto.provenance.labels import UNKNOWN, ZERO, Layer, zero_stays
+from fx_oto.provenance.propagation import Propagation
+from fx_oto.provenance.tape import OpCall
 from fx_oto.rules.reductions import put_results
-from fx_oto.tape import OpCall
 
 __all__ = ["fold", "triangle", "unfold", "window"]
 

@@ -18,8 +18,8 @@ from torch.fx import GraphModule
 from torch.fx.graph_module import _assign_attr
 from torch.utils._pytree import tree_map
 
-from fx_oto.context import ExampleInputs
 from fx_oto.errors import TraceError
+from fx_oto.framework.context import ExampleInputs
 from fx_oto.graph import evaluating, graph_copy, with_modes_of, without_caches
 from fx_oto.modes import FLAG, TrainingFlag, merge_modes
 from fx_oto.tracing.dice import Dice

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map_only
 from fx_oto.graph import evaluating, source_line
 from fx_oto.modes import IN_PLACE
 from fx_oto.modules import is_torchs
-from fx_oto.tape import fake_like
+from fx_oto.provenance.tape import fake_like
 from fx_oto.tracing.opaque import MethodCall, without_parameters
 
 __all__ = ["KnownProxy", "Values", "isinstance_of_value"]

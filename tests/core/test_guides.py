@@ -12,7 +12,7 @@ from support.guides import GUIDES, ROOT, anchors, links, python_blocks
 from torch import nn
 
 import fx_oto
-from fx_oto import authoring
+from fx_oto.framework import authoring
 
 PROGRAMS = [path for path in GUIDES if any(not block.excuse for block in python_blocks(path))]
 

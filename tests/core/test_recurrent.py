@@ -12,9 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import fx_oto
-from fx_oto.flops import FUSED
 from fx_oto.masks import mask_of
-from fx_oto.tape import Tape
+from fx_oto.provenance.flops import FUSED
+from fx_oto.provenance.tape import Tape
 from passes.verification import relative_error
 
 TOKENS = torch.randn(4, 6, 5)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fx_oto
-from fx_oto.memory import PeakMemory
+from fx_oto.framework.memory import PeakMemory
 
 IMAGE = torch.randn(2, 3, 16, 16)
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import fx_oto
 import fx_oto.testing
-from fx_oto.context import ExampleInputs
+from fx_oto.framework.context import ExampleInputs
 from passes.verification import relative_error
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}

@@ -22,8 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-from fx_oto.context import ExampleInputs
 from fx_oto.errors import InputError, RuleError
+from fx_oto.framework.context import ExampleInputs
 from fx_oto.graph import (
     bare_name,
     evaluating,
@@ -37,13 +37,13 @@ from fx_oto.graph import (
     unfused_attention,
 )
 from fx_oto.interpreting import PlainInterpreter, run_graph
-from fx_oto.leaves import LeafOp, OpaqueOp, leaf_of
-from fx_oto.misfits import misfit
 from fx_oto.modes import by_mode, written_in
 from fx_oto.modules import is_opaque
 from fx_oto.norms import WholeNorms, holds_norms_over
-from fx_oto.real_values import real_values, writes_into_input
-from fx_oto.recurrence import WholeRecurrence, holds_recurrence, recurrent_macs
+from fx_oto.provenance.leaves import LeafOp, OpaqueOp, leaf_of
+from fx_oto.provenance.misfits import misfit
+from fx_oto.provenance.real_values import real_values, writes_into_input
+from fx_oto.provenance.recurrence import WholeRecurrence, holds_recurrence, recurrent_macs
 
 __all__ = [
     "OpCall",

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from torch.fx import Node
 
-from fx_oto.findings import Values
 from fx_oto.graph import op_name, tensor_leaves
+from fx_oto.provenance.findings import Values
 
 if TYPE_CHECKING:
-    from fx_oto.propagation import Propagation
+    from fx_oto.provenance.propagation import Propagation
 
 __all__ = ["keep_rectangles"]
 

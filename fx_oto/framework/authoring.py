@@ -8,9 +8,9 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from fx_oto.context import Context
 from fx_oto.errors import PassError
-from fx_oto.stages import Analysis, Pass, Stage
+from fx_oto.framework.context import Context
+from fx_oto.framework.stages import Analysis, Pass, Stage
 
 _OPEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _OPTIONS = (inspect.Parameter.KEYWORD_ONLY, *_OPEN)
@@ -78,7 +78,7 @@ def analysis(
         ... def depth(gm) -> Depth:
         ...     return Depth(len(gm.graph.nodes))
         >>> depth.provides
-        (<class 'fx_oto.authoring.Depth'>,)
+        (<class 'fx_oto.framework.authoring.Depth'>,)
     """
 
     def made(function: Callable[..., object]) -> Any:

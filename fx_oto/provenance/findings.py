@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fx_oto.closure import Obligation
-from fx_oto.dependencies import Adjustment, Axis, Dependencies, Gather, Reason, Work
-from fx_oto.labels import Layer
-from fx_oto.tape import Tape
+from fx_oto.provenance.closure import Obligation
+from fx_oto.provenance.dependencies import Adjustment, Axis, Dependencies, Gather, Reason, Work
+from fx_oto.provenance.labels import Layer
+from fx_oto.provenance.tape import Tape
 
 __all__ = ["Findings", "Values"]
 

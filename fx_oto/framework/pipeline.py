@@ -9,11 +9,11 @@ from typing import Any
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassResult
 
-from fx_oto.authoring import as_stage
-from fx_oto.context import Context
 from fx_oto.errors import FxOtoError, PassError
-from fx_oto.records import PassRecord
-from fx_oto.stages import Pass, Stage, missing, provider
+from fx_oto.framework.authoring import as_stage
+from fx_oto.framework.context import Context
+from fx_oto.framework.records import PassRecord
+from fx_oto.framework.stages import Pass, Stage, missing, provider
 from fx_oto.tables import Tabular, table
 
 __all__ = ["Pipeline"]

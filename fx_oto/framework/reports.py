@@ -9,8 +9,8 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from fx_oto.context import Capture, Context
-from fx_oto.records import PassRecord
+from fx_oto.framework.context import Capture, Context
+from fx_oto.framework.records import PassRecord
 from fx_oto.tables import Tabular, counted, macs_text, table
 from fx_oto.trajectory import Trajectory
 

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fx_oto.context import Context
-from fx_oto.couplings import family_entries
-from fx_oto.dependencies import Dependencies
 from fx_oto.errors import SettingsError
+from fx_oto.framework.context import Context
 from fx_oto.graph import op_name, tensor_leaves, with_modules
+from fx_oto.groups.couplings import family_entries
+from fx_oto.groups.zigs import Partition
 from fx_oto.masks import MASKS, apply_mask
 from fx_oto.pictures.folding import Folding, check_fold, folded, grouped, prefix, span
 from fx_oto.pictures.lanes import value_lanes
 from fx_oto.pictures.picture import Picture
 from fx_oto.pictures.strip import Entry, Line, Mark, Row, Strip, draw_strip
 from fx_oto.pictures.style import FROZEN, darker, family_colour
+from fx_oto.provenance.dependencies import Dependencies
 from fx_oto.tables import counted
-from fx_oto.zigs import Partition
 
 __all__ = ["draw_graph"]
 

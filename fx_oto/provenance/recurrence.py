@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fx_oto.graph import op_name
-from fx_oto.whole import Shown, WholeCalls
+from fx_oto.provenance.whole import Shown, WholeCalls
 
 __all__ = ["CELLS", "GATES", "SEQUENCES", "WholeRecurrence", "holds_recurrence", "recurrent_macs"]
 

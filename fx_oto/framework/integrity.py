@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_structure
 
-from fx_oto.context import ExampleInputs
 from fx_oto.errors import InputError, PassError
+from fx_oto.framework.context import ExampleInputs
 from fx_oto.graph import described, tensor_leaves
 from fx_oto.interpreting import PlainInterpreter, run_graph
-from fx_oto.tape import Tape, fake_run, record_tape
+from fx_oto.provenance.tape import Tape, fake_run, record_tape
 
 __all__ = ["check_integrity"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from fx_oto.tape import OpCall, Tape
+from fx_oto.provenance.tape import OpCall, Tape
 
 __all__ = ["before_products"]
 

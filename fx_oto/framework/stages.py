@@ -16,13 +16,13 @@ import torch
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassResult
 
-from fx_oto.context import Context
 from fx_oto.errors import FxOtoError, FxOtoWarning, MissingResultError, PassError
+from fx_oto.framework.context import Context
+from fx_oto.framework.integrity import check_integrity
+from fx_oto.framework.memory import PeakMemory
+from fx_oto.framework.records import PassRecord, Snapshot
 from fx_oto.graph import graph_copy, tensor_names
-from fx_oto.integrity import check_integrity
-from fx_oto.memory import PeakMemory
-from fx_oto.records import PassRecord, Snapshot
-from fx_oto.tape import Tape
+from fx_oto.provenance.tape import Tape
 
 __all__ = ["Analysis", "Pass", "Stage", "missing", "provider"]
 

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from fx_oto.errors import SettingsError
-from fx_oto.explanations import readable
 from fx_oto.graph import tensor_names, with_modules
+from fx_oto.groups.explanations import readable
 from fx_oto.pictures.folding import Folding, check_fold, grouped, labelled
 from fx_oto.pictures.lanes import interval_lanes
 from fx_oto.pictures.picture import Picture
@@ -24,7 +24,7 @@ from fx_oto.pictures.style import FROZEN, darker, family_colour
 from fx_oto.tables import counted
 
 if TYPE_CHECKING:
-    from fx_oto.zigs import Family, Partition
+    from fx_oto.groups.zigs import Family, Partition
 
 __all__ = ["coupling_graph", "draw_couplings", "families_touching", "family_entries", "holder", "matches"]
 

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from fx_oto.context import Context
-from fx_oto.couplings import coupling_graph, draw_couplings, matches
-from fx_oto.dependencies import Reason
 from fx_oto.errors import MissingResultError, SettingsError
-from fx_oto.explanations import Explanation, explain, readable
+from fx_oto.framework.context import Context
 from fx_oto.graph import check_has_numbers, tensor_names
+from fx_oto.groups.couplings import coupling_graph, draw_couplings, matches
+from fx_oto.groups.explanations import Explanation, explain, readable
+from fx_oto.groups.prices import Price
 from fx_oto.masks import mask_of
 from fx_oto.pictures.picture import Picture
-from fx_oto.prices import Price
+from fx_oto.provenance.dependencies import Reason
 from fx_oto.tables import Tabular, counted, foldable, table
 
 if TYPE_CHECKING:

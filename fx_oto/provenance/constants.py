@@ -15,9 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 from torch.utils._pytree import tree_map_only
 
-from fx_oto.aliases import storage_of
 from fx_oto.graph import op_name
-from fx_oto.tape import OpCall, Tape, tensors_in
+from fx_oto.provenance.aliases import storage_of
+from fx_oto.provenance.tape import OpCall, Tape, tensors_in
 
 __all__ = ["Constants"]
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fx_oto.labels import Layer
+from fx_oto.provenance.labels import Layer
 
 __all__ = ["ADJUSTABLE", "Adjustment", "Axis", "Dependencies", "Gather", "Reason", "Work"]
 

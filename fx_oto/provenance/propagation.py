@@ -16,22 +16,22 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fx_oto.aliases import Aliases
-from fx_oto.atoms import Atoms
-from fx_oto.borders import Borders
-from fx_oto.closure import Crossing, Grouped, Rectangle, settle
-from fx_oto.constants import Constants
-from fx_oto.dependencies import ADJUSTABLE, Adjustment, Axis, Dependencies, Reason, Work
-from fx_oto.findings import Findings
 from fx_oto.graph import op_name, source_line, tensor_leaves
-from fx_oto.labels import UNKNOWN, ZERO, Layer, laid_along
-from fx_oto.leaves import OpaqueOp
 from fx_oto.modules import is_opaque
-from fx_oto.origins import Origins
-from fx_oto.products import before_products
-from fx_oto.rectangles import keep_rectangles
-from fx_oto.regions import Region
-from fx_oto.tape import OpCall, Tape, macs_of
+from fx_oto.provenance.aliases import Aliases
+from fx_oto.provenance.atoms import Atoms
+from fx_oto.provenance.borders import Borders
+from fx_oto.provenance.closure import Crossing, Grouped, Rectangle, settle
+from fx_oto.provenance.constants import Constants
+from fx_oto.provenance.dependencies import ADJUSTABLE, Adjustment, Axis, Dependencies, Reason, Work
+from fx_oto.provenance.findings import Findings
+from fx_oto.provenance.labels import UNKNOWN, ZERO, Layer, laid_along
+from fx_oto.provenance.leaves import OpaqueOp
+from fx_oto.provenance.origins import Origins
+from fx_oto.provenance.products import before_products
+from fx_oto.provenance.rectangles import keep_rectangles
+from fx_oto.provenance.regions import Region
+from fx_oto.provenance.tape import OpCall, Tape, macs_of
 
 __all__ = ["FIXED", "Attention", "Propagation", "Rule", "Said"]
 

@@ -9,13 +9,13 @@ from dataclasses import replace
 from torch import nn
 from torch.fx import GraphModule
 
-from fx_oto.couplings import holder, matches
 from fx_oto.errors import InputError, SettingsError
+from fx_oto.groups.couplings import holder, matches
+from fx_oto.groups.zigs import Partition, partition
 from fx_oto.pictures.charts import Bar, draw_bars
 from fx_oto.pictures.folding import Folding, check_fold, labelled
 from fx_oto.pictures.picture import Picture
 from fx_oto.pictures.style import FROZEN, darker, family_colour
-from fx_oto.zigs import Partition, partition
 
 __all__ = ["plot_widths"]
 

@@ -11,10 +11,10 @@ from torch.utils._pytree import tree_leaves
 
 from fx_oto.graph import tensor_leaves
 from fx_oto.modules import keeps_parameters_whole
-from fx_oto.tape import Tape
+from fx_oto.provenance.tape import Tape
 
 if TYPE_CHECKING:
-    from fx_oto.propagation import Propagation
+    from fx_oto.provenance.propagation import Propagation
 
 __all__ = ["Borders"]
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fx_oto.atoms import Atoms
-from fx_oto.dependencies import Reason
-from fx_oto.labels import compress, varying
+from fx_oto.provenance.atoms import Atoms
+from fx_oto.provenance.dependencies import Reason
+from fx_oto.provenance.labels import compress, varying
 
 __all__ = ["Crossing", "Grouped", "Obligation", "Rectangle", "settle"]
 

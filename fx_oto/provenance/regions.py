@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fx_oto.labels import Layer, laid_along
+from fx_oto.provenance.labels import Layer, laid_along
 
 __all__ = ["Region"]
 

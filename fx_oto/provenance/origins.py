@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fx_oto.dependencies import Reason
-from fx_oto.tape import OpCall
+from fx_oto.provenance.dependencies import Reason
+from fx_oto.provenance.tape import OpCall
 
 __all__ = ["Origins"]
 

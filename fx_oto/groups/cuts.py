@@ -8,9 +8,9 @@ from functools import cached_property
 
 from torch import Tensor
 
-from fx_oto.dependencies import Dependencies
 from fx_oto.errors import SlicingError
-from fx_oto.labels import Layer, compress, varying
+from fx_oto.provenance.dependencies import Dependencies
+from fx_oto.provenance.labels import Layer, compress, varying
 
 __all__ = ["Cuts"]
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from fx_oto.context import Context
-from fx_oto.dependencies import Reason
 from fx_oto.errors import SettingsError
+from fx_oto.framework.context import Context
 from fx_oto.graph import with_modules
+from fx_oto.provenance.dependencies import Reason
 from fx_oto.tables import Tabular, foldable, table
 
 if TYPE_CHECKING:
-    from fx_oto.zigs import FrozenAxis, Partition
+    from fx_oto.groups.zigs import FrozenAxis, Partition
 
 __all__ = ["AxisExplanation", "Cause", "Explanation", "Untraced", "explain", "readable"]
 

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from fx_oto.context import ExampleInputs
 from fx_oto.errors import InputError
+from fx_oto.framework.context import ExampleInputs
 from fx_oto.graph import tensor_leaves, tensor_names
 
 __all__ = ["misfit"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from fx_oto.labels import Layer
+from fx_oto.provenance.labels import Layer
 
 __all__ = ["Aliases", "storage_of"]
 

@@ -13,8 +13,8 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_map_only
 
 from fx_oto.errors import InputError, MissingResultError
+from fx_oto.framework.records import PassRecord
 from fx_oto.graph import tensor_leaves
-from fx_oto.records import PassRecord
 
 __all__ = ["Capture", "Context", "ExampleInputs"]
 

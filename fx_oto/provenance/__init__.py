@@ -1,0 +1,1 @@
+"""Dependency analysis: the provenance of every channel, found by running the network on labels."""
