@@ -16,6 +16,9 @@ from fx_oto.graph import patterns_in
 from fx_oto.optim.dhspg import DHSPG
 from fx_oto.provenance.propagation import Attention
 from fx_oto.tracing import trace
+from fx_oto.trajectory import Trajectory
+from fx_oto.warn import warn
+from fx_oto.zigs import partition
 from passes.dependency_analysis import DependencyAnalysis
 from passes.mask_insertion import MaskInsertion
 from passes.physical_slicing import PhysicalSlicing
@@ -179,7 +182,9 @@ def compress(
         limits: dict[str, Any] = {"unprunable": unprunable, "attention": attention, "on_pass": on_pass}
         gm = model if prepared else prepare(model, example_inputs, **limits)
         train(gm, DHSPG(gm, **optimizer))  # type: ignore[arg-type]
-    Context.of(gm)
+    training = Context.of(gm).results.get(Trajectory)
     assert isinstance(gm, GraphModule)
+    if training is not None and training.steps and training.unfinished:
+        warn(f"{training.unfinished} Now the group sparsity is {partition(gm).group_sparsity():.4f}")
     stages = (PhysicalSlicing(), Verification(gm)) if verify else (PhysicalSlicing(),)
     return Pipeline(stages, on_pass).run(gm)

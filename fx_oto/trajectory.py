@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fx_oto.pictures.charts import draw_training
 from fx_oto.pictures.picture import Picture
-from fx_oto.tables import Tabular, finite, table
+from fx_oto.tables import Tabular, counted, finite, table
 
 __all__ = ["Trajectory"]
 
@@ -28,6 +28,10 @@ class Trajectory(Tabular):
         reached: in words, once the pruning window is over.
         points: step, ZIGs that are zero, and loss where it is known, a tensor until it is read.
         stride: steps between two points.
+        steps: taken so far.
+        end: the step by which the target is to be reached.
+        total: the length of the training, if it was given.
+        done: whether all that is to go is zero.
 
     Example:
         >>> from fx_oto import Trajectory
@@ -49,6 +53,23 @@ class Trajectory(Tabular):
     reached: str = ""
     points: list[tuple[int, int, Any]] = field(default_factory=list)
     stride: int = 1
+    steps: int = 0
+    end: int = 0
+    total: int | None = None
+    done: bool = False
+
+    @property
+    def unfinished(self) -> str:
+        """What is to be said of a training that stopped before its pruning window did; empty if it did not."""
+        if self.done or self.steps >= self.end:
+            return ""
+        given, ask = f" (total_steps={self.total})", "is total_steps the number of optimizer.step() calls?"
+        if self.total is None:
+            given, ask = "", "does the training call optimizer.step() that often?"
+        return (
+            f"the optimizer has taken {counted(self.steps, 'step', 'steps')}, but its pruning window ends at step "
+            f"{self.end}{given}, so its target, {self.asked}, is not reached: {ask}"
+        )
 
     def add(self, step: int, zero: int, loss: Tensor | float | None) -> None:
         """Note one step; nothing is read from the device.
@@ -75,11 +96,12 @@ class Trajectory(Tabular):
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs."""
         self.rows()
-        return {"points": list(self.points), "stride": self.stride, "reached": self.reached}
+        return {"points": list(self.points), "stride": self.stride, "reached": self.reached, "done": self.done}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up ``state``, what ``state()`` has returned."""
         self.points, self.stride, self.reached = list(state["points"]), state["stride"], state["reached"]
+        self.done = state.get("done", False)
 
     def to_dict(self) -> dict[str, Any]:
         """``asked``, ``reached``, and ``points``: of each its step, group sparsity and loss, None if unknown."""

@@ -174,11 +174,23 @@ def _kept_classes(gm: GraphModule, found: Dependencies) -> tuple[Tensor, tuple[s
         warn(reason)
     kept_back += tuple(_keep_unequal(kept, found))
     if kept.all():
-        raise NothingToCompressError(
-            f"none of the {zigs.num_zigs} ZIGs is zero, so there is nothing to cut: train with fx_oto.DHSPG(gm, …) "
-            "until its target is reached, pass train=… to compress, or try fx_oto.partition(gm).zero_(0.5)"
-        )
+        raise NothingToCompressError(_nothing_zero(gm, zigs))
     return kept, kept_back
+
+
+def _nothing_zero(gm: GraphModule, zigs: Partition) -> str:
+    training = Context.of(gm).results.get(Trajectory)
+    if all(len(family) == 1 for family in zigs.families):
+        return (
+            "nothing can be cut: every family of this model has a single ZIG, and one of each family stays; "
+            "print(fx_oto.partition(gm).explain()) tells what ties its channels together"
+        )
+    remedy = (
+        "train with fx_oto.DHSPG(gm, …) until its target is reached, pass train=… to compress, or try "
+        "fx_oto.partition(gm).zero_(0.5)"
+    )
+    found = training.unfinished if training is not None else ""
+    return f"none of the {zigs.num_zigs} ZIGs is zero, so there is nothing to cut: {found or remedy}"
 
 
 def _keep_one_of_each_value(kept: Tensor, found: Dependencies) -> Iterator[str]:

@@ -114,7 +114,8 @@ class GroupSparseOptimizer(Optimizer, ABC):
         self._observed: list[dict[str, Tensor]] = []
         self._batches = 0
         self._loss: Tensor | float | None = None
-        self.trajectory = Trajectory(self.zigs.num_zigs, self.target.describe(self.target.left))
+        asked, end = self.target.describe(self.target.left), self.schedule.end
+        self.trajectory = Trajectory(self.zigs.num_zigs, asked, end=end, total=total_steps)
         Context.of(gm).provide(self.trajectory).attach(gm)
         self._bar = StepsBar(total_steps or self.schedule.end, self.zigs.num_zigs) if progress else None
 
@@ -200,7 +201,8 @@ class GroupSparseOptimizer(Optimizer, ABC):
         return loss
 
     def _close_step(self, now: int, period: Period | None) -> None:
-        self._steps += 1
+        self._steps = self.trajectory.steps = self._steps + 1
+        self.trajectory.done |= period is not None and period.done == 1 and not self._rows.count
         self.trajectory.add(now, self._rows.num_gone, self._loss)
         if self._bar is not None:
             self._bar.show(self._steps, self._rows.num_gone)
@@ -333,4 +335,5 @@ class GroupSparseOptimizer(Optimizer, ABC):
         self._observed = [{name: v.to(device) for name, v in values.items()} for values in own["observed"]]
         self._rows.restore(own["active"], own["gone"])
         self.trajectory.restore(own["trajectory"])
+        self.trajectory.steps = self._steps
         self.load_own_state(own)

@@ -188,3 +188,60 @@ def test_help_shows_every_argument():
     assert {"target_group_sparsity", "target_macs", "total_steps", "round_to"} < shared.keys()
     assert shown["hat"].default == 10
     assert all(shown[name] == shared[name] for name in shared)
+
+
+def test_a_training_that_ends_before_the_pruning_window_is_announced():
+    gm = prepared()
+    optimizer = fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.05, target_group_sparsity=0.5, total_steps=100, periods=2)
+    early = r"has taken 0 steps, but its pruning window ends at step 60 \(total_steps=100\), so its target"
+    with pytest.raises(fx_oto.NothingToCompressError, match=r"none of the \d+ ZIGs is zero.*: the optimizer " + early):
+        fx_oto.compress(gm)
+    train(gm, optimizer, 40)
+    zero = optimizer.group_sparsity
+    assert 0 < zero < 0.5
+    warned = (
+        r"the optimizer has taken 40 steps, .* ends at step 60 \(total_steps=100\), so its target, group sparsity "
+        rf"0\.5000, is not reached: is total_steps the number of .* Now the group sparsity is {zero:.4f}"
+    )
+    with pytest.warns(fx_oto.FxOtoWarning, match=warned):
+        fx_oto.compress(gm)
+    resumed = fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.05, target_group_sparsity=0.5, total_steps=100, periods=2)
+    resumed.load_state_dict(optimizer.state_dict())
+    with pytest.warns(fx_oto.FxOtoWarning, match=warned):
+        fx_oto.compress(gm)
+    train(gm, resumed, 20)
+    assert resumed.group_sparsity == 0.5
+    fx_oto.compress(gm)
+
+
+def test_a_target_that_is_reached_early_is_no_reason_to_warn():
+    gm = prepared()
+    optimizer = fx_oto.DHSPG(
+        gm, torch.optim.SGD, lr=0.05, target_group_sparsity=0.5, start_step=2, end_step=99, lam=9.0
+    )
+    with pytest.raises(
+        fx_oto.NothingToCompressError, match=r"ends at step 99, .* call optimizer.step\(\) that often\?"
+    ):
+        fx_oto.compress(gm)
+    train(gm, optimizer, 20)
+    assert optimizer.group_sparsity == 0.5
+    fx_oto.compress(gm)
+
+
+class Gram(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.f, self.o = nn.Conv2d(3, 12, 3), nn.Linear(144, 3)
+
+    def forward(self, x):
+        x = self.f(x).relu().flatten(2)
+        return self.o((x @ x.transpose(1, 2)).flatten(1))
+
+
+def test_no_advice_where_every_family_has_a_single_zig():
+    gm = fx_oto.prepare(Gram(), torch.randn(2, 3, 8, 8))
+    assert [len(family) for family in fx_oto.partition(gm).zero_(0.5).families] == [1]
+    with pytest.raises(
+        fx_oto.NothingToCompressError, match=r"has a single ZIG, and one of each .*\.explain\(\)\) tells"
+    ):
+        fx_oto.compress(gm)
