@@ -29,6 +29,7 @@ __all__ = ["Family", "FrozenAxis", "Partition", "Slot", "partition", "zero_varia
 
 _PRUNABLE = ("family", "ZIGs", "params/ZIG", "MACs/ZIG", "slots")
 _FROZEN = ("kept whole", "indices", "reason")
+_SINGLE = Reason("all of it is tied into a single group, and one group of each family stays")
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,7 +252,10 @@ class Partition(Tabular):
             >>> [(axis.tensor, axis.dim, axis.prunable, axis.kept, axis.cost) for axis in found]
             [('2.weight', 0, 0, 2, 16), ('2.bias', 0, 0, 2, 2), ('2.weight', 1, 8, 0, 0)]
         """
-        return explain(self, self._bound(), patterns)
+        single = [slot for family in self.families if len(family) == 1 for slot in family.slots]
+        kept = tuple(FrozenAxis(slot.tensor, slot.dim, slot.index.numel(), _SINGLE) for slot in single)
+        several = tuple(family for family in self.families if len(family) > 1)
+        return explain(replace(self, families=several, frozen=self.frozen + kept), self._bound(), patterns)
 
     def draw(self, *patterns: str, fold: int | None = None, limit: int = 200) -> Picture:
         """Which layers are tied together: one row for each, a wire in its own colour for each family.
