@@ -13,12 +13,12 @@ from fx_oto.framework.context import Context
 from fx_oto.framework.pipeline import Pipeline
 from fx_oto.framework.records import PassRecord
 from fx_oto.graph import patterns_in
+from fx_oto.groups.zigs import partition
 from fx_oto.optim.dhspg import DHSPG
 from fx_oto.provenance.propagation import Attention
 from fx_oto.tracing import trace
 from fx_oto.trajectory import Trajectory
 from fx_oto.warn import warn
-from fx_oto.zigs import partition
 from passes.dependency_analysis import DependencyAnalysis
 from passes.mask_insertion import MaskInsertion
 from passes.physical_slicing import PhysicalSlicing

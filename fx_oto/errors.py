@@ -118,10 +118,10 @@ class TrainingError(FxOtoError, RuntimeError):
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
         >>> optimizer = fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.1, target_group_sparsity=0.5, total_steps=20)
-        >>> optimizer.step()
+        >>> optimizer.step()  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        fx_oto.errors.TrainingError: no parameter has a gradient: call backward() before step()
+        fx_oto.errors.TrainingError: no parameter has a gradient: call backward() before step(); ...
     """
 
 

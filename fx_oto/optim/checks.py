@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import inspect
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from fx_oto.groups.zigs import Family, Partition
 from fx_oto.optim.limits import check_patterns
 from fx_oto.warn import warn
 
-__all__ = ["build_base", "check_covered", "check_unchanged", "left_alone"]
+__all__ = ["build_base", "check_covered", "check_keywords", "check_unchanged", "left_alone", "warn_of_idle"]
 
 
 def build_base(base: type[Optimizer] | Optimizer, gm: nn.Module, kwargs: dict[str, Any]) -> Optimizer:
@@ -33,6 +35,37 @@ def build_base(base: type[Optimizer] | Optimizer, gm: nn.Module, kwargs: dict[st
             f"base is an optimizer already, so {sorted(kwargs)} cannot be used: set them when building it"
         )
     return base
+
+
+def check_keywords(kind: str, base: Any, given: Collection[str], own: Collection[str]) -> None:
+    """Every keyword must be one of the optimizer's own or of the base's.
+
+    Raises:
+        SettingsError: one is neither, or the base is no optimizer.
+    """
+    if not (isinstance(base, Optimizer) or callable(base)):
+        example = f"torch.optim.{base}" if isinstance(base, str) and hasattr(torch.optim, base) else "torch.optim.SGD"
+        raise SettingsError(f"base must be a class of optimizers or an optimizer, found {base!r}: pass {example}")
+    theirs = {} if isinstance(base, Optimizer) else dict(inspect.signature(base).parameters)
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in theirs.values()):
+        return
+    for name in given:
+        close = difflib.get_close_matches(name, [*own, *theirs], n=1)
+        hint = f": did you mean {close[0]!r}?" if close else ""
+        if name not in theirs and (hint or not isinstance(base, Optimizer)):
+            called = type(base).__name__ if isinstance(base, Optimizer) else getattr(base, "__name__", str(base))
+            raise SettingsError(f"{name!r} is neither an argument of {kind} nor of {called}, its base{hint}")
+
+
+def warn_of_idle(idle: Collection[str], everything: int) -> None:
+    """Say which parameters the training leaves alone, if it does train others."""
+    if 0 < len(idle) < everything:
+        names = ", ".join(map(repr, list(idle)[:3])) + (f" and {len(idle) - 3} more" if len(idle) > 3 else "")
+        warn(
+            f"up to the start of the pruning window no step had a gradient of {names}: the training does not use them. "
+            "If a layer was replaced after prepare, call fx_oto.prepare on the changed model and build the optimizer "
+            "anew; if they are to stay as they are, set requires_grad_(False) before"
+        )
 
 
 def check_covered(gm: nn.Module, families: Sequence[Family], base: Optimizer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 from fx_oto.errors import SettingsError
 from fx_oto.groups.zigs import Family
@@ -64,7 +65,8 @@ class Limits:
 
 def _most(size: int, least: float, cap: float) -> int:
     if isinstance(least, bool) or least < 0 or (isinstance(least, float) and least >= 1):
-        raise SettingsError(f"min_kept must be a count (int) or a fraction in [0, 1) (float), found {least!r}")
+        whole = ": what is to be kept whole is named in unprunable" if least == 1 else ""
+        raise SettingsError(f"min_kept must be a count (int) or a fraction in [0, 1) (float), found {least!r}{whole}")
     if not 0 <= cap <= 1:
         raise SettingsError(f"max_group_sparsity must be in [0, 1], found {cap!r}")
     kept = math.ceil(least * size - 1e-9) if isinstance(least, float) else least
@@ -73,6 +75,8 @@ def _most(size: int, least: float, cap: float) -> int:
 
 def _per_family(name: str, given: PerFamily, families: Sequence[Family], default: float) -> list[float]:
     if not isinstance(given, Mapping):
+        if not isinstance(given, Real):
+            raise SettingsError(f"{name} must be a number or a dict {{pattern: number}}, found {given!r}")
         return [given] * len(families)
     check_patterns(name, given, families)
     hits = ([value for pattern, value in given.items() if family.matches(pattern)] for family in families)

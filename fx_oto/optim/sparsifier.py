@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -12,11 +13,11 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.optim import Optimizer
 
-from fx_oto.errors import SettingsError, TrainingError
+from fx_oto.errors import InputError, SettingsError, TrainingError
 from fx_oto.framework.context import Context
 from fx_oto.graph import patterns_in, tensor_names
 from fx_oto.groups.zigs import partition
-from fx_oto.optim.checks import build_base, check_covered, check_unchanged, left_alone
+from fx_oto.optim.checks import build_base, check_covered, check_keywords, check_unchanged, left_alone, warn_of_idle
 from fx_oto.optim.limits import PerFamily
 from fx_oto.optim.rows import Rows
 from fx_oto.optim.saliency import Criterion, ZIGStatistics, criterion
@@ -81,6 +82,8 @@ class GroupSparseOptimizer(Optimizer, ABC):
         progress: bool | None = None,
         **base_kwargs: Any,
     ) -> None:
+        own = [name for name in type(self).__signature__.parameters if name not in ("gm", "base_kwargs")]
+        check_keywords(type(self).__name__, base, base_kwargs, own)
         self.zigs = partition(gm)
         check_unchanged(self.zigs, tensor_names(gm))
         periods = self._PERIODS if periods is None else periods
@@ -111,6 +114,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
         self.param_groups, self.state = self.base.param_groups, self.base.state
         self._gm, self._rows = gm, Rows(gm, families)
         self._steps = 0
+        self._idle = {name: p for name, p in gm.named_parameters() if p.requires_grad}
         self._observed: list[dict[str, Tensor]] = []
         self._batches = 0
         self._loss: Tensor | float | None = None
@@ -163,7 +167,13 @@ class GroupSparseOptimizer(Optimizer, ABC):
         return found
 
     def note_loss(self, loss: Tensor | float) -> None:
-        """Keep the ``loss`` of the coming step for ``report``; not needed if ``step`` is given a closure."""
+        """Keep the ``loss`` of the coming step for ``report``; not needed if ``step`` is given a closure.
+
+        Raises:
+            InputError: it is neither a number nor a tensor.
+        """
+        if not isinstance(loss, Real | Tensor):
+            raise InputError(f"the loss must be a number or a tensor of one element, found {loss!r}")
         self._loss = loss
 
     # -- the step --------------------------------------------------------------------------------------
@@ -183,8 +193,13 @@ class GroupSparseOptimizer(Optimizer, ABC):
             with torch.enable_grad():
                 loss = self._loss = closure()
         if all(p.grad is None for group in self.param_groups for p in group["params"]):
-            raise TrainingError("no parameter has a gradient: call backward() before step()")
+            raise TrainingError(
+                "no parameter has a gradient: call backward() before step(); is the model that was trained the "
+                "one given to prepare?"
+            )
         now = self._steps
+        if now <= self.schedule.start:
+            self._idle = {name: p for name, p in self._idle.items() if p.grad is None and p.requires_grad}
         if self.schedule.observes(now, self.saliency_batches):
             self._observe()
         period = self.schedule.period(now)
@@ -193,6 +208,8 @@ class GroupSparseOptimizer(Optimizer, ABC):
         else:
             if now == period.start:
                 self._choose(period)
+            if now == self.schedule.start:
+                warn_of_idle(self._idle, sum(p.requires_grad for p in self._gm.parameters()))
             self.prune(self._rows, period, now)
         self._rows.keep_zero()
         if period is not None and now + 1 == period.end:

@@ -73,7 +73,7 @@ def test_bases_that_cannot_be_wrapped():
     refuse(gm, mine, fx_oto.SettingsError, r"base is an optimizer already, so \['lr'\] cannot be used", lr=0.2)
     refuse(gm, torch.optim.LBFGS, fx_oto.SettingsError, r"LBFGS takes several steps in one")
     refuse(gm, torch.optim.LBFGS(gm.parameters()), fx_oto.SettingsError, r"LBFGS takes several steps in one")
-    refuse(gm, torch.optim.SGD, TypeError, r"learning_rate", learning_rate=0.1)
+    refuse(gm, torch.optim.SGD, fx_oto.SettingsError, r"'learning_rate' is neither an argument", learning_rate=0.1)
 
 
 def test_a_base_that_holds_other_parameters_too_is_announced():
@@ -132,7 +132,11 @@ def unchanged_after(gm, optimizer, message):
 def test_a_step_without_gradients(start):
     gm = prepared()
     optimizer = fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.1, target_group_sparsity=0.5, start_step=start, end_step=5)
-    unchanged_after(gm, optimizer, r"no parameter has a gradient: call backward\(\) before step\(\)")
+    unchanged_after(
+        gm,
+        optimizer,
+        r"no parameter has a gradient: call backward\(\) before step\(\); is the model that was trained the",
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -245,3 +249,65 @@ def test_no_advice_where_every_family_has_a_single_zig():
         fx_oto.NothingToCompressError, match=r"has a single ZIG, and one of each .*\.explain\(\)\) tells"
     ):
         fx_oto.compress(gm)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"target_sparsity": 0.7},
+            r"^'target_sparsity' is neither an argument of DHSPG nor of SGD, its base: did you mean 'target_\w+'\?$",
+        ),
+        ({"round_too": 8}, r"'round_too' is neither .*: did you mean 'round_to'\?$"),
+        ({"momentun": 0.9}, r"'momentun' is neither .*: did you mean 'momentum'\?$"),
+        ({"xyzzy": 1}, r"'xyzzy' is neither an argument of DHSPG nor of SGD, its base$"),
+        ({"base": "SGD"}, r"base must be a class of optimizers or an optimizer, found 'SGD': pass torch.optim.SGD$"),
+        ({"base": "AdamW"}, r"found 'AdamW': pass torch.optim.AdamW$"),
+        ({"min_kept": ["0"]}, r"min_kept must be a number or a dict \{pattern: number\}, found \['0'\]"),
+        (
+            {"min_kept": {"0": 1.0}, "target_group_sparsity": 0.1},
+            r"found 1.0: what is to be kept whole is named in unpr",
+        ),
+    ],
+)
+def test_slips_of_the_pen(options, message):
+    gm = prepared()
+    with pytest.raises(fx_oto.SettingsError, match=message):
+        fx_oto.DHSPG(
+            gm, **{"base": torch.optim.SGD, "lr": 0.1, "target_group_sparsity": 0.5, "total_steps": 20, **options}
+        )
+
+
+def test_a_loss_that_is_none():
+    optimizer = fx_oto.DHSPG(prepared(), lr=0.1, target_group_sparsity=0.5, total_steps=20)
+    with pytest.raises(fx_oto.InputError, match=r"the loss must be a number or a tensor of one element, found 'a'"):
+        optimizer.note_loss("a")
+
+
+def swapped(freeze):
+    net = make_net()
+    gm = fx_oto.prepare(net, IMAGE)
+    position, last = [(name, child) for name, child in net.named_children() if isinstance(child, nn.Linear)][-1]
+    setattr(net, position, copy.deepcopy(last))
+    if freeze:
+        last.requires_grad_(False)
+    return net, gm, position
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_a_layer_that_was_replaced_after_prepare_is_named(start):
+    net, gm, position = swapped(freeze=False)
+    optimizer = fx_oto.DHSPG(gm, lr=0.05, target_group_sparsity=0.3, start_step=start, end_step=9)
+    train(net, optimizer, start)
+    with pytest.warns(
+        fx_oto.FxOtoWarning, match=rf"no step had a gradient of '{position}\.weight', .*replaced"
+    ) as found:
+        train(net, optimizer, 9 - start)
+    assert len(found) == 1
+
+
+def test_a_layer_that_rests_is_not_named():
+    net, gm, _ = swapped(freeze=True)
+    optimizer = fx_oto.DHSPG(gm, lr=0.05, target_group_sparsity=0.3, start_step=2, end_step=9)
+    train(net, optimizer, 9)
+    assert optimizer.group_sparsity > 0
