@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fx_oto.errors import InputError
 from fx_oto.framework.context import ExampleInputs
-from fx_oto.graph import unwritten
+from fx_oto.keeping import unwritten
 from fx_oto.provenance.flops import FUSED
 from fx_oto.provenance.tape import fake_run
 from fx_oto.tables import Tabular, macs_text, table

@@ -8,17 +8,15 @@ import os
 import re
 import sys
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
-from types import FunctionType, MethodType, ModuleType
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
@@ -29,10 +27,8 @@ __all__ = [
     "check_has_numbers",
     "clone_module",
     "described",
-    "evaluating",
     "file_shown",
     "graph_copy",
-    "memory_of",
     "one_at_a_time",
     "op_name",
     "patterns_in",
@@ -41,12 +37,9 @@ __all__ = [
     "source_line",
     "tensor_leaves",
     "tensor_names",
-    "unchanged",
     "unfused_attention",
-    "unwritten",
     "with_modes_of",
     "with_modules",
-    "without_caches",
 ]
 
 # Tracing, and running on fake tensors, set switches of the whole process, such as which attention kernel torch takes,
@@ -119,110 +112,6 @@ def _submodule(node: Node) -> nn.Module:
     owner = node.graph.owning_module
     assert owner is not None
     return owner.get_submodule(str(node.target))
-
-
-@contextmanager
-def evaluating(module: nn.Module, training: bool = False) -> Iterator[None]:
-    """Put a module and its children in one mode for a while, then restore each child's own."""
-    before = [(child, child.training) for child in module.modules()]
-    try:
-        for child, _ in before:
-            child.training = training
-        yield
-    finally:
-        for child, mode in before:
-            child.training = mode
-
-
-@contextmanager
-def unchanged(model: nn.Module, but: tuple[str, ...] = ()) -> Iterator[None]:
-    """Take back what code sets on modules, and in what they hold, but for the model's own names that begin so.
-
-    Tensors are not copied: what is written into them stays.
-    """
-    before = [(held, copy.copy(held)) for held in _changeable(model)]
-    try:
-        yield
-    finally:
-        for held, content in before:
-            if isinstance(held, dict):
-                own = held is vars(model) or held is model._modules
-                content.update({key: held[key] for key in held if own and key not in content and key.startswith(but)})
-            held.clear()
-            (held.extend if isinstance(held, list | deque) else held.update)(content)
-
-
-@contextmanager
-def without_caches(model: nn.Module) -> Iterator[None]:
-    """Take back what code sets, as ``unchanged``; what modules keep in evaluation of their parameters is forgotten.
-
-    They forget it when training begins.
-    """
-    with unchanged(model):
-        with evaluating(model, True):
-            for module in model.modules():
-                if type(module).train is not nn.Module.train:
-                    module.train(True)
-        yield
-
-
-@contextmanager
-def unwritten(model: nn.Module) -> Iterator[None]:
-    """Run a model in evaluation, without gradients, and leave it as it was.
-
-    Taken back is what it writes into its buffers, such as a count of its calls, and sets on its modules.
-    """
-    before = [(memory, memory.clone()) for memory in (memory_of(buffer.data) for buffer in model.buffers())]
-    counted = tuple(buffer for buffer in model.buffers() if not buffer.is_inference())
-    try:
-        with unchanged(model), evaluating(model), torch.no_grad(), _unsafe_preserve_version_counter(counted):
-            yield
-    finally:
-        for memory, content in before:
-            memory.copy_(content)
-
-
-def memory_of(tensor: Tensor) -> Tensor:
-    """The same memory, no element of which is met twice, as in what was expanded: so it can be written."""
-    tensor = tensor.detach()
-    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-        if size > 1 and stride == 0:
-            tensor = tensor.narrow(dim, 0, 1)
-    return tensor
-
-
-# What every module has; of it, what forward may change.
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-_REGISTRIES = ("_parameters", "_buffers", "_modules")
-
-
-def _changeable(model: nn.Module) -> list[Any]:
-    """The attributes of modules, and all containers and objects of Python classes that can be reached from them."""
-    found: dict[int, Any] = {}
-    waiting: list[Any] = [model]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, nn.Module):
-            held = vars(value)
-            if id(held) not in found:
-                registries = [held[name] for name in _REGISTRIES if isinstance(held.get(name), dict)]
-                found |= {id(one): one for one in (held, *registries)}
-                waiting.extend(held[name] for name in held.keys() - _OF_EVERY_MODULE)
-                waiting.extend(value.children())
-            continue
-        if _is_plain_object(value):
-            value = vars(value)
-        if id(value) in found or not isinstance(value, dict | list | set | deque | tuple):
-            continue
-        found[id(value)] = value
-        waiting.extend(value.values() if isinstance(value, dict) else value)
-    return [held for held in found.values() if not isinstance(held, tuple)]
-
-
-def _is_plain_object(value: Any) -> bool:
-    ours = type(value).__module__.split(".")[0] in ("torch", "fx_oto", "passes")
-    opaque = ours or isinstance(value, Tensor | type | ModuleType | FunctionType | BaseException)
-    return not opaque and type(getattr(value, "__dict__", None)) is dict
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_map_only
 
 from fx_oto.errors import InputError, SettingsError
 from fx_oto.framework.context import ExampleInputs
-from fx_oto.graph import check_has_numbers, tensor_leaves, unwritten
+from fx_oto.graph import check_has_numbers, tensor_leaves
+from fx_oto.keeping import unwritten
 from fx_oto.progress import progress
 from fx_oto.tables import Tabular, table
 

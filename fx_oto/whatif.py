@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fx_oto.errors import InputError, SettingsError
-from fx_oto.graph import check_has_numbers, evaluating, tensor_names, unchanged
+from fx_oto.graph import check_has_numbers, tensor_names
 from fx_oto.groups.sensitivities import Sensitivity, Trial
 from fx_oto.groups.zigs import Family, Partition, partition
-from fx_oto.keeping import kept
+from fx_oto.keeping import evaluating, kept, unchanged
 from fx_oto.optim.checks import check_unchanged
 from fx_oto.optim.limits import check_patterns
 from fx_oto.optim.rows import Rows

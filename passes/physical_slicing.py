@@ -14,9 +14,10 @@ from torch.fx import GraphModule, Node
 from fx_oto.errors import InputError, NothingToCompressError, SlicingError
 from fx_oto.framework.context import Context
 from fx_oto.framework.stages import Pass
-from fx_oto.graph import check_has_numbers, clone_module, evaluating, graph_copy, tensor_names, with_modes_of
+from fx_oto.graph import check_has_numbers, clone_module, graph_copy, tensor_names, with_modes_of
 from fx_oto.groups.cuts import Cuts
 from fx_oto.groups.zigs import Partition, partition
+from fx_oto.keeping import evaluating
 from fx_oto.masks import MASKS
 from fx_oto.provenance.dependencies import Adjustment, Axis, Dependencies
 from fx_oto.rewriting import rewrite

@@ -13,9 +13,10 @@ from torch.utils._pytree import tree_leaves
 from fx_oto.errors import VerificationError
 from fx_oto.framework.context import Context
 from fx_oto.framework.stages import Analysis
-from fx_oto.graph import described, graph_copy, tensor_names, unwritten
+from fx_oto.graph import described, graph_copy, tensor_names
 from fx_oto.groups.zigs import partition, zero_variables
 from fx_oto.interpreting import PlainInterpreter, run_graph
+from fx_oto.keeping import unwritten
 from fx_oto.masks import mask_of
 from fx_oto.provenance.tape import record_tape
 from fx_oto.rules.registration import taught

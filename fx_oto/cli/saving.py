@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fx_oto.errors import InputError, VerificationError
 from fx_oto.framework.context import ExampleInputs
-from fx_oto.graph import evaluating
+from fx_oto.keeping import evaluating
 from passes.verification import relative_error
 
 __all__ = ["Saved", "check_output", "save"]

@@ -15,7 +15,7 @@ from fx_oto.graph import described, tensor_leaves
 from fx_oto.interpreting import PlainInterpreter, run_graph
 from fx_oto.provenance.tape import Tape, fake_run, record_tape
 
-__all__ = ["check_integrity"]
+__all__ = ["REMEDY", "check_integrity"]
 
 
 def check_integrity(stage: str, before: GraphModule, after: GraphModule, inputs: ExampleInputs) -> Tape:
@@ -39,25 +39,26 @@ def check_integrity(stage: str, before: GraphModule, after: GraphModule, inputs:
     if old != new:
         raise PassError(
             f"the pass {stage!r} changed what the model is called with: it took {old}, now {new}. A pass keeps the "
-            f"placeholders{_REMEDY}"
+            f"placeholders{REMEDY}"
         )
     try:
         tape = record_tape(after, inputs)
     except InputError as error:
         reason = str(error).removeprefix("the model does not run on the example inputs").split("; found ")[0]
-        raise PassError(f"the pass {stage!r} left a graph that does not run{reason}{_REMEDY}") from error
+        raise PassError(f"the pass {stage!r} left a graph that does not run{reason}{REMEDY}") from error
     _check_structure(stage, before, after)
     if _changed(before, after):  # or what is noted of it is not true now: not run yet, or sizes that weights decide
         record_tape(before, inputs)
     for was, now, where in _changed(before, after):
-        raise PassError(f"the pass {stage!r} changed an output{where}: it was {was}, now {now}{_REMEDY}")
+        raise PassError(f"the pass {stage!r} changed an output{where}: it was {was}, now {now}{REMEDY}")
     _check_batch(stage, before, after, inputs.doubled())
     return tape
 
 
-_REMEDY = (
-    ". The GraphModule that the pass was given is unchanged: mend the pass, or leave it out with pipeline.without(…); "
-    "if it is one of fx_oto's own, please report this model"
+REMEDY = (
+    ". The GraphModule that it was given is unchanged: mend the pass, or leave it out with pipeline.without(…); if it "
+    "is one of fx_oto's own, call fx_oto.prepare again where the model's type, device or layers were changed since, "
+    "and else please report this model"
 )
 
 
@@ -68,21 +69,21 @@ def _check_form(stage: str, gm: GraphModule) -> None:
                 raise PassError(
                     f"the pass {stage!r} left an invalid graph: {described(node)} reads {source.name!r}, which is not "
                     "in the graph. Give its readers another value with node.replace_all_uses_with(…) before "
-                    f"graph.erase_node(node){_REMEDY}"
+                    f"graph.erase_node(node){REMEDY}"
                 )
     try:
         gm.graph.lint()
     except Exception as error:
         raise PassError(
             f"the pass {stage!r} left an invalid graph: {error}. A node must come after all that it reads "
-            f"(graph.inserting_after), and its target must be in the GraphModule{_REMEDY}"
+            f"(graph.inserting_after), and its target must be in the GraphModule{REMEDY}"
         ) from error
 
 
 def _check_structure(stage: str, before: GraphModule, after: GraphModule) -> None:
     was, now = (gm.graph.output_node().args[0] for gm in (before, after))
     if tree_structure(was) != tree_structure(now):
-        raise PassError(f"the pass {stage!r} changed the structure of the output: it was {was}, now {now}{_REMEDY}")
+        raise PassError(f"the pass {stage!r} changed the structure of the output: it was {was}, now {now}{REMEDY}")
 
 
 def _changed(before: GraphModule, after: GraphModule) -> list[tuple[str, str, str]]:
@@ -118,7 +119,7 @@ def _check_batch(stage: str, before: GraphModule, after: GraphModule, doubled: E
 def _baked(stage: str, node: Node, found: str) -> PassError:
     return PassError(
         f"the pass {stage!r} baked the batch size into the graph, at {described(node)}: with twice the batch of the "
-        f"example inputs, {found}. Take it from a value, such as x.size(0) or -1 in a reshape{_REMEDY}"
+        f"example inputs, {found}. Take it from a value, such as x.size(0) or -1 in a reshape{REMEDY}"
     )
 
 

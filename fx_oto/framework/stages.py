@@ -18,7 +18,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from fx_oto.errors import FxOtoError, FxOtoWarning, MissingResultError, PassError
 from fx_oto.framework.context import Context
-from fx_oto.framework.integrity import check_integrity
+from fx_oto.framework.integrity import REMEDY, check_integrity
 from fx_oto.framework.memory import PeakMemory
 from fx_oto.framework.records import PassRecord, Snapshot
 from fx_oto.graph import graph_copy, tensor_names
@@ -114,8 +114,7 @@ class Stage(ABC):
             raise
         except Exception as error:
             raise PassError(
-                f"the pass {self.name!r} ({self!r}) failed: {type(error).__name__}: {error}. The GraphModule that it "
-                "was given is unchanged: mend the pass, or leave it out with pipeline.without(…)"
+                f"the pass {self.name!r} ({self!r}) failed: {type(error).__name__}: {error}{REMEDY}"
             ) from error
 
     def _check_required(self, context: Context) -> None:

@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fx_oto.errors import RuleError
 from fx_oto.framework.context import ExampleInputs
-from fx_oto.graph import op_name, tensor_leaves, unwritten
+from fx_oto.graph import op_name, tensor_leaves
 from fx_oto.interpreting import PlainInterpreter, run_graph
+from fx_oto.keeping import unwritten
 from fx_oto.modules import is_opaque
 from fx_oto.provenance.flops import FUSED
 from fx_oto.provenance.leaves import leaf_of

@@ -26,17 +26,16 @@ from fx_oto.errors import InputError, RuleError
 from fx_oto.framework.context import ExampleInputs
 from fx_oto.graph import (
     bare_name,
-    evaluating,
     one_at_a_time,
     op_name,
     quiet_fakes,
     source_line,
     tensor_leaves,
     tensor_names,
-    unchanged,
     unfused_attention,
 )
 from fx_oto.interpreting import PlainInterpreter, run_graph
+from fx_oto.keeping import evaluating, unchanged
 from fx_oto.modes import by_mode, written_in
 from fx_oto.modules import is_opaque
 from fx_oto.norms import WholeNorms, holds_norms_over

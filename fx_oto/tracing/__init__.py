@@ -13,15 +13,16 @@ from torch.fx import GraphModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
+from fx_oto.dice import Dice
 from fx_oto.errors import InputError, TraceError
 from fx_oto.framework.context import Capture, Context, ExampleInputs
 from fx_oto.framework.records import PassRecord
-from fx_oto.graph import graph_copy, one_at_a_time, quiet_fakes, raised_at, tensor_names, unwritten
+from fx_oto.graph import graph_copy, one_at_a_time, quiet_fakes, raised_at, tensor_names
 from fx_oto.groups.explanations import Untraced
+from fx_oto.keeping import unwritten
 from fx_oto.masks import MASKS, drop_masks
 from fx_oto.provenance.misfits import misfit
 from fx_oto.provenance.tape import Tape, fake_run, record_tape
-from fx_oto.tracing.dice import Dice
 from fx_oto.tracing.exported import export
 from fx_oto.tracing.opaque import Part
 from fx_oto.tracing.symbolic import NotSymbolicError, symbolic_trace

@@ -18,11 +18,12 @@ from torch.fx import GraphModule
 from torch.fx.graph_module import _assign_attr
 from torch.utils._pytree import tree_map
 
+from fx_oto.dice import Dice
 from fx_oto.errors import TraceError
 from fx_oto.framework.context import ExampleInputs
-from fx_oto.graph import evaluating, graph_copy, with_modes_of, without_caches
+from fx_oto.graph import graph_copy, with_modes_of
+from fx_oto.keeping import evaluating, without_caches
 from fx_oto.modes import FLAG, TrainingFlag, merge_modes
-from fx_oto.tracing.dice import Dice
 from fx_oto.tracing.memory import Memory
 
 __all__ = ["export"]

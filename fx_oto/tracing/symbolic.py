@@ -20,15 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
 
+from fx_oto.dice import Dice
 from fx_oto.errors import TraceError
 from fx_oto.framework.context import ExampleInputs
-from fx_oto.graph import evaluating, raised_at, unchanged, unfused_attention, with_modes_of, without_caches
+from fx_oto.graph import raised_at, unfused_attention, with_modes_of
+from fx_oto.keeping import evaluating, unchanged, without_caches
 from fx_oto.modes import FLAG, TrainingFlag, merge_modes
 from fx_oto.modules import holds_layers, is_torchs
 from fx_oto.provenance.leaves import leaf_of
 from fx_oto.provenance.misfits import misfit
 from fx_oto.tracing.assigned import Assigned
-from fx_oto.tracing.dice import Dice
 from fx_oto.tracing.memory import Memory
 from fx_oto.tracing.opaque import METHOD, MethodCall, Part, parts_in
 from fx_oto.tracing.patches import IsInstance, functions_on_proxies, watching_mode

@@ -21,7 +21,8 @@ from torch.fx.node import map_arg
 from torch.fx.proxy import Attribute, TraceError
 from torch.utils._pytree import tree_map_only
 
-from fx_oto.graph import evaluating, source_line
+from fx_oto.graph import source_line
+from fx_oto.keeping import evaluating
 from fx_oto.modes import IN_PLACE
 from fx_oto.modules import is_torchs
 from fx_oto.provenance.tape import fake_like

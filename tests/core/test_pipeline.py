@@ -478,6 +478,18 @@ def test_a_prepared_module_can_be_copied():
     assert fx_oto.compress(twin).get_submodule("0").out_channels == 4
 
 
+def test_a_model_whose_type_was_changed_since_is_told_the_cure():
+    gm = fx_oto.prepare(make_net(), IMAGE)
+    fx_oto.partition(gm.double()).zero_(0.5)
+    cure = (
+        r"call fx_oto.prepare again where the model's type, device or layers were changed since, and else please report"
+    )
+    with pytest.raises(fx_oto.PassError, match=cure):
+        fx_oto.compress(gm)
+    gm = fx_oto.prepare(gm, IMAGE.double())
+    assert fx_oto.compress(gm).get_submodule("0").out_channels == 4
+
+
 def test_a_second_round():
     model = make_net().double()
     small = model
