@@ -22,7 +22,7 @@ from tabulate import tabulate
 
 import fx_oto
 from fx_oto.timing import in_turns
-from passes import DependencyAnalysis, ZIGPartition
+from passes import DependencyAnalysis, PhysicalSlicing, Verification, ZIGPartition
 
 NETWORKS = ("resnet50", "densenet121", "mobilenet_v3_large", "convnext_tiny")
 ROUNDS = 9
@@ -56,6 +56,27 @@ def test_against_torch_pruning(capsys):
         rows.append((name, f"{mine:.3f} s", f"{other:.3f} s", f"{mine / other:.2f}"))
     with capsys.disabled():
         print("\n" + tabulate(rows, ("network", "fx_oto", "Torch-Pruning 1.6.1", "ratio")))
+
+
+def test_what_the_check_after_each_pass_costs(capsys):
+    """``prepare`` and ``compress`` with the check and without, taking turns; process time, for one thread."""
+    model, image = ResNet(Bottleneck, [3, 4, 6, 3]).eval(), torch.randn(2, 3, 32, 32)
+    gm = fx_oto.prepare(model, image)
+    fx_oto.partition(gm).zero_(0.5)
+
+    def prepare(verify):
+        return fx_oto.prepare(model, image, passes=fx_oto.Pipeline(fx_oto.default_pipeline().stages, verify=verify))
+
+    def compress(verify):
+        return fx_oto.Pipeline((PhysicalSlicing(), Verification(gm)), verify=verify).run(gm)
+
+    rows = []
+    for job in (prepare, compress):
+        runs = [partial(job, verify) for verify in (True, False)]
+        checked, plain = map(statistics.median, in_turns(runs, ROUNDS, warmup=1, clock=time.process_time))
+        rows.append((job.__name__, f"{plain:.3f} s", f"{checked:.3f} s", f"{checked / plain:.2f}"))
+    with capsys.disabled():
+        print("\n" + tabulate(rows, ("ResNet-50", "without", "with the check", "ratio")))
 
 
 @pytest.mark.parametrize("blocks", [4, 8, 16, 32])
