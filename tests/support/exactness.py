@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,10 @@ import fx_oto
 import fx_oto.testing
 from fx_oto.framework.context import ExampleInputs
 from passes.verification import relative_error
+from support.seen import apart, is_random, never_drop, see
+from support.sizes import Sized, fresh, rebatched, resized, takes, tensors_of
 
+CHECK = "the graph was captured where this was"
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
@@ -48,57 +52,139 @@ def calibrate(model: nn.Module, args: tuple, kwargs: dict) -> nn.Module:
     return model.eval()
 
 
-def _rebatch(value: Tensor, size: int) -> Tensor:
-    generator = torch.Generator().manual_seed(size)
-    if not value.is_floating_point():
-        return torch.randint(0, int(value.max()) + 1, (size, *value.shape[1:]), generator=generator)
-    return torch.randn((size, *value.shape[1:]), generator=generator, dtype=torch.float64).to(value.dtype)
-
-
 @dataclass(frozen=True)
 class Compressed:
-    """A model before and after."""
+    """A model before and after.
+
+    Attributes:
+        gm: the prepared model.
+        small: the compact one.
+        zigs: how many groups were set to zero.
+        error: the largest relative error.
+        params_left: the share of the parameters that is left.
+        equal: the other sizes at which it is the same as the eager model.
+        checked: those at which its graph says that it was captured at others.
+    """
 
     gm: GraphModule
     small: GraphModule
     zigs: int
     error: float
     params_left: float
+    equal: tuple[str, ...] = ()
+    checked: tuple[str, ...] = ()
 
 
 def compress_half(
-    model: nn.Module, inputs: object, dtype: torch.dtype = torch.float64, sensitive: bool = True, **options: object
+    model: nn.Module,
+    inputs: object,
+    dtype: torch.dtype = torch.float64,
+    sensitive: bool = True,
+    *,
+    others: Sequence[object] = (),
+    any_size: bool = False,
+    sizes: int = 5,
+    **options: object,
 ) -> Compressed:
-    """Set half of each family to zero, compress, and compare at the traced batch size and another.
+    """Set half of each family to zero, compress, and compare with the group-sparse eager model at many sizes.
 
-    Asserts exactness, that the group-sparse eager model agrees, that the output depends on the input (unless not
-    ``sensitive``), and that the compact model trains. The model is changed; ``options`` are those of ``prepare``.
+    Those are the example's, other batches, and other lengths, heights and widths that the eager model takes; in
+    evaluation and in training mode, where that is not random; outputs, gradients of what was kept, and buffers. At a
+    size at which the graph was not captured it may say so, if ``Capture.sizes`` does. Asserts as well that the output
+    depends on the input (unless not ``sensitive``) and that the compact model trains. The model is changed.
+
+    Args:
+        model: any module.
+        inputs: the example, as for ``prepare``.
+        dtype: of parameters and inputs; gradients are compared in float64 only.
+        sensitive: whether its output depends on its input.
+        others: inputs of other sizes, all of which the model takes.
+        any_size: whether the compact model must take them all as well.
+        sizes: at most so many other lengths, heights and widths are tried.
+        options: those of ``prepare``.
     """
-    model = randomise(model.to(dtype))
-    given = ExampleInputs.of(tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, inputs))
+    model = never_drop(randomise(model.to(dtype)))
+    given = ExampleInputs.of(_in(dtype, inputs))
     calibrate(model, given.args, given.kwargs)
     gm = fx_oto.prepare(model, given, **options)
     zigs = fx_oto.partition(gm).zero_(0.5, torch.Generator().manual_seed(1))
     small = fx_oto.compress(gm)
-    errors = []
-    for batch in (2, 3):
-        args, kwargs = tree_map_only(Tensor, lambda t, n=batch: _rebatch(t, n), (given.args, given.kwargs))
-        with torch.no_grad():
-            sparse, masked, compact = (m(*args, **kwargs) for m in (model, gm, small))
-        errors += [relative_error(sparse, compact), relative_error(masked, compact)]
-        leaves = [leaf for leaf in tree_leaves(compact) if isinstance(leaf, Tensor)]
-        assert not sensitive or any((leaf[0] - leaf[1]).abs().max() > 1e-4 * leaf.abs().max() for leaf in leaves), (
-            "constant output"
-        )
-    assert max(errors) <= TOLERANCE[dtype], f"relative error {max(errors):.1e}"
-    _train_once(small, args, kwargs)
+    found = Comparison(model, gm, small, TOLERANCE[dtype])
+    length = next((t.size(0) for t in tensors_of(given) if t.ndim), 1)
+    batches = [resized(given, {})] + [rebatched(given, size) for size in {2, 3, length + 1} - {length}]
+    batches = [batch for batch in batches if takes(model, batch.inputs)]
+    assert len(batches) > 1
+    for batch in batches[:3]:
+        found.compare(batch, masked=True)
+        assert not sensitive or _depends(small, batch.inputs), "constant output"
+    for other in [Sized(ExampleInputs.of(_in(dtype, other)), ((0, -1),)) for other in others]:
+        assert takes(model, other.inputs)
+        found.compare(other)
+    for other in fresh(model, given, sizes):
+        found.compare(other)
+    assert not (any_size and found.checked), found.checked
+    _train_once(small, batches[-1].inputs)
     left = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
-    return Compressed(gm, small, zigs.num_zigs, max(errors), left)
+    return Compressed(gm, small, zigs.num_zigs, found.error, left, tuple(found.equal), tuple(found.checked))
 
 
-def _train_once(model: nn.Module, args: tuple, kwargs: dict) -> None:
+def _in(dtype: torch.dtype, inputs: object) -> object:
+    return tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, inputs)
+
+
+class Comparison:
+    """The compact model beside the eager one, size after size."""
+
+    def __init__(self, model: nn.Module, gm: GraphModule, small: GraphModule, tolerance: float):
+        self.model, self.gm, self.small, self.tolerance = model, gm, small, tolerance
+        self.error, self.equal, self.checked, self.trained = 0.0, [], [], 0
+
+    def compare(self, sized: Sized, masked: bool = False) -> None:
+        """Both modes; training mode if it is not random, takes these inputs and was not compared often."""
+        for training in (False, True):
+            if training and (self.trained == 3 or not takes(self.model, sized.inputs, True) or not self.repeats):
+                continue
+            self.trained += training
+            try:
+                errors = apart(self.model, self.small, sized.inputs, training, self.tolerance < 1e-6)
+            except AssertionError as refusal:
+                self._must_be_fixed(sized, refusal)
+                self.checked.append(str(sized))
+                return
+            if masked and not training:
+                sparse, masks = (see(m, sized.inputs, False, gradients=False) for m in (self.model, self.gm))
+                errors["outputs of the masked graph"] = relative_error(sparse.outputs, masks.outputs)
+            worst = max(errors, key=errors.get)
+            mode = "training" if training else "evaluation"
+            assert errors[worst] <= self.tolerance, f"{worst}: {errors[worst]:.1e} at {sized}, in {mode} mode"
+            self.error = max(self.error, errors[worst])
+        if sized.places:
+            self.equal.append(str(sized))
+
+    @cached_property
+    def repeats(self) -> bool:
+        """Whether training mode returns the same each time."""
+        example = fx_oto.Context.of(self.gm).inputs
+        return takes(self.model, example, True) and not is_random(self.model, example, training=True)
+
+    def _must_be_fixed(self, sized: Sized, refusal: AssertionError) -> None:
+        """The graph may refuse a size only by the check, and where it was said to be fixed."""
+        if CHECK not in str(refusal) or not sized.places:
+            raise refusal
+        fixed = {dim for size in fx_oto.Context.of(self.gm).capture.sizes if size.fixed for _, dim in size.dims}
+        changed = {dim for _, dim in sized.places}
+        assert changed & fixed or -1 in changed, f"refused at {sized}, but fixed are only {sorted(fixed)}: {refusal}"
+
+
+def _depends(small: nn.Module, inputs: ExampleInputs) -> bool:
+    """Whether an output of the first example is another than that of the second."""
+    leaves = [leaf for leaf in see(small, inputs, training=False, gradients=False).outputs if leaf.ndim]
+    return any(len(leaf) < 2 or (leaf[0] - leaf[1]).abs().max() > 1e-4 * leaf.abs().max() for leaf in leaves)
+
+
+def _train_once(model: nn.Module, inputs: ExampleInputs) -> None:
     model.train()
-    outputs = [leaf for leaf in tree_leaves(model(*args, **kwargs)) if isinstance(leaf, Tensor)]
+    outputs = [leaf for leaf in tree_leaves(model(*inputs.args, **inputs.kwargs)) if isinstance(leaf, Tensor)]
     sum(leaf.square().mean() for leaf in outputs).backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert gradients
