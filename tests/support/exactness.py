@@ -16,7 +16,7 @@ import fx_oto.testing
 from fx_oto.framework.context import ExampleInputs
 from passes.verification import relative_error
 from support.seen import apart, is_random, never_drop, see
-from support.sizes import Sized, fresh, rebatched, resized, takes, tensors_of
+from support.sizes import Sized, beside, fresh, rebatched, resized, takes, tensors_of
 
 CHECK = "the graph was captured where this was"
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -71,8 +71,8 @@ class Compressed:
     zigs: int
     error: float
     params_left: float
-    equal: tuple[str, ...] = ()
-    checked: tuple[str, ...] = ()
+    equal: tuple[Sized, ...] = ()
+    checked: tuple[Sized, ...] = ()
 
 
 def compress_half(
@@ -100,7 +100,7 @@ def compress_half(
         sensitive: whether its output depends on its input.
         others: inputs of other sizes, all of which the model takes.
         any_size: whether the compact model must take them all as well.
-        sizes: at most so many other lengths, heights and widths are tried.
+        sizes: at most so many other lengths, heights and widths are tried; 1 compares less of a large network.
         options: those of ``prepare``.
     """
     model = never_drop(randomise(model.to(dtype)))
@@ -109,20 +109,20 @@ def compress_half(
     gm = fx_oto.prepare(model, given, **options)
     zigs = fx_oto.partition(gm).zero_(0.5, torch.Generator().manual_seed(1))
     small = fx_oto.compress(gm)
-    found = Comparison(model, gm, small, TOLERANCE[dtype])
+    found = Comparison(model, gm, small, TOLERANCE[dtype], min(sizes, 3))
     length = next((t.size(0) for t in tensors_of(given) if t.ndim), 1)
     batches = [resized(given, {})] + [rebatched(given, size) for size in {2, 3, length + 1} - {length}]
     batches = [batch for batch in batches if takes(model, batch.inputs)]
     assert len(batches) > 1
-    for batch in batches[:3]:
+    for batch in batches[: 2 if sizes < 2 else 3]:
         found.compare(batch, masked=True)
         assert not sensitive or _depends(small, batch.inputs), "constant output"
-    for other in [Sized(ExampleInputs.of(_in(dtype, other)), ((0, -1),)) for other in others]:
+    for other in (beside(given, ExampleInputs.of(_in(dtype, other))) for other in others):
         assert takes(model, other.inputs)
         found.compare(other)
     for other in fresh(model, given, sizes):
         found.compare(other)
-    assert not (any_size and found.checked), found.checked
+    assert not (any_size and found.checked), [str(sized) for sized in found.checked]
     _train_once(small, batches[-1].inputs)
     left = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
     return Compressed(gm, small, zigs.num_zigs, found.error, left, tuple(found.equal), tuple(found.checked))
@@ -135,21 +135,21 @@ def _in(dtype: torch.dtype, inputs: object) -> object:
 class Comparison:
     """The compact model beside the eager one, size after size."""
 
-    def __init__(self, model: nn.Module, gm: GraphModule, small: GraphModule, tolerance: float):
-        self.model, self.gm, self.small, self.tolerance = model, gm, small, tolerance
+    def __init__(self, model: nn.Module, gm: GraphModule, small: GraphModule, tolerance: float, often: int):
+        self.model, self.gm, self.small, self.tolerance, self.often = model, gm, small, tolerance, often
         self.error, self.equal, self.checked, self.trained = 0.0, [], [], 0
 
     def compare(self, sized: Sized, masked: bool = False) -> None:
         """Both modes; training mode if it is not random, takes these inputs and was not compared often."""
         for training in (False, True):
-            if training and (self.trained == 3 or not takes(self.model, sized.inputs, True) or not self.repeats):
+            if training and not (self.trained < self.often and self.repeats and takes(self.model, sized.inputs, True)):
                 continue
             self.trained += training
             try:
                 errors = apart(self.model, self.small, sized.inputs, training, self.tolerance < 1e-6)
             except AssertionError as refusal:
                 self._must_be_fixed(sized, refusal)
-                self.checked.append(str(sized))
+                self.checked.append(sized)
                 return
             if masked and not training:
                 sparse, masks = (see(m, sized.inputs, False, gradients=False) for m in (self.model, self.gm))
@@ -159,7 +159,7 @@ class Comparison:
             assert errors[worst] <= self.tolerance, f"{worst}: {errors[worst]:.1e} at {sized}, in {mode} mode"
             self.error = max(self.error, errors[worst])
         if sized.places:
-            self.equal.append(str(sized))
+            self.equal.append(sized)
 
     @cached_property
     def repeats(self) -> bool:
@@ -173,7 +173,7 @@ class Comparison:
             raise refusal
         fixed = {dim for size in fx_oto.Context.of(self.gm).capture.sizes if size.fixed for _, dim in size.dims}
         changed = {dim for _, dim in sized.places}
-        assert changed & fixed or -1 in changed, f"refused at {sized}, but fixed are only {sorted(fixed)}: {refusal}"
+        assert changed & fixed, f"refused at {sized}, but fixed are only {sorted(fixed)}: {refusal}"
 
 
 def _depends(small: nn.Module, inputs: ExampleInputs) -> bool:

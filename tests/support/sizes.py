@@ -27,12 +27,9 @@ class Sized:
         return bool(self.places) and all(dim == 0 for _, dim in self.places)
 
     def __str__(self) -> str:
-        tensors = tensors_of(self.inputs)
-        sizes = " and ".join("×".join(map(str, tensor.shape)) or "a number" for tensor in tensors)
-        return (
-            f"{sizes}, where dimension {sorted({dim for _, dim in self.places})} is of another size" * bool(self.places)
-            or sizes
-        )
+        sizes = " and ".join("×".join(map(str, t.shape)) or "a number" for t in tensors_of(self.inputs))
+        dims = sorted({dim for _, dim in self.places})
+        return f"{sizes}, which differs from the example in dimensions {dims}" if dims else sizes
 
 
 def tensors_of(inputs: ExampleInputs) -> list[Tensor]:
@@ -57,6 +54,13 @@ def resized(example: ExampleInputs, sizes: dict[Place, int]) -> Sized:
     args, kwargs = tree_map_only(Tensor, like, (example.args, example.kwargs))
     places = tuple(place for place, size in sizes.items() if tensors_of(example)[place[0]].size(place[1]) != size)
     return Sized(ExampleInputs(args, kwargs), places)
+
+
+def beside(example: ExampleInputs, inputs: ExampleInputs) -> Sized:
+    """Inputs, which have the form of the example's but may be of other sizes."""
+    pairs = enumerate(zip(tensors_of(example), tensors_of(inputs), strict=True))
+    places = ((i, dim) for i, (a, b) in pairs for dim in range(a.ndim) if a.size(dim) != b.size(dim))
+    return Sized(inputs, tuple(places))
 
 
 def rebatched(example: ExampleInputs, size: int) -> Sized:
