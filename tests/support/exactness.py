@@ -142,30 +142,41 @@ class Comparison:
     def compare(self, sized: Sized, masked: bool = False) -> None:
         """Both modes; training mode if it is not random, takes these inputs and was not compared often."""
         for training in (False, True):
-            if training and not (self.trained < self.often and self.repeats and takes(self.model, sized.inputs, True)):
+            if training and not self._trains(sized):
                 continue
             self.trained += training
+            gradients = self.tolerance < 1e-6 and (self.often > 1 or training or not self.repeats)
+            eager = see(self.model, sized.inputs, training, gradients)
             try:
-                errors = apart(self.model, self.small, sized.inputs, training, self.tolerance < 1e-6)
+                compact = see(self.small, sized.inputs, training, gradients)
             except AssertionError as refusal:
                 self._must_be_fixed(sized, refusal)
                 self.checked.append(sized)
                 return
+            errors = apart(self.model, self.small, eager, compact)
             if masked and not training:
-                sparse, masks = (see(m, sized.inputs, False, gradients=False) for m in (self.model, self.gm))
-                errors["outputs of the masked graph"] = relative_error(sparse.outputs, masks.outputs)
-            worst = max(errors, key=errors.get)
+                masks = see(self.gm, sized.inputs, training=False, gradients=False)
+                errors["outputs of the masked graph"] = relative_error(eager.outputs, masks.outputs)
+            wrong = [f"{name}: {error:.1e}" for name, error in errors.items() if not error <= self.tolerance]
             mode = "training" if training else "evaluation"
-            assert errors[worst] <= self.tolerance, f"{worst}: {errors[worst]:.1e} at {sized}, in {mode} mode"
-            self.error = max(self.error, errors[worst])
+            assert not wrong, f"{', '.join(wrong)} at {sized}, in {mode} mode"
+            self.error = max(self.error, *errors.values())
         if sized.places:
             self.equal.append(sized)
 
+    def _trains(self, sized: Sized) -> bool:
+        """In float32, statistics of few examples differ by more than rounding elsewhere."""
+        wanted = self.trained < self.often and self.tolerance < 1e-6 and self.repeats
+        return wanted and (not sized.places or takes(self.model, sized.inputs, training=True))
+
     @cached_property
     def repeats(self) -> bool:
-        """Whether training mode returns the same each time."""
+        """Whether training mode takes the example's size and returns the same each time."""
         example = fx_oto.Context.of(self.gm).inputs
-        return takes(self.model, example, True) and not is_random(self.model, example, training=True)
+        try:
+            return not is_random(self.model, example, training=True)
+        except Exception:  # whatever a model raises in training, such as for want of targets
+            return False
 
     def _must_be_fixed(self, sized: Sized, refusal: AssertionError) -> None:
         """The graph may refuse a size only by the check, and where it was said to be fixed."""

@@ -86,11 +86,8 @@ def is_random(model: nn.Module, inputs: ExampleInputs, training: bool) -> bool:
     return not relative_error(first, second) <= 1e-12
 
 
-def apart(
-    model: nn.Module, small: GraphModule, inputs: ExampleInputs, training: bool, gradients: bool = True
-) -> dict[str, float]:
+def apart(model: nn.Module, small: GraphModule, eager: Seen, compact: Seen) -> dict[str, float]:
     """How far the compact model is from the eager one: in outputs, gradients of what was kept, and written buffers."""
-    eager, compact = (see(module, inputs, training, gradients) for module in (model, small))
     errors = {"outputs": relative_error(eager.outputs, compact.outputs)}
     largest = max((g.abs().max().item() for g in eager.gradients.values() if g.numel()), default=0.0)
     parameters, cut = dict(model.named_parameters()), dict(small.named_parameters())
