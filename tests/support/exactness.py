@@ -9,13 +9,13 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 import fx_oto
 import fx_oto.testing
 from fx_oto.framework.context import ExampleInputs
 from passes.verification import relative_error
-from support.seen import apart, is_random, never_drop, see
+from support.seen import apart, is_random, never_drop, see, tensors_in
 from support.sizes import Sized, beside, fresh, rebatched, resized, takes, tensors_of
 
 CHECK = "the graph was captured where this was"
@@ -195,7 +195,7 @@ def _depends(small: nn.Module, inputs: ExampleInputs) -> bool:
 
 def _train_once(model: nn.Module, inputs: ExampleInputs) -> None:
     model.train()
-    outputs = [leaf for leaf in tree_leaves(model(*inputs.args, **inputs.kwargs)) if isinstance(leaf, Tensor)]
+    outputs = [output for output in tensors_in(model(*inputs.args, **inputs.kwargs)) if output.requires_grad]
     sum(leaf.square().mean() for leaf in outputs).backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert gradients

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +33,29 @@ def see(module: nn.Module, inputs: ExampleInputs, training: bool, gradients: boo
     with _as_it_was(module), torch.random.fork_rng(devices=[]), torch.set_grad_enabled(gradients):
         torch.manual_seed(seed)
         found = module.train(training)(*given.args, **given.kwargs)
-        outputs = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+        outputs = list(tensors_in(found))
         roots = [output for output in outputs if output.requires_grad]
         if gradients and roots:
             torch.autograd.backward(roots, [_direction(root, place) for place, root in enumerate(roots)])
         learnt = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
         return Seen([output.detach() for output in outputs], learnt, {n: b.clone() for n, b in module.named_buffers()})
+
+
+def tensors_in(output: object) -> Iterator[Tensor]:
+    """Also those in mappings and dataclasses that torch has not been told of."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from tensors_in(value)
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from tensors_in(value)
+    elif is_dataclass(output):
+        for part in fields(output):
+            yield from tensors_in(getattr(output, part.name))
+    else:
+        yield from (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
 
 
 def _direction(root: Tensor, place: int) -> Tensor:
