@@ -1,0 +1,163 @@
+"""What a run cannot take is called as a whole: as small a piece as possible, however its code is written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.kinds import holds
+from torch import nn
+
+import fx_oto
+
+
+class Experts(nn.Module):
+    """A mixture of experts that asks which token goes where; its first argument is called by any name."""
+
+    def __init__(self, width, hidden, count):
+        super().__init__()
+        self.route = nn.Linear(width, count, bias=False)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)) for _ in range(count)
+        )
+
+    def mix(self, x):
+        shape = x.shape
+        x = x.reshape(-1, shape[-1])
+        weights, chosen = self.route(x).softmax(-1).topk(2, -1)
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            token, place = torch.where(chosen == number)
+            if len(token):
+                out = out.index_add(0, token, expert(x[token]) * weights[token, place, None])
+        return out.view(shape)
+
+
+class CalledSelf(Experts):
+    def forward(self, x):
+        return self.mix(x)
+
+
+class CalledS(Experts):
+    def forward(s, x):
+        return s.mix(x)
+
+
+class CalledThis(Experts):
+    def forward(this, x, /):
+        return Experts.mix(this, x)
+
+
+class CalledStar(Experts):
+    def forward(*args):
+        return args[0].mix(args[1])
+
+
+class Rebound(Experts):
+    def forward(self, x):
+        me = self
+        del self
+        return me.mix(x)
+
+
+class ByPartial(Experts):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.call = lambda x, module=self: Experts.mix(module, x)
+
+    def forward(self, x):
+        return self.call(x)
+
+
+class Decorated(Experts):
+    @torch.no_grad()
+    def look(self, x):
+        return x
+
+    def forward(self, x):
+        return self.mix(self.look(x) * 0 + x)
+
+
+KINDS = {kind.__name__: kind for kind in (CalledSelf, CalledS, CalledThis, CalledStar, Rebound, ByPartial, Decorated)}
+
+
+class Net(nn.Module):
+    def __init__(self, part):
+        super().__init__()
+        self.e, self.m, self.o, self.h = nn.Linear(6, 32), part, nn.Linear(16, 3), nn.Linear(32, 16)
+
+    def forward(self, x):
+        x = self.e(x)
+        return self.o(F.relu(self.h(x + self.m(x))))
+
+
+class NetByS(Net):
+    def forward(s, x):
+        x = s.e(x)
+        return s.o(F.relu(s.h(x + s.m(x))))
+
+
+EXAMPLE, OTHERS = torch.randn(2, 5, 6), [torch.randn(3, 5, 6), torch.randn(2, 9, 6)]
+
+
+@pytest.mark.filterwarnings("ignore:.*:fx_oto.FxOtoWarning")
+@pytest.mark.parametrize("net", [Net, NetByS])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_opaque_part_is_found_whatever_its_first_argument_is_called(kind, net):
+    found = holds(net(KINDS[kind](32, 64, 4)), EXAMPLE, OTHERS)
+    capture = fx_oto.Context.of(found.gm).capture
+    assert capture.front_end == "fx_oto"
+    assert capture.opaque == ("m",) or all(name.startswith("m.") for name in capture.opaque)
+    assert found.zigs >= 16
+    assert "h.weight" in {family.name for family in fx_oto.partition(found.gm).families}
+
+
+@pytest.mark.filterwarnings("ignore:.*:fx_oto.FxOtoWarning")
+def test_one_of_two_such_parts_does_not_hide_the_other():
+    model = nn.Sequential(Net(CalledS(32, 24, 3)), nn.Linear(3, 6), Net(CalledThis(32, 24, 3)))
+    found = holds(model, EXAMPLE, OTHERS)
+    opaque = fx_oto.Context.of(found.gm).capture.opaque
+    assert {name.split(".m")[0] for name in opaque} == {"0", "2"}
+    assert found.zigs >= 16 + 3 + 16
+
+
+class TopLevel(nn.Module):
+    """The question is in the model's own forward, between parts that can be captured."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(6, 16), nn.Linear(16, 6), nn.Linear(6, 12), nn.Linear(12, 3)
+
+    def forward(s, x):
+        x = s.b(F.relu(s.a(x)))
+        if x.mean() > 0:
+            x = x * 2
+        return s.d(F.relu(s.c(x)))
+
+
+class ByItem(TopLevel):
+    def forward(s, x):
+        x = s.b(F.relu(s.a(x)))
+        x = x * float(x.abs().max().item())
+        return s.d(F.relu(s.c(x)))
+
+
+class BySelection(TopLevel):
+    def forward(s, x):
+        x = s.b(F.relu(s.a(x)))
+        x = torch.stack([row[row[:, 0] > row[:, 1].mean()].sum(0) for row in x])
+        return s.d(F.relu(s.c(x)))
+
+
+class ByNumpy(TopLevel):
+    def forward(s, x):
+        x = s.b(F.relu(s.a(x)))
+        order = torch.from_numpy(x.detach().numpy().mean((0, 1)).argsort())
+        return s.d(F.relu(s.c(x[..., order])))
+
+
+@pytest.mark.filterwarnings("ignore:.*:fx_oto.FxOtoWarning")
+@pytest.mark.parametrize("kind", [TopLevel, ByItem, BySelection, ByNumpy])
+def test_what_comes_before_and_after_is_captured(kind):
+    found = holds(kind(), EXAMPLE, OTHERS)
+    assert {family.name for family in fx_oto.partition(found.gm).families} >= {"a.weight", "c.weight"}
