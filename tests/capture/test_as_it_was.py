@@ -212,10 +212,10 @@ def test_after_an_interruption_at_any_call(call):
 
 @pytest.mark.filterwarnings(KINDS)
 def test_refusals_leave_it_as_well():
-    model = everything()
+    model, wrong = everything(), torch.randn(3, 5, 7)
     before = Before(model)
     with pytest.raises(Exception):  # noqa: B017, PT011  whatever the model itself raises, or an error of ours
-        fx_oto.prepare(model, torch.randn(3, 5, 7))
+        fx_oto.prepare(model, wrong)
     before.hold()
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from support.random_sizes import SIZED, SIZED_TOKENS
 from support.random_tokens import TOKENS, add
 
 
@@ -80,9 +81,10 @@ class RandomNet(nn.Module):
 
 def by_plan(images, tokens=None):
     """The network that lists of ``(name, seed)`` stand for."""
+    tables = {**IMAGES, **SIZED}, {**TOKENS, **SIZED_TOKENS}
     plans = [
         None if plan is None else [(table[name], random.Random(seed)) for name, seed in plan]
-        for plan, table in ((images, IMAGES), (tokens, TOKENS))
+        for plan, table in zip((images, tokens), tables, strict=True)
     ]
     return RandomNet(*plans)
 

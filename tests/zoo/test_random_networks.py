@@ -8,11 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.exactness import compress_half
 from support.random_networks import IMAGES, by_plan, by_seed
+from support.random_sizes import FREE_IMAGES, FREE_TOKENS, SIZED, SIZED_TOKENS
 from support.random_tokens import TOKENS
+from support.sizes import takes
 
 import fx_oto
+from fx_oto.framework.context import ExampleInputs
 
-pytestmark = pytest.mark.filterwarnings("ignore:every channel of node:fx_oto.FxOtoWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:every channel of node:fx_oto.FxOtoWarning"),
+    # a loop over the batch fixes it, which is said
+    pytest.mark.filterwarnings("ignore:.*batch:fx_oto.FxOtoWarning"),
+]
 
 
 def plans(table, size):
@@ -26,11 +33,11 @@ ON_TOKENS = {"images": plans(IMAGES, 2), "tokens": plans(TOKENS, 7)}
 ATTENTION = st.sampled_from(("heads", "head_dim"))
 
 
-def check(build, **options):
+def check(build, shape=(2, 4, 6, 6), **options):
     torch.manual_seed(0)
-    x = torch.randn(2, 4, 6, 6)
+    x = torch.randn(shape)
     try:
-        gm = compress_half(build(), x, sensitive=False, **options).gm
+        gm = compress_half(build(), x, sensitive=False, sizes=3, **options).gm
     except fx_oto.NothingToCompressError:
         gm = fx_oto.prepare(build(), x, **options)
         assert not fx_oto.partition(gm).families
@@ -47,6 +54,46 @@ def test_exact_on_images(**plan):
 @given(st.fixed_dictionaries(ON_TOKENS), ATTENTION)
 def test_exact_on_tokens(plan, attention):
     check(lambda: by_plan(**plan), attention=attention)
+
+
+FREE = {"images": plans(FREE_IMAGES, 5)}
+FREE_OF_TOKENS = {"images": plans(FREE_IMAGES, 2), "tokens": plans(FREE_TOKENS, 5)}
+ANY = st.one_of(st.fixed_dictionaries(FREE), st.fixed_dictionaries(FREE_OF_TOKENS))
+# Sizes of one hide what is mixed with them; of 3 pixels each way one token is left besides the class's.
+SHAPES = st.sampled_from([(2, 4, 6, 6), (1, 4, 6, 6), (3, 4, 9, 6), (2, 4, 3, 3), (1, 4, 3, 9), (2, 4, 12, 5)])
+
+
+def check_at_any_size(plan, shape, attention):
+    """What the eager model does not take in training, such as a norm of one number, is left out."""
+    torch.manual_seed(0)
+    if not all(takes(by_plan(**plan), ExampleInputs.of(torch.randn(shape)), training) for training in (False, True)):
+        return
+    check(lambda: by_plan(**plan), shape, attention=attention)
+
+
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(ANY, SHAPES, ATTENTION)
+def test_exact_at_any_size(plan, shape, attention):
+    check_at_any_size(plan, shape, attention)
+
+
+@pytest.mark.slow
+@settings(max_examples=3000, deadline=None)
+@given(ANY, SHAPES, ATTENTION)
+def test_exact_at_any_size_and_length(plan, shape, attention):
+    check_at_any_size(plan, shape, attention)
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", sorted(SIZED_TOKENS))
+def test_each_block_that_uses_sizes(name, seed, tokens):
+    if not tokens and name not in SIZED:
+        pytest.skip("of tokens only")
+    ends = [("linear", 0)], [("convolution", seed)]
+    plan = {"images": [("convolution", seed), (name, seed)]} if not tokens else {"images": [], "tokens": [(name, seed)]}
+    plan["images" if not tokens else "tokens"] += ends[not tokens] + [(name, seed + 7)]
+    check(lambda: by_plan(**plan))
 
 
 @pytest.mark.slow
