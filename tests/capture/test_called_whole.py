@@ -60,15 +60,6 @@ class Rebound(Experts):
         return me.mix(x)
 
 
-class ByPartial(Experts):
-    def __init__(self, *sizes):
-        super().__init__(*sizes)
-        self.call = lambda x, module=self: Experts.mix(module, x)
-
-    def forward(self, x):
-        return self.call(x)
-
-
 class Decorated(Experts):
     @torch.no_grad()
     def look(self, x):
@@ -78,7 +69,7 @@ class Decorated(Experts):
         return self.mix(self.look(x) * 0 + x)
 
 
-KINDS = {kind.__name__: kind for kind in (CalledSelf, CalledS, CalledThis, CalledStar, Rebound, ByPartial, Decorated)}
+KINDS = {kind.__name__: kind for kind in (CalledSelf, CalledS, CalledThis, CalledStar, Rebound, Decorated)}
 
 
 class Net(nn.Module):
