@@ -16,7 +16,7 @@ from fx_oto.graph import patterns_in
 from fx_oto.groups.zigs import partition
 from fx_oto.optim.dhspg import DHSPG
 from fx_oto.provenance.propagation import Attention
-from fx_oto.tracing import trace
+from fx_oto.capture import trace
 from fx_oto.trajectory import Trajectory
 from fx_oto.warn import warn
 from passes.dependency_analysis import DependencyAnalysis

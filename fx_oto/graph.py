@@ -48,7 +48,7 @@ one_at_a_time = RLock()
 
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 # Of this library, what runs a user's code.
-_NOT_USERS = (_TORCH, *(str(Path(__file__).parent / name) for name in ("tracing", "provenance", "graph.py")))
+_NOT_USERS = (_TORCH, *(str(Path(__file__).parent / name) for name in ("capture", "provenance", "graph.py")))
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 

@@ -17,7 +17,7 @@ from fx_oto.errors import InputError
 from fx_oto.framework.context import Context, ExampleInputs
 from fx_oto.framework.stages import Analysis, Stage
 from fx_oto.provenance.tape import record_tape
-from fx_oto.tracing import trace
+from fx_oto.capture import trace
 
 __all__ = ["check_pass", "randomise"]
 

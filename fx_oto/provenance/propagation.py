@@ -219,6 +219,7 @@ class Propagation:
     def work(self, macs: int, layers: Iterable[Layer]) -> None:
         """Note a contraction that the current call makes: its multiply-adds, and the axes that it runs over."""
         self._found.contracting.add(self.node)
+        macs = self._tape.on_example(self.node, macs)
         self._found.works.append(Work(macs, tuple(layer.labels.reshape(-1) for layer in layers)))
 
     def mixes(self) -> None:
