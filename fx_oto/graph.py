@@ -158,6 +158,8 @@ def clone_module(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.M
     def clone(old: nn.Module) -> nn.Module:
         if old in modules:
             return modules[old]
+        if isinstance(old, torch.jit.ScriptModule):  # whose tensors are out of reach
+            return copy.deepcopy(old)
         new = old.__new__(type(old))
         shared = (dict, list, set)  # hooks and the like: a change of the copy's must not reach the original's
         new.__dict__.update({k: copy.copy(v) if isinstance(v, shared) else v for k, v in old.__dict__.items()})

@@ -14,16 +14,17 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
+from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.check import check_capture
 from fx_oto.capture.memory import Memory
-from fx_oto.capture.run import CaptureRun, NotCapturedError, NotHashedError
+from fx_oto.capture.run import CaptureRun, NotCapturedError, NotHashedError, RandomError
 from fx_oto.capture.sizes import Difference, Group, explain_numbers, groups_of, names_of, resized
-from fx_oto.capture.whole import LeafTracer, Part
+from fx_oto.capture.whole import LeafTracer, Part, WrappedFunction
 from fx_oto.dice import Dice
 from fx_oto.errors import InputError, TraceError
 from fx_oto.framework.context import Capture, Context, ExampleInputs, InputSize
 from fx_oto.framework.records import PassRecord
-from fx_oto.graph import graph_copy, one_at_a_time, quiet_fakes, raised_at, tensor_names, with_modes_of
+from fx_oto.graph import graph_copy, one_at_a_time, quiet_fakes, raised_at, tensor_leaves, tensor_names, with_modes_of
 from fx_oto.groups.explanations import Untraced
 from fx_oto.keeping import unwritten
 from fx_oto.masks import MASKS, drop_masks
@@ -134,19 +135,25 @@ def _check(model: Any) -> None:
 
 def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capture, Tape]:
     """In both modes, with the submodules and methods that refuse called as a whole, the innermost first."""
+    Arguments.of(model, inputs)
+    _check_devices(model, inputs)
     first: NotCapturedError | None = None
     hashable: set[Any] = set()
-    for both_modes in (True, False):
-        opaque: list[Part] = []
+    for both_modes, op_level in ((True, False), (True, True), (False, False), (False, True)):
+        opaque: list[Part | WrappedFunction] = []
+        watchful = False
         while True:
-            attempt = _Attempt(model, inputs, opaque, hashable, both_modes)
+            attempt = _Attempt(model, inputs, opaque, hashable, both_modes, op_level, watchful)
             try:
                 found = attempt.result()
             except NotHashedError as error:
                 hashable.add(error.site)
             except NotCapturedError as error:
+                if isinstance(error, RandomError) and not watchful:
+                    first, watchful = first or error, True
+                    continue
                 if first is None:
-                    _check_inputs(model, inputs)
+                    _check_inputs(model, inputs, error.where)
                     first = error
                 left = [part for part in error.parts if part not in opaque]
                 if not left:
@@ -165,7 +172,19 @@ def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capt
     ) from first
 
 
-def _check_inputs(model: nn.Module, inputs: ExampleInputs) -> None:
+def _check_devices(model: nn.Module, inputs: ExampleInputs) -> None:
+    """Fake tensors could be anywhere.
+
+    Raises:
+        InputError: no tensor of the model is where the inputs are.
+    """
+    mine = {tensor.device for tensor in tensor_names(model).values()}
+    given = [tensor for tensor in tensor_leaves((inputs.args, inputs.kwargs)) if tensor.ndim]
+    if mine and given and mine.isdisjoint(tensor.device for tensor in given):
+        raise misfit(RuntimeError("expected all tensors on one device"), "", model, inputs)
+
+
+def _check_inputs(model: nn.Module, inputs: ExampleInputs, where: str) -> None:
     """Tell inputs on which the model itself does not run from code that cannot be captured.
 
     Raises:
@@ -177,17 +196,17 @@ def _check_inputs(model: nn.Module, inputs: ExampleInputs) -> None:
     except InputError:
         if any(tensor.is_meta for tensor in tensor_names(model).values()):  # it cannot really run
             return
-        _really_run(model, inputs.copied())
+        _really_run(model, inputs.copied(), where)
     finally:
         dice.put_back()
 
 
-def _really_run(model: nn.Module, inputs: ExampleInputs) -> None:
+def _really_run(model: nn.Module, inputs: ExampleInputs, where: str) -> None:
     try:
         with unwritten(model):
             model(*inputs.args, **inputs.kwargs)
     except Exception as error:
-        at = f" at {found}" if (found := raised_at(error)) else ""
+        at = f" at {found}" if (found := raised_at(error)) else where
         raise misfit(error, at, model, inputs) from error
 
 
@@ -201,14 +220,18 @@ class _Attempt:
         opaque: what is called as a whole.
         hashable: places in the code where sizes may be keys.
         both_modes: whether training is captured, or evaluation alone.
+        op_level: whether single functions whose results depend on numbers are called as a whole.
+        watchful: whether code that draws random numbers is looked for.
         constants: tensors that are no module's, by their name in the graph.
     """
 
     model: nn.Module
     inputs: ExampleInputs
-    opaque: list[Part]
+    opaque: list[Part | WrappedFunction]
     hashable: set[Any]
     both_modes: bool
+    op_level: bool
+    watchful: bool
     constants: dict[str, Tensor] = field(default_factory=dict)
 
     def result(self) -> tuple[GraphModule, Capture, Tape]:
@@ -228,7 +251,7 @@ class _Attempt:
             check_capture(gm, self.model, self.inputs, self.both_modes)
         for note in dict.fromkeys(note for run in runs for note in run.notes):
             warn(note)
-        called = {node.target for node in gm.graph.nodes if node.op == "call_module"}
+        called = {node.target for node in gm.graph.nodes if node.op in ("call_module", "call_function")}
         names = [part.name_in(self.model) for part in self.opaque if part.target_in(self.model) in called]
         names += [node.name for node in gm.graph.nodes if node.meta.get("asks_values") and node.target not in called]
         return gm, Capture("fx_oto", tuple(names), sizes.found), tape
@@ -240,7 +263,8 @@ class _Attempt:
         return [evaluation, self._run(inputs, training=True)] if again else [evaluation]
 
     def _run(self, inputs: ExampleInputs, training: bool) -> CaptureRun:
-        return CaptureRun(self.model, inputs, training, self.opaque, self.hashable, self.constants).run()
+        options = (self.opaque, self.hashable, self.constants, self.op_level, self.watchful)
+        return CaptureRun(self.model, inputs, training, *options).run()
 
     def others(self, inputs: ExampleInputs) -> list[CaptureRun]:
         """The same on other inputs.
@@ -318,16 +342,21 @@ class _Sizes:
         return InputSize(tuple((self._names[number], dim) for number, dim in group.dims), group.size, fixed)
 
     def _try(self, group: Group) -> list[InputSize]:
+        difference: Difference | None = None
         for size in group.others():
             try:
                 others = self._attempt.others(resized(self._attempt.inputs, {group: size}))
             except (NotCapturedError, InputError):  # the model does not take it
                 continue
-            if (difference := self._compare(others)) is None:
+            if (found := self._compare(others)) is None:
                 self._others[group] = others
                 if group.size == 1:
                     self.larger[group] = size
                 return [self._told(group)]
+            difference = difference or found
+            if not found.check:  # else code decides, and may decide otherwise at another size
+                break
+        if difference is not None:
             return [self._fix(group, difference)]
         return [told for one in group.apart() for told in self._try(one)] or [self._told(group)]
 
@@ -342,7 +371,7 @@ class _Sizes:
     def _fix(self, group: Group, difference: Difference) -> InputSize:
         """Let the graphs check the size."""
         for run in self._runs:
-            run.fix(group.dims, group.size, str(difference))
+            run.fix(group.dims, group.size, difference)
         told = self._told(group, str(difference))
         if group.is_batch:
             warn(

@@ -21,7 +21,7 @@ from fx_oto.provenance.misfits import misfit
 if TYPE_CHECKING:
     from fx_oto.capture.run import CaptureRun
 
-__all__ = ["Arguments", "length"]
+__all__ = ["Arguments", "check_length", "length"]
 
 _FIXED = (bool, str, type(None))
 _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
@@ -101,6 +101,24 @@ def _check(run: CaptureRun, node: Node, value: Any, name: str) -> None:
     run.create("call_function", torch._assert, (same, text)).meta["val"] = None
 
 
+def check_length(run: CaptureRun, node: Node, count: int, name: str) -> None:
+    """Let the graph check that a list or tuple is as long as it was."""
+    counted = run.create("call_function", length, (node,))
+    counted.meta["val"], counted.meta["is_wrapped"] = count, True
+    _check(run, counted, count, f"the length of {name}")
+
+
+def _check_keys(run: CaptureRun, node: Node, keys: list[Any], name: str) -> None:
+    found = run.create("call_function", sorted_keys, (node,))
+    found.meta["val"], found.meta["is_wrapped"] = sorted(keys, key=repr), True
+    _check(run, found, sorted(keys, key=repr), f"what is in {name}")
+
+
+def sorted_keys(value: Any) -> list[Any]:
+    """The keys of a dictionary in one order, as a node of a graph."""
+    return sorted(value, key=repr)
+
+
 @dataclass(frozen=True)
 class _Binder:
     """Takes an argument apart: each tensor and number in it is the value of a node."""
@@ -132,10 +150,12 @@ class _Binder:
         return self._container(value, node)
 
     def _container(self, value: Any, node: Node) -> Any:
-        if isinstance(value, dict) and type(value) is dict:
+        if isinstance(value, dict):
+            _check_keys(self.run, node, list(value), self.name)
+        if type(value) is dict:
             return {key: self._part(one, node, operator.getitem, key) for key, one in value.items()}
         if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
-            self._check_length(value, node)
+            check_length(self.run, node, len(value), self.name)
             parts = [self._part(one, node, operator.getitem, i) for i, one in enumerate(value)]
             return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
         if isinstance(value, dict):
@@ -149,14 +169,6 @@ class _Binder:
                 made.__dict__[key] = self._part(one, node, getattr, key)
             return made
         return value
-
-    def _check_length(self, value: Any, node: Node) -> None:
-        counted = self.run.create("call_function", length, (node,))
-        counted.meta["val"], counted.meta["is_wrapped"] = len(value), True
-        same = self.run.create("call_function", operator.eq, (counted, len(value)))
-        same.meta["val"] = True
-        text = f"the graph was captured where {self.name} held {len(value)} values; trace it on such inputs"
-        self.run.create("call_function", torch._assert, (same, text)).meta["val"] = None
 
     def _part(self, value: Any, parent: Node, read: Callable[..., Any], key: Any) -> Any:
         node = self.run.create("call_function", read, (parent, key))

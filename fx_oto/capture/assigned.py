@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 
+from fx_oto.capture.whole import is_leaf
 from fx_oto.graph import op_name
 from fx_oto.modes import IN_PLACE
 
@@ -25,6 +26,8 @@ class Assigned:
         self._buffers = {name for name, _ in model.named_buffers()}
         self._before: dict[str, tuple[dict[str, Any], str, Any]] = {}
         for path, module in model.named_modules():
+            if is_leaf(module):  # what torch's own layers set, they set when the graph calls them
+                continue
             for owner in (vars(module), module._buffers):
                 for name, value in owner.items() if isinstance(owner, dict) else ():
                     if isinstance(value, Tensor | bool | int | float) and name != "training":
@@ -43,9 +46,9 @@ class Assigned:
                 continue
             if isinstance(new, FakeTensor) and isinstance(value, Tensor):
                 alike = (new.shape, new.dtype) == (value.shape, value.dtype)
-                if alike and path not in self._buffers:
+                if alike and path not in self._buffers and run.reads(path):
                     run.notes.append(_note(path, "one tensor", "another"))
-                elif alike and _written(node := run.node_of_tensor(new)).target != path:
+                elif alike and path in self._buffers and _written(node := run.node_of_tensor(new)).target != path:
                     changes[path] = node, value
             elif isinstance(new, int | float) and not isinstance(value, Tensor) and not _same(new, value):
                 run.notes.append(_note(path, value, new))

@@ -16,7 +16,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,16 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import base_types
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from fx_oto.capture.arguments import Arguments, length
+from fx_oto.capture.arguments import Arguments, check_length
 from fx_oto.capture.assigned import Assigned
 from fx_oto.capture.custom import custom_functions
 from fx_oto.capture.numbers import Flag, Float, Int, Origin, remembered
-from fx_oto.capture.whole import GradientHook, LeafTracer, MethodCall, Part, is_leaf, parts_in
+from fx_oto.capture.seen import SeenList, SeenTuple
+from fx_oto.capture.whole import GradientHook, LeafTracer, MethodCall, Part, WrappedFunction, is_leaf, parts_in
 from fx_oto.dice import Dice
 from fx_oto.errors import TraceError
 from fx_oto.framework.context import ExampleInputs
@@ -47,9 +48,10 @@ from fx_oto.provenance.flops import FUSED
 from fx_oto.provenance.leaves import LeafOp, leaf_of
 from fx_oto.provenance.tape import OpCall, Recording, Tape, laid_out, one_by_one, tape_of_steps, whole_calls
 
-__all__ = ["CaptureRun", "NotCapturedError", "NotHashedError"]
+__all__ = ["CaptureRun", "NotCapturedError", "NotHashedError", "RandomError"]
 
 _NOT_USERS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
+_DRAWS = "draws random numbers that a capture cannot see: they would stay the same for ever"
 _ON_VALUES = "control flow depends on the values in a tensor"
 # Read-only properties and methods whose answers say nothing of sizes, and are the same for a fake tensor.
 _PLAIN = frozenset(
@@ -76,11 +78,16 @@ class NotCapturedError(TraceError):
 
     Attributes:
         parts: the methods of the model's modules in which that happened, outermost first.
+        where: the place, to be read after what has happened.
     """
 
-    def __init__(self, message: str, parts: Collection[Part] = ()) -> None:
+    def __init__(self, message: str, parts: Collection[Part | WrappedFunction] = (), where: str = "") -> None:
         super().__init__(message)
-        self.parts = tuple(parts)
+        self.parts, self.where = tuple(parts), where
+
+
+class RandomError(NotCapturedError):
+    """The model's code draws random numbers that a capture does not see."""
 
 
 class NotHashedError(TypeError):
@@ -131,6 +138,8 @@ class CaptureRun(TorchFunctionMode):
         opaque: what is called as a whole, whatever it does inside.
         hashable: places in the code where sizes may be used as keys.
         constants: tensors that earlier runs met, by the name they have in the graph.
+        op_level: whether a single function whose result depends on numbers, even in size, is called as a whole.
+        watchful: whether code that draws random numbers, which no graph sees, is looked for.
 
     Attributes:
         graph: what torch functions were called.
@@ -147,9 +156,11 @@ class CaptureRun(TorchFunctionMode):
         model: nn.Module,
         inputs: ExampleInputs,
         training: bool,
-        opaque: Collection[Part] = (),
+        opaque: Collection[Part | WrappedFunction] = (),
         hashable: Collection[Any] = (),
         constants: dict[str, Tensor] | None = None,
+        op_level: bool = False,
+        watchful: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.inputs, self.training = model, inputs, training
@@ -162,7 +173,9 @@ class CaptureRun(TorchFunctionMode):
         self.depth = 0
         self.fakes = Recording(tensor_names(model))
         self.constants = {} if constants is None else constants
-        self._opaque, self._hashable = opaque, hashable
+        self._watchful = watchful
+        self._dice: Dice | None = None
+        self._opaque, self._hashable, self._op_level = opaque, hashable, op_level
         self._names: dict[int, str] = {}
         for name, module in model.named_modules():
             self._names.setdefault(id(module), name)
@@ -176,6 +189,7 @@ class CaptureRun(TorchFunctionMode):
         self._checked: dict[Any, Any] = {}
         self._globals: dict[int, dict[str, Any]] = {}
         self._autocast = _autocast()
+        self._in_module = ""
 
     # -- the run ---------------------------------------------------------------------------------------
 
@@ -187,6 +201,7 @@ class CaptureRun(TorchFunctionMode):
             NotHashedError: it uses sizes as keys at a place that is not in ``hashable``.
         """
         dice = Dice()
+        self._dice = dice if self._watchful else None
         try:
             with ExitStack() as stack:
                 for context in self._surroundings():
@@ -201,10 +216,7 @@ class CaptureRun(TorchFunctionMode):
             rolled = dice.rolled()
             dice.put_back()
         if rolled:
-            raise NotCapturedError(
-                f"{type(self.model).__name__}.forward draws random numbers that a capture cannot see: they would stay "
-                "the same for ever"
-            )
+            raise RandomError(f"{type(self.model).__name__} {_DRAWS}")
         return self
 
     def _surroundings(self) -> Iterator[Any]:
@@ -247,30 +259,33 @@ class CaptureRun(TorchFunctionMode):
             if isinstance(found, NotHashedError):
                 return found
             found = found.__cause__ or found.__context__
-        where = f" at {found}" if (found := raised_at(error)) else ""
+        where = f" at {found}" if (found := raised_at(error)) else self._in_module
         text = str(error) or type(error).__name__
         message = f"{type(self.model).__name__} cannot be captured{where}: {text}"
-        return NotCapturedError(message, tuple(parts_in(error.__traceback__, self.model)))
+        return NotCapturedError(message, tuple(parts_in(error.__traceback__, self.model)), where)
 
-    def fix(self, dims: Collection[tuple[int, int]], size: int, why: str) -> None:
+    def fix(self, dims: Collection[tuple[int, int]], size: int, difference: Any) -> None:
         """Let the graph check sizes of the inputs.
 
         Args:
             dims: of each the number of the tensor among the inputs, and the dimension.
             size: what they were.
-            why: what depends on them.
+            difference: what depends on them.
         """
         tensors = [leaf for leaf in tree_leaves((self.inputs.args, self.inputs.kwargs)) if isinstance(leaf, Tensor)]
         for number, dim in dims:
             source = self._places.get(id(self.fakes.of(tensors[number])))
             if not isinstance(source, Node) or source._erased:
                 continue
-            text = f"the graph was captured where dimension {dim} of {source.name} was {size}, on which {why} depends; "
+            text = difference.check or (
+                f"the graph was captured where dimension {dim} of {source.name} was {size}, on which {difference} "
+                "depends; trace it on such inputs"
+            )
             after = source
             for function, args, value in (
                 (torch.Tensor.size, (source, dim), size),
                 (operator.eq, (None, size), True),
-                (torch._assert, (None, text + "trace it on such inputs"), None),
+                (torch._assert, (None, text), None),
             ):
                 with self.graph.inserting_after(after):
                     given = tuple(after if one is None else one for one in args)
@@ -362,6 +377,8 @@ class CaptureRun(TorchFunctionMode):
         return self._nodes_of_container(value)
 
     def _nodes_of_container(self, value: Any) -> Any:
+        if isinstance(value, SeenList | SeenTuple) and value.is_as_it_was():
+            return value.node
         if isinstance(value, torch.Size) or type(value) in _LISTS:
             made = [self.nodes(one) for one in value]
             return made if isinstance(value, list) else tuple(made)
@@ -382,7 +399,7 @@ class CaptureRun(TorchFunctionMode):
         elif isinstance(value, OrderedDict):
             node = self.create("call_function", kind, ([(key, self.nodes(one)) for key, one in value.items()],))
         elif isinstance(value, dict):
-            node = self.create("call_function", _mapping, (kind, {key: self.nodes(one) for key, one in value.items()}))
+            node = self.create("call_function", _filler(kind), ({key: self.nodes(one) for key, one in value.items()},))
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
             node = self.create("call_function", kind, (), {key: self.nodes(one) for key, one in fields.items()})
@@ -392,6 +409,8 @@ class CaptureRun(TorchFunctionMode):
             raise TraceError(f"a graph cannot hold an object of class {kind.__name__}")
         elif hasattr(value, "item") and kind.__module__ == "numpy":
             return value.item()
+        elif type(getattr(value, "__dict__", None)) is dict and not callable(value) and tensor_leaves(vars(value)):
+            node = self.create("call_function", _maker(kind), (self.nodes(vars(value)),))
         else:
             raise TraceError(f"a graph cannot hold an object of class {kind.__name__}")
         node.meta["val"], node.meta["is_wrapped"] = value, True
@@ -410,6 +429,7 @@ class CaptureRun(TorchFunctionMode):
             node = self.create("call_function", place.read, (place.parent, place.key))
             node.meta["val"] = tensor
             return self.put(tensor, node)
+        tensor = self.fakes.real.get(id(tensor), tensor)
         if isinstance(tensor, FakeTensor) and tensor.fake_mode is self.fakes.torchs:
             raise TraceError("a tensor comes from code in which torch's functions cannot be seen")
         return self.attribute(self._tensors.get(id(tensor)) or self._constant(tensor), tensor)
@@ -423,6 +443,10 @@ class CaptureRun(TorchFunctionMode):
             self._attributes[name] = node
             self._places.setdefault(id(node.meta["val"]), node)
         return self._attributes[name]
+
+    def reads(self, name: str) -> bool:
+        """Whether the graph reads a tensor that the model holds."""
+        return name in self._attributes
 
     def _constant(self, tensor: Tensor) -> str:
         for name, other in self.constants.items():
@@ -492,6 +516,8 @@ class CaptureRun(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._dice is not None and not self.depth and self._dice.rolled():
+            raise TraceError(_DRAWS)
         if self.depth or self.is_over:
             return func(*self.fakes.faked(args), **self.fakes.faked(kwargs))
         name = _name_of(func)
@@ -517,31 +543,39 @@ class CaptureRun(TorchFunctionMode):
         return self._record(func, name, args, kwargs)
 
     def _record(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        if _is_wrapped_by_functorch(args):  # recorded below, call by call
-            self.depth -= 1
-            try:
-                return func(*args, **kwargs)
-            finally:
-                self.depth += 1
+        if _is_wrapped_by_functorch(args) or self._is_cast():
+            return self._call_by_call(func, args, kwargs)
         op, target, order = _target(func, name)
         given = tuple(reversed(args)) if order else args
         last = next(reversed(self.graph.nodes), None)
         node = self.create(op, target, self.nodes(tuple(given)), self.nodes(dict(kwargs)))
         return self._computed(node, args, kwargs, lambda a, k: func(*a, **k), last)
 
+    def _is_cast(self) -> bool:
+        """Whether ``torch.autocast`` has begun, or ended, inside of the model."""
+        if changed := _autocast() != self._autocast:
+            self.asked, self.is_plain = True, False  # what layers come to is another thing in training
+        return changed
+
+    def _call_by_call(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Let what depends on its surroundings be recorded as the ATen calls that it comes to."""
+        depth, self.depth = self.depth, 0
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.depth = depth
+
     def _computed(
         self, node: Node, args: Any, kwargs: Any, compute: Callable[[Any, Any], Any], last: Node | None,
         module: nn.Module | None = None, anything: bool = False,
     ) -> Any:
         """The value of a node, to be handed to the user's code."""
-        if any(now > before for now, before in zip(_autocast(), self._autocast, strict=True)):
-            raise TraceError("torch.autocast begins inside of it, which a graph does not keep")
         args, kwargs = _without_memory(self.fakes.faked(tuple(args))), _without_memory(self.fakes.faked(dict(kwargs)))
         self.fakes.node, self.fakes.calls = node.name, []
         try:
             value = compute(args, kwargs)
         except Exception as error:
-            if not (anything or isinstance(error, ValuesAskedError)):
+            if not (anything or (self._op_level and isinstance(error, ValuesAskedError))):
                 self._forget_after(last)
                 raise
             value = self._really(node, module, (args, kwargs), error, last)
@@ -603,10 +637,12 @@ class CaptureRun(TorchFunctionMode):
 
     def _bound_parts(self, value: Any, node: Node, given: set[int]) -> Any:
         parts = [self._bound_part(one, node, operator.getitem, i, given) for i, one in enumerate(value)]
-        if type(value) in _LISTS:
-            self.handed = True  # perhaps as many as an input is long
-            return type(value)(parts)
-        return value
+        if type(value) not in _LISTS:
+            return value
+        if node.meta.get("asks_values"):
+            return (SeenList if isinstance(value, list) else SeenTuple).of(self, node, parts)
+        self.handed = True  # perhaps as many as an input is long
+        return type(value)(parts)
 
     def _bound_part(self, value: Any, parent: Node, read: Callable[..., Any], key: Any, given: set[int]) -> Any:
         if isinstance(value, Tensor):
@@ -655,13 +691,14 @@ class CaptureRun(TorchFunctionMode):
         module = getattr(module, "_orig_mod", module) if type(module).__name__ == "OptimizedModule" else module
         name = self._names.get(id(module))
         opaque = Part(module, "forward") in self._opaque
-        if name is None or not (opaque or is_leaf(module)):
+        if name is None or not (opaque or is_leaf(module)) or (self._is_cast() and not opaque):
             return module._call_impl(*args, **kwargs)
         with self._unseen():
             return self._call_whole(module, name, opaque, args, kwargs)
 
     def _call_whole(self, module: nn.Module, name: str, opaque: bool, args: Any, kwargs: Any) -> Any:
         self.held[name] = module
+        self._in_module = f" in the module {name!r} ({type(module).__name__})"
 
         def compute(given: Any, named: Any) -> Any:
             if leaf_of(module) is None:
@@ -679,14 +716,28 @@ class CaptureRun(TorchFunctionMode):
     @contextmanager
     def _whole_methods(self) -> Iterator[None]:
         """Let the methods that are called as a whole become nodes."""
-        methods = [part for part in self._opaque if part.method != "forward"]
+        methods = [part for part in self._opaque if isinstance(part, Part) and part.method != "forward"]
+        functions = [part for part in self._opaque if isinstance(part, WrappedFunction)]
         try:
             for part in methods:
                 part.owner.__dict__[part.method] = partial(self._call_method, part)
+            for one in functions:
+                one.names[one.name] = one.seen_by(self, threading.get_ident())
             yield
         finally:
             for part in methods:
                 part.owner.__dict__.pop(part.method, None)
+            for one in functions:
+                one.names[one.name] = one.function
+
+    def call_wrapped(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A function that is marked with ``torch.fx.wrap`` is called, as a whole."""
+        with self._unseen():
+            last = next(reversed(self.graph.nodes), None)
+            self.is_plain = False
+            node = self.create("call_function", function, self.nodes(tuple(args)), self.nodes(dict(kwargs)))
+            node.meta["is_wrapped"] = True
+            return self._computed(node, args, kwargs, lambda a, k: function(*a, **k), last, anything=True)
 
     def _call_method(self, part: Part, *args: Any, **kwargs: Any) -> Any:
         method = getattr(type(part.owner), part.method)
@@ -741,40 +792,47 @@ class CaptureRun(TorchFunctionMode):
             self._forget_after(last)
             raise error
         try:
-            with FlopCounterMode(display=False, custom_mapping=FUSED) as counter, _without_modes():
-                value = self.evaluated([*self.graph.nodes], node)
+            value, macs = self.evaluated([*self.graph.nodes], node)
         except Exception as really:
             self._forget_after(last)
             raise really from error
         self._by_values.add(node)
         self.is_plain = False
         node.meta["asks_values"] = True
-        return self.fakes.opaque(node, module, given, value, counter.get_total_flops() // 2)
+        return self.fakes.opaque(node, module, given, value, macs)
 
     def _can_really(self) -> bool:
         tensors = (*tensor_names(self.model).values(), *tensor_leaves((self.inputs.args, self.inputs.kwargs)))
         return not any(tensor.is_meta for tensor in tensors)
 
-    def evaluated(self, nodes: list[Node], wanted: Node) -> Any:
-        """The real value of one of the graph's nodes, computed from those before it."""
+    def evaluated(self, nodes: list[Node], wanted: Node) -> tuple[Any, int]:
+        """The real value of one of the graph's nodes, computed from those before it, and its multiply-adds."""
         values: dict[Node, Any] = {}
-        given = Arguments.of(self.model, self.inputs.copied()).given
         with _without_modes(), torch.no_grad(), unwritten(self.model):
+            given = Arguments.of(self.model, self.inputs.copied()).given
             for node in nodes:
-                args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-                if node.op == "placeholder":
-                    values[node] = given.get(str(node.target).lstrip("*"), *node.args)
-                elif node.op == "get_attr":
-                    values[node] = self.held[str(node.target)]
-                elif node.op == "call_module":
-                    values[node] = self.held[str(node.target)](*args, **kwargs)
-                elif node.op == "call_method":
-                    values[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-                else:
-                    values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
                 if node is wanted:
                     break
-        return values[wanted]
+                values[node] = self._evaluate(node, values, given)
+            watch = _Refusing(self.model) if isinstance(self._called(wanted), MethodCall) else nullcontext()
+            with watch, FlopCounterMode(display=False, custom_mapping=FUSED) as counter:
+                value = self._evaluate(wanted, values, given)
+        return value, counter.get_total_flops() // 2
+
+    def _called(self, node: Node) -> Any:
+        return self.held[str(node.target)] if node.op == "call_module" else None
+
+    def _evaluate(self, node: Node, values: dict[Node, Any], given: dict[str, Any]) -> Any:
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+        if node.op == "placeholder":
+            return given.get(str(node.target).lstrip("*"), *node.args)
+        if node.op == "get_attr":
+            return self.held[str(node.target)]
+        if node.op == "call_module":
+            return self.held[str(node.target)](*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def constant(self, tensor: Tensor) -> Tensor | None:
         """The real content of a tensor that depends on no input."""
@@ -791,8 +849,21 @@ class CaptureRun(TorchFunctionMode):
                 return None
         if not self._can_really():
             return None
-        value = self.evaluated([node for node in self.graph.nodes if node in needed], wanted)
+        value, _ = self.evaluated([node for node in self.graph.nodes if node in needed], wanted)
         return value if isinstance(value, Tensor) else None
+
+
+class _Refusing(TorchDispatchMode):
+    """Refuses calls on the parameters and buffers of a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._held = {id(tensor) for tensor in tensor_names(model).values()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(id(tensor) in self._held for tensor in tensor_leaves((args, kwargs))):
+            raise TraceError("a method that would be called as a whole uses parameters of the model")
+        return func(*args, **(kwargs or {}))
 
 
 _REFER = ("get_attr", "call_module")
@@ -817,11 +888,30 @@ def _itself(value: Any) -> Any:
     return value
 
 
-def _mapping(kind: type, items: Mapping[Any, Any]) -> Any:
-    """A dictionary of another class with these items."""
-    made = kind()
-    made.update(items)
-    return made
+@cache
+def _filler(kind: type) -> Callable[[Mapping[Any, Any]], Any]:
+    """What makes a dictionary of another class."""
+
+    def fill(items: Mapping[Any, Any]) -> Any:
+        made = kind()
+        made.update(items)
+        return made
+
+    fill.__name__, fill.__module__ = kind.__name__, kind.__module__
+    return fill
+
+
+@cache
+def _maker(kind: type) -> Callable[[dict[str, Any]], Any]:
+    """What makes an object of a class of the user's with these attributes."""
+
+    def make(attributes: dict[str, Any]) -> Any:
+        made = kind.__new__(kind)
+        made.__dict__.update(attributes)
+        return made
+
+    make.__name__, make.__module__ = kind.__name__, kind.__module__
+    return make
 
 
 def _without_memory(value: Any) -> Any:
@@ -834,6 +924,8 @@ def _without_memory(value: Any) -> Any:
         return float.__float__(value)
     if isinstance(value, Flag):
         return bool(int(value))
+    if isinstance(value, SeenList | SeenTuple):
+        return value.plain
     if isinstance(value, torch.Size):
         return torch.Size([_without_memory(one) for one in value])
     if type(value) in _LISTS:
@@ -847,8 +939,9 @@ def _without_memory(value: Any) -> Any:
     return value
 
 
-def _autocast() -> tuple[bool, bool]:
-    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+def _autocast() -> tuple[Any, ...]:
+    """What is cast to which type, on CPUs and on CUDA."""
+    return tuple(torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda"))
 
 
 def _is_wrapped_by_functorch(args: Any) -> bool:

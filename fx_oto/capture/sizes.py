@@ -46,8 +46,9 @@ class Group:
     def others(self) -> tuple[int, ...]:
         """Sizes to try instead, the likeliest to be taken first."""
         if self.size == 1:
-            return (2,)
-        return (self.size + 1, 2 * self.size) if self.is_batch else (2 * self.size, self.size + 1)
+            return (2, 3)
+        near, far = (self.size + 1, self.size + 2), (2 * self.size, 3 * self.size)
+        return (*near, *far) if self.is_batch else (*far, *near)
 
     def apart(self) -> list[Group]:
         """Each dimension alone."""
@@ -120,6 +121,12 @@ class Difference:
     def __str__(self) -> str:
         where = source_line(self.node)
         return f"{self.node.name} ({where})" if where else self.node.name
+
+    @property
+    def check(self) -> str:
+        """What the graph says where this is a decision that it checks; else empty."""
+        checks = [user for user in self.node.users if user.target is torch._assert]
+        return str(checks[0].args[1]) if checks else ""
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import Tracer
+from torch.fx._symbolic_trace import _wrapped_fns_to_patch
 from torch.jit import ScriptModule
 
 from fx_oto.modules import holds_layers, is_torchs
 from fx_oto.provenance.leaves import leaf_of
 
-__all__ = ["METHOD", "GradientHook", "LeafTracer", "MethodCall", "Part", "is_leaf", "parts_in"]
+__all__ = ["METHOD", "GradientHook", "LeafTracer", "MethodCall", "Part", "WrappedFunction", "is_leaf", "parts_in"]
 
 METHOD = "_method_"
 _TORCHS = ("torch.nn", "torch.ao.nn")
@@ -62,11 +65,63 @@ class Part:
         return name if self.method == "forward" else METHOD + name.replace(".", "_")
 
 
-def parts_in(trace: TracebackType | None, model: nn.Module) -> Iterator[Part]:
+@dataclass(frozen=True, eq=False)
+class WrappedFunction:
+    """A function that its author has marked with ``torch.fx.wrap``.
+
+    Attributes:
+        names: the global names that it is one of.
+        name: its own.
+        function: the function.
+    """
+
+    names: dict[str, Any]
+    name: str
+    function: Callable[..., Any]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WrappedFunction) and other.function is self.function
+
+    def __hash__(self) -> int:
+        return hash(self.function)
+
+    def name_in(self, model: nn.Module) -> str:
+        """Its name."""
+        return self.name
+
+    def target_in(self, model: nn.Module) -> Any:
+        """What the nodes that call it have as their target."""
+        return self.function
+
+    def seen_by(self, run: Any, thread: int) -> Callable[..., Any]:
+        """The function, for the while of a run in a thread, of which it tells the run."""
+
+        @functools.wraps(self.function)
+        def tell(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != thread or run.depth or run.is_over:
+                return self.function(*args, **kwargs)
+            return run.call_wrapped(self.function, args, kwargs)
+
+        return tell
+
+
+def _wrapped_functions() -> dict[Any, WrappedFunction]:
+    """Every function marked with ``torch.fx.wrap``, by its code."""
+    found = {}
+    for (_, name), names in _wrapped_fns_to_patch.items():
+        function = names.get(name)
+        if hasattr(function, "__code__"):
+            found[function.__code__] = WrappedFunction(names, name, function)
+    return found
+
+
+def parts_in(trace: TracebackType | None, model: nn.Module) -> Iterator[Part | WrappedFunction]:
     """The methods of a model's modules in which an error came up, outermost first, but for the model's ``forward``."""
-    modules = {id(module) for module in model.modules()}
+    modules, functions = {id(module) for module in model.modules()}, _wrapped_functions()
     while trace is not None:
         frame, trace = trace.tb_frame, trace.tb_next
+        if frame.f_code in functions:
+            yield functions[frame.f_code]
         name, first = frame.f_code.co_name, frame.f_code.co_varnames[:1]
         owner = frame.f_locals.get(first[0]) if first else None
         if id(owner) in modules and (owner is not model or name != "forward"):

@@ -14,15 +14,17 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Fakes", "ValuesAskedError", "tensors_in"]
+__all__ = ["Fakes", "StandIns", "ValuesAskedError", "tensors_in"]
 
 _META = torch.device("meta")
 _CPU = torch.device("cpu")
 _NORMS = {"aten::native_batch_norm", "aten::native_layer_norm", "aten::native_group_norm"}
 _POINTWISE = {"aten::hardswish", "aten::_prelu_kernel"}  # torch forgets to say so
 _LAYOUTS = {"memory_format", "layout", "out", "device"}
+_LIFTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
 # Shape, strides and type of a result.
 _Form = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 
@@ -46,13 +48,16 @@ class Fakes(TorchDispatchMode):
 
     Attributes:
         named: the stand-ins of those.
+        real: the tensors that are stood in for, by the ``id`` of what does.
+        literals: the real tensors that code has written out in numbers, by the ``id`` of their stand-ins.
     """
 
     def __init__(self, named: Mapping[str, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.torchs = FakeTensorMode(allow_non_fake_inputs=True)
         self._stand_ins: dict[int, FakeTensor] = {}
-        self._kept: list[Tensor] = []  # so that no other tensor gets their id
+        self.real: dict[int, Tensor] = {}
+        self.literals: dict[int, Tensor] = {}
         self._forms: dict[Any, list[_Form]] = {}
         self.named = {name: self.of(tensor) for name, tensor in named.items()}
 
@@ -64,10 +69,9 @@ class Fakes(TorchDispatchMode):
         if found is None:
             if isinstance(tensor, FakeTensor):
                 raise RuntimeError("a tensor without numbers was kept from an earlier run, such as by a cache")
-            size, strides = tuple(tensor.shape), _strides(tensor)
-            found = self._wrap(torch.empty_strided(size, strides, dtype=tensor.dtype, device=_META), tensor.device)
-            self._stand_ins[id(tensor)] = found
-            self._kept.append(tensor)
+            with torch.inference_mode(False):
+                found = self.like(tensor, tensor.device)
+            self._stand_ins[id(tensor)], self.real[id(found)] = found, tensor
         return found
 
     def like(self, value: Any, device: torch.device) -> FakeTensor:
@@ -79,6 +83,10 @@ class Fakes(TorchDispatchMode):
         fake = FakeTensor(self.torchs, meta, device)
         fake.__dict__["on_meta"] = meta
         return fake
+
+    def _note_literal(self, func: Any, args: Any) -> None:
+        if func in _LIFTS and not isinstance(args[0], FakeTensor):
+            self.literals[id(self.of(args[0]))] = args[0]
 
     def faked(self, value: Any) -> Any:
         """The same with stand-ins, in lists, tuples and dictionaries."""
@@ -96,6 +104,7 @@ class Fakes(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._note_literal(func, args)
         return self.call(func, self.faked(tuple(args)), self.faked(kwargs or {}))
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -104,6 +113,8 @@ class Fakes(TorchDispatchMode):
         Raises:
             ValuesAskedError: that depends on numbers.
         """
+        if func is torch.ops.prim.device.default:
+            return args[0].fake_device
         if not isinstance(func, OpOverload):
             return self._as_torch(func, args, kwargs)
         traits = _traits(func)
@@ -310,3 +321,14 @@ def _type_of(func: Any, args: Any, kwargs: Any) -> torch.dtype:
         _types[key] = func(*small(tuple(args)), **given).dtype
     return _types[key]
 
+
+
+class StandIns(TorchFunctionMode):
+    """Hands torch's functions the stand-ins of real tensors, so that not even their version counts change."""
+
+    def __init__(self, fakes: Fakes) -> None:
+        super().__init__()
+        self._fakes = fakes
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*self._fakes.faked(tuple(args)), **self._fakes.faked(kwargs or {}))

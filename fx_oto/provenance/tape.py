@@ -37,7 +37,7 @@ from fx_oto.keeping import evaluating, unchanged
 from fx_oto.modes import by_mode, written_in
 from fx_oto.modules import is_opaque
 from fx_oto.norms import WholeNorms
-from fx_oto.provenance.fakes import Fakes, tensors_in
+from fx_oto.provenance.fakes import Fakes, StandIns, ValuesAskedError, tensors_in
 from fx_oto.provenance.leaves import LeafOp, OpaqueOp, leaf_of
 from fx_oto.provenance.misfits import misfit
 from fx_oto.provenance.real_values import real_values, writes_into_input
@@ -123,7 +123,7 @@ class Tape:
     Attributes:
         steps: for each FX node, in order: its name, the calls made while it ran, and its fake value.
         tensors: the fake stand-in of each parameter and buffer, by name.
-        constants: the real buffer behind a fake one, by ``id``.
+        constants: the real tensor behind a fake buffer, or one that is written out in numbers, by ``id``.
         text: the graph that it was recorded of.
         counted: multiply-adds of each step on the example inputs, where it was recorded on others.
     """
@@ -194,15 +194,16 @@ class Recording(Fakes):
         self.above: Callable[[Any, Any, Any], Any] | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.above is None:
+        if self.above is None or func is torch.ops.prim.device.default:
             return super().__torch_dispatch__(func, types, args, kwargs)
+        self._note_literal(func, args)
         return self.above(func, self.faked(tuple(args)), self.faked(kwargs or {}))
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The base class's, written down."""
         restride = func is torch.ops.aten.as_strided_.default and _moves_nothing(*args)
         result = super().call(func, args, kwargs)
-        if not restride:
+        if not restride and func is not torch.ops.prim.device.default:
             self.record(func, args, kwargs, result)
         return result
 
@@ -272,15 +273,23 @@ def record_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
     Raises:
         InputError: the example inputs do not fit the model; the text names node and source line.
     """
-    recorder = _Recorder(gm, {})
-    try:
-        _run_recorder(recorder, inputs)
-    except InputError:
-        if recorder.current is None or not is_opaque(recorder.current, gm):
-            raise
-        recorder = _Recorder(gm, real_values(gm, inputs))  # what it returns depends on the numbers in its inputs
-        _run_recorder(recorder, inputs)
-    return tape_of_steps(gm, recorder.mode, recorder.steps)
+    really: dict[str, tuple[Any, int]] = {}
+    while True:
+        recorder = _Recorder(gm, really)
+        try:
+            _run_recorder(recorder, inputs)
+        except InputError as error:
+            node = recorder.current
+            if node is None or node.name in really or not (is_opaque(node, gm) or _asks_values(error)):
+                raise
+            node.meta["asks_values"] = True  # what it returns depends on the numbers in its inputs
+            really = real_values(gm, inputs)
+        else:
+            return tape_of_steps(gm, recorder.mode, recorder.steps)
+
+
+def _asks_values(error: BaseException) -> bool:
+    return isinstance(error.__cause__, ValuesAskedError)
 
 
 Steps = Iterable[tuple[Node, list[OpCall], Any]]
@@ -294,8 +303,11 @@ def tape_of_steps(gm: GraphModule, mode: Recording, steps: Steps) -> Tape:
         mode: what recorded the calls.
         steps: the graph's nodes in order, each with the calls made while it ran and its value.
     """
-    read = tuple((node.name, tuple(_read(calls, _used(node, value))), value) for node, calls, value in steps)
-    constants = {id(mode.of(buffer)): buffer for buffer in gm.buffers()}
+    read = tuple(
+        (node.name, tuple(calls if node.meta.get("asks_values") else _read(calls, _used(node, value))), value)
+        for node, calls, value in steps
+    )
+    constants = mode.literals | {id(mode.of(buffer)): buffer for buffer in gm.buffers()}
     return Tape(read, mode.named, constants, str(gm.graph))
 
 
@@ -320,7 +332,7 @@ def fake_run(
     try:
         # inference mode does not take ops apart
         with one_at_a_time, torch.inference_mode(False), unchanged(model), evaluating(model):
-            with quiet_fakes(), attention, torch.no_grad(), fakes, outer:
+            with quiet_fakes(), attention, torch.no_grad(), fakes, outer, StandIns(fakes):
                 run(*args, **kwargs)
     except RuleError:
         raise
