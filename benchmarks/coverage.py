@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("zoo", nargs="?", choices=sorted(ZOOS))
     parser.add_argument("names", nargs="*", help="names or glob patterns; all of the zoo if none")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds for each network")
+    parser.add_argument("--timeout", type=float, default=900, help="seconds for each network")
     parser.add_argument("--memory", type=float, default=12, help="GiB for each network")
     parser.add_argument("--missing", action="store_true", help="only what has no result yet")
     parser.add_argument("--again", action="store_true", help="only what was not exact, or kept much")

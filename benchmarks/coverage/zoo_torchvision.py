@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from networks import Built, Call, images, of_images, other_images
+from networks import Built, Call, images, of_images
 from torch import Tensor, nn
 from torchvision import extension
 from torchvision.models import get_model_builder, list_models
@@ -59,7 +59,8 @@ def _with_inputs(model: nn.Module, name: str, module: str) -> Built:
         return Built(model, partial(_pairs_of_images, 128), {"image size": (partial(_pairs_of_images, 160),)})
     if ".video" in module:
         frames, height, width = shape = _longest(CLIPS, name)
-        others = {"image size": other_images(3, *shape), "frames": (images(3, 2 * frames, height, width),)}
+        larger, longer = (frames, height + 32, width + 32), (frames * 3 // 2, height, width)
+        others = {"image size": (images(3, *larger),), "frames": (images(3, *longer),)}
         return Built(model, images(3, *shape), others)
     return of_images(model, 3, *[_longest(SIZES, name)] * 2)
 
