@@ -139,13 +139,15 @@ def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capt
     _check_devices(model, inputs)
     first: NotCapturedError | None = None
     hashable: set[Any] = set()
-    for both_modes, op_level in ((True, False), (True, True), (False, False), (False, True)):
+    for both_modes, op_level in ((True, True), (True, False), (False, True), (False, False)):
         opaque: list[Part | WrappedFunction] = []
         watchful = False
         while True:
             attempt = _Attempt(model, inputs, opaque, hashable, both_modes, op_level, watchful)
             try:
                 found = attempt.result()
+            except _FixedByValuesError:  # in larger pieces, the sizes may stay free
+                break
             except NotHashedError as error:
                 hashable.add(error.site)
             except NotCapturedError as error:
@@ -156,7 +158,7 @@ def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capt
                     _check_inputs(model, inputs, error.where)
                     first = error
                 left = [part for part in error.parts if part not in opaque]
-                if not left:
+                if not left or op_level:
                     break
                 opaque.append(left[-1])
             else:
@@ -210,6 +212,10 @@ def _really_run(model: nn.Module, inputs: ExampleInputs, where: str) -> None:
         raise misfit(error, at, model, inputs) from error
 
 
+class _FixedByValuesError(Exception):
+    """Sizes are fixed where single functions are called as a whole, for their results depend on numbers."""
+
+
 @dataclass
 class _Attempt:
     """One try to capture a model.
@@ -244,6 +250,8 @@ class _Attempt:
         """
         runs = self._runs(self.inputs)
         sizes = _Sizes(self, runs)
+        if self.op_level and any(run.calls_functions_whole for run in runs) and any(one.fixed for one in sizes.found):
+            raise _FixedByValuesError
         gm, merged = self._joined(runs)
         with_modes_of(gm, self.model)
         tape = self._tape(gm, None if merged else runs[0], sizes)

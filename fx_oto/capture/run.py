@@ -145,6 +145,7 @@ class CaptureRun(TorchFunctionMode):
         graph: what torch functions were called.
         held: what the graph's nodes refer to, by name.
         handed: whether code was given numbers made of sizes, or sequences as long as one.
+        calls_functions_whole: whether it calls functions as a whole, for their results depend on numbers.
         asked: whether code decided by the training mode.
         events: plain numbers that code was given for those that remember, in order.
         notes: what its user should know of the capture.
@@ -166,7 +167,7 @@ class CaptureRun(TorchFunctionMode):
         self.model, self.inputs, self.training = model, inputs, training
         self.graph = Graph()
         self.held: dict[str, Any] = {}
-        self.handed = self.asked = self.is_over = False
+        self.handed = self.asked = self.is_over = self.calls_functions_whole = False
         self.is_plain = True
         self.events: list[tuple[Origin, Any]] = []
         self.notes: list[str] = []
@@ -184,7 +185,9 @@ class CaptureRun(TorchFunctionMode):
         self._attributes: dict[str, Node] = {}
         self._alive: list[Any] = []
         self._calls: dict[Node, list[OpCall]] = {}
-        self._differentiable: set[int] = set()
+        self._differentiable = {
+            id(self.fakes.named[name]) for name, tensor in tensor_names(model).items() if tensor.requires_grad
+        }
         self._by_values: set[Node] = set()
         self._checked: dict[Any, Any] = {}
         self._globals: dict[int, dict[str, Any]] = {}
@@ -200,7 +203,7 @@ class CaptureRun(TorchFunctionMode):
             NotCapturedError: its code does something that cannot be captured; names the source line.
             NotHashedError: it uses sizes as keys at a place that is not in ``hashable``.
         """
-        dice = Dice()
+        dice = Dice(torchs=False)  # from torch's, the graph draws
         self._dice = dice if self._watchful else None
         try:
             with ExitStack() as stack:
@@ -597,8 +600,9 @@ class CaptureRun(TorchFunctionMode):
         return value
 
     def _note_gradients(self, tensors: list[Tensor], given: set[int], module: nn.Module | None) -> None:
-        learns = module is not None and any(parameter.requires_grad for parameter in module.parameters())
-        if learns or not self._differentiable.isdisjoint(given):
+        if module is not None:
+            given = given | {id(self.fakes.of(parameter)) for parameter in module.parameters()}
+        if not self._differentiable.isdisjoint(given):
             self._differentiable.update(id(tensor) for tensor in tensors if tensor.is_floating_point())
 
     def _detached(self, value: Tensor, node: Node) -> Tensor:
@@ -776,6 +780,15 @@ class CaptureRun(TorchFunctionMode):
         node = self.create("call_module", name, (self.node_of_tensor(tensor),))
         node.meta["val"] = None
 
+    def refuse_values(self, tensor: Tensor) -> None:
+        """Code counts what a tensor holds.
+
+        Raises:
+            TraceError: how much that is depends on the values in another.
+        """
+        if self.node_of_tensor(tensor) in self._by_values:
+            raise TraceError(_ON_VALUES)
+
     def differentiable(self, tensor: Tensor) -> bool:
         """Whether a tensor would require a gradient."""
         return id(tensor) in self._differentiable
@@ -798,6 +811,7 @@ class CaptureRun(TorchFunctionMode):
             raise really from error
         self._by_values.add(node)
         self.is_plain = False
+        self.calls_functions_whole |= module is None
         node.meta["asks_values"] = True
         return self.fakes.opaque(node, module, given, value, macs)
 
@@ -1031,6 +1045,7 @@ def _length(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
     (tensor,) = args
     if not tensor.ndim or id(tensor) not in run._places:
         return func(*args)
+    run.refuse_values(tensor)
     run.handed = True
     n = int(tensor.shape[0])
     run.events.append((_size_of(run, run.node_of_tensor(tensor), 0), n))
@@ -1042,6 +1057,7 @@ def _iterate(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
     (tensor,) = args
     if not tensor.ndim:
         raise TypeError("iteration over a 0-d tensor")
+    run.refuse_values(tensor)
     run.handed = True
     run.is_plain = False
     return iter(run._record(torch.Tensor.unbind, "unbind", (tensor, 0), {}))

@@ -8,8 +8,9 @@ both captures what code was handed for the same remembered number, is computed i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -79,21 +80,18 @@ def resized(inputs: ExampleInputs, sizes: Mapping[Group, int]) -> ExampleInputs:
     for group, size in sizes.items():
         for number, dim in group.dims:
             changes.setdefault(number, []).append((dim, size))
-    numbers = iter(range(sys_maxsize()))
+    numbers = count()
 
     def change(tensor: Tensor) -> Tensor:
         for dim, size in changes.get(next(numbers), ()):
             index = torch.arange(size, device=tensor.device) % tensor.size(dim)
             tensor = tensor.detach().index_select(dim, index)
+            if tensor.is_floating_point():  # what depends on the numbers, such as how many are positive, changes, too
+                tensor = -tensor
         return tensor
 
     args, kwargs = tree_map_only(Tensor, change, (inputs.args, inputs.kwargs))
     return ExampleInputs(args, kwargs)
-
-
-def sys_maxsize() -> int:
-    """More than there are tensors."""
-    return 1 << 30
 
 
 def names_of(model: nn.Module, inputs: ExampleInputs) -> list[str]:
@@ -261,10 +259,3 @@ def _value(node: Node) -> Any:
 
 class _DifferError(Exception):
     """Two captures are not the same."""
-
-
-def attempts(groups: Sequence[Group]) -> Iterator[tuple[Group, int]]:
-    """What to try: each group at other sizes."""
-    for group in groups:
-        for size in group.others():
-            yield group, size
