@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
 
 from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.check import check_capture
 from fx_oto.capture.memory import Memory
 from fx_oto.capture.run import CaptureRun, NotCapturedError, NotHashedError, RandomError
-from fx_oto.capture.sizes import Difference, Group, explain_numbers, groups_of, names_of, resized
+from fx_oto.capture.sizes import Comparison, Difference, Group, groups_of, names_of, resized
 from fx_oto.capture.whole import LeafTracer, Part, WrappedFunction
 from fx_oto.dice import Dice
 from fx_oto.errors import InputError, TraceError
@@ -95,8 +93,9 @@ def analysed_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
     for group in groups_of(inputs):
         if group.size == 1:
             with suppress(InputError):
-                fake_run(gm, resized(inputs, {group: 2}), nullcontext())
-                larger[group] = 2
+                size = group.others()[0]
+                fake_run(gm, resized(inputs, {group: size}), nullcontext())
+                larger[group] = size
     if larger:
         with suppress(InputError):
             return record_tape(gm, resized(inputs, larger)).counted_as(tape)
@@ -141,9 +140,9 @@ def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capt
     hashable: set[Any] = set()
     for both_modes, op_level in ((True, True), (True, False), (False, True), (False, False)):
         opaque: list[Part | WrappedFunction] = []
-        watchful = False
+        watchful = compiling = False
         while True:
-            attempt = _Attempt(model, inputs, opaque, hashable, both_modes, op_level, watchful)
+            attempt = _Attempt(model, inputs, opaque, hashable, both_modes, op_level, watchful, compiling)
             try:
                 found = attempt.result()
             except _FixedByValuesError:  # in larger pieces, the sizes may stay free
@@ -157,6 +156,9 @@ def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capt
                 if first is None:
                     _check_inputs(model, inputs, error.where)
                     first = error
+                if error.by_values and not compiling and op_level:
+                    compiling = True
+                    continue
                 left = [part for part in error.parts if part not in opaque]
                 if not left or op_level:
                     break
@@ -228,6 +230,7 @@ class _Attempt:
         both_modes: whether training is captured, or evaluation alone.
         op_level: whether single functions whose results depend on numbers are called as a whole.
         watchful: whether code that draws random numbers is looked for.
+        compiling: whether code that asks is told that it is compiled.
         constants: tensors that are no module's, by their name in the graph.
     """
 
@@ -238,6 +241,7 @@ class _Attempt:
     both_modes: bool
     op_level: bool
     watchful: bool
+    compiling: bool
     constants: dict[str, Tensor] = field(default_factory=dict)
 
     def result(self) -> tuple[GraphModule, Capture, Tape]:
@@ -271,7 +275,7 @@ class _Attempt:
         return [evaluation, self._run(inputs, training=True)] if again else [evaluation]
 
     def _run(self, inputs: ExampleInputs, training: bool) -> CaptureRun:
-        options = (self.opaque, self.hashable, self.constants, self.op_level, self.watchful)
+        options = (self.opaque, self.hashable, self.constants, self.op_level, self.watchful, self.compiling)
         return CaptureRun(self.model, inputs, training, *options).run()
 
     def others(self, inputs: ExampleInputs) -> list[CaptureRun]:
@@ -315,14 +319,7 @@ class _Attempt:
         other = sizes.run_on_larger()
         if other is None or sizes.rewritten:
             return record_tape(gm, larger).counted_as(tape)
-        return other.tape(_twin(gm, other.graph.nodes)).counted_as(tape)
-
-
-def _twin(gm: GraphModule, nodes: Iterable[Node]) -> GraphModule:
-    """Give a graph's nodes the values of those of another that is the same."""
-    for node, other in zip(gm.graph.nodes, nodes, strict=True):
-        node.meta["val"] = other.meta["val"]
-    return gm
+        return other.tape(gm).counted_as(tape)
 
 
 class _Sizes:
@@ -338,13 +335,15 @@ class _Sizes:
         self._attempt, self._runs = attempt, runs
         self._names = names_of(attempt.model, attempt.inputs)
         self._others: dict[Group, list[CaptureRun]] = {}
+        self._comparisons = [Comparison(run) for run in runs]
         self.larger: dict[Group, int] = {}
-        self.rewritten = False
         asked = any(run.handed for run in runs)
         found: list[InputSize] = []
         for group in groups_of(attempt.inputs):
             found += self._try(group) if asked or group.size == 1 else [self._told(group)]
         self.found = tuple(found)
+        self._on_larger = self._run_on_larger()
+        self.rewritten = any([comparison.rewrite() for comparison in self._comparisons])
 
     def _told(self, group: Group, fixed: str = "") -> InputSize:
         return InputSize(tuple((self._names[number], dim) for number, dim in group.dims), group.size, fixed)
@@ -356,7 +355,7 @@ class _Sizes:
                 others = self._attempt.others(resized(self._attempt.inputs, {group: size}))
             except (NotCapturedError, InputError):  # the model does not take it
                 continue
-            if (found := self._compare(others)) is None:
+            if (found := self._compare(others, group, size)) is None:
                 self._others[group] = others
                 if group.size == 1:
                     self.larger[group] = size
@@ -368,12 +367,10 @@ class _Sizes:
             return [self._fix(group, difference)]
         return [told for one in group.apart() for told in self._try(one)] or [self._told(group)]
 
-    def _compare(self, others: list[CaptureRun]) -> Difference | None:
-        for run, other in zip(self._runs, others, strict=False):
-            nodes = len(run.graph.nodes)
-            if (difference := explain_numbers(run, other)) is not None:
+    def _compare(self, others: list[CaptureRun], group: Group, size: int) -> Difference | None:
+        for comparison, other in zip(self._comparisons, others, strict=False):
+            if (difference := comparison.with_other(other, group, size)) is not None:
                 return difference
-            self.rewritten |= len(run.graph.nodes) != nodes
         return None
 
     def _fix(self, group: Group, difference: Difference) -> InputSize:
@@ -382,7 +379,7 @@ class _Sizes:
             run.fix(group.dims, group.size, difference)
         told = self._told(group, str(difference))
         if group.is_batch:
-            warn(
+            self._runs[0].notes.append(
                 f"the graph takes batches of {group.size} only, for code makes Python numbers of the batch size: see "
                 f"{difference}. Other batches raise an error; give example inputs of the size that you train with, or "
                 "let the code leave sizes to torch, such as -1 in a reshape"
@@ -390,12 +387,16 @@ class _Sizes:
         return told
 
     def run_on_larger(self) -> CaptureRun | None:
-        """The capture in which all sizes of 1 are 2."""
-        if len(self.larger) == 1:
-            return self._others[next(iter(self.larger))][0]
+        """The evaluation in which all sizes of 1 are larger; None if it is not the same."""
+        return self._on_larger
+
+    def _run_on_larger(self) -> CaptureRun | None:
+        if len(self.larger) <= 1:
+            return self._others[next(iter(self.larger))][0] if self.larger else None
         try:
             others = self._attempt.others(resized(self._attempt.inputs, self.larger))
         except (NotCapturedError, InputError):
             self.larger = {}
             return None
-        return others[0] if explain_numbers(self._runs[0], others[0]) is None else None
+        same = len(others[0].graph.nodes) == len(self._runs[0].graph.nodes)
+        return others[0] if same else None

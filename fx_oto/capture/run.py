@@ -79,11 +79,14 @@ class NotCapturedError(TraceError):
     Attributes:
         parts: the methods of the model's modules in which that happened, outermost first.
         where: the place, to be read after what has happened.
+        by_values: whether code asked for the numbers in a tensor.
     """
 
-    def __init__(self, message: str, parts: Collection[Part | WrappedFunction] = (), where: str = "") -> None:
+    def __init__(
+        self, message: str, parts: Collection[Part | WrappedFunction] = (), where: str = "", by_values: bool = False
+    ) -> None:
         super().__init__(message)
-        self.parts, self.where = tuple(parts), where
+        self.parts, self.where, self.by_values = tuple(parts), where, by_values
 
 
 class RandomError(NotCapturedError):
@@ -128,6 +131,17 @@ def _seeing_module_calls() -> Iterator[None]:
         nn.Module.__call__ = _call_of_torchs  # type: ignore[method-assign]
 
 
+@contextmanager
+def _said_to_compile() -> Iterator[None]:
+    """Tell this thread's code that it is compiled, where it asks."""
+    mine, ask = threading.get_ident(), torch.compiler.is_compiling
+    torch.compiler.is_compiling = lambda: threading.get_ident() == mine or ask()
+    try:
+        yield
+    finally:
+        torch.compiler.is_compiling = ask
+
+
 class CaptureRun(TorchFunctionMode):
     """Runs a model once and records what it does.
 
@@ -140,6 +154,7 @@ class CaptureRun(TorchFunctionMode):
         constants: tensors that earlier runs met, by the name they have in the graph.
         op_level: whether a single function whose result depends on numbers, even in size, is called as a whole.
         watchful: whether code that draws random numbers, which no graph sees, is looked for.
+        compiling: whether code that asks is told that it is compiled, so that it asks for no values.
 
     Attributes:
         graph: what torch functions were called.
@@ -162,6 +177,7 @@ class CaptureRun(TorchFunctionMode):
         constants: dict[str, Tensor] | None = None,
         op_level: bool = False,
         watchful: bool = False,
+        compiling: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.inputs, self.training = model, inputs, training
@@ -174,7 +190,7 @@ class CaptureRun(TorchFunctionMode):
         self.depth = 0
         self.fakes = Recording(tensor_names(model))
         self.constants = {} if constants is None else constants
-        self._watchful = watchful
+        self._watchful, self._compiling = watchful, compiling
         self._dice: Dice | None = None
         self._opaque, self._hashable, self._op_level = opaque, hashable, op_level
         self._names: dict[int, str] = {}
@@ -232,6 +248,8 @@ class CaptureRun(TorchFunctionMode):
         yield custom_functions(self)
         yield self._whole_methods()
         yield _seeing_module_calls()
+        if self._compiling:
+            yield _said_to_compile()
         yield self.fakes
         yield whole_calls(self.fakes)
         yield self
@@ -265,7 +283,19 @@ class CaptureRun(TorchFunctionMode):
         where = f" at {found}" if (found := raised_at(error)) else self._in_module
         text = str(error) or type(error).__name__
         message = f"{type(self.model).__name__} cannot be captured{where}: {text}"
-        return NotCapturedError(message, tuple(parts_in(error.__traceback__, self.model)), where)
+        by_values = text == _ON_VALUES or isinstance(error, ValuesAskedError)
+        return NotCapturedError(message, tuple(parts_in(error.__traceback__, self.model)), where, by_values)
+
+    def size_of_input(self, number: int, dim: int) -> Node:
+        """A new node that reads a size of an input, which is the tensor of that number among them."""
+        source = self._places[id(self.fakes.of(self._given_tensors()[number]))]
+        assert isinstance(source, Node)
+        node = self.graph.call_method("size", (source, dim))
+        node.meta["val"] = source.meta["val"].shape[dim]
+        return node
+
+    def _given_tensors(self) -> list[Tensor]:
+        return [leaf for leaf in tree_leaves((self.inputs.args, self.inputs.kwargs)) if isinstance(leaf, Tensor)]
 
     def fix(self, dims: Collection[tuple[int, int]], size: int, difference: Any) -> None:
         """Let the graph check sizes of the inputs.
@@ -275,7 +305,7 @@ class CaptureRun(TorchFunctionMode):
             size: what they were.
             difference: what depends on them.
         """
-        tensors = [leaf for leaf in tree_leaves((self.inputs.args, self.inputs.kwargs)) if isinstance(leaf, Tensor)]
+        tensors = self._given_tensors()
         for number, dim in dims:
             source = self._places.get(id(self.fakes.of(tensors[number])))
             if not isinstance(source, Node) or source._erased:
@@ -310,8 +340,11 @@ class CaptureRun(TorchFunctionMode):
         return GraphModule(held, self.graph, type(self.model).__name__)
 
     def tape(self, gm: GraphModule) -> Tape:
-        """The ATen calls, of a module that holds the graph."""
-        steps = ((node, self._calls.get(node, []), node.meta["val"]) for node in gm.graph.nodes)
+        """The ATen calls, of a module that holds the graph, or one that is the same; its nodes get this run's values."""
+        steps = []
+        for node, mine in zip(gm.graph.nodes, self.graph.nodes, strict=True):
+            node.meta["val"] = mine.meta["val"]
+            steps.append((node, self._calls.get(mine, []), mine.meta["val"]))
         return tape_of_steps(gm, self.fakes, steps)
 
     # -- nodes -----------------------------------------------------------------------------------------
@@ -575,6 +608,7 @@ class CaptureRun(TorchFunctionMode):
         """The value of a node, to be handed to the user's code."""
         args, kwargs = _without_memory(self.fakes.faked(tuple(args))), _without_memory(self.fakes.faked(dict(kwargs)))
         self.fakes.node, self.fakes.calls = node.name, []
+        dice = Dice(torchs=False) if anything else None
         try:
             value = compute(args, kwargs)
         except Exception as error:
@@ -582,6 +616,9 @@ class CaptureRun(TorchFunctionMode):
                 self._forget_after(last)
                 raise
             value = self._really(node, module, (args, kwargs), error, last)
+        finally:
+            if dice is not None:  # the graph draws the numbers
+                dice.put_back()
         return self._handed_over(node, args, kwargs, value, module)
 
     def _handed_over(self, node: Node, args: Any, kwargs: Any, value: Any, module: nn.Module | None) -> Any:
@@ -1115,9 +1152,15 @@ def _set_data(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
         run._record(torch.Tensor.copy_, "copy_", (target, source), {})
 
 
+def _assertion(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """What code asserts of plain truth values it has decided already."""
+    return NotImplemented if isinstance(args[0], Tensor) else func(*args, **kwargs)
+
+
 _SPECIAL: dict[str, Callable[[CaptureRun, Any, Any, Any], Any]] = {
     "shape": _shape,
     "size": _shape,
+    "_assert": _assertion,
     "__len__": _length,
     "__iter__": _iterate,
     "requires_grad": _requires_grad,

@@ -8,6 +8,7 @@ both captures what code was handed for the same remembered number, is computed i
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -15,7 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
+from torch._ops import OpOverload
+from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map_only
 
@@ -25,7 +27,7 @@ from fx_oto.capture.run import CaptureRun
 from fx_oto.framework.context import ExampleInputs
 from fx_oto.graph import source_line
 
-__all__ = ["Difference", "Group", "explain_numbers", "groups_of", "resized"]
+__all__ = ["Comparison", "Difference", "Group", "groups_of", "names_of", "resized"]
 
 _FUNCTIONS: tuple[Callable[[Any], Any], ...] = (math.sqrt, math.log, math.log2, math.log10, math.exp, math.floor, math.ceil)
 
@@ -47,7 +49,7 @@ class Group:
     def others(self) -> tuple[int, ...]:
         """Sizes to try instead, the likeliest to be taken first."""
         if self.size == 1:
-            return (2, 3)
+            return (3, 2) if self.is_batch else (5, 2)
         near, far = (self.size + 1, self.size + 2), (2 * self.size, 3 * self.size)
         return (*near, *far) if self.is_batch else (*far, *near)
 
@@ -127,135 +129,190 @@ class Difference:
         return str(checks[0].args[1]) if checks else ""
 
 
+# What takes the place of a plain number: how it is computed, as a function of remembered numbers.
+_Place = tuple[Node, tuple[Any, ...]]
+
+
 @dataclass(frozen=True)
-class _Computed:
-    """Takes the place of a plain number in a graph: a function of one that remembers."""
+class _OfHanded:
+    """A function of a number that code was handed.
+
+    Attributes:
+        function: the function.
+        event: which of the numbers that were handed out, in order.
+    """
 
     function: Callable[[Any], Any]
-    origin: Origin
+    event: int
 
 
-def explain_numbers(run: CaptureRun, other: CaptureRun) -> Difference | None:
-    """Compare a capture with one at other sizes.
+@dataclass(frozen=True)
+class _Product:
+    """A multiple of sizes of the inputs, which is what C code makes of shapes.
 
-    Plain numbers that differ, but that code was handed for numbers that remember, are computed in the graph of ``run``
-    from then on.
-
-    Returns:
-        The first difference that is left; None if the captures are the same otherwise.
+    Attributes:
+        factor: the rest of the product.
+        groups: whose sizes are in it.
     """
-    comparison = _Comparison(run, other)
-    for left, right in zip(run.graph.nodes, other.graph.nodes, strict=False):
-        if not comparison.same_node(left, right):
-            return Difference(left)
-    if len(run.graph.nodes) != len(other.graph.nodes):
-        return Difference(list(run.graph.nodes)[min(len(run.graph.nodes), len(other.graph.nodes)) - 1])
-    comparison.rewrite()
-    return None
+
+    factor: int
+    groups: tuple[Group, ...]
 
 
-class _Comparison:
-    def __init__(self, run: CaptureRun, other: CaptureRun) -> None:
+class Comparison:
+    """Compares a capture with others, at other sizes.
+
+    Args:
+        run: the capture. Plain numbers in its graph that differ in others, but that code was handed for numbers that
+            remember, or that are products of sizes in calls that torch's own C code makes, are computed once ``rewrite``
+            is called.
+    """
+
+    def __init__(self, run: CaptureRun) -> None:
         self._run = run
-        self._twins: dict[Node, Node] = {}
-        self._changed: dict[Node, tuple[Any, Any]] = {}
-        self._handed: dict[tuple[Any, Any], Origin] = {}
-        if len(run.events) == len(other.events):
-            for (origin, mine), (_, theirs) in zip(run.events, other.events, strict=True):
-                if mine != theirs:
-                    self._handed.setdefault((mine, theirs), origin)
-        self._found = False
+        self._places: dict[_Place, _OfHanded | _Product] = {}
 
-    def same_node(self, left: Node, right: Node) -> bool:
-        """Whether two nodes call the same on the same."""
-        self._twins[right] = left
-        if left.op != right.op or left.target != right.target:
-            return False
-        self._found = False
-        try:
-            args = self._same(left.args, right.args), self._same(dict(left.kwargs), dict(right.kwargs))
-        except _DifferError:
-            return False
-        if self._found:
-            self._changed[left] = args
-        return True
+    def with_other(self, other: CaptureRun, group: Group, size: int) -> Difference | None:
+        """The first place where a capture at another size differs; None if it is the same."""
+        found = _Pass(self._run, other, group, size, self._places)
+        mine, theirs = list(self._run.graph.nodes), list(other.graph.nodes)
+        for left, right in zip(mine, theirs, strict=False):
+            if not found.same_node(left, right):
+                return Difference(left)
+        if len(mine) != len(theirs):
+            return Difference(mine[min(len(mine), len(theirs)) - 1])
+        self._places |= found.places
+        return None
 
-    def _same(self, left: Any, right: Any) -> Any:
-        if isinstance(left, Node):
-            if isinstance(right, Node) and self._twins.get(right) is left:
-                return left
-            raise _DifferError
-        if type(left) is not type(right):
-            raise _DifferError
-        if isinstance(left, tuple | list):
-            if len(left) != len(right):
-                raise _DifferError
-            parts = [self._same(a, b) for a, b in zip(left, right, strict=True)]
-            return type(left)(*parts) if hasattr(left, "_fields") else type(left)(parts)
-        if isinstance(left, dict):
-            if left.keys() != right.keys():
-                raise _DifferError
-            return {key: self._same(left[key], right[key]) for key in left}
-        if isinstance(left, slice):
-            return slice(*(self._same(getattr(left, k), getattr(right, k)) for k in ("start", "stop", "step")))
-        if left == right or (left != left and right != right):
-            return left
-        return self._explained(left, right)
-
-    def _explained(self, left: Any, right: Any) -> _Computed:
-        if isinstance(left, bool) or not isinstance(left, int | float):
-            raise _DifferError
-        self._found = True
-        if (origin := self._handed.get((left, right))) is not None:
-            return _Computed(type(left), origin)
-        for (mine, theirs), origin in self._handed.items():
-            for function in _FUNCTIONS:
-                if mine > 0 and theirs > 0 and function(mine) == left and function(theirs) == right:
-                    return _Computed(function, origin)
-        raise _DifferError
-
-    def rewrite(self) -> None:
-        """Put the computations into the graph."""
-        for node, (args, kwargs) in self._changed.items():
+    def rewrite(self) -> bool:
+        """Let the graph compute the numbers; returns whether there are any."""
+        by_node: dict[Node, dict[tuple[Any, ...], _OfHanded | _Product]] = {}
+        for (node, path), how in self._places.items():
+            by_node.setdefault(node, {})[path] = how
+        for node, places in by_node.items():
             with self._run.graph.inserting_before(node):
-                node.args = self._computed(args)
-                node.kwargs = self._computed(kwargs)
+                node.args = self._put(node.args, (), places)
+                node.kwargs = self._put(dict(node.kwargs), ("kwargs",), places)
+        return bool(by_node)
 
-    def _computed(self, value: Any) -> Any:
-        if isinstance(value, _Computed):
-            source = self._rebuilt(value.origin)
-            node = self._run.graph.call_function(value.function, (source,))
-            node.meta["val"] = value.function(source.meta["val"])
-            return node
+    def _put(self, value: Any, path: tuple[Any, ...], places: Mapping[tuple[Any, ...], Any]) -> Any:
+        if path in places:
+            return self._computed(places[path])
         if isinstance(value, tuple | list):
-            parts = [self._computed(one) for one in value]
+            parts = [self._put(one, (*path, i), places) for i, one in enumerate(value)]
             return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
         if isinstance(value, dict):
-            return {key: self._computed(one) for key, one in value.items()}
+            return {key: self._put(one, (*path, key), places) for key, one in value.items()}
         if isinstance(value, slice):
-            return slice(*(self._computed(one) for one in (value.start, value.stop, value.step)))
+            return slice(*(self._put(getattr(value, key), (*path, key), places) for key in _SLICE))
         return value
+
+    def _computed(self, how: _OfHanded | _Product) -> Node:
+        graph = self._run.graph
+        if isinstance(how, _OfHanded):
+            return _called(graph, how.function, self._rebuilt(self._run.events[how.event][0]))
+        number: Any = how.factor
+        for group in how.groups:
+            (place, dim), *_ = group.dims
+            number = _called(graph, operator.mul, self._run.size_of_input(place, dim), number)
+        return number  # type: ignore[no-any-return]
 
     def _rebuilt(self, origin: Origin) -> Node:
         """Nodes that compute a number, here, whether or not others do elsewhere."""
         if origin.node is not None and origin.node.op == "placeholder":
             return origin.node
-        args = tuple(
-            self._rebuilt(one.origin) if isinstance(one, Int | Float) else one for one in origin.args
-        )
-        if isinstance(origin.function, str):
-            node = self._run.graph.call_method(origin.function, args)
-            found = getattr(args[0].meta["val"], origin.function)
-            node.meta["val"] = found(*map_arg(args[1:], _value)) if callable(found) else found
-        else:
-            node = self._run.graph.call_function(origin.function, args)
-            node.meta["val"] = origin.function(*map_arg(args, _value))
+        args = tuple(self._rebuilt(one.origin) if isinstance(one, Int | Float) else one for one in origin.args)
+        graph = self._run.graph
+        if not isinstance(origin.function, str):
+            return _called(graph, origin.function, *args)
+        node = graph.call_method(origin.function, args)
+        found = getattr(args[0].meta["val"], origin.function)
+        node.meta["val"] = found(*map_arg(args[1:], _value)) if callable(found) else found
         return node
+
+
+_SLICE = ("start", "stop", "step")
+
+
+def _called(graph: Graph, function: Callable[..., Any], *args: Any) -> Node:
+    node = graph.call_function(function, args)
+    node.meta["val"] = function(*map_arg(args, _value))
+    return node
+
+
+class _Pass:
+    """One comparison of two captures, node by node."""
+
+    def __init__(
+        self,
+        run: CaptureRun,
+        other: CaptureRun,
+        group: Group,
+        size: int,
+        known: Mapping[_Place, _OfHanded | _Product],
+    ) -> None:
+        self._group, self._size, self._known = group, size, known
+        self._run, self._other = run, other
+        self._twins: dict[Node, Node] = {}
+        self._node: Any = None
+        self.places: dict[_Place, _OfHanded | _Product] = {}
+        self._pairs: list[tuple[Any, Any]] = []
+        if len(run.events) == len(other.events):
+            self._pairs = [(mine, theirs) for (_, mine), (_, theirs) in zip(run.events, other.events, strict=True)]
+
+    def same_node(self, left: Node, right: Node) -> bool:
+        """Whether two nodes call the same on the same."""
+        self._twins[right], self._node = left, left
+        if left.op != right.op or left.target != right.target:
+            return False
+        both = (left.args, right.args, ()), (dict(left.kwargs), dict(right.kwargs), ("kwargs",))
+        return all(self._same(mine, theirs, path) for mine, theirs, path in both)
+
+    def _same(self, left: Any, right: Any, path: tuple[Any, ...]) -> bool:
+        if isinstance(left, Node):
+            return isinstance(right, Node) and self._twins.get(right) is left
+        if type(left) is not type(right):
+            return False
+        if isinstance(left, tuple | list):
+            pairs = enumerate(zip(left, right, strict=False))
+            return len(left) == len(right) and all(self._same(a, b, (*path, i)) for i, (a, b) in pairs)
+        if isinstance(left, dict):
+            return left.keys() == right.keys() and all(self._same(left[k], right[k], (*path, k)) for k in left)
+        if isinstance(left, slice):
+            return all(self._same(getattr(left, key), getattr(right, key), (*path, key)) for key in _SLICE)
+        if isinstance(left, int | float) and not isinstance(left, bool):
+            return self._same_number(left, right, (self._node, path))
+        return bool(left == right)
+
+    def _same_number(self, left: Any, right: Any, place: _Place) -> bool:
+        known = self._known.get(place)
+        if isinstance(known, _OfHanded):
+            return self._pairs != [] and known.function(self._pairs[known.event][1]) == right
+        if left == right or (left != left and right != right):
+            return True
+        how = self._handed(left, right) if known is None else None
+        if how is None and isinstance(self._node.target, OpOverload) and isinstance(left, int):
+            how = self._multiple(left, right, known or _Product(left, ()))
+        if how is not None:
+            self.places[place] = how
+        return how is not None
+
+    def _handed(self, left: Any, right: Any) -> _OfHanded | None:
+        for event, (mine, theirs) in enumerate(self._pairs):
+            if mine != theirs and type(mine) in (int, float):
+                if (mine, theirs) == (left, right):
+                    return _OfHanded(type(left), event)
+                for function in _FUNCTIONS:
+                    if mine > 0 and theirs > 0 and (function(mine), function(theirs)) == (left, right):
+                        return _OfHanded(function, event)
+        return None
+
+    def _multiple(self, left: int, right: int, known: _Product) -> _Product | None:
+        size = self._group.size
+        if known.factor % size or left * self._size != right * size:
+            return None
+        return _Product(known.factor // size, (*known.groups, self._group))
 
 
 def _value(node: Node) -> Any:
     return node.meta["val"]
-
-
-class _DifferError(Exception):
-    """Two captures are not the same."""

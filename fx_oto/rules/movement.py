@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fx_oto.provenance.labels import UNKNOWN, Layer, compress, laid_along, reshape, zero_stays
+from fx_oto.provenance.labels import UNKNOWN, Layer, compress, laid_along, reshape, runs, zero_stays
 from fx_oto.provenance.propagation import FIXED, Propagation
 from fx_oto.provenance.regions import Region
 from fx_oto.provenance.tape import OpCall, tensors_in
@@ -83,7 +83,35 @@ def view(call: OpCall, p: Propagation) -> None:
     if source.numel() == 0:
         p.freeze_value(source, "it is reshaped without elements")
         return
+    _keep_mixed(p, source, call.out)
     _follow(call, p, source, lambda labels: [reshape(labels, source.shape, call.out.shape)])
+
+
+def _keep_mixed(p: Propagation, source: Tensor, out: Tensor) -> None:
+    """Keep whole what a reshape spreads over two dimensions together with one whose size may be another one.
+
+    Where a sequence ``(B, T, 8)`` becomes ``(B, 8, T)`` by a reshape, channel ``c`` of step ``t`` goes to where ``8 t + c``
+    falls in rows of ``T``: which channels share a row depends on ``T``.
+    """
+    for left, right in runs(source.shape, out.shape):
+        if len(left) < 2 and len(right) < 2:
+            continue
+        for layer in p.layers(source):
+            varies = [dim for dim in left if layer.labels.size(dim) > 1]
+            if not varies or not any(_is_loose(p, source, dim, layer) for dim in left):
+                continue
+            spread = reshape(layer.labels, source.shape, out.shape)
+            if sum(spread.size(dim) > 1 for dim in right) > len(varies):
+                p.freeze(layer.labels, "it is mixed with a dimension whose size may be another one on other inputs")
+
+
+def _is_loose(p: Propagation, source: Tensor, dim: int, layer: Layer) -> bool:
+    """Whether a dimension may be of another size on other inputs: by itself, or by one that was merged into it."""
+    if source.size(dim) == 1:
+        return False
+    if layer.dims == (dim,):
+        return layer.labels.unique().numel() < layer.labels.numel()
+    return not p.is_fixed(source, dim)
 
 
 def _follow(call: OpCall, p: Propagation, source: Tensor, move: _Move) -> None:

@@ -112,7 +112,7 @@ def test_ops_without_a_rule_are_refusals():
 def test_the_text_is_tables(compressed):
     report = fx_oto.report(compressed[1])
     captured, table, refused = str(report).split("\n\n")
-    assert captured == "captured by fx_oto"
+    assert captured.startswith("captured by fx_oto; sizes: x[0]: any")
     assert table.splitlines()[0].split("  ")[0] == "pass"
     sliced = report.records[3]
     row = next(line for line in table.splitlines() if line.startswith("physical-slicing"))
