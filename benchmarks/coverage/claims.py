@@ -21,7 +21,7 @@ class Claims:
     """Of the sizes in which a call differs from the example inputs: whether they are open or fixed, and why."""
 
     def __init__(self, capture: fx_oto.Capture, model: nn.Module, example: Call) -> None:
-        self._sizes = getattr(capture, "sizes", ())
+        self._sizes = capture.sizes
         self._model, self._example = model, list(self._dims(model, example))
 
     def changed(self, call: Call) -> set[Dim]:
@@ -35,7 +35,7 @@ class Claims:
         said = [size for size in self._sizes if any(_is_part(dim, other) for dim in size.dims for other in changed)]
         if not said:
             return None
-        reasons = dict.fromkeys(size.fixed for size in said if size.fixed)
+        reasons = dict.fromkeys(size.fixed or size.decided for size in said if size.fixed or size.decided)
         return f"fixed: {'; '.join(reasons)}" if reasons else "any"
 
     @staticmethod

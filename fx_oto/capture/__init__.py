@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.check import check_capture
 from fx_oto.capture.memory import Memory
-from fx_oto.capture.run import CaptureRun, NotCapturedError, NotHashedError, RandomError
+from fx_oto.capture.run import CaptureRun, NotCapturedError, NotHashedError, RandomError, holder_of
 from fx_oto.capture.sizes import Comparison, Difference, Group, groups_of, names_of, resized
 from fx_oto.capture.whole import LeafTracer, Part, WrappedFunction
 from fx_oto.dice import Dice
@@ -138,9 +138,10 @@ def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capt
     _check_devices(model, inputs)
     first: NotCapturedError | None = None
     hashable: set[Any] = set()
+    compiling = False
     for both_modes, op_level in ((True, True), (True, False), (False, True), (False, False)):
         opaque: list[Part | WrappedFunction] = []
-        watchful = compiling = False
+        watchful = False
         while True:
             attempt = _Attempt(model, inputs, opaque, hashable, both_modes, op_level, watchful, compiling)
             try:
@@ -156,9 +157,11 @@ def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capt
                 if first is None:
                     _check_inputs(model, inputs, error.where)
                     first = error
-                if error.by_values and not compiling and op_level:
+                if error.by_values and not compiling:
                     compiling = True
                     continue
+                if error.in_training and not isinstance(error, RandomError):  # evaluation alone can be captured
+                    break
                 left = [part for part in error.parts if part not in opaque]
                 if not left or op_level:
                     break
@@ -272,7 +275,13 @@ class _Attempt:
         """Evaluation, and training where the code asks for the mode."""
         evaluation = self._run(inputs, training=False)
         again = self.both_modes and evaluation.asked
-        return [evaluation, self._run(inputs, training=True)] if again else [evaluation]
+        if not again:
+            return [evaluation]
+        try:
+            return [evaluation, self._run(inputs, training=True)]
+        except NotCapturedError as error:
+            error.in_training = not self.opaque
+            raise
 
     def _run(self, inputs: ExampleInputs, training: bool) -> CaptureRun:
         options = (self.opaque, self.hashable, self.constants, self.op_level, self.watchful, self.compiling)
@@ -292,9 +301,7 @@ class _Attempt:
             return runs[0].module(), False
         evaluation, training = runs
         held = {**evaluation.held, **training.held, FLAG: TrainingFlag()}
-        holder = nn.Module()
-        for name, value in held.items():
-            torch.fx.graph_module._assign_attr(value, holder, name)
+        holder = holder_of(held)
         train = GraphModule(holder, training.graph)
         GraphModule(holder, evaluation.graph)
         try:
@@ -345,8 +352,8 @@ class _Sizes:
         self._on_larger = self._run_on_larger()
         self.rewritten = any([comparison.rewrite() for comparison in self._comparisons])
 
-    def _told(self, group: Group, fixed: str = "") -> InputSize:
-        return InputSize(tuple((self._names[number], dim) for number, dim in group.dims), group.size, fixed)
+    def _told(self, group: Group, fixed: str = "", decided: str = "") -> InputSize:
+        return InputSize(tuple((self._names[number], dim) for number, dim in group.dims), group.size, fixed, decided)
 
     def _try(self, group: Group) -> list[InputSize]:
         difference: Difference | None = None
@@ -359,7 +366,7 @@ class _Sizes:
                 self._others[group] = others
                 if group.size == 1:
                     self.larger[group] = size
-                return [self._told(group)]
+                return [self._told(group, decided=str(difference or ""))]
             difference = difference or found
             if not found.check:  # else code decides, and may decide otherwise at another size
                 break

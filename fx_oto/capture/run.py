@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.graph_module import _assign_attr
 from torch.fx.node import base_types
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -39,7 +40,7 @@ from fx_oto.capture.whole import GradientHook, LeafTracer, MethodCall, Part, Wra
 from fx_oto.dice import Dice
 from fx_oto.errors import TraceError
 from fx_oto.framework.context import ExampleInputs
-from fx_oto.graph import raised_at, source_line, tensor_leaves, tensor_names
+from fx_oto.graph import op_name, raised_at, source_line, tensor_leaves, tensor_names
 from fx_oto.keeping import evaluating, unchanged, unwritten, without_caches
 from fx_oto.modes import FLAG, IN_PLACE, TrainingFlag
 from fx_oto.modules import is_torchs
@@ -48,7 +49,7 @@ from fx_oto.provenance.flops import FUSED
 from fx_oto.provenance.leaves import LeafOp, leaf_of
 from fx_oto.provenance.tape import OpCall, Recording, Tape, laid_out, one_by_one, tape_of_steps, whole_calls
 
-__all__ = ["CaptureRun", "NotCapturedError", "NotHashedError", "RandomError"]
+__all__ = ["CaptureRun", "NotCapturedError", "NotHashedError", "RandomError", "holder_of"]
 
 _NOT_USERS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
 _DRAWS = "draws random numbers that a capture cannot see: they would stay the same for ever"
@@ -80,6 +81,7 @@ class NotCapturedError(TraceError):
         parts: the methods of the model's modules in which that happened, outermost first.
         where: the place, to be read after what has happened.
         by_values: whether code asked for the numbers in a tensor.
+        in_training: whether evaluation can be captured as it is.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class NotCapturedError(TraceError):
     ) -> None:
         super().__init__(message)
         self.parts, self.where, self.by_values = tuple(parts), where, by_values
+        self.in_training = False
 
 
 class RandomError(NotCapturedError):
@@ -336,8 +339,7 @@ class CaptureRun(TorchFunctionMode):
 
     def module(self) -> GraphModule:
         """The graph with what it refers to, in the model's present modes."""
-        held = {node.target: self.held[str(node.target)] for node in self.graph.nodes if node.op in _REFER}
-        return GraphModule(held, self.graph, type(self.model).__name__)
+        return GraphModule(holder_of(self.held), self.graph, type(self.model).__name__)
 
     def tape(self, gm: GraphModule) -> Tape:
         """The ATen calls, of a module that holds the graph, or one that is the same; its nodes get this run's values."""
@@ -572,7 +574,10 @@ class CaptureRun(TorchFunctionMode):
             self.depth -= 1
 
     def _see(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        if special := _SPECIAL.get(name):
+        special = _SPECIAL.get(name)
+        if special is None and getattr(func, "__name__", "") == "__get__":
+            special = _property_of_tensor
+        if special is not None:
             answer = special(self, func, args, kwargs)
             if answer is not NotImplemented:
                 return answer
@@ -581,6 +586,8 @@ class CaptureRun(TorchFunctionMode):
     def _record(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         if _is_wrapped_by_functorch(args) or self._is_cast():
             return self._call_by_call(func, args, kwargs)
+        if name.startswith("set "):
+            raise TraceError(f"code sets {name[4:]!r} of a tensor, which a graph does not")
         op, target, order = _target(func, name)
         given = tuple(reversed(args)) if order else args
         last = next(reversed(self.graph.nodes), None)
@@ -715,9 +722,12 @@ class CaptureRun(TorchFunctionMode):
 
     def _aten(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An ATen call; those that no torch function makes that can be seen become nodes."""
-        if self.depth or self.is_over:
-            return self.fakes.call(func, args, kwargs)
+        seen = bool(self.depth) or self.is_over
         with self._unseen():
+            self.fakes.note_literal(func, args)
+            args, kwargs = self.fakes.faked(tuple(args)), self.fakes.faked(dict(kwargs))
+            if seen:
+                return self.fakes.call(func, args, kwargs)
             last = next(reversed(self.graph.nodes), None)
             self.is_plain = False
             node = self.create("call_function", func, self.nodes(args), self.nodes(kwargs))
@@ -846,9 +856,10 @@ class CaptureRun(TorchFunctionMode):
         except Exception as really:
             self._forget_after(last)
             raise really from error
-        self._by_values.add(node)
         self.is_plain = False
-        self.calls_functions_whole |= module is None
+        if module is None:  # of what else is called as a whole, the graph checks the sizes that code decides by
+            self._by_values.add(node)
+            self.calls_functions_whole = True
         node.meta["asks_values"] = True
         return self.fakes.opaque(node, module, given, value, macs)
 
@@ -917,7 +928,12 @@ class _Refusing(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-_REFER = ("get_attr", "call_module")
+def holder_of(held: Mapping[str, Any]) -> nn.Module:
+    """A module that holds others, and tensors, under these names."""
+    holder = nn.Module()
+    for name, value in held.items():
+        _assign_attr(value, holder, name)
+    return holder
 
 
 def _is_random(node: Node) -> bool:
@@ -1102,17 +1118,43 @@ def _iterate(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _ask_values(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
     (tensor, *_) = args
+    node = run.node_of_tensor(tensor)
+    if name_is_bool(func) and (known := _always(node)) is not None:
+        return known
     real = run.constant(tensor)
     if real is None:
         raise TraceError(_ON_VALUES)
     name = _name_of(func)
-    node = run.node_of_tensor(tensor)
     with _without_modes():
         value = getattr(real, name)()
     if name == "item":
         return run.number(value, Origin("item", (node,)))
     run.decided(Origin("tolist" if name == "tolist" else "item", (node,)), value if name == "tolist" else real.item())
     return value
+
+
+def name_is_bool(func: Any) -> bool:
+    """Whether a truth value is asked for."""
+    return _name_of(func) == "__bool__"
+
+
+def _always(node: Node) -> bool | None:
+    """Whether a comparison with a number that is drawn from [0, 1) holds, or fails, whatever is drawn."""
+    if node.target not in (operator.lt, operator.ge) or len(node.args) != 2:
+        return None
+    drawn, bound = node.args
+    if not (isinstance(drawn, Node) and op_name(drawn) == "rand" and isinstance(bound, int | float)):
+        return None
+    below = False if bound <= 0 else True if bound >= 1 else None
+    return below if node.target is operator.lt or below is None else not below
+
+
+def _set_requires_grad(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> None:
+    tensor, wanted = args
+    node = run.create("call_method", "requires_grad_", (run.node_of_tensor(tensor), bool(wanted)))
+    node.meta["val"] = tensor
+    if wanted:
+        run.mark_differentiable(tensor)
 
 
 def _requires_grad(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
@@ -1166,6 +1208,7 @@ _SPECIAL: dict[str, Callable[[CaptureRun, Any, Any, Any], Any]] = {
     "requires_grad": _requires_grad,
     "register_hook": _register_hook,
     "set data": _set_data,
+    "set requires_grad": _set_requires_grad,
     **dict.fromkeys(_VALUES, _ask_values),
     **dict.fromkeys(_TENSORS, _property_of_tensor),
 }

@@ -94,7 +94,8 @@ class InputSize:
     Attributes:
         dims: the dimensions that are of this size together: of each the input's name and the dimension.
         size: in the example inputs.
-        fixed: why the graph takes no other, with the line in the user's code; empty if it takes each that the model takes.
+        fixed: why the graph takes no other, with the line in the user's code; empty if it takes others.
+        decided: where code decides by it, if the graph takes only those for which it decides alike.
 
     Example:
         >>> import torch, fx_oto
@@ -105,10 +106,13 @@ class InputSize:
     dims: tuple[tuple[str, int], ...]
     size: int
     fixed: str = ""
+    decided: str = ""
 
     def __str__(self) -> str:
         where = ", ".join(f"{name}[{dim}]" for name, dim in self.dims)
-        return f"{where}: {f'fixed at {self.size}, by {self.fixed}' if self.fixed else 'any'}"
+        if self.fixed:
+            return f"{where}: fixed at {self.size}, by {self.fixed}"
+        return f"{where}: those like {self.size} for {self.decided}" if self.decided else f"{where}: any"
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,8 @@ class Fakes(TorchDispatchMode):
         fake.__dict__["on_meta"] = meta
         return fake
 
-    def _note_literal(self, func: Any, args: Any) -> None:
+    def note_literal(self, func: Any, args: Any) -> None:
+        """Remember a tensor that code writes out in numbers."""
         if func in _LIFTS and not isinstance(args[0], FakeTensor):
             self.literals[id(self.of(args[0]))] = args[0]
 
@@ -104,7 +105,7 @@ class Fakes(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._note_literal(func, args)
+        self.note_literal(func, args)
         return self.call(func, self.faked(tuple(args)), self.faked(kwargs or {}))
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

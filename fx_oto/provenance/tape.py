@@ -196,8 +196,7 @@ class Recording(Fakes):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.above is None or func is torch.ops.prim.device.default:
             return super().__torch_dispatch__(func, types, args, kwargs)
-        self._note_literal(func, args)
-        return self.above(func, self.faked(tuple(args)), self.faked(kwargs or {}))
+        return self.above(func, args, kwargs or {})
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The base class's, written down."""
@@ -308,7 +307,8 @@ def tape_of_steps(gm: GraphModule, mode: Recording, steps: Steps) -> Tape:
         for node, calls, value in steps
     )
     constants = mode.literals | {id(mode.of(buffer)): buffer for buffer in gm.buffers()}
-    return Tape(read, mode.named, constants, str(gm.graph))
+    tensors = {name: mode.of(tensor) for name, tensor in tensor_names(gm).items()}
+    return Tape(read, tensors, constants, str(gm.graph))
 
 
 def _run_recorder(recorder: _Recorder, inputs: ExampleInputs) -> None:
