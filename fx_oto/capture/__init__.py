@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.check import check_capture
 from fx_oto.capture.memory import Memory
+from fx_oto.capture.names import AnyNames
 from fx_oto.capture.run import CaptureRun, NotCapturedError, NotHashedError, RandomError, holder_of
 from fx_oto.capture.sizes import Comparison, Difference, Group, groups_of, names_of, resized
 from fx_oto.capture.whole import LeafTracer, Part, WrappedFunction
@@ -311,6 +312,7 @@ class _Attempt:
         if graph is training.graph:
             return evaluation.module(), False
         graph._tracer_cls = LeafTracer
+        graph.set_codegen(AnyNames())
         return GraphModule(holder, graph, type(self.model).__name__), True
 
     def _tape(self, gm: GraphModule, run: CaptureRun | None, sizes: _Sizes) -> Tape:

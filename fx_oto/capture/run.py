@@ -34,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fx_oto.capture.arguments import Arguments, check_length
 from fx_oto.capture.assigned import Assigned
 from fx_oto.capture.custom import custom_functions
+from fx_oto.capture.names import AnyNames
 from fx_oto.capture.numbers import Flag, Float, Int, Origin, remembered
 from fx_oto.capture.seen import SeenList, SeenTuple
 from fx_oto.capture.whole import GradientHook, LeafTracer, MethodCall, Part, WrappedFunction, is_leaf, parts_in
@@ -276,6 +277,7 @@ class CaptureRun(TorchFunctionMode):
         node.meta["val"] = torch.fx.node.map_arg(output, lambda one: one.meta["val"])
         self._drop_unread_numbers()
         self.graph._tracer_cls = LeafTracer
+        self.graph.set_codegen(AnyNames())
 
     def _explained(self, error: Exception) -> Exception:
         found: BaseException | None = error
@@ -487,9 +489,10 @@ class CaptureRun(TorchFunctionMode):
         return name in self._attributes
 
     def _constant(self, tensor: Tensor) -> str:
-        for name, other in self.constants.items():
-            if other is tensor or (other.dtype == tensor.dtype and torch.equal(other, tensor)):
-                return name
+        with _without_modes():
+            for name, other in self.constants.items():
+                if other is tensor or (_form(other) == _form(tensor) and torch.equal(other, tensor)):
+                    return name
         name = f"_tensor_constant{len(self.constants)}"
         self.constants[name] = tensor
         return name
@@ -926,6 +929,10 @@ class _Refusing(TorchDispatchMode):
         if any(id(tensor) in self._held for tensor in tensor_leaves((args, kwargs))):
             raise TraceError("a method that would be called as a whole uses parameters of the model")
         return func(*args, **(kwargs or {}))
+
+
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.dtype, tensor.device
 
 
 def holder_of(held: Mapping[str, Any]) -> nn.Module:
