@@ -46,6 +46,7 @@ __all__ = [
 # and ask whether random numbers were drawn: threads take turns.
 one_at_a_time = RLock()
 
+_NO_TENSORS = (int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device)
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 # Of this library, what runs a user's code.
 _NOT_USERS = (_TORCH, *(str(Path(__file__).parent / name) for name in ("capture", "provenance", "graph.py")))
@@ -200,6 +201,10 @@ def tensor_leaves(value: Any) -> list[Tensor]:
     """The tensors in a value of any structure, in order."""
     if isinstance(value, Tensor):  # as most are
         return [value]
+    if type(value) in (tuple, list):
+        return [leaf for one in value for leaf in tensor_leaves(one)]
+    if type(value) in _NO_TENSORS:
+        return []
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 

@@ -25,11 +25,11 @@ from fx_oto.framework.context import Capture, Context, ExampleInputs, InputSize
 from fx_oto.framework.records import PassRecord
 from fx_oto.graph import graph_copy, one_at_a_time, quiet_fakes, raised_at, tensor_leaves, tensor_names, with_modes_of
 from fx_oto.groups.explanations import Untraced
-from fx_oto.keeping import unwritten
+from fx_oto.keeping import uncollected, unwritten
 from fx_oto.masks import MASKS, drop_masks
 from fx_oto.modes import FLAG, TrainingFlag, merge_modes
 from fx_oto.provenance.misfits import misfit
-from fx_oto.provenance.tape import Tape, fake_run, record_tape
+from fx_oto.provenance.tape import Recording, Tape, fake_run, record_tape
 from fx_oto.warn import warn
 
 __all__ = ["LeafTracer", "analysed_tape", "trace"]
@@ -75,7 +75,7 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
         earlier = Context.of(model) if "fx_oto" in model.meta else Context(inputs, Capture("GraphModule"))
         capture, records, tape = earlier.capture, earlier.records, analysed_tape(gm, inputs)
     else:
-        with one_at_a_time, quiet_fakes():
+        with one_at_a_time, quiet_fakes(), uncollected():
             gm, capture, tape = _capture(model, inputs.copied())  # its code may write into them
     context = Context(inputs, capture, records=records).provide(tape).provide(Untraced.of(model, gm))
     return context.attach(gm)
@@ -247,6 +247,7 @@ class _Attempt:
     watchful: bool
     compiling: bool
     constants: dict[str, Tensor] = field(default_factory=dict)
+    _fakes: Recording | None = None
 
     def result(self) -> tuple[GraphModule, Capture, Tape]:
         """The graph, how it was captured, and its tape.
@@ -257,12 +258,13 @@ class _Attempt:
             TraceError: the graph does not do what the model does.
         """
         runs = self._runs(self.inputs)
-        sizes = _Sizes(self, runs)
+        handed = any(run.handed for run in runs)
+        sizes = _Sizes(self, runs, handed)
         if self.op_level and any(run.calls_functions_whole for run in runs) and any(one.fixed for one in sizes.found):
             raise _FixedByValuesError
         gm, merged = self._joined(runs)
         with_modes_of(gm, self.model)
-        tape = self._tape(gm, None if merged else runs[0], sizes)
+        tape = self._tape(gm, runs[0], sizes) if handed or not merged else analysed_tape(gm, self.inputs)
         if not all(run.is_plain for run in runs):
             check_capture(gm, self.model, self.inputs, self.both_modes)
         for note in dict.fromkeys(note for run in runs for note in run.notes):
@@ -286,7 +288,9 @@ class _Attempt:
 
     def _run(self, inputs: ExampleInputs, training: bool) -> CaptureRun:
         options = (self.opaque, self.hashable, self.constants, self.op_level, self.watchful, self.compiling)
-        return CaptureRun(self.model, inputs, training, *options).run()
+        run = CaptureRun(self.model, inputs, training, *options, self._fakes)
+        self._fakes = run.fakes
+        return run.run()
 
     def others(self, inputs: ExampleInputs) -> list[CaptureRun]:
         """The same on other inputs.
@@ -315,9 +319,9 @@ class _Attempt:
         graph.set_codegen(AnyNames())
         return GraphModule(holder, graph, type(self.model).__name__), True
 
-    def _tape(self, gm: GraphModule, run: CaptureRun | None, sizes: _Sizes) -> Tape:
+    def _tape(self, gm: GraphModule, run: CaptureRun, sizes: _Sizes) -> Tape:
         larger = resized(self.inputs, sizes.larger) if sizes.larger else None
-        if run is None:
+        if run.graph is not gm.graph:  # of both modes
             tape = record_tape(gm, self.inputs)
             return tape if larger is None else record_tape(gm, larger).counted_as(tape)
         if not sizes.rewritten and larger is None:
@@ -340,16 +344,15 @@ class _Sizes:
         rewritten: whether numbers in the graph have become computations.
     """
 
-    def __init__(self, attempt: _Attempt, runs: list[CaptureRun]) -> None:
+    def __init__(self, attempt: _Attempt, runs: list[CaptureRun], handed: bool) -> None:
         self._attempt, self._runs = attempt, runs
         self._names = names_of(attempt.model, attempt.inputs)
         self._others: dict[Group, list[CaptureRun]] = {}
         self._comparisons = [Comparison(run) for run in runs]
         self.larger: dict[Group, int] = {}
-        asked = any(run.handed for run in runs)
         found: list[InputSize] = []
         for group in groups_of(attempt.inputs):
-            found += self._try(group) if asked or group.size == 1 else [self._told(group)]
+            found += self._try(group) if handed or (group.size == 1 and len(runs) == 1) else [self._told(group)]
         self.found = tuple(found)
         self._on_larger = self._run_on_larger()
         self.rewritten = any([comparison.rewrite() for comparison in self._comparisons])

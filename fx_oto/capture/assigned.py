@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,12 +21,17 @@ __all__ = ["Assigned"]
 
 
 class Assigned:
-    """The tensors and numbers in the attributes of a model's modules, as they are now."""
+    """The tensors and numbers in the attributes of a model's modules, as they are now.
 
-    def __init__(self, model: nn.Module) -> None:
-        self._buffers = {name for name, _ in model.named_buffers()}
+    Args:
+        modules: the modules, by name.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._buffers: set[str] = set()
         self._before: dict[str, tuple[dict[str, Any], str, Any]] = {}
-        for path, module in model.named_modules():
+        for path, module in modules.items():
+            self._buffers.update(f"{path}.{name}".lstrip(".") for name in module._buffers)
             if is_leaf(module):  # what torch's own layers set, they set when the graph calls them
                 continue
             for owner in (vars(module), module._buffers):

@@ -42,13 +42,15 @@ from fx_oto.dice import Dice
 from fx_oto.errors import TraceError
 from fx_oto.framework.context import ExampleInputs
 from fx_oto.graph import op_name, raised_at, source_line, tensor_leaves, tensor_names
-from fx_oto.keeping import evaluating, unchanged, unwritten, without_caches
+from fx_oto.keeping import evaluating, unwritten, without_caches
 from fx_oto.modes import FLAG, IN_PLACE, TrainingFlag
 from fx_oto.modules import is_torchs
+from fx_oto.norms import WholeNorms
 from fx_oto.provenance.fakes import ValuesAskedError
 from fx_oto.provenance.flops import FUSED
 from fx_oto.provenance.leaves import LeafOp, leaf_of
-from fx_oto.provenance.tape import OpCall, Recording, Tape, laid_out, one_by_one, tape_of_steps, whole_calls
+from fx_oto.provenance.recurrence import WholeRecurrence
+from fx_oto.provenance.tape import OpCall, Recording, Tape, laid_out, one_by_one, tape_of_steps
 
 __all__ = ["CaptureRun", "NotCapturedError", "NotHashedError", "RandomError", "holder_of"]
 
@@ -159,6 +161,7 @@ class CaptureRun(TorchFunctionMode):
         op_level: whether a single function whose result depends on numbers, even in size, is called as a whole.
         watchful: whether code that draws random numbers, which no graph sees, is looked for.
         compiling: whether code that asks is told that it is compiled, so that it asks for no values.
+        fakes: what an earlier run of the model was recorded on, whose stand-ins are good for another.
 
     Attributes:
         graph: what torch functions were called.
@@ -182,6 +185,7 @@ class CaptureRun(TorchFunctionMode):
         op_level: bool = False,
         watchful: bool = False,
         compiling: bool = False,
+        fakes: Recording | None = None,
     ) -> None:
         super().__init__()
         self.model, self.inputs, self.training = model, inputs, training
@@ -192,22 +196,23 @@ class CaptureRun(TorchFunctionMode):
         self.events: list[tuple[Origin, Any]] = []
         self.notes: list[str] = []
         self.depth = 0
-        self.fakes = Recording(tensor_names(model))
+        self.fakes = Recording(tensor_names(model)) if fakes is None else fakes
+        self._whole = (WholeRecurrence(self.fakes.whole), WholeNorms(self.fakes.whole))
         self.constants = {} if constants is None else constants
         self._watchful, self._compiling = watchful, compiling
         self._dice: Dice | None = None
         self._opaque, self._hashable, self._op_level = opaque, hashable, op_level
-        self._names: dict[int, str] = {}
-        for name, module in model.named_modules():
-            self._names.setdefault(id(module), name)
-        self._tensors = _names_of_tensors(model)
+        self._modules = dict(model.named_modules())
+        self._names = {id(module): name for name, module in self._modules.items()}
+        self._tensors = _names_of_tensors(self._modules)
         self._places: dict[int, Node | _Item] = {}
         self._attributes: dict[str, Node] = {}
         self._alive: list[Any] = []
         self._calls: dict[Node, list[OpCall]] = {}
         self._differentiable = {
-            id(self.fakes.named[name]) for name, tensor in tensor_names(model).items() if tensor.requires_grad
+            id(fake) for fake in self.fakes.named.values() if self.fakes.real[id(fake)].requires_grad
         }
+        self._learning: dict[int, bool] = {}
         self._by_values: set[Node] = set()
         self._checked: dict[Any, Any] = {}
         self._globals: dict[int, dict[str, Any]] = {}
@@ -233,7 +238,7 @@ class CaptureRun(TorchFunctionMode):
         except Exception as error:
             raise self._explained(error) from error
         finally:
-            self.is_over = True
+            self.is_over, self.fakes.above = True, None
             _active.run = None
             _forget_caches(self._globals.values())
             rolled = dice.rolled()
@@ -246,7 +251,6 @@ class CaptureRun(TorchFunctionMode):
         yield torch.inference_mode(False)
         yield without_caches(self.model)
         yield evaluating(self.model, self.training)
-        yield unchanged(self.model)
         yield torch.enable_grad()
         yield one_by_one()
         yield custom_functions(self)
@@ -255,16 +259,15 @@ class CaptureRun(TorchFunctionMode):
         if self._compiling:
             yield _said_to_compile()
         yield self.fakes
-        yield whole_calls(self.fakes)
         yield self
 
     def _run(self) -> None:
-        for module in self.model.modules():
+        for module in self._modules.values():
             if "training" in module.__dict__ and not is_leaf(module):
                 flag = Flag(module.__dict__["training"])
                 flag.run = self
                 module.__dict__["training"] = flag
-        assigned = Assigned(self.model)
+        assigned = Assigned(self._modules)
         with self._unseen():
             args, kwargs = Arguments.of(self.model, self.inputs).bind(self)
         _active.run, self.fakes.above = self, self._aten
@@ -551,7 +554,6 @@ class CaptureRun(TorchFunctionMode):
         """Note that the other mode may go another way."""
         if not self.depth:
             self.asked = True
-            self.is_plain = False
 
     # -- torch functions -------------------------------------------------------------------------------
 
@@ -560,12 +562,23 @@ class CaptureRun(TorchFunctionMode):
         if self._dice is not None and not self.depth and self._dice.rolled():
             raise TraceError(_DRAWS)
         if self.depth or self.is_over:
-            return func(*self.fakes.faked(args), **self.fakes.faked(kwargs))
+            return self._call(func, self.fakes.faked(tuple(args)), self.fakes.faked(dict(kwargs)))
         name = _name_of(func)
         if name in _PLAIN or func is torch._C._set_grad_enabled:
             return func(*args, **kwargs)
-        with self._unseen():
+        self.depth += 1
+        try:
             return self._see(func, name, args, kwargs)
+        finally:
+            self.depth -= 1
+
+    def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Call a function, some of them so that the tape has one call for it."""
+        name = getattr(func, "__name__", "")
+        for whole in self._whole:
+            if name in whole.names and not kwargs and (shown := whole.shown(func, args)) is not None:
+                return whole.run(*shown)
+        return func(*args, **kwargs)
 
     @contextmanager
     def _unseen(self) -> Iterator[None]:
@@ -595,7 +608,7 @@ class CaptureRun(TorchFunctionMode):
         given = tuple(reversed(args)) if order else args
         last = next(reversed(self.graph.nodes), None)
         node = self.create(op, target, self.nodes(tuple(given)), self.nodes(dict(kwargs)))
-        return self._computed(node, args, kwargs, lambda a, k: func(*a, **k), last)
+        return self._computed(node, args, kwargs, partial(self._call, func), last)
 
     def _is_cast(self) -> bool:
         """Whether ``torch.autocast`` has begun, or ended, inside of the model."""
@@ -647,10 +660,14 @@ class CaptureRun(TorchFunctionMode):
         return value
 
     def _note_gradients(self, tensors: list[Tensor], given: set[int], module: nn.Module | None) -> None:
-        if module is not None:
-            given = given | {id(self.fakes.of(parameter)) for parameter in module.parameters()}
-        if not self._differentiable.isdisjoint(given):
+        if not self._differentiable.isdisjoint(given) or (module is not None and self._learns(module)):
             self._differentiable.update(id(tensor) for tensor in tensors if tensor.is_floating_point())
+
+    def _learns(self, module: nn.Module) -> bool:
+        if id(module) not in self._learning:
+            held = {id(self.fakes.of(parameter)) for parameter in module.parameters()}
+            self._learning[id(module)] = not self._differentiable.isdisjoint(held)
+        return self._learning[id(module)]
 
     def _detached(self, value: Tensor, node: Node) -> Tensor:
         """Under ``torch.no_grad`` a value is without gradient."""
@@ -725,12 +742,11 @@ class CaptureRun(TorchFunctionMode):
 
     def _aten(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An ATen call; those that no torch function makes that can be seen become nodes."""
-        seen = bool(self.depth) or self.is_over
+        self.fakes.note_literal(func, args)
+        if self.depth or self.is_over:
+            return self.fakes.call(func, self.fakes.faked(tuple(args)), self.fakes.faked(kwargs))
         with self._unseen():
-            self.fakes.note_literal(func, args)
             args, kwargs = self.fakes.faked(tuple(args)), self.fakes.faked(dict(kwargs))
-            if seen:
-                return self.fakes.call(func, args, kwargs)
             last = next(reversed(self.graph.nodes), None)
             self.is_plain = False
             node = self.create("call_function", func, self.nodes(args), self.nodes(kwargs))
@@ -747,8 +763,11 @@ class CaptureRun(TorchFunctionMode):
         opaque = Part(module, "forward") in self._opaque
         if name is None or not (opaque or is_leaf(module)) or (self._is_cast() and not opaque):
             return module._call_impl(*args, **kwargs)
-        with self._unseen():
+        self.depth += 1
+        try:
             return self._call_whole(module, name, opaque, args, kwargs)
+        finally:
+            self.depth -= 1
 
     def _call_whole(self, module: nn.Module, name: str, opaque: bool, args: Any, kwargs: Any) -> Any:
         self.held[name] = module
@@ -1024,12 +1043,13 @@ def _is_wrapped_by_functorch(args: Any) -> bool:
     return any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensor_leaves(args))
 
 
-def _names_of_tensors(model: nn.Module) -> dict[int, str]:
+def _names_of_tensors(modules: Mapping[str, nn.Module]) -> dict[int, str]:
     """The name of each tensor that modules hold, by ``id``."""
     names: dict[int, str] = {}
     for registry in ("_parameters", "_buffers", "__dict__"):
-        for path, module in model.named_modules():
-            for name, value in getattr(module, registry).items():
+        for path, module in modules.items():
+            held = module.__dict__ if registry == "__dict__" else module.__dict__[registry]
+            for name, value in held.items():
                 if isinstance(value, Tensor):
                     names.setdefault(id(value), f"{path}.{name}".lstrip("."))
     return names
