@@ -126,11 +126,10 @@ def combine(
     for dims, members in groups:
         members.sort(key=lambda member: -len(member[1].dims))
         labels, thin = members[0][1].labels, _thin(members, operands, ndim) if may_cross else []
-        known = [member for member in members if member not in thin]
-        removed = worth([_worth(position, known, ndim) for position in range(len(operands))])
+        removed = _removed(operands, members, thin, ndim, worth)
         if thin and not (removed == 0).all():  # what is removed depends on which axis survives
-            thin, known = [], members
-            removed = worth([_worth(position, known, ndim) for position in range(len(operands))])
+            thin = []
+            removed = _removed(operands, members, thin, ndim, worth)
         p.freeze_where(removed == math.inf, labels, "once zero, it would be 0 / 0 or the like")
         for member in members[1:]:
             couple = p.crossing if member in thin else p.unite
@@ -160,6 +159,31 @@ def _thin(members: Sequence[tuple[int, Layer]], operands: Sequence[Operand], ndi
         for position, layer in members
         if len(layer.dims) == 1 < len(grid) and not _spans(operands[position].shape, ndim, grid - tracked[position])
     ]
+
+
+def _removed(
+    operands: Sequence[Operand],
+    members: Sequence[tuple[int, Layer]],
+    thin: Sequence[tuple[int, Layer]],
+    ndim: int,
+    worth: Callable[[list[Tensor]], Tensor],
+) -> Tensor:
+    """What is left of what goes, whichever axis of a grid survives; NaN where that makes a difference.
+
+    A bias of shape (heads, width) loses its rows where whole heads go, and its columns where a part of their width
+    does: queries that are zero stay zero with it either way. One of shape (heads, 1) stays where a part of the width
+    goes.
+    """
+    fat = [member for member in members if member not in thin]
+    axes = [(dim,) for dim in members[0][1].dims] if thin else [()]
+    ways = []
+    for axis in axes:
+        known = fat + [member for member in thin if member[1].dims == axis]
+        ways.append(worth([_worth(position, known, ndim) for position in range(len(operands))]))
+    removed = ways[0]
+    for other in ways[1:]:
+        removed = torch.where(removed == other, removed, UNKNOWN)
+    return removed
 
 
 def _whole(p: Propagation, operand: Operand) -> Operand:
