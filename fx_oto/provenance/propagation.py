@@ -7,6 +7,7 @@ layers by value, defers choices that depend on later unions, and settles them at
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from fx_oto.errors import FxOtoError
 from fx_oto.graph import op_name, source_line, tensor_leaves
 from fx_oto.modules import is_opaque
 from fx_oto.provenance.aliases import Aliases
@@ -33,13 +35,15 @@ from fx_oto.provenance.rectangles import keep_rectangles
 from fx_oto.provenance.regions import Region
 from fx_oto.provenance.tape import OpCall, Tape, macs_of
 
-__all__ = ["FIXED", "Attention", "Propagation", "Rule", "Said"]
+__all__ = ["FIXED", "SLIDES", "Attention", "Propagation", "Rule", "Said"]
 
+_log = logging.getLogger(__name__)
 
 # What attention loses: whole heads, or the same part of the width of every head.
 Attention = Literal["heads", "head_dim"]
 # The commonest reason to keep something whole.
 FIXED = "it is combined with a tensor that is kept whole, such as the input"
+SLIDES = "a convolution slides along it"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -201,6 +205,12 @@ class Propagation:
         """Mark atoms whose indices are only summed over here: cut with their group, but not driven to zero."""
         self._found.consumed.append(labels.reshape(-1))
 
+    def slide(self, labels: Tensor) -> None:
+        """Mark atoms of a weight's axes along which a convolution slides: they stay, whatever else reads the weight."""
+        labels = labels.reshape(-1)
+        self._found.consumed.append(labels)
+        self._found.kernels.append((labels[labels > 0], self.reason(SLIDES)))
+
     def rectangle(self, labels: Tensor) -> None:
         """Ask that whatever is removed from these labels leaves a rectangle."""
         if not labels.all():  # a part of each slice stays
@@ -304,7 +314,9 @@ class Propagation:
         self._borders.keep_unread()
         gathers = self._found.gathers(self._tape)
         keep_rectangles(self, self._nodes.values(), self._found.values, gathers)
+        self._found.keep_kernels(self.atoms.roots())
         settle(self.atoms, self._found.obligations, self._found.frozen)
+        self._found.keep_kernels(self.atoms.roots())  # choices may have tied them to something
         return self._found.dependencies(self.atoms.roots(), axes, gathers)
 
     def _parameter_axes(self) -> tuple[Axis, ...]:
@@ -341,13 +353,27 @@ class Propagation:
                         self.rectangle(layer.labels)
         written, refused = call.written, len(self._found.frozen)
         before = [self.layers(target) for target in written]
-        rule(call, self)
+        try:
+            rule(call, self)
+            if macs := macs_of(call):
+                self.work(macs, self._contracted(call, rule))
+        except FxOtoError:  # what a user taught does not fit
+            raise
+        except Exception as error:
+            self._keep_touched(call, error)
         self._origins.pass_on(call, [reason for _, reason in self._found.frozen[refused:]])
-        if macs := macs_of(call):
-            self.work(macs, self._contracted(call, rule))
         for target, layers in zip(written, before, strict=True):
             self._aliases.write(target, layers, self.layers(target))
         self._aliases.add(call.outputs)
+
+    def _keep_touched(self, call: OpCall, error: Exception) -> None:
+        """A rule has failed: nothing that the call touches can go, and nothing is known of what it returns."""
+        _log.debug("the rule of %s failed at node %s", call.name, self.node, exc_info=error)
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        for value in (*call.inputs, *call.outputs):
+            self.freeze_value(value, f"the rule of the op {call.name} failed on it ({what})")
+        for out in call.outputs:
+            self.put(out, ())
 
     def _moves_data(self, call: OpCall) -> bool:
         return bool(getattr(self.rule_for(call.func), "moves_data", False))
