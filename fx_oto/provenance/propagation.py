@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves
 
 from fx_oto.errors import FxOtoError
 from fx_oto.graph import op_name, source_line, tensor_leaves
@@ -33,6 +34,7 @@ from fx_oto.provenance.origins import Origins
 from fx_oto.provenance.products import before_products
 from fx_oto.provenance.rectangles import keep_rectangles
 from fx_oto.provenance.regions import Region
+from fx_oto.provenance.sizes import PLACE, SizesRead, indexed_at
 from fx_oto.provenance.tape import OpCall, Tape, macs_of
 
 __all__ = ["FIXED", "SLIDES", "Attention", "Propagation", "Rule", "Said"]
@@ -87,6 +89,8 @@ class Propagation:
         self._origins = Origins(self.layers)
         self._borders = Borders(self, gm, tape)
         self._constants = Constants(tape, self._nodes, self.is_fixed)
+        self._sizes = SizesRead(gm, self._constants.without_inputs)
+        self._resized: set[int] = set()
         self._before_products = before_products(tape, self._moves_data)
 
     # -- what rules read -------------------------------------------------------------------------------
@@ -107,9 +111,25 @@ class Propagation:
         """Whether a dimension has the size of a parameter's or buffer's, and so the same in every call."""
         layers = [layer for layer in self.layers(value) if dim in layer.dims]
         if value.ndim and (self.is_weight(value) or not layers):
-            return self.is_weight(value)
+            return self.is_weight(value) and id(value) not in self._resized
         roots = [self.atoms.find(layer.labels) for layer in layers]
         return any(bool(((root > 0) & (root < self._num_axis_atoms)).all()) for root in roots)
+
+    @property
+    def reads_sizes(self) -> bool:
+        """Whether the current node reads, or may read, a number that is made of the sizes of inputs."""
+        return self._sizes.by(self._nodes[self.node]) != frozenset()
+
+    def may_vary(self, call: OpCall, number: Any) -> bool:
+        """Whether a number among a call's arguments may be another one on inputs of other sizes.
+
+        What it is made of cannot be seen: it is taken for one that the current node reads if it is equal to it, and
+        every number is where one that the node reads is missing, for then torch has computed with it.
+        """
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            return False
+        read = self._sizes.by(self._nodes[self.node])
+        return read is None or number in read or not read.issubset(tree_leaves((call.args, call.kwargs)))
 
     def made_by(self, value: Tensor) -> OpCall | None:
         """The call that made a tensor, if it is all that a function or method node does."""
@@ -163,6 +183,8 @@ class Propagation:
     def put_weight(self, value: Tensor) -> None:
         """Remember that a value is a parameter that was only moved around."""
         self._weights.add(id(value))
+        if self.reads_sizes or (self.call and any(id(read) in self._resized for read in self.call.inputs)):
+            self._resized.add(id(value))
 
     def put_region(self, value: Tensor, region: Region) -> None:
         """Remember that a value is part of a movement region."""
@@ -196,6 +218,12 @@ class Propagation:
         """Keep whole everything that a value depends on."""
         for layer in self.layers(value):
             self.freeze(layer.labels, why)
+
+    def keep_along(self, value: Any, dims: Collection[int], why: str) -> None:
+        """Keep whole what varies along some dimensions of a value; what varies along others may go."""
+        layers = self.layers(value)
+        if dims and layers:
+            self.put(value, self.narrow(layers, set(range(value.ndim)).difference(dims), why))
 
     def produce(self, labels: Tensor) -> None:
         """Mark atoms whose indices are variables that the zero-invariant group drives to zero."""
@@ -342,6 +370,19 @@ class Propagation:
         elif node.op == "output":
             self._check_outdated(tensor_leaves(value))
         self._borders.keep(node, value)
+        if (indexed := indexed_at(node, self._sizes.vary)) is not None:
+            self._keep_indexed(indexed[0].meta["val"], indexed[1])
+
+    def _keep_indexed(self, source: Any, dims: list[int]) -> None:
+        """Along these dimensions, on other inputs other parts are taken; of a list, other tensors."""
+        if isinstance(source, Tensor):
+            self.keep_along(source, dims, PLACE)
+        elif dims:
+            parts = [self.layers(part) for part in tensor_leaves(source)]
+            labels = [layer.labels for layers in parts for layer in layers]
+            if any(len(layers) != 1 or not torch.equal(layers[0].labels, labels[0]) for layers in parts):
+                for one in labels:
+                    self.freeze(one, PLACE)
 
     def _play(self, call: OpCall) -> None:
         self._check_outdated(call.inputs)
