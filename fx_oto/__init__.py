@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fx_oto import testing
     from fx_oto.api import compress, default_pipeline, prepare
+    from fx_oto.capture import trace
     from fx_oto.costs import Cost, cost
     from fx_oto.errors import (
         FxOtoError,
@@ -68,7 +69,6 @@ if TYPE_CHECKING:
     from fx_oto.provenance.dependencies import Dependencies, Reason
     from fx_oto.rules import kinds, register_leaf, register_rule, registered_rules, temporary_rules, unregister_rule
     from fx_oto.timing import LatencyComparison, ModelLatency, latency
-    from fx_oto.capture import trace
     from fx_oto.trajectory import Trajectory
     from fx_oto.whatif import sensitivity
     from passes.dependency_analysis import DependencyAnalysis
@@ -121,7 +121,6 @@ __all__ = [
     "Analysis",
     "AxisExplanation",
     "Capture",
-    "InputSize",
     "Cause",
     "Context",
     "Cost",
@@ -135,6 +134,7 @@ __all__ = [
     "FxOtoWarning",
     "GroupSparseOptimizer",
     "InputError",
+    "InputSize",
     "LatencyComparison",
     "MaskInsertion",
     "MissingPackageError",

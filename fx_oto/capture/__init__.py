@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,11 @@ from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.check import check_capture
 from fx_oto.capture.memory import Memory
 from fx_oto.capture.names import AnyNames
-from fx_oto.capture.run import CaptureRun, NotCapturedError, NotHashedError, RandomError, holder_of
+from fx_oto.capture.refusals import NotCapturedError, NotHashedError, RandomError
+from fx_oto.capture.run import CaptureRun
 from fx_oto.capture.sizes import Comparison, Difference, Group, groups_of, names_of, resized
-from fx_oto.capture.whole import LeafTracer, Part, WrappedFunction
+from fx_oto.capture.whole import LeafTracer
+from fx_oto.capture.writer import Options, holder_of
 from fx_oto.dice import Dice
 from fx_oto.errors import InputError, TraceError
 from fx_oto.framework.context import Capture, Context, ExampleInputs, InputSize
@@ -138,35 +140,22 @@ def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capt
     Arguments.of(model, inputs)
     _check_devices(model, inputs)
     first: NotCapturedError | None = None
-    hashable: set[Any] = set()
-    compiling = False
+    options = Options()
     for both_modes, op_level in ((True, True), (True, False), (False, True), (False, False)):
-        opaque: list[Part | WrappedFunction] = []
-        watchful = False
-        while True:
-            attempt = _Attempt(model, inputs, opaque, hashable, both_modes, op_level, watchful, compiling)
+        following: Options | None = replace(options, op_level=op_level, opaque=(), watchful=False)
+        while following is not None:
+            options = following
             try:
-                found = attempt.result()
+                found = _Attempt(model, inputs, options, both_modes).result()
+            except NotHashedError as error:
+                following = replace(options, hashable=options.hashable | {error.site})
             except _FixedByValuesError:  # in larger pieces, the sizes may stay free
                 break
-            except NotHashedError as error:
-                hashable.add(error.site)
             except NotCapturedError as error:
-                if isinstance(error, RandomError) and not watchful:
-                    first, watchful = first or error, True
-                    continue
                 if first is None:
                     _check_inputs(model, inputs, error.where)
                     first = error
-                if error.by_values and not compiling:
-                    compiling = True
-                    continue
-                if error.in_training and not isinstance(error, RandomError):  # evaluation alone can be captured
-                    break
-                left = [part for part in error.parts if part not in opaque]
-                if not left or op_level:
-                    break
-                opaque.append(left[-1])
+                following = _after(error, options)
             else:
                 if not both_modes:
                     warn(
@@ -178,6 +167,18 @@ def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capt
         f"{first}. What to do: as control flow that depends on tensor values cannot be captured, replace it by torch "
         "operations such as torch.where, or move it into a submodule, which is called as a whole"
     ) from first
+
+
+def _after(error: NotCapturedError, options: Options) -> Options | None:
+    """How to go on after code that could not be captured; None to try it in another way."""
+    if isinstance(error, RandomError):
+        return None if options.watchful else replace(options, watchful=True)
+    if error.by_values and not options.compiling:
+        return replace(options, compiling=True)
+    left = [part for part in error.parts if part not in options.opaque]
+    if error.in_training or options.op_level or not left:  # if in training, evaluation alone can be captured
+        return None
+    return replace(options, opaque=(*options.opaque, left[-1]))
 
 
 def _check_devices(model: nn.Module, inputs: ExampleInputs) -> None:
@@ -229,23 +230,15 @@ class _Attempt:
     Attributes:
         model: any module.
         inputs: its example inputs.
-        opaque: what is called as a whole.
-        hashable: places in the code where sizes may be keys.
+        options: how code is met that a capture has no other answer to.
         both_modes: whether training is captured, or evaluation alone.
-        op_level: whether single functions whose results depend on numbers are called as a whole.
-        watchful: whether code that draws random numbers is looked for.
-        compiling: whether code that asks is told that it is compiled.
         constants: tensors that are no module's, by their name in the graph.
     """
 
     model: nn.Module
     inputs: ExampleInputs
-    opaque: list[Part | WrappedFunction]
-    hashable: set[Any]
+    options: Options
     both_modes: bool
-    op_level: bool
-    watchful: bool
-    compiling: bool
     constants: dict[str, Tensor] = field(default_factory=dict)
     _fakes: Recording | None = None
 
@@ -254,13 +247,17 @@ class _Attempt:
 
         Raises:
             NotCapturedError: the model's code does something that cannot be captured.
-            NotHashedError: it uses sizes as keys at a place that is not in ``hashable``.
+            NotHashedError: it uses sizes as keys at a place where that is not allowed yet.
             TraceError: the graph does not do what the model does.
         """
         runs = self._runs(self.inputs)
         handed = any(run.handed for run in runs)
         sizes = _Sizes(self, runs, handed)
-        if self.op_level and any(run.calls_functions_whole for run in runs) and any(one.fixed for one in sizes.found):
+        if (
+            self.options.op_level
+            and any(run.calls_functions_whole for run in runs)
+            and any(one.fixed for one in sizes.found)
+        ):
             raise _FixedByValuesError
         gm, merged = self._joined(runs)
         with_modes_of(gm, self.model)
@@ -270,7 +267,7 @@ class _Attempt:
         for note in dict.fromkeys(note for run in runs for note in run.notes):
             warn(note)
         called = {node.target for node in gm.graph.nodes if node.op in ("call_module", "call_function")}
-        names = [part.name_in(self.model) for part in self.opaque if part.target_in(self.model) in called]
+        names = [part.name_in(self.model) for part in self.options.opaque if part.target_in(self.model) in called]
         names += [node.name for node in gm.graph.nodes if node.meta.get("asks_values") and node.target not in called]
         return gm, Capture("fx_oto", tuple(names), sizes.found), tape
 
@@ -283,12 +280,11 @@ class _Attempt:
         try:
             return [evaluation, self._run(inputs, training=True)]
         except NotCapturedError as error:
-            error.in_training = not self.opaque
+            error.in_training = not self.options.opaque
             raise
 
     def _run(self, inputs: ExampleInputs, training: bool) -> CaptureRun:
-        options = (self.opaque, self.hashable, self.constants, self.op_level, self.watchful, self.compiling)
-        run = CaptureRun(self.model, inputs, training, *options, self._fakes)
+        run = CaptureRun(training, self.model, inputs, self.options, self.constants, self._fakes)
         self._fakes = run.fakes
         return run.run()
 
@@ -355,7 +351,7 @@ class _Sizes:
             found += self._try(group) if handed or (group.size == 1 and len(runs) == 1) else [self._told(group)]
         self.found = tuple(found)
         self._on_larger = self._run_on_larger()
-        self.rewritten = any([comparison.rewrite() for comparison in self._comparisons])
+        self.rewritten = any(comparison.rewrite() for comparison in self._comparisons)
 
     def _told(self, group: Group, fixed: str = "", decided: str = "") -> InputSize:
         return InputSize(tuple((self._names[number], dim) for number, dim in group.dims), group.size, fixed, decided)

@@ -81,7 +81,7 @@ class Arguments:
         for name, node in placeholders.items():
             if name not in self.given:
                 _check(run, node, self.signature.parameters[name].default, name)
-        call = inspect.BoundArguments(self.signature, handed)  # type: ignore[arg-type]
+        call = inspect.BoundArguments(self.signature, handed)
         return call.args, call.kwargs
 
 

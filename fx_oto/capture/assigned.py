@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
@@ -65,7 +64,7 @@ class Assigned:
 
 def _same(new: Any, value: Any) -> bool:
     plain: type = int if isinstance(new, int) else float
-    return bool(plain.__eq__(new, value)) if type(new) is plain else False
+    return type(new) is plain and bool(new == value)
 
 
 def _write(run: CaptureRun, changes: dict[str, tuple[Node, Tensor]]) -> None:

@@ -34,7 +34,7 @@ def _as_function(custom: type) -> Callable[..., Any]:
     return apply
 
 
-def _subclasses(kind: type) -> Iterator[type]:
+def _subclasses(kind: Any) -> Iterator[type]:
     for one in kind.__subclasses__():
         yield one
         yield from _subclasses(one)

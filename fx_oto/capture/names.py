@@ -21,7 +21,7 @@ class AnyNames(CodeGen):
         try:
             for node, target in before:
                 node.target = stand_ins[target]
-            code = super()._gen_python_code(listed if odd else nodes, *args, **kwargs)
+            code = super()._gen_python_code(nodes, *args, **kwargs)
         finally:
             for node, target in before:
                 node.target = target

@@ -181,15 +181,25 @@ def _rdivmod(self: Any, other: Any) -> Any:
     return (other // self, other % self) if isinstance(other, int | float) else NotImplemented
 
 
-for _kind, _names in ((Int, "add sub mul truediv floordiv mod lshift rshift and or xor"), (Float, "add sub mul truediv floordiv mod")):
+for _kind, _names in (
+    (Int, "add sub mul truediv floordiv mod lshift rshift and or xor"),
+    (Float, "add sub mul truediv floordiv mod"),
+):
     for _name in _names.split():
         _function = getattr(operator, f"{_name}_" if _name in ("and", "or") else _name)
         setattr(_kind, f"__{_name}__", _arithmetic(_function, turned=False))
         setattr(_kind, f"__r{_name}__", _arithmetic(_function, turned=True))
     for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
         setattr(_kind, f"__{_name}__", _comparison(getattr(operator, _name)))
-    for _name, _one in (("neg", operator.neg), ("pos", operator.pos), ("abs", abs), ("round", round),
-                        ("floor", math.floor), ("ceil", math.ceil), ("trunc", math.trunc)):
+    for _name, _one in (
+        ("neg", operator.neg),
+        ("pos", operator.pos),
+        ("abs", abs),
+        ("round", round),
+        ("floor", math.floor),
+        ("ceil", math.ceil),
+        ("trunc", math.trunc),
+    ):
         setattr(_kind, f"__{_name}__", _of_one(_one))
     _kind.__pow__, _kind.__rpow__ = _power(turned=False), _power(turned=True)  # type: ignore[method-assign]
     _kind.__divmod__, _kind.__rdivmod__ = _divmod, _rdivmod  # type: ignore[method-assign]
@@ -208,7 +218,7 @@ class Flag(int):
 
     def __eq__(self, other: object) -> bool:
         self.run.asked_for_mode()
-        return int.__eq__(self, other)  # type: ignore[arg-type]
+        return int.__eq__(self, other)
 
     def __hash__(self) -> int:
         return int.__hash__(self)

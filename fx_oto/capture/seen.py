@@ -1,4 +1,4 @@
-"""Lists and tuples that opaque code returns, as long as its numbers say: where code counts them, the graph checks that."""
+"""Lists and tuples that opaque code returns, as long as its numbers say: where code counts them, the graph checks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Seen(Sequence[Any]):
     run: CaptureRun
     node: Node
     plain: Any
-    kind: type
+    kind: Any
     was_counted: bool
 
     @classmethod
@@ -48,13 +48,13 @@ class _Seen(Sequence[Any]):
         return iter(self.kind.__iter__(self))
 
 
-class SeenList(_Seen, list[Any]):  # type: ignore[misc]
+class SeenList(_Seen, list[Any]):
     """A list of which code does not know how long it is."""
 
     kind = list
 
 
-class SeenTuple(_Seen, tuple[Any, ...]):  # type: ignore[misc]
+class SeenTuple(_Seen, tuple[Any, ...]):
     """A tuple of which code does not know how long it is."""
 
     kind = tuple

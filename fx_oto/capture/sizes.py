@@ -1,8 +1,8 @@
 """Which sizes of its inputs a graph takes: found by capturing the model a second time, at others.
 
 Code in C, such as ``range`` or ``math.sqrt``, is blind to what a number remembers, and hands out plain numbers. Where a
-capture at another size is the same, node by node, the graph holds for that size as well. A number that differs, but is in
-both captures what code was handed for the same remembered number, is computed in the graph from then on.
+capture at another size is the same, node by node, the graph holds for that size as well. A number that differs, but
+is in both captures what code was handed for the same remembered number, is computed in the graph from then on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,15 @@ from fx_oto.graph import source_line
 
 __all__ = ["Comparison", "Difference", "Group", "groups_of", "names_of", "resized"]
 
-_FUNCTIONS: tuple[Callable[[Any], Any], ...] = (math.sqrt, math.log, math.log2, math.log10, math.exp, math.floor, math.ceil)
+_FUNCTIONS: tuple[Callable[[Any], Any], ...] = (
+    math.sqrt,
+    math.log,
+    math.log2,
+    math.log10,
+    math.exp,
+    math.floor,
+    math.ceil,
+)
 
 
 @dataclass(frozen=True)
@@ -71,9 +79,7 @@ def groups_of(inputs: ExampleInputs) -> list[Group]:
                 key = (size, number, dim) if size == 1 else size
             if size:
                 sized.setdefault(key, []).append((number, dim))
-    return [
-        Group(tuple(dims), tensors[dims[0][0]].size(dims[0][1]), key == "batch") for key, dims in sized.items()
-    ]
+    return [Group(tuple(dims), tensors[dims[0][0]].size(dims[0][1]), key == "batch") for key, dims in sized.items()]
 
 
 def resized(inputs: ExampleInputs, sizes: Mapping[Group, int]) -> ExampleInputs:
@@ -164,8 +170,8 @@ class Comparison:
 
     Args:
         run: the capture. Plain numbers in its graph that differ in others, but that code was handed for numbers that
-            remember, or that are products of sizes in calls that torch's own C code makes, are computed once ``rewrite``
-            is called.
+            remember, or that are products of sizes in calls that torch's own C code makes, are computed once
+            ``rewrite`` is called.
     """
 
     def __init__(self, run: CaptureRun) -> None:
@@ -269,10 +275,8 @@ class _Pass:
         return all(self._same(mine, theirs, path) for mine, theirs, path in both)
 
     def _same(self, left: Any, right: Any, path: tuple[Any, ...]) -> bool:
-        if isinstance(left, Node):
-            return isinstance(right, Node) and self._twins.get(right) is left
-        if type(left) is not type(right):
-            return False
+        if isinstance(left, Node) or type(left) is not type(right):
+            return isinstance(left, Node) and self._twins.get(right) is left
         if isinstance(left, tuple | list):
             pairs = enumerate(zip(left, right, strict=False))
             return len(left) == len(right) and all(self._same(a, b, (*path, i)) for i, (a, b) in pairs)
@@ -288,9 +292,9 @@ class _Pass:
         known = self._known.get(place)
         if isinstance(known, _OfHanded):
             return self._pairs != [] and known.function(self._pairs[known.event][1]) == right
-        if left == right or (left != left and right != right):
+        if left == right or (math.isnan(left) and math.isnan(right)):
             return True
-        how = self._handed(left, right) if known is None else None
+        how: _OfHanded | _Product | None = self._handed(left, right) if known is None else None
         if how is None and isinstance(self._node.target, OpOverload) and isinstance(left, int):
             how = self._multiple(left, right, known or _Product(left, ()))
         if how is not None:

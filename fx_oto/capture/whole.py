@@ -110,7 +110,7 @@ def _wrapped_functions() -> dict[Any, WrappedFunction]:
     found = {}
     for (_, name), names in _wrapped_fns_to_patch.items():
         function = names.get(name)
-        if hasattr(function, "__code__"):
+        if function is not None and hasattr(function, "__code__"):
             found[function.__code__] = WrappedFunction(names, name, function)
     return found
 

@@ -116,25 +116,20 @@ class Fakes(TorchDispatchMode):
         """
         if func is torch.ops.prim.device.default:
             return args[0].fake_device
-        if not isinstance(func, OpOverload):
+        traits = _traits(func) if isinstance(func, OpOverload) else None
+        if traits is None or traits.changes_form:
             return self._as_torch(func, args, kwargs)
-        traits = _traits(func)
         if traits.asks_values:
             raise ValuesAskedError(f"{func} asks for the numbers in a tensor")
-        if traits.changes_form:
-            return self._as_torch(func, args, kwargs)
         if traits.returns_written is not None:
             place, name = traits.returns_written
             return args[place] if place < len(args) else kwargs[name]
         key = None if traits.makes_alias else _key(func, args, kwargs)
         device = _device(args, kwargs)
         forms = self._forms.get(key) if key is not None else None
-        if forms is not None:
-            return self._made(traits, forms, device)
-        if key is not None and (forms := _formed(func, args, kwargs)):
+        if forms is None and key is not None and (forms := _formed(func, args, kwargs)):
             self._forms[key] = forms
-            return self._made(traits, forms, device)
-        return self._run(func, args, kwargs, device, key)
+        return self._made(traits, forms, device) if forms else self._run(func, args, kwargs, device, key)
 
     def _made(self, traits: _Traits, forms: list[_Form], device: torch.device) -> Any:
         made = [
@@ -321,7 +316,6 @@ def _type_of(func: Any, args: Any, kwargs: Any) -> torch.dtype:
         given = {name: _META if name == "device" else small(value) for name, value in kwargs.items()}
         _types[key] = func(*small(tuple(args)), **given).dtype
     return _types[key]
-
 
 
 class StandIns(TorchFunctionMode):

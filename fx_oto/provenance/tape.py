@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
@@ -307,7 +307,7 @@ def tape_of_steps(gm: GraphModule, mode: Recording, steps: Steps) -> Tape:
         for node, calls, value in steps
     )
     constants = mode.literals | {id(mode.of(buffer)): buffer for buffer in gm.buffers()}
-    tensors = {name: mode.of(tensor) for name, tensor in tensor_names(gm).items()}
+    tensors: dict[str, Tensor] = {name: mode.of(tensor) for name, tensor in tensor_names(gm).items()}
     return Tape(read, tensors, constants, str(gm.graph))
 
 
@@ -331,9 +331,20 @@ def fake_run(
     run = model if recorder is None else recorder.run_on
     try:
         # inference mode does not take ops apart
-        with one_at_a_time, torch.inference_mode(False), unchanged(model), evaluating(model):
-            with quiet_fakes(), attention, torch.no_grad(), fakes, outer, StandIns(fakes):
-                run(*args, **kwargs)
+        with ExitStack() as stack:
+            surroundings: tuple[Any, ...] = (one_at_a_time, torch.inference_mode(False), unchanged(model))
+            surroundings += (
+                evaluating(model),
+                quiet_fakes(),
+                attention,
+                torch.no_grad(),
+                fakes,
+                outer,
+                StandIns(fakes),
+            )
+            for context in surroundings:
+                stack.enter_context(context)
+            run(*args, **kwargs)
     except RuleError:
         raise
     except Exception as error:

@@ -112,8 +112,8 @@ def view(call: OpCall, p: Propagation) -> None:
 def _keep_mixed(p: Propagation, source: Tensor, out: Tensor) -> None:
     """Keep whole what a reshape spreads over two dimensions together with one whose size may be another one.
 
-    Where a sequence ``(B, T, 8)`` becomes ``(B, 8, T)`` by a reshape, channel ``c`` of step ``t`` goes to where ``8 t + c``
-    falls in rows of ``T``: which channels share a row depends on ``T``.
+    Where a sequence ``(B, T, 8)`` becomes ``(B, 8, T)`` by a reshape, channel ``c`` of step ``t`` goes to where
+    ``8 t + c`` falls in rows of ``T``: which channels share a row depends on ``T``.
     """
     for left, right in runs(source.shape, out.shape):
         if len(left) < 2 and len(right) < 2:
@@ -132,7 +132,7 @@ def _is_loose(p: Propagation, source: Tensor, dim: int, layer: Layer) -> bool:
     if source.size(dim) == 1:
         return False
     if layer.dims == (dim,):
-        return layer.labels.unique().numel() < layer.labels.numel()
+        return int(layer.labels.unique().numel()) < layer.labels.numel()
     return not p.is_fixed(source, dim)
 
 

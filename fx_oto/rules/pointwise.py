@@ -65,7 +65,7 @@ def with_other_sizes(call: OpCall, p: Propagation) -> list[OpCall]:
     if not p.reads_sizes:
         return []
 
-    def changed(change: Callable[[float], float]) -> tuple[Any, Any]:
+    def changed(change: Callable[[float], float]) -> Any:
         return tree_map(lambda leaf: change(leaf) if p.may_vary(call, leaf) else leaf, (call.args, call.kwargs))
 
     return [replace(call, args=args, kwargs=kwargs) for args, kwargs in map(changed, _OTHER_SIZES)]

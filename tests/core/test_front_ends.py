@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import random
-import random
 import warnings
 
 import numpy as np
@@ -50,7 +49,8 @@ def flow_inputs(batch):
 def test_questions_about_shapes_are_answered_and_the_batch_stays_dynamic(training):
     model = ShapeFlow().train(training)
     gm = fx_oto.trace(model, flow_inputs(4))
-    assert capture(gm).front_end == "fx_oto" and not capture(gm).opaque
+    assert capture(gm).front_end == "fx_oto"
+    assert not capture(gm).opaque
     args, kwargs = flow_inputs(7)
     torch.manual_seed(0)
     expected = model(*args, **kwargs)
@@ -460,7 +460,8 @@ class Hooked(nn.Module):
 def test_hooks_are_part_of_the_graph():
     model, x = Hooked(), torch.randn(5, 6)
     gm = fx_oto.trace(model, x[:2])
-    assert capture(gm).front_end == "fx_oto" and not capture(gm).opaque
+    assert capture(gm).front_end == "fx_oto"
+    assert not capture(gm).opaque
     assert "kept" not in vars(model)
     torch.testing.assert_close(gm(x), model(x))
     assert compress_half(Hooked(), x).zigs == 16
@@ -491,7 +492,8 @@ class Optional(nn.Module):
 def test_what_is_none_or_a_name_is_known_and_checked():
     model, x, extra = Optional(), torch.randn(5, 6), {"a": [None], "b": torch.randn(5, 1)}
     gm = fx_oto.trace(model, ((x[:2], None, {"a": [None], "b": extra["b"][:2]}), {"act": "relu"}))
-    assert capture(gm).front_end == "fx_oto" and not capture(gm).opaque
+    assert capture(gm).front_end == "fx_oto"
+    assert not capture(gm).opaque
     gm = pickle.loads(pickle.dumps(gm))
     torch.testing.assert_close(gm(x, None, extra, act="relu"), model(x, None, extra, act="relu"))
     torch.testing.assert_close(gm(x, mask=None, extra=extra, act="relu", shift=0.5), model(x, None, extra, act="relu"))
@@ -573,7 +575,8 @@ class WithoutGradient(nn.Module):
 def test_what_the_model_computes_without_gradient_has_none_in_the_graph():
     model, x = WithoutGradient(), torch.randn(5, 6)
     gm = fx_oto.prepare(model, x)
-    assert capture(gm).front_end == "fx_oto" and not capture(gm).opaque
+    assert capture(gm).front_end == "fx_oto"
+    assert not capture(gm).opaque
     gm(x).sum().backward()
     assert model.a.weight.grad is None
     assert model.b.weight.grad.any()

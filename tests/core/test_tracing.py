@@ -168,9 +168,7 @@ class Flow(nn.Module):
 def test_data_dependent_control_flow_is_refused_with_line_and_remedy():
     model = Flow()
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(
-        fx_oto.TraceError, match=r"Flow cannot be captured at .*test_tracing\.py:\d+"
-    ) as caught:
+    with pytest.raises(fx_oto.TraceError, match=r"Flow cannot be captured at .*test_tracing\.py:\d+") as caught:
         fx_oto.trace(model, torch.randn(2, 4))
     assert "if x.sum() > 0" in str(caught.value)
     assert "move it into a submodule" in str(caught.value)
