@@ -120,6 +120,16 @@ class Propagation:
         """Whether the current node reads, or may read, a number that is made of the sizes of inputs."""
         return self._sizes.by(self._nodes[self.node]) != frozenset()
 
+    @property
+    def sizes_are_signed(self) -> bool:
+        """Whether such a number may be negative on some inputs and not on others."""
+        return self._sizes.signed(self._nodes[self.node])
+
+    @property
+    def indexes(self) -> bool:
+        """Whether the current node indexes with brackets; what it takes at places that vary is kept whole already."""
+        return op_name(self._nodes[self.node]) in ("getitem", "setitem")
+
     def may_vary(self, call: OpCall, number: Any) -> bool:
         """Whether a number among a call's arguments may be another one on inputs of other sizes.
 
