@@ -420,7 +420,7 @@ class Propagation:
     def _keep_touched(self, call: OpCall, error: Exception) -> None:
         """A rule has failed: nothing that the call touches can go, and nothing is known of what it returns."""
         _log.debug("the rule of %s failed at node %s", call.name, self.node, exc_info=error)
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        what = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
         for value in (*call.inputs, *call.outputs):
             self.freeze_value(value, f"the rule of the op {call.name} failed on it ({what})")
         for out in call.outputs:
