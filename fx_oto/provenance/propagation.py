@@ -120,6 +120,16 @@ class Propagation:
         """Whether the current node reads, or may read, a number that is made of the sizes of inputs."""
         return self._sizes.by(self._nodes[self.node]) != frozenset()
 
+    @property
+    def sizes_are_signed(self) -> bool:
+        """Whether such a number may be negative on some inputs and not on others."""
+        return self._sizes.signed(self._nodes[self.node])
+
+    @property
+    def indexes(self) -> bool:
+        """Whether the current node indexes with brackets; what it takes at places that vary is kept whole already."""
+        return op_name(self._nodes[self.node]) in ("getitem", "setitem")
+
     def may_vary(self, call: OpCall, number: Any) -> bool:
         """Whether a number among a call's arguments may be another one on inputs of other sizes.
 
@@ -410,7 +420,7 @@ class Propagation:
     def _keep_touched(self, call: OpCall, error: Exception) -> None:
         """A rule has failed: nothing that the call touches can go, and nothing is known of what it returns."""
         _log.debug("the rule of %s failed at node %s", call.name, self.node, exc_info=error)
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        what = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
         for value in (*call.inputs, *call.outputs):
             self.freeze_value(value, f"the rule of the op {call.name} failed on it ({what})")
         for out in call.outputs:

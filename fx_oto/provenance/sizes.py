@@ -15,6 +15,7 @@ from fx_oto.modules import is_opaque
 __all__ = ["PLACE", "SizesRead", "indexed_at", "numbers_in"]
 
 PLACE = "it is moved or cut at a place that depends on an input's size"
+_KEEP_SIGN = {"add", "mul", "truediv", "floordiv", "pow", "sqrt", "getitem", "int", "float", "max", "min", "prod"}
 
 
 class SizesRead:
@@ -28,6 +29,7 @@ class SizesRead:
     def __init__(self, gm: GraphModule, is_constant: Callable[[str], bool]) -> None:
         self._gm, self._is_constant = gm, is_constant
         self._read: dict[str, frozenset[float] | None] = {}
+        self._signs: dict[str, bool] = {}
 
     def by(self, node: Node) -> frozenset[float] | None:
         """The numbers, on the example inputs; None of code that may ask for sizes itself."""
@@ -38,6 +40,19 @@ class SizesRead:
     def vary(self, node: Node) -> bool:
         """Whether a node returns numbers, and others on inputs of other sizes."""
         return any(True for _ in numbers_in(node.meta.get("val"))) and not self._is_constant(node.name)
+
+    def signed(self, node: Node) -> bool:
+        """Whether one of them may be negative on some inputs and not on others."""
+        return any(self.vary(read) and not self._same_sign(read) for read in node.all_input_nodes)
+
+    def _same_sign(self, number: Node) -> bool:
+        """Sizes are positive, and so is what is made of them without a difference."""
+        if number.name not in self._signs:
+            tensors = any(isinstance(read.meta.get("val"), Tensor) for read in number.all_input_nodes)
+            made = op_name(number) in _KEEP_SIGN and not any(one < 0 for one in numbers_in(list(number.args)))
+            made = made and all(map(self._same_sign, number.all_input_nodes))
+            self._signs[number.name] = number.op.startswith("call_") and (tensors or made)
+        return self._signs[number.name]
 
     def _among(self, node: Node) -> frozenset[float]:
         return frozenset(

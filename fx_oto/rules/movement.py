@@ -71,7 +71,7 @@ def movement(call: OpCall, p: Propagation) -> None:
 def _at_varying_places(call: OpCall, p: Propagation) -> set[int]:
     """The dimensions of the first argument along which inputs of other sizes move other elements, or further."""
     ndim = call.args[0].ndim
-    if not p.reads_sizes or call.func.name() in _SIZE_FREE:
+    if not p.reads_sizes or p.indexes or call.func.name() in _SIZE_FREE:
         return set()
     if call.name == "repeat":
         lead = len(call.args[1]) - ndim

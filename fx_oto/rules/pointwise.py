@@ -24,7 +24,8 @@ _IGNORING = {"zeros_like", "ones_like", "full_like", "fill", "zero"}
 # Stand-ins for an operand that is not known, in these ops.
 _PROBES = torch.tensor([-1.3, 0.7, 2.9, -41.0, 33.0], dtype=torch.float64)
 # What a number made of sizes may be on other inputs.
-_OTHER_SIZES: tuple[Callable[[float], float], ...] = (lambda n: n + 1, lambda n: 3 * n + 2, lambda n: -2 * n - 1)
+_OTHER_SIZES: list[Callable[[float], float]] = [lambda n: 2 * n + 1, lambda n: 5 * n + 2]
+_OTHER_SIGNS: list[Callable[[float], float]] = [lambda n: n - 1, lambda n: -3 * n - 1]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,10 +66,12 @@ def with_other_sizes(call: OpCall, p: Propagation) -> list[OpCall]:
     if not p.reads_sizes:
         return []
 
-    def changed(change: Callable[[float], float]) -> Any:
-        return tree_map(lambda leaf: change(leaf) if p.may_vary(call, leaf) else leaf, (call.args, call.kwargs))
+    def changed(change: Callable[[float], float]) -> tuple[Any, Any]:
+        args, kwargs = tree_map(lambda leaf: change(leaf) if p.may_vary(call, leaf) else leaf, (call.args, call.kwargs))
+        return args, kwargs
 
-    return [replace(call, args=args, kwargs=kwargs) for args, kwargs in map(changed, _OTHER_SIZES)]
+    changes = _OTHER_SIZES + _OTHER_SIGNS if p.sizes_are_signed else _OTHER_SIZES
+    return [replace(call, args=args, kwargs=kwargs) for args, kwargs in map(changed, changes)]
 
 
 def agreed(ways: Sequence[Tensor]) -> Tensor:
