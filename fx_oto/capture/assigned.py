@@ -30,9 +30,9 @@ class Assigned:
         self._buffers: set[str] = set()
         self._before: dict[str, tuple[dict[str, Any], str, Any]] = {}
         for path, module in modules.items():
-            self._buffers.update(f"{path}.{name}".lstrip(".") for name in module._buffers)
             if is_leaf(module):  # what torch's own layers set, they set when the graph calls them
                 continue
+            self._buffers.update(f"{path}.{name}".lstrip(".") for name in module._buffers)
             for owner in (vars(module), module._buffers):
                 for name, value in owner.items() if isinstance(owner, dict) else ():
                     if isinstance(value, Tensor | bool | int | float) and name != "training":

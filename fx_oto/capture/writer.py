@@ -423,8 +423,8 @@ def _names_of_tensors(modules: Mapping[str, nn.Module]) -> dict[int, str]:
     names: dict[int, str] = {}
     for registry in ("_parameters", "_buffers", "__dict__"):
         for path, module in modules.items():
-            held = module.__dict__ if registry == "__dict__" else module.__dict__[registry]
-            for name, value in held.items():
+            held = module.__dict__ if registry == "__dict__" else module.__dict__.get(registry)
+            for name, value in held.items() if isinstance(held, dict) else ():  # a scripted module has others
                 if isinstance(value, Tensor):
                     names.setdefault(id(value), f"{path}.{name}".lstrip("."))
     return names

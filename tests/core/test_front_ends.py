@@ -276,7 +276,10 @@ def test_each_mode_returns_what_it_does():
     model, x = DifferentOutputs(), torch.randn(4, 4)
     gm = fx_oto.prepare(model, x)
     for mode in (True, False):
-        torch.testing.assert_close(gm.train(mode)(x), model.train(mode)(x))
+        torch.manual_seed(0)
+        expected = model.train(mode)(x)
+        torch.manual_seed(0)
+        torch.testing.assert_close(gm.train(mode)(x), expected)
     assert fx_oto.partition(gm).num_zigs == 16
 
 
