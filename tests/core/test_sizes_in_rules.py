@@ -105,6 +105,9 @@ KNOWN = {
     "viewed": lambda h, x: h.relu().view(x.shape[0], x.shape[1], -1),
     "shape of the channels": lambda h, x: h.sigmoid() / math.sqrt(h.new_zeros(2, 7).shape[-1]),
     "mean over time": lambda h, x: h.cos().mean(1),
+    "mean of the channels": lambda h, x: (h.sigmoid() / x.shape[1]).mean(-1, keepdim=True) * h.relu(),
+    "mean taken off": lambda h, x: h.relu() * ((h.relu() - h.mean(-1, keepdim=True)) * x.shape[1]).mean(-1, True),
+    "softmax": lambda h, x: (h.relu() @ h.relu().mT / x.shape[1]).softmax(-1) @ h.relu(),
     "sum over time": lambda h, x: h.relu().sum(1) / x.shape[1],
 }
 
