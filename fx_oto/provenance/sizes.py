@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fx_oto.graph import op_name
+from fx_oto.modes import by_mode, written_in
 from fx_oto.modules import is_opaque
 
 __all__ = ["PLACE", "SizesRead", "indexed_at", "numbers_in"]
@@ -34,7 +35,8 @@ class SizesRead:
     def by(self, node: Node) -> frozenset[float] | None:
         """The numbers, on the example inputs; None of code that may ask for sizes itself."""
         if node.name not in self._read:
-            self._read[node.name] = None if is_opaque(node, self._gm) else self._among(node)
+            asks = is_opaque(node, self._gm) and node.target not in (by_mode, written_in)
+            self._read[node.name] = None if asks else self._among(node)
         return self._read[node.name]
 
     def vary(self, node: Node) -> bool:
