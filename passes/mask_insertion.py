@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fx_oto.framework.context import Context
+from fx_oto.framework.fakes import Fakes
 from fx_oto.framework.stages import Pass
 from fx_oto.groups.explanations import Untraced
 from fx_oto.groups.zigs import Partition
@@ -39,6 +40,7 @@ class MaskInsertion(Pass):
     name: ClassVar[str] = "mask-insertion"
     requires: ClassVar[tuple[type, ...]] = (Dependencies, Partition)
     preserves: ClassVar[tuple[type, ...]] = (Dependencies, Partition, Untraced)
+    trusted: ClassVar[bool] = True
 
     def transform(self, gm: GraphModule, context: Context) -> GraphModule | None:
         """Add the buffers and the multiplications."""
@@ -64,6 +66,7 @@ class MaskInsertion(Pass):
 class _Inserter:
     def __init__(self, gm: GraphModule, found: Dependencies, partition: Partition, device: torch.device | None) -> None:
         self.gm, self.found, self.device = gm, found, device
+        self.fakes = Fakes.of_graph(gm.graph)
         self.nodes = {node.name: node for node in gm.graph.nodes}
         self.mixing = found.contracting | {adjustment.node for adjustment in found.adjustments}
         self.family_of = torch.full((len(found.roots),), -1, dtype=torch.int64)
@@ -121,15 +124,13 @@ class _Inserter:
         for family in families[families >= 0].unique().tolist():
             size = int((self.family_of == family).sum())
             position = torch.where(families == family, self.position_of[classes] + 1, 0)
-            with self.gm.graph.inserting_after(value):
-                mask = self.gm.graph.get_attr(f"{MASKS}.family_{family}")
+            mask = self._read(f"family_{family}", value)
             args: list[Any] = [value, dim, mask]
-            last = mask
             if not torch.equal(position, torch.arange(1, size + 1)):
-                last = self._index(family, position, mask)
-                args.append(last)
-            with self.gm.graph.inserting_after(last):
+                args.append(self._index(family, position, mask))
+            with self.gm.graph.inserting_after(args[-1]):
                 value = self.gm.graph.call_function(apply_mask, tuple(args))
+            value.meta["val"] = node.meta["val"]  # of the same form
         for reader in readers:
             reader.replace_input_with(node, value)
 
@@ -137,8 +138,13 @@ class _Inserter:
         masks = self.gm.get_submodule(MASKS)
         name = f"index_{family}_{len(masks._buffers)}"
         masks.register_buffer(name, position.to(self.device), persistent=False)
+        return self._read(name, after)
+
+    def _read(self, name: str, after: Node) -> Node:
         with self.gm.graph.inserting_after(after):
-            return self.gm.graph.get_attr(f"{MASKS}.{name}")
+            node = self.gm.graph.get_attr(f"{MASKS}.{name}")
+        node.meta["val"] = self.fakes.of(self.gm.get_buffer(f"{MASKS}.{name}"))
+        return node
 
 
 def _parameters_behind(node: Node) -> list[Node]:
