@@ -17,7 +17,7 @@ __all__ = ["Fakes"]
 
 
 class Fakes:
-    """Makes fake tensors of one mode.
+    """Makes fake tensors of one mode; where several nodes have values of one form, they carry the same tensor.
 
     Args:
         mode: that of the graph's other values.
@@ -25,6 +25,7 @@ class Fakes:
 
     def __init__(self, mode: FakeTensorMode) -> None:
         self._mode = mode
+        self._made: dict[Any, FakeTensor] = {}
 
     @classmethod
     def of_graph(cls, graph: Graph) -> Fakes:
@@ -35,11 +36,11 @@ class Fakes:
 
     def of(self, tensor: Tensor) -> FakeTensor:
         """One of the same form."""
-        return self._make(tensor, tensor.shape, tensor.stride())
+        return self._make(tensor, tuple(tensor.shape), tensor.stride())
 
     def resized(self, tensor: Tensor, sizes: Mapping[int, int]) -> FakeTensor:
         """One of the same form but for the sizes of some dimensions, laid out in the same order."""
-        shape = [sizes.get(dim, size) for dim, size in enumerate(tensor.shape)]
+        shape = tuple(sizes.get(dim, size) for dim, size in enumerate(tensor.shape))
         return self._make(tensor, shape, _dense(shape, tensor.stride()))
 
     def called(self, gm: GraphModule, node: Node) -> Any:
@@ -54,16 +55,19 @@ class Fakes:
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
             return node.target(*args, **kwargs)  # type: ignore[operator]
 
-    def _make(self, like: Tensor, shape: Sequence[int], strides: Sequence[int]) -> FakeTensor:
-        meta = torch.empty_strided(shape, strides, dtype=like.dtype, device="meta")
-        return FakeTensor(self._mode, meta, like.device)
+    def _make(self, like: Tensor, shape: tuple[int, ...], strides: tuple[int, ...]) -> FakeTensor:
+        key = shape, strides, like.dtype, like.device
+        if key not in self._made:
+            meta = torch.empty_strided(shape, strides, dtype=like.dtype, device="meta")
+            self._made[key] = FakeTensor(self._mode, meta, like.device)
+        return self._made[key]
 
 
-def _dense(shape: Sequence[int], before: Sequence[int]) -> list[int]:
+def _dense(shape: Sequence[int], before: Sequence[int]) -> tuple[int, ...]:
     """Strides without gaps, of dimensions in the order that they were in; 0 stays 0, as in what was expanded."""
     strides, step = [0] * len(shape), 1
     for dim in sorted(range(len(shape)), key=lambda dim: (before[dim], -dim)):
         if before[dim]:
             strides[dim] = step
             step *= max(shape[dim], 1)
-    return strides
+    return tuple(strides)
