@@ -264,11 +264,18 @@ class Propagation:
         """Combine a grid with what varies along one of its axes only, whichever axis survives."""
         self._found.obligations.append(Crossing(grid, thin, self.reason(FIXED)))
 
-    def work(self, macs: int, layers: Iterable[Layer]) -> None:
-        """Note a contraction that the current call makes: its multiply-adds, and the axes that it runs over."""
+    def work(self, macs: int, layers: Iterable[Layer], others: Iterable[tuple[Layer, int]] = ()) -> None:
+        """Note a contraction that the current call makes.
+
+        Args:
+            macs: its multiply-adds.
+            layers: along the axes that it runs over, each axis once.
+            others: that it runs over as well, along one of their dimensions, if it is that one which is cut.
+        """
         self._found.contracting.add(self.node)
-        macs = self._tape.on_example(self.node, macs)
-        self._found.works.append(Work(macs, tuple(layer.labels.reshape(-1) for layer in layers)))
+        macs, layers = self._tape.on_example(self.node, macs), tuple(layers)
+        operands = [(one.labels, one.dims) for one in layers] + [(one.labels, (dim,)) for one, dim in others]
+        self._found.works.append(Work(macs, tuple(one.labels.reshape(-1) for one in layers), tuple(operands)))
 
     def mixes(self) -> None:
         """Note that what the current node returns at one index may depend on what it is given at others."""
@@ -407,7 +414,7 @@ class Propagation:
         try:
             rule(call, self)
             if macs := macs_of(call):
-                self.work(macs, self._contracted(call, rule))
+                self.work(macs, *self._contracted(call, rule))
         except FxOtoError:  # what a user taught does not fit
             raise
         except Exception as error:
@@ -429,20 +436,23 @@ class Propagation:
     def _moves_data(self, call: OpCall) -> bool:
         return bool(getattr(self.rule_for(call.func), "moves_data", False))
 
-    def _contracted(self, call: OpCall, rule: Rule) -> list[Layer]:
-        """Layers along the axes that a contraction runs over, each axis once."""
+    def _contracted(self, call: OpCall, rule: Rule) -> tuple[list[Layer], list[tuple[Layer, int]]]:
+        """Layers along the axes that a contraction runs over, each axis once; and others, see ``work``."""
         if hasattr(rule, "contracted"):
-            return list(rule.contracted(call, self))
+            return list(rule.contracted(call, self)), []
         if isinstance(call.func, OpaqueOp):
-            return []
+            return [], []
         if call.name == "convolution":
-            return list(self.layers(call.args[1]))
+            images = [(layer, 0) for layer in self.layers(call.args[0]) if 0 in layer.dims]
+            return list(self.layers(call.args[1])), images
         operands = [arg for arg in call.args[:3] if isinstance(arg, Tensor)][-2:]
         if len(operands) < 2 or not operands[1].ndim:
-            return []
+            return [], []
         left, right = (self.layers(operand) for operand in operands)
         last = operands[1].ndim - 1
-        return [*left, *(layer for layer in right if last > 0 and layer.dims == (last,))]
+        inner = [layer for layer in right if last > 0 and last in layer.dims]
+        grids = [(layer, last) for layer in inner if len(layer.dims) > 1]
+        return [*left, *(layer for layer in inner if layer.dims == (last,))], grids
 
     def _check_outdated(self, values: Iterable[Any]) -> None:
         """What is read must not have changed behind its layers."""
