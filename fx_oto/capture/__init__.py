@@ -52,8 +52,8 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
             of fx_oto's with the record of its passes; of a data-parallel wrapper and of ``torch.compile``'s the module
             inside.
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or
-            ``(args, kwargs)``. Only their shapes, types and structure matter here; those of size 1 are captured with 2
-            where the model allows.
+            ``(args, kwargs)``. Only their shapes, types and structure matter here; sizes of 1 are captured larger where
+            the model allows.
 
     Returns:
         A GraphModule with each node's fake value in ``node.meta["val"]``.
@@ -84,7 +84,7 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
 
 
 def analysed_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
-    """Record a graph's tape, with sizes of 1 in the example inputs replaced by 2 where the graph allows.
+    """Record a graph's tape, with sizes of 1 in the example inputs replaced by larger ones where the graph allows.
 
     A size of 1 hides what it is combined with. Multiply-adds are counted on the example inputs themselves.
 
@@ -336,7 +336,7 @@ class _Sizes:
 
     Attributes:
         found: of each size.
-        larger: those of 1 that were captured with 2.
+        larger: those of 1 that were captured larger.
         rewritten: whether numbers in the graph have become computations.
     """
 

@@ -147,7 +147,7 @@ def _follow(call: OpCall, p: Propagation, source: Tensor, move: _Move) -> None:
         p.freeze_value(source, "its bits are read as another type")
         return
     if not p.rewritable and call.func.name() not in _SIZE_FREE:
-        p.freeze_value(source, "it is reshaped inside an opaque function, into which torch.export would see")
+        p.freeze_value(source, "it is reshaped inside an opaque function, into which slicing does not see")
     region = p.region(source)
     results = [_run(layer, move, len(call.outputs)) for layer in layers]
     if region is None and any(
