@@ -197,15 +197,15 @@ def _check_inputs(model: nn.Module, inputs: ExampleInputs, where: str) -> None:
     """Tell inputs on which the model itself does not run from code that cannot be captured.
 
     Raises:
-        InputError: the model does not run on them, neither on fake tensors nor really.
+        InputError: the model does not run on them.
     """
+    given = (*tensor_names(model).values(), *tensor_leaves((inputs.args, inputs.kwargs)))
     dice = Dice()
     try:
-        fake_run(model, inputs, nullcontext())
-    except InputError:
-        if any(tensor.is_meta for tensor in tensor_names(model).values()):  # it cannot really run
-            return
-        _really_run(model, inputs.copied(), where)
+        if any(tensor.is_meta for tensor in given):  # it cannot really run
+            fake_run(model, inputs, nullcontext())
+        else:  # not on fake tensors, which caches of the user's would keep
+            _really_run(model, inputs.copied(), where)
     finally:
         dice.put_back()
 
@@ -345,13 +345,18 @@ class _Sizes:
         self._names = names_of(attempt.model, attempt.inputs)
         self._others: dict[Group, list[CaptureRun]] = {}
         self._comparisons = [Comparison(run) for run in runs]
+        self._fixed: list[tuple[Group, Difference]] = []
         self.larger: dict[Group, int] = {}
         found: list[InputSize] = []
         for group in groups_of(attempt.inputs):
             found += self._try(group) if handed or (group.size == 1 and len(runs) == 1) else [self._told(group)]
         self.found = tuple(found)
         self._on_larger = self._run_on_larger()
-        self.rewritten = any(comparison.rewrite() for comparison in self._comparisons)
+        rewritten = [comparison.rewrite() for comparison in self._comparisons]
+        self.rewritten = any(rewritten) or bool(self._fixed)
+        for group, difference in self._fixed:  # not before: captures are compared node by node
+            for run in runs:
+                run.fix(group.dims, group.size, difference)
 
     def _told(self, group: Group, fixed: str = "", decided: str = "") -> InputSize:
         return InputSize(tuple((self._names[number], dim) for number, dim in group.dims), group.size, fixed, decided)
@@ -383,8 +388,7 @@ class _Sizes:
 
     def _fix(self, group: Group, difference: Difference) -> InputSize:
         """Let the graphs check the size."""
-        for run in self._runs:
-            run.fix(group.dims, group.size, difference)
+        self._fixed.append((group, difference))
         told = self._told(group, str(difference))
         if group.is_batch:
             self._runs[0].notes.append(
