@@ -38,7 +38,7 @@ def apply_mask(value: Tensor, dim: int, mask: Tensor, index: Tensor | None = Non
     """
     if index is not None:
         mask = torch.cat([mask.new_ones(1), mask])[index]
-    return value * mask.to(value.dtype).view([-1 if d == dim else 1 for d in range(value.ndim)])
+    return (value.movedim(dim, -1) * mask.to(value.dtype)).movedim(-1, dim)
 
 
 def drop_masks(graph: Graph) -> None:

@@ -71,6 +71,9 @@ def check_notes(stage: str, before: GraphModule, after: GraphModule, inputs: Exa
     """
     copy = graph_copy(after)
     tape = check_integrity(stage, before, copy, inputs)
+    given = [node for node in after.graph.nodes if node.op == "placeholder"]
+    if list(map(_form, given)) != [_form(node) for node in copy.graph.nodes if node.op == "placeholder"]:
+        return  # what nodes return was noted on larger inputs, for sizes of 1 hide what they are combined with
     untrue: set[Node] = set()
     for noted, ran in zip(after.graph.nodes, copy.graph.nodes, strict=True):
         if (was := _form(noted)) == (now := _form(ran)):

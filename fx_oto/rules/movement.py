@@ -110,30 +110,22 @@ def view(call: OpCall, p: Propagation) -> None:
 
 
 def _keep_mixed(p: Propagation, source: Tensor, out: Tensor) -> None:
-    """Keep whole what a reshape spreads over two dimensions together with one whose size may be another one.
+    """Keep whole what a reshape cuts at places that have nothing to do with where it begins.
 
     Where a sequence ``(B, T, 8)`` becomes ``(B, 8, T)`` by a reshape, channel ``c`` of step ``t`` goes to where
-    ``8 t + c`` falls in rows of ``T``: which channels share a row depends on ``T``.
+    ``8 t + c`` falls in rows of ``T``: which channels share a row depends on ``T``. Where ``(B, 8)`` becomes
+    ``(2 B, 4)``, they are halves of each 8, whatever ``B`` is.
     """
     for left, right in runs(source.shape, out.shape):
-        if len(left) < 2 and len(right) < 2:
+        if len(left) < 2 or len(right) < 2:
             continue
+        ends = [math.prod(out.shape[dim] for dim in right[place:]) for place in range(1, len(right))]
         for layer in p.layers(source):
-            varies = [dim for dim in left if layer.labels.size(dim) > 1]
-            if not varies or not any(_is_loose(p, source, dim, layer) for dim in left):
-                continue
-            spread = reshape(layer.labels, source.shape, out.shape)
-            if sum(spread.size(dim) > 1 for dim in right) > len(varies):
-                p.freeze(layer.labels, "it is mixed with a dimension whose size may be another one on other inputs")
-
-
-def _is_loose(p: Propagation, source: Tensor, dim: int, layer: Layer) -> bool:
-    """Whether a dimension may be of another size on other inputs: by itself, or by one that was merged into it."""
-    if source.size(dim) == 1:
-        return False
-    if layer.dims == (dim,):
-        return int(layer.labels.unique().numel()) < layer.labels.numel()
-    return not p.is_fixed(source, dim)
+            for dim in (dim for dim in left if layer.labels.size(dim) > 1):
+                inner = math.prod(source.shape[other] for other in left if other > dim)
+                end = inner * source.size(dim)
+                if any(inner < one < end and end % one for one in ends):
+                    p.freeze(layer.labels, "it is mixed with a dimension whose size may be another one on other inputs")
 
 
 def _follow(call: OpCall, p: Propagation, source: Tensor, move: _Move) -> None:
