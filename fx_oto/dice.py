@@ -31,7 +31,7 @@ class Dice:
     def rolled(self) -> bool:
         """Whether numbers have been drawn since."""
         mine, now = self._states, self._now()
-        if not torch.equal(mine[0], now[0]) or mine[1] != now[1]:
+        if (self._torchs and not torch.equal(mine[0], now[0])) or mine[1] != now[1]:
             return True
         return any(_differ(*pair) for pair in zip(mine[2], now[2], strict=True))
 
