@@ -78,7 +78,7 @@ def without_memory(value: Any) -> Any:
     if kind in _NUMBERS:
         return _NUMBERS[kind](value)
     if isinstance(value, SeenList | SeenTuple):
-        return value.plain
+        return value.kind(map(without_memory, value.held()))
     if kind in LISTS or kind is torch.Size:
         return kind(map(without_memory, value))
     if isinstance(value, tuple) and hasattr(value, "_fields"):

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from fx_oto.capture import caches
 from fx_oto.capture.answers import ANSWERS, property_of_tensor
 from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.assigned import Assigned
@@ -101,6 +102,7 @@ class CaptureRun(Evaluator):
             NotCapturedError: its code does something that cannot be captured; names the source line.
             NotHashedError: it uses sizes as keys at a place that is not in ``hashable``.
         """
+        caches.empty(self._globals.values())
         dice = Dice(torchs=False)  # from torch's, the graph draws
         self._dice = dice if self.options.watchful else None
         try:
@@ -113,7 +115,7 @@ class CaptureRun(Evaluator):
         finally:
             self.is_over, self.fakes.above = True, None
             active.run = None
-            _forget_caches(self._globals.values())
+            caches.empty(self._globals.values())
             rolled = dice.rolled()
             dice.put_back()
         if rolled:
@@ -478,12 +480,3 @@ class CaptureRun(Evaluator):
 
 def _itself(value: Any) -> Any:
     return value
-
-
-def _forget_caches(namespaces: Collection[dict[str, Any]]) -> None:
-    """Empty the caches of functions that code uses: what they keep of the run has no numbers."""
-    cached = type(lru_cache(lambda: None))
-    for names in namespaces:
-        for value in list(names.values()):
-            if isinstance(value, cached):
-                value.cache_clear()

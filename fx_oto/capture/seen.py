@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch.fx import Node
+from torch.utils._pytree import tree_flatten
 
 from fx_oto.capture.arguments import check_length
 
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["SeenList", "SeenTuple"]
 
 
-class _Seen(Sequence[Any]):
+class _Seen:
     run: CaptureRun
     node: Node
-    plain: Any
+    length: int
+    parts: Any
     kind: Any
     was_counted: bool
 
@@ -26,25 +28,36 @@ class _Seen(Sequence[Any]):
     def of(cls, run: CaptureRun, node: Node, parts: list[Any]) -> Any:
         """What code is handed for the value of a node."""
         made = cls(parts)  # type: ignore[call-arg]
-        made.run, made.node, made.plain, made.was_counted = run, node, cls.kind(parts), False
+        made.run, made.node, made.length, made.was_counted = run, node, len(parts), False
+        made.parts = tree_flatten(made.held())
         return made
 
-    def is_as_it_was(self) -> bool:
-        """Whether code has left it alone."""
-        mine = list(self.kind.__iter__(self))
-        return len(mine) == len(self.plain) and all(one is other for one, other in zip(mine, self.plain, strict=True))
+    def held(self) -> list[Any]:
+        """What it holds now, of which the graph hears nothing."""
+        return list(self.kind.__iter__(self))
 
-    def _count(self) -> None:
-        if not self.was_counted and not self.run.is_over and not self.run.depth:
+    def is_as_it_was(self) -> bool:
+        """Whether code has left it, and what it holds, alone."""
+        (mine, structure), (before, then) = tree_flatten(self.held()), self.parts
+        return bool(structure == then) and all(one is other for one, other in zip(mine, before, strict=True))
+
+    def counted(self) -> Any:
+        """What it holds now, as an ordinary one, once the graph checks how long it was."""
+        if not self.was_counted:
             self.was_counted = True
-            check_length(self.run, self.node, len(self.plain), self.node.name)
+            check_length(self.run, self.node, self.length, self.node.name)
+        return self.kind(self.held())
+
+    def _ask(self) -> None:
+        if not self.run.is_over and not self.run.depth:
+            self.counted()
 
     def __len__(self) -> int:
-        self._count()
+        self._ask()
         return int(self.kind.__len__(self))
 
     def __iter__(self) -> Iterator[Any]:
-        self._count()
+        self._ask()
         return iter(self.kind.__iter__(self))
 
 

@@ -21,6 +21,7 @@ from torch.fx.node import base_types
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from fx_oto.capture.caches import namespaces_of
 from fx_oto.capture.calls import LISTS
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Flag, Float, Int, Origin, remembered
@@ -117,7 +118,7 @@ class Writer(TorchFunctionMode):
         self._tensors = _names_of_tensors(self.modules)
         self._attributes: dict[str, Node] = {}
         self._alive: list[Any] = []
-        self._globals: dict[int, dict[str, Any]] = {}
+        self._globals = {id(names): names for names in namespaces_of(model)}
 
     def create(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Node:
         """A node at the end of the graph, with the line in the user's code."""
@@ -183,8 +184,8 @@ class Writer(TorchFunctionMode):
         return self._nodes_of_container(value)
 
     def _nodes_of_container(self, value: Any) -> Any:
-        if isinstance(value, SeenList | SeenTuple) and value.is_as_it_was():
-            return value.node
+        if isinstance(value, SeenList | SeenTuple):
+            return value.node if value.is_as_it_was() else self.nodes(value.counted())
         if isinstance(value, torch.Size) or type(value) in LISTS:
             made = [self.nodes(one) for one in value]
             return made if isinstance(value, list) else tuple(made)
