@@ -1,10 +1,11 @@
 """Which networks are compressed exactly: half of every family of groups zero, compact against eager model.
 
     pip install -e '.[bench]' timm transformers torch-pruning==1.6.1; pip install --no-deps torchvision
-    python benchmarks/coverage.py torchvision            # or timm, timm-all, transformers, peers; then names, or all
+    python benchmarks/coverage.py torchvision            # or timm, timm-all, transformers, einops, peers; then names
     python benchmarks/coverage.py timm --missing         # only what was not measured yet
     python benchmarks/coverage.py timm --again           # only what was not exact, or left much
     python benchmarks/coverage.py timm --peer            # what Torch-Pruning leaves of the same networks
+    hf5/bin/python benchmarks/coverage.py transformers-5 # in an environment with transformers 5
     python benchmarks/coverage.py --table                # only render coverage/README.md, and its summary in the README
 
 Each network has random weights, in float64 where it can, and is measured in a process of its own. Results are kept in
@@ -18,6 +19,7 @@ import json
 import sys
 import warnings
 from fnmatch import fnmatchcase
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,12 @@ def chosen(zoo: str, patterns: list[str], records: Records, field: str | None) -
     return [name for name in names if field is None or field not in records.get(name, {})]
 
 
+def installed(zoo: str) -> dict[str, str]:
+    """The library of a zoo with the version that is measured, if it is of one."""
+    name = zoo.partition("-")[0]
+    return {} if name == "peers" else {"library": f"{name} {version(name)}"}
+
+
 def run(zoo: str, arguments: argparse.Namespace) -> None:
     warnings.simplefilter("ignore")
     source, records = load(zoo), kept(zoo)
@@ -74,13 +82,14 @@ def run(zoo: str, arguments: argparse.Namespace) -> None:
     if arguments.again:
         names = [name for name in names if worth_another_look(records.get(name, {}))]
     limits = Limits(arguments.timeout, arguments.memory, arguments.jobs)
+    library = installed(zoo)
     for name, result in run_apart(names, lambda name, note: tool.measure(lambda: source.build(name), note), limits):
         records = kept(zoo)  # another run may have written meanwhile
         before = records.get(name, {})
         if arguments.peer:
             records[name] = before | {"torch_pruning": result}
         else:
-            records[name] = result | {key: before[key] for key in ("torch_pruning",) if key in before}
+            records[name] = result | library | {key: before[key] for key in ("torch_pruning",) if key in before}
         keep(zoo, records)
         print(f"{name:40s} {json.dumps(result)[:400]}", flush=True)
 
@@ -90,7 +99,7 @@ def main() -> None:
     parser.add_argument("zoo", nargs="?", choices=sorted(ZOOS))
     parser.add_argument("names", nargs="*", help="names or glob patterns; all of the zoo if none")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds for each network")
+    parser.add_argument("--timeout", type=float, default=900, help="seconds for each network")
     parser.add_argument("--memory", type=float, default=12, help="GiB for each network")
     parser.add_argument("--missing", action="store_true", help="only what has no result yet")
     parser.add_argument("--again", action="store_true", help="only what was not exact, or kept much")

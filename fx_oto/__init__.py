@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fx_oto import testing
     from fx_oto.api import compress, default_pipeline, prepare
+    from fx_oto.capture import trace
     from fx_oto.costs import Cost, cost
     from fx_oto.errors import (
         FxOtoError,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from fx_oto.framework.authoring import analysis, register_pass, registered_passes, transformation
-    from fx_oto.framework.context import Capture, Context, ExampleInputs
+    from fx_oto.framework.context import Capture, Context, ExampleInputs, InputSize
     from fx_oto.framework.pipeline import Pipeline
     from fx_oto.framework.records import PassRecord, Snapshot
     from fx_oto.framework.reports import Report, report
@@ -68,7 +69,6 @@ if TYPE_CHECKING:
     from fx_oto.provenance.dependencies import Dependencies, Reason
     from fx_oto.rules import kinds, register_leaf, register_rule, registered_rules, temporary_rules, unregister_rule
     from fx_oto.timing import LatencyComparison, ModelLatency, latency
-    from fx_oto.tracing import trace
     from fx_oto.trajectory import Trajectory
     from fx_oto.whatif import sensitivity
     from passes.dependency_analysis import DependencyAnalysis
@@ -103,7 +103,7 @@ _HOMES = (
     "fx_oto.testing",
     "fx_oto.groups.sensitivities",
     "fx_oto.timing",
-    "fx_oto.tracing",
+    "fx_oto.capture",
     "fx_oto.trajectory",
     "fx_oto.whatif",
     "fx_oto.groups.widths",
@@ -134,6 +134,7 @@ __all__ = [
     "FxOtoWarning",
     "GroupSparseOptimizer",
     "InputError",
+    "InputSize",
     "LatencyComparison",
     "MaskInsertion",
     "MissingPackageError",

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule
 
+from fx_oto.capture import trace
 from fx_oto.errors import MissingResultError, SettingsError
 from fx_oto.framework.context import Context
 from fx_oto.framework.pipeline import Pipeline
@@ -16,7 +17,6 @@ from fx_oto.graph import patterns_in
 from fx_oto.groups.zigs import partition
 from fx_oto.optim.dhspg import DHSPG
 from fx_oto.provenance.propagation import Attention
-from fx_oto.tracing import trace
 from fx_oto.trajectory import Trajectory
 from fx_oto.warn import warn
 from passes.dependency_analysis import DependencyAnalysis

@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils.flop_counter import FlopCounterMode
 
 from fx_oto.errors import InputError
 from fx_oto.framework.context import ExampleInputs
 from fx_oto.keeping import unwritten
+from fx_oto.provenance.fakes import ValuesAskedError
 from fx_oto.provenance.flops import FUSED
 from fx_oto.provenance.tape import fake_run
 from fx_oto.tables import Tabular, macs_text, table
@@ -72,7 +72,7 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
     try:
         fake_run(model, inputs, counter)
     except InputError as error:
-        if not isinstance(error.__cause__, DataDependentOutputException | DynamicOutputShapeException):
+        if not isinstance(error.__cause__, ValuesAskedError):
             raise
         counter = FlopCounterMode(display=False, custom_mapping=FUSED)
         inputs = inputs.copied()

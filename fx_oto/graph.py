@@ -46,9 +46,10 @@ __all__ = [
 # and ask whether random numbers were drawn: threads take turns.
 one_at_a_time = RLock()
 
+_NO_TENSORS = (int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device)
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 # Of this library, what runs a user's code.
-_NOT_USERS = (_TORCH, *(str(Path(__file__).parent / name) for name in ("tracing", "provenance", "graph.py")))
+_NOT_USERS = (_TORCH, *(str(Path(__file__).parent / name) for name in ("capture", "provenance", "graph.py")))
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
@@ -158,6 +159,8 @@ def clone_module(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.M
     def clone(old: nn.Module) -> nn.Module:
         if old in modules:
             return modules[old]
+        if isinstance(old, torch.jit.ScriptModule):  # whose tensors are out of reach
+            return copy.deepcopy(old)
         new = old.__new__(type(old))
         shared = (dict, list, set)  # hooks and the like: a change of the copy's must not reach the original's
         new.__dict__.update({k: copy.copy(v) if isinstance(v, shared) else v for k, v in old.__dict__.items()})
@@ -198,6 +201,10 @@ def tensor_leaves(value: Any) -> list[Tensor]:
     """The tensors in a value of any structure, in order."""
     if isinstance(value, Tensor):  # as most are
         return [value]
+    if type(value) in (tuple, list):
+        return [leaf for one in value for leaf in tensor_leaves(one)]
+    if type(value) in _NO_TENSORS:
+        return []
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 

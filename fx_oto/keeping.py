@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from fx_oto.dice import Dice
 
-__all__ = ["evaluating", "kept", "memory_of", "unchanged", "unwritten", "without_caches"]
+__all__ = ["evaluating", "kept", "memory_of", "unchanged", "uncollected", "unwritten", "without_caches"]
 
 
 @contextmanager
@@ -29,6 +30,18 @@ def evaluating(module: nn.Module, training: bool = False) -> Iterator[None]:
     finally:
         for child, mode in before:
             child.training = mode
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Leave garbage for later: looking through all that a process holds takes as long as what is done meanwhile."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 @contextmanager

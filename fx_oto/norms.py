@@ -231,6 +231,8 @@ def holds_norms_over(gm: GraphModule) -> bool:
 class WholeNorms(WholeCalls):
     """Show each layer, group or batch norm over an original count as torch's own, which loses the same channels."""
 
+    names = frozenset(function.__name__ for function in _SHOWN)
+
     def shown(self, func: Any, args: tuple[Any, ...]) -> Shown | None:
         """See the base class."""
         if func not in _SHOWN:

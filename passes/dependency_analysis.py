@@ -42,6 +42,7 @@ class DependencyAnalysis(Analysis):
 
     name: ClassVar[str] = "dependency-analysis"
     provides: ClassVar[tuple[type, ...]] = (Dependencies,)
+    trusted: ClassVar[bool] = True
 
     attention: Attention = "heads"
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fx_oto.framework.context import Context
+from fx_oto.framework.fakes import Fakes
 from fx_oto.framework.stages import Pass
 from fx_oto.groups.explanations import Untraced
 from fx_oto.groups.zigs import Partition
@@ -39,6 +40,7 @@ class MaskInsertion(Pass):
     name: ClassVar[str] = "mask-insertion"
     requires: ClassVar[tuple[type, ...]] = (Dependencies, Partition)
     preserves: ClassVar[tuple[type, ...]] = (Dependencies, Partition, Untraced)
+    trusted: ClassVar[bool] = True
 
     def transform(self, gm: GraphModule, context: Context) -> GraphModule | None:
         """Add the buffers and the multiplications."""
@@ -61,84 +63,114 @@ class MaskInsertion(Pass):
         ]
 
 
+@dataclass(frozen=True, eq=False)
+class _Site:
+    """A value that is zero where ZIGs are gone: along which dimension, and whose indices lie there.
+
+    Attributes:
+        dim: the dimension.
+        families: the family of each index, -1 where it has none, shape ``(size,)``.
+        positions: of each index's ZIG in its family, shape ``(size,)``.
+        members: the families, -1 among them if it is there.
+    """
+
+    dim: int
+    families: Tensor
+    positions: Tensor
+    members: frozenset[int]
+
+
 class _Inserter:
     def __init__(self, gm: GraphModule, found: Dependencies, partition: Partition, device: torch.device | None) -> None:
         self.gm, self.found, self.device = gm, found, device
+        self.masks = gm.get_submodule(MASKS)
+        self.fakes = Fakes.of_graph(gm.graph)
         self.nodes = {node.name: node for node in gm.graph.nodes}
         self.mixing = found.contracting | {adjustment.node for adjustment in found.adjustments}
+        self.sizes = [len(family) for family in partition.families]
         self.family_of = torch.full((len(found.roots),), -1, dtype=torch.int64)
         self.position_of = torch.zeros(len(found.roots), dtype=torch.int64)
         for i, family in enumerate(partition.families):
             self.family_of[family.classes] = i
             self.position_of[family.classes] = torch.arange(len(family))
+        self._wanted = torch.zeros(len(found.roots), dtype=torch.bool)
+        self._known: dict[int, _Site | None] = {}
 
     def run(self) -> None:
         sites = {
-            (node.name, dim): layer
+            (node.name, site.dim): site
             for name, labels in self.found.producers
-            for node, dim, layer in self._sites(name, labels)
+            for node, site in self._sites(name, labels)
         }
-        covered = {
-            key: set(self.family_of[self.found.roots[layer.labels]].unique().tolist()) for key, layer in sites.items()
-        }
-        for (name, dim), layer in sites.items():
+        for (name, dim), site in sites.items():
             readers = list(self.nodes[name].users)
             elementwise = len(readers) == 1 and readers[0].name not in self.mixing
-            if elementwise and covered[name, dim] <= covered.get((readers[0].name, dim), set()):
-                continue
-            self._insert(self.nodes[name], dim, layer)
+            after = sites.get((readers[0].name, dim)) if elementwise else None
+            if after is None or not site.members <= after.members:
+                self._insert(self.nodes[name], site)
 
-    def _sites(self, name: str, labels: Tensor) -> list[tuple[Node, int, Layer]]:
+    def _sites(self, name: str, labels: Tensor) -> list[tuple[Node, _Site]]:
         """Where a mask has the effect of zero variables: the node's value, or else the parameters it is made from."""
         classes = self.found.roots[labels]
         classes = classes[self.family_of[classes] >= 0]
         if not classes.numel():
             return []
+        self._wanted[classes] = True
         node = self.nodes[name]
-        return self._site(node, classes) or [
-            s for source in _parameters_behind(node) for s in self._site(source, classes)
-        ]
+        sites = self._site(node) or [s for source in _parameters_behind(node) for s in self._site(source)]
+        self._wanted[classes] = False
+        return sites
 
-    def _site(self, node: Node, classes: Tensor) -> list[tuple[Node, int, Layer]]:
-        layer = self._layer(node, classes)
+    def _site(self, node: Node) -> list[tuple[Node, _Site]]:
+        layer = self._layer(node)
         if layer is None or not (layer.removed == 0).all():
             return []
-        roots = compress(self.found.roots[layer.labels])
-        dims = varying(roots)
-        return [(node, dims[0], Layer(roots, layer.removed))] if len(dims) == 1 else []
+        if id(layer.labels) not in self._known:  # most values have the labels of the value before
+            self._known[id(layer.labels)] = self._along(layer.labels)
+        site = self._known[id(layer.labels)]
+        return [] if site is None else [(node, site)]
 
-    def _layer(self, node: Node, classes: Tensor) -> Layer | None:
+    def _layer(self, node: Node) -> Layer | None:
+        """The first layer in which something lies that is wanted."""
         layers = self.found.values.get(node.name, ())
         if not isinstance(node.meta["val"], Tensor):
             return None
-        return next((layer for layer in layers[0] if torch.isin(self.found.roots[layer.labels], classes).any()), None)
+        return next((layer for layer in layers[0] if self._wanted[self.found.roots[layer.labels]].any()), None)
 
-    def _insert(self, node: Node, dim: int, layer: Layer) -> None:
-        classes = layer.labels.reshape(-1)
+    def _along(self, labels: Tensor) -> _Site | None:
+        roots = compress(self.found.roots[labels])
+        dims = varying(roots)
+        if len(dims) != 1:
+            return None
+        classes = roots.reshape(-1)
         families = self.family_of[classes]
+        return _Site(dims[0], families, self.position_of[classes], frozenset(families.tolist()))
+
+    def _insert(self, node: Node, site: _Site) -> None:
         value = node
         readers = list(node.users)
-        for family in families[families >= 0].unique().tolist():
-            size = int((self.family_of == family).sum())
-            position = torch.where(families == family, self.position_of[classes] + 1, 0)
-            with self.gm.graph.inserting_after(value):
-                mask = self.gm.graph.get_attr(f"{MASKS}.family_{family}")
-            args: list[Any] = [value, dim, mask]
-            last = mask
-            if not torch.equal(position, torch.arange(1, size + 1)):
-                last = self._index(family, position, mask)
-                args.append(last)
-            with self.gm.graph.inserting_after(last):
+        for family in sorted(site.members - {-1}):
+            mask = self._read(f"family_{family}", value)
+            args: list[Any] = [value, site.dim, mask]
+            position = torch.where(site.families == family, site.positions + 1, 0)
+            if not torch.equal(position, torch.arange(1, self.sizes[family] + 1)):
+                args.append(self._index(family, position, mask))
+            with self.gm.graph.inserting_after(args[-1]):
                 value = self.gm.graph.call_function(apply_mask, tuple(args))
+            value.meta["val"] = node.meta["val"]  # of the same form
         for reader in readers:
             reader.replace_input_with(node, value)
 
     def _index(self, family: int, position: Tensor, after: Node) -> Node:
-        masks = self.gm.get_submodule(MASKS)
-        name = f"index_{family}_{len(masks._buffers)}"
-        masks.register_buffer(name, position.to(self.device), persistent=False)
+        name = f"index_{family}_{len(self.masks._buffers)}"
+        self.masks.register_buffer(name, position.to(self.device), persistent=False)
+        return self._read(name, after)
+
+    def _read(self, name: str, after: Node) -> Node:
         with self.gm.graph.inserting_after(after):
-            return self.gm.graph.get_attr(f"{MASKS}.{name}")
+            node = self.gm.graph.create_node("get_attr", f"{MASKS}.{name}")
+        node.meta["val"] = self.fakes.of(self.masks.get_buffer(name))
+        return node
 
 
 def _parameters_behind(node: Node) -> list[Node]:

@@ -13,8 +13,9 @@ from torch.fx import GraphModule, Node
 
 from fx_oto.errors import InputError, NothingToCompressError, SlicingError
 from fx_oto.framework.context import Context
+from fx_oto.framework.drafts import assembled
 from fx_oto.framework.stages import Pass
-from fx_oto.graph import check_has_numbers, clone_module, graph_copy, tensor_names, with_modes_of
+from fx_oto.graph import check_has_numbers, clone_module, tensor_names, with_modes_of
 from fx_oto.groups.cuts import Cuts
 from fx_oto.groups.zigs import Partition, partition
 from fx_oto.keeping import evaluating
@@ -28,6 +29,7 @@ from fx_oto.warn import warn
 __all__ = ["PhysicalSlicing", "SlicingPlan"]
 
 _CUT = ("tensor", "dim", "kept", "of")
+_PIECE = 1 << 20  # elements of a tensor that are cut at once
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -115,6 +117,7 @@ class PhysicalSlicing(Pass):
     requires: ClassVar[tuple[type, ...]] = (Dependencies, Partition)
     provides: ClassVar[tuple[type, ...]] = (SlicingPlan,)
     preserves: ClassVar[tuple[type, ...]] = (Trajectory,)
+    trusted: ClassVar[bool] = True
 
     def transform(self, gm: GraphModule, context: Context) -> GraphModule:
         """Build the compact GraphModule.
@@ -135,11 +138,15 @@ class PhysicalSlicing(Pass):
             rewrite(compact, cuts, lambda node, adjustment: _contribution(gm, cuts, node, adjustment))
         with_modes_of(compact, gm)  # also what was put in the place of a module meanwhile
         compact._modules.pop(MASKS, None)
-        compact.recompile()
         now = context.keep(self.preserves).provide(plan)
         for training in [result for result in now.results.values() if isinstance(result, Trajectory)]:
             now = now.provide(copy.deepcopy(training))  # the optimizer may go on writing its own
         return now.attach(compact)
+
+    def macs(self, before: int | None, context: Context) -> int | None:
+        """Those that are left of each contraction."""
+        saved = context.get(SlicingPlan).cuts.saved_macs
+        return None if before is None else before - saved
 
     def refusals(self, gm: GraphModule, context: Context) -> tuple[str, ...]:
         """What is zero and was kept all the same."""
@@ -196,8 +203,10 @@ def _nothing_zero(gm: GraphModule, zigs: Partition) -> str:
 
 def _keep_one_of_each_value(kept: Tensor, found: Dependencies) -> Iterator[str]:
     """Put one ZIG back where nothing of a value would be left, such as one part of a split: it stays, being zero."""
+    seen: set[int] = set()
     for node, value in found.values.items():
-        for layer in (layer for layers in value for layer in layers):
+        for layer in (layer for layers in value for layer in layers if id(layer.labels) not in seen):
+            seen.add(id(layer.labels))
             classes = found.roots[layer.labels]
             if not kept[classes].any():
                 kept[classes.reshape(-1)[0]] = True
@@ -213,7 +222,7 @@ def _keep_unequal(kept: Tensor, found: Dependencies) -> Iterator[str]:
 
 
 def _sliced_copy(gm: GraphModule, plan: SlicingPlan) -> GraphModule:
-    """The same graph over copies of the modules whose tensors have been cut."""
+    """The graph, over copies of the modules whose tensors have been cut."""
     names: dict[int, str] = {id(tensor): name for name, tensor in tensor_names(gm).items()}
     done: dict[int, Tensor] = {}
 
@@ -222,8 +231,7 @@ def _sliced_copy(gm: GraphModule, plan: SlicingPlan) -> GraphModule:
             done[id(tensor)] = _cut_tensor(tensor, names.get(id(tensor), ""), plan)
         return done[id(tensor)]
 
-    root = clone_module(gm, cut)
-    return with_modes_of(GraphModule(root, graph_copy(gm).graph, gm.__class__.__name__), gm)
+    return with_modes_of(assembled(clone_module(gm, cut), gm.graph, gm.__class__.__name__), gm)
 
 
 def _cut_tensor(tensor: Tensor, name: str, plan: SlicingPlan) -> Tensor:
@@ -234,14 +242,19 @@ def _cut_tensor(tensor: Tensor, name: str, plan: SlicingPlan) -> Tensor:
 
 
 def _select(tensor: Tensor, kept: dict[int, Tensor]) -> Tensor:
-    """A copy of what is kept, made at once: along one dimension after the other, it would need more memory."""
+    """A copy of what is kept, made in pieces: between two dimensions, all of it would need memory once more."""
     if not kept:
         return tensor.clone()
-    last = max(kept)
-    grid = torch.meshgrid(
-        *(kept.get(dim, torch.arange(tensor.size(dim))).to(tensor.device) for dim in range(last + 1)), indexing="ij"
-    )
-    return tensor[grid]
+    (first, index), *rest = ((dim, one.to(tensor.device)) for dim, one in sorted(kept.items()))
+    shape = [len(kept[dim]) if dim in kept else size for dim, size in enumerate(tensor.shape)]
+    cut = tensor.new_empty(shape)
+    step = max(len(index) * _PIECE // max(tensor.numel(), 1), 1)
+    for start in range(0, len(index), step):
+        piece = tensor.index_select(first, index[start : start + step])
+        for dim, one in rest:
+            piece = piece.index_select(dim, one)
+        cut.narrow(first, start, piece.size(first)).copy_(piece)
+    return cut
 
 
 def _contribution(gm: GraphModule, cuts: Cuts, node: Node, adjustment: Adjustment) -> Tensor:

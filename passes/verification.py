@@ -77,6 +77,7 @@ class Verification(Analysis):
     name: ClassVar[str] = "verification"
     requires: ClassVar[tuple[type, ...]] = (SlicingPlan,)
     provides: ClassVar[tuple[type, ...]] = (VerificationReport,)
+    trusted: ClassVar[bool] = True
 
     reference: GraphModule = field(repr=False)
 

@@ -45,6 +45,7 @@ class ZIGPartition(Analysis):
     name: ClassVar[str] = "zig-partition"
     requires: ClassVar[tuple[type, ...]] = (Dependencies,)
     provides: ClassVar[tuple[type, ...]] = (Partition,)
+    trusted: ClassVar[bool] = True
 
     unprunable: tuple[str, ...] = ()
 

@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import math
-import re
 import time
-import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from compare import compared
+from explaining import explained, portable
+from front_end import Called, front_end, kernel_taps
 from networks import Built, Inputs
-from support.exactness import TOLERANCE, calibrate, randomise, to_double
+from running import float_leaves, run
+from support.exactness import calibrate, randomise, to_double
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 import fx_oto
-from passes.verification import relative_error
 
-__all__ = ["explained", "measure", "warm_up"]
+__all__ = ["measure", "warm_up"]
 
-BATCHES = (2, 3)
 LARGE = 120_000_000  # parameters; more are measured in float32, to fit the memory
-SENSITIVE = 1e-4
-ROOT = Path(__file__).parents[2]
 REFUSALS = (fx_oto.TraceError, fx_oto.InputError, fx_oto.NothingToCompressError)
 NOTEWORTHY = 0.01  # share of the parameters below which no reason is given for keeping them whole
+EVALUATION_ONLY = "evaluation mode"  # in a warning of prepare
 
 Note = Callable[[str], None]
 Record = dict[str, Any]
@@ -39,9 +35,7 @@ Record = dict[str, Any]
 def warm_up() -> None:
     """Load what is loaded at the first use, so that processes forked from this one need not."""
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
-    image = torch.zeros(2, 4)
-    fx_oto.prepare(torch.export.export(net, (image,), strict=False).module(), image)
-    fx_oto.prepare(net, image)
+    fx_oto.prepare(net, torch.zeros(2, 4))
 
 
 def measure(build: Callable[[], Built], note: Note) -> Record:
@@ -50,11 +44,11 @@ def measure(build: Callable[[], Built], note: Note) -> Record:
     record: Record = {"status": "unavailable"}
     try:
         note("building")
-        model, inputs = build()
+        built = build()
         note("running the model")
-        model, inputs, record["dtype"] = _ready(model, inputs)
+        built, record["dtype"] = _ready(built)
         record["status"] = "failed"
-        record |= _compressed(model, inputs, record["dtype"], note)
+        record |= _compressed(built, record["dtype"], note)
     except REFUSALS as error:
         record |= {"status": "refused", "reason": explained(error)}
     except Exception as error:
@@ -62,41 +56,47 @@ def measure(build: Callable[[], Built], note: Note) -> Record:
     return record
 
 
-def _ready(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, str]:
+def _ready(built: Built) -> tuple[Built, str]:
     """Random weights in the highest precision that the model and the memory allow."""
-    randomise(model.eval(), linear_gain=1.0, constants=False)
+    model = randomise(built.model.eval(), linear_gain=1.0, constants=False)
     if sum(parameter.numel() for parameter in model.parameters()) <= LARGE:
+        double = Built(
+            model.double(),
+            _in_double(built.inputs),
+            {kind: tuple(map(_in_double, inputs)) for kind, inputs in built.others.items()},
+        )
         try:
-            return _calibrated(model.double(), lambda batch, seed: to_double(inputs(batch, seed)), "float64")
+            return _calibrated(double), "float64"
         except (RuntimeError, TypeError) as error:
-            if "type" not in str(error):
+            if not any(word in str(error) for word in ("type", "Double")):  # an operator has no kernel for it
                 raise
-    return _calibrated(model.float(), inputs, "float32")
+    return _calibrated(built._replace(model=model.float())), "float32"
 
 
-def _calibrated(model: nn.Module, inputs: Inputs, dtype: str) -> tuple[nn.Module, Inputs, str]:
-    calibrate(model, *inputs(2, 0))
-    if not all(leaf.isfinite().all() for leaf in _tensors(_run(model, inputs(2, 0)))):
+def _in_double(inputs: Inputs) -> Inputs:
+    return lambda batch, seed: to_double(inputs(batch, seed))
+
+
+def _calibrated(built: Built) -> Built:
+    calibrate(built.model, *built.inputs(2, 0))
+    if not all(leaf.isfinite().all() for leaf in float_leaves(run(built.model, built.inputs(2, 0)))):
         raise FloatingPointError("with these random weights, outputs are not finite")
-    return model, inputs, dtype
+    return built
 
 
-def _compressed(model: nn.Module, inputs: Inputs, dtype: str, note: Note) -> Record:
-    params = _size(model)
+def _compressed(built: Built, dtype: str, note: Note) -> Record:
+    model, example = built.model, built.inputs(2, 0)
+    params, called = _size(model), Called.by(model, example)
     note("preparing")
-    start = time.process_time()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gm = fx_oto.prepare(model, inputs(2, 0))
-    seconds = time.process_time() - start
+    gm, seconds, warned = _prepared(model, example)
     partition = fx_oto.partition(gm)
     frozen, kept = _frozen(partition, dict(gm.named_parameters()))
     facts = {
-        "front_end": fx_oto.Context.of(gm).capture.front_end,
         "params": params,
         "zigs": partition.num_zigs,
         "frozen_share": round(frozen, 4),
         "kept_whole": kept,
+        "kernel_taps": kernel_taps(partition, called),
         "seconds": round(seconds, 2),
     }
     note("compressing")
@@ -104,61 +104,22 @@ def _compressed(model: nn.Module, inputs: Inputs, dtype: str, note: Note) -> Rec
     try:
         small = fx_oto.compress(gm, verify=False)
         facts["params_left"] = round(_size(small) / params, 4)
+        facts |= front_end(small, called)
         note("comparing")
-        return facts | _compared(model, gm, small, inputs, dtype)
+        return facts | compared(built, gm, small, dtype, EVALUATION_ONLY in warned)
     except Exception as error:
         refused = isinstance(error, REFUSALS)
         return facts | {"status": "refused" if refused else "failed", "reason": explained(error)}
 
 
-def _compared(model: nn.Module, gm: GraphModule, small: GraphModule, inputs: Inputs, dtype: str) -> Record:
-    given = [inputs(batch, 0) for batch in BATCHES]
-    model.train().eval()  # forgets what some modules keep of their parameters in evaluation
-    expected = [_run(model, call) for call in given]
-    found: Record = {"errors": []}
-    for call, one in zip(given, expected, strict=True):
-        try:
-            found["errors"].append(_short(relative_error(one, _run(small, call))))
-        except Exception as error:
-            reason = f"the compact model does not run: {explained(error)}"
-            return found | {"status": "failed", "reason": reason}
-    found["sensitive"] = relative_error(expected[0], _run(model, inputs(BATCHES[0], 1))) > SENSITIVE
-    tolerance = TOLERANCE[getattr(torch, dtype)]
-    if not max(found["errors"]) <= tolerance and dtype == "float64" and _computes_in_float32(model, given[0]):
-        tolerance, found["dtype"] = TOLERANCE[torch.float32], "float32 inside"
-    if max(found["errors"]) <= tolerance:
-        return found | {"status": "exact"}
-    return found | {"status": "inexact", "reason": _difference(gm, small, given, expected, tolerance)}
-
-
-def _difference(gm: GraphModule, small: GraphModule, given: list[Any], expected: list[Any], tolerance: float) -> str:
-    for call, one in zip(given, expected, strict=True):
-        if not relative_error(one, _run(gm, call)) <= tolerance:
-            return "the captured graph itself differs from the model"
-    try:
-        fx_oto.Verification(gm)(small)
-    except Exception as error:
-        return explained(error)
-    return "only beyond the example inputs"
-
-
-class _Precision(TorchDispatchMode):
-    """Notes whether anything is computed in less than float64."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lower = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.lower |= any(leaf.dtype in (torch.float32, torch.bfloat16, torch.float16) for leaf in _tensors(result))
-        return result
-
-
-def _computes_in_float32(model: nn.Module, call: Any) -> bool:
-    with _Precision() as precision:
-        _run(model, call)
-    return precision.lower
+def _prepared(model: nn.Module, example: Any) -> tuple[GraphModule, float, str]:
+    """The graph, seconds of process time, and what was warned of."""
+    start = time.process_time()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gm = fx_oto.prepare(model, example)
+        fx_oto.partition(gm)
+    return gm, time.process_time() - start, "; ".join(str(one.message) for one in caught)
 
 
 def _frozen(partition: fx_oto.Partition, parameters: dict[str, Tensor]) -> tuple[float, str]:
@@ -176,44 +137,8 @@ def _frozen(partition: fx_oto.Partition, parameters: dict[str, Tensor]) -> tuple
     for axis in partition.frozen:
         reasons[str(axis.reason)] += whole[axis.tensor] * axis.size // parameters[axis.tensor].size(axis.dim)
     top = max(reasons, key=lambda reason: reasons[reason], default="") if share > NOTEWORTHY else ""
-    return share, _portable(top)
-
-
-def explained(error: BaseException) -> str:
-    """One line: kind and text of the error that all came from, and the line of ours that raised it."""
-    while isinstance(error, fx_oto.PassError) and error.__cause__ is not None:
-        error = error.__cause__
-    ours = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename.startswith((str(ROOT / "fx_oto"), str(ROOT / "passes")))
-    ]
-    where = f" [{ours[-1].filename}:{ours[-1].lineno}]" if ours else ""
-    text = " ".join(str(error).split())
-    if "refuses it too: " in text:  # what symbolic tracing says comes first, and is long
-        text = "torch.export: " + text.split("refuses it too: ")[1].split(". What to do:")[0] + " | " + text[:160]
-    return _portable(f"{type(error).__name__}: {text[:420]}{where}")
-
-
-def _portable(text: str) -> str:
-    """Without the places where this machine keeps its files."""
-    text = text.replace(f"{ROOT}/", "")
-    return re.sub(r"/[^\s:\"']*/(?:site-packages|python3\.\d+)/", "", text)
-
-
-def _run(model: nn.Module, call: Any) -> Any:
-    args, kwargs = tree_map_only(Tensor, Tensor.clone, call)
-    with torch.no_grad():
-        return model(*args, **kwargs)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return share, portable(top)
 
 
 def _size(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _short(number: float) -> float:
-    return float(f"{number:.1e}")

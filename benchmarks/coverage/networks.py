@@ -6,16 +6,24 @@ import sys
 import types
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, Protocol
+from importlib.metadata import version
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ZOOS", "Built", "Inputs", "Zoo", "images", "load"]
+__all__ = ["ZOOS", "Built", "Call", "Inputs", "Zoo", "images", "load", "of_images", "other_images"]
 
-# (batch, seed) -> positional and keyword arguments of the model, in float32
-Inputs = Callable[[int, int], tuple[tuple[Any, ...], dict[str, Any]]]
-Built = tuple[nn.Module, Inputs]
+Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments of the model, in float32
+Inputs = Callable[[int, int], Call]  # (batch, seed) -> arguments
+
+
+class Built(NamedTuple):
+    """A network, its inputs, and by kind, such as ``"length"``, inputs of other sizes, in the order to be tried."""
+
+    model: nn.Module
+    inputs: Inputs
+    others: dict[str, tuple[Inputs, ...]]
 
 
 class Zoo(Protocol):
@@ -31,14 +39,41 @@ ZOOS = {
     "timm": "zoo_timm",
     "timm-all": "zoo_timm_all",
     "transformers": "zoo_transformers",
+    "transformers-5": "zoo_transformers",
+    "einops": "zoo_einops",
     "peers": "zoo_peers",
 }
 
 
 def load(zoo: str) -> Zoo:
     """The module of a zoo. torchvision registers operators of a compiled library, which may be missing, on import."""
+    check_version(zoo)
     sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
     return import_module(ZOOS[zoo])
+
+
+def check_version(zoo: str) -> None:
+    """That the records of one major version of transformers are not those of another.
+
+    Raises:
+        SystemExit: another one is installed than the zoo is named after.
+    """
+    if zoo.startswith("transformers"):
+        wanted, installed = zoo.partition("-")[2] or "4", version("transformers")
+        if installed.split(".")[0] != wanted:
+            raise SystemExit(f"{zoo} is of transformers {wanted}, but {installed} is installed")
+
+
+def of_images(model: nn.Module, *shape: int) -> Built:
+    """A network of images, or of clips, and images of other sizes."""
+    return Built(model, images(*shape), {"image size": other_images(*shape)})
+
+
+def other_images(*shape: int) -> tuple[Inputs, ...]:
+    """Images that are larger, the first not square; the last, and largest, only if they were small."""
+    *first, height, width = shape
+    sizes = [(height + 32, width + 64), (height + 32, width + 32), (2 * height, 2 * width)]
+    return tuple(images(*first, *size) for size in sizes if max(size) <= max(288, width + 64))
 
 
 def images(*shape: int) -> Inputs:

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 import torch_pruning as tp
-from measure import explained
-from networks import Built
+from explaining import explained
+from networks import Built, Call
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 __all__ = ["measure"]
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 HEADS, WIDTHS, TOTALS = (
     ("num_heads", "num_attention_heads", "n_heads"),
     ("head_dim", "attention_head_size", "key_value_proj_dim"),
@@ -29,7 +28,7 @@ def measure(build: Callable[[], Built], note: Callable[[str], None]) -> dict[str
     torch.manual_seed(0)
     try:
         note("building")
-        model, inputs = build()
+        model, inputs, _ = build()
         call, before = inputs(2, 0), _size(model.eval())
         with torch.no_grad():
             shapes, outputs = _shapes(model, call), _outputs(model, call)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,25 @@ Record = dict[str, Any]
 STATUSES = ("exact", "inexact", "refused", "failed", "timeout", "unavailable")
 LIBRARIES = {"only_train_once HEAD": "only_train_once", "torch-pruning 1.6.1": "Torch-Pruning 1.6.1"}
 PEERS = Path(__file__).with_name("peers.csv")
+NONE = "–"
 MARGIN = 0.05  # share of the parameters that we may leave above Torch-Pruning
 
 HEADER = """# Coverage
 
 Which networks fx_oto compresses exactly. Each has random weights; half of the groups of every family are set to
-zero; the compact network is compared with the group-sparse eager one at two batch sizes.
-`python benchmarks/coverage.py ZOO` measures, and renders this file.
+zero; the compact network is compared with the user's group-sparse eager model on the example inputs, at another batch
+size and, where the model takes them, at other lengths and image sizes, in evaluation and in training mode (with dropout
+off). `python benchmarks/coverage.py ZOO` measures, and renders this file.
 
-- **exact**: the largest difference, relative to the largest output, is at most 1e-10 in float64, 1e-5 in float32.
-  "float32 inside": the model is in float64, but computes in float32 somewhere itself.
+- **exact**: in all of these the largest difference, relative to the largest output, is at most 1e-10 in float64, 1e-5
+  in float32. "float32 inside": the model is in float64, but computes in float32 somewhere itself.
+- **front end**: "modules": the model's `nn.Linear`, `nn.Embedding`, `nn.LayerNorm` and convolutions are modules of the
+  compact network too; "GraphModule": some became operations (how many are modules still); "partly opaque": a part is
+  called as a whole.
+- **batch**, **size**: "any" if the capture leaves them open and the compact network is exact there, else what fixes
+  them; "–": the model itself takes no other. **training**: "exact"; "random": the model draws numbers that are no
+  dropout; "evaluation only": the graph stays in evaluation mode, as is announced; "–": the model does not run in
+  training mode on these inputs.
 - **refused**: an error that says why, before anything was cut. **failed**: any other error. **unavailable**: the
   network itself does not run here.
 - **left**: parameters after compression. **whole**: share of the parameters that no group has a part in.
@@ -46,25 +55,88 @@ def into_readme(readme: Path, zoos: dict[str, dict[str, Record]]) -> None:
 
 def render(zoos: dict[str, dict[str, Record]]) -> str:
     parts = [HEADER, summary(zoos)]
-    for zoo, records in zoos.items():
+    for zoo, records in _merged(zoos).items():
         parts.append(f"## {zoo}\n\n{_count(records)}")
         parts.append(_with_libraries(records) if zoo == "peers" else _plain(records))
         parts.append(_failures(records))
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 
+def _merged(zoos: dict[str, dict[str, Record]]) -> dict[str, dict[str, Record]]:
+    """One zoo with several versions of its library is one table, in which each network has a row for each version."""
+    together: dict[str, dict[str, dict[str, Record]]] = {}
+    for zoo, records in zoos.items():
+        together.setdefault(zoo.removesuffix("-5"), {})[_titled(zoo, records)] = records
+    merged = {}
+    for zoo, versions in together.items():
+        several = len(versions) > 1
+        merged[zoo] = {
+            f"{name} ({title.split()[-1]})" if several else name: record
+            for title, records in versions.items()
+            for name, record in records.items()
+        }
+    return merged
+
+
 def summary(zoos: dict[str, dict[str, Record]]) -> str:
-    """One row for each zoo: how many networks, and how each fared."""
+    """One row for each zoo: how many networks, how each fared, and how many of the exact ones are open."""
     rows = []
     for zoo, records in zoos.items():
         counts = Counter(record.get("status") for record in records.values())
         behind, both = _comparison(records)
-        compared = f"{both - len(behind)} of {both}" if both else "–"
         rows.append(
-            [zoo, str(sum(counts[status] for status in STATUSES)), *(str(counts[s]) for s in STATUSES), compared]
+            [
+                _titled(zoo, records),
+                str(sum(counts[status] for status in STATUSES)),
+                *(str(counts[status]) for status in STATUSES),
+                *(_share(records, *question) for question in QUESTIONS.values()),
+                f"{both - len(behind)} of {both}" if both else NONE,
+            ]
         )
-    columns = ["zoo", "networks", *STATUSES, "no more than 5 points above Torch-Pruning"]
-    return _markdown(columns, rows)
+    return _markdown(["zoo", "networks", *STATUSES, *QUESTIONS, "no more than 5 points above Torch-Pruning"], rows)
+
+
+def _share(records: dict[str, Record], answer: Callable[[Record], str], wanted: str) -> str:
+    """Of the exact networks that have an answer, how many have the one that is wanted."""
+    answers = [answer(record) for record in records.values() if record.get("status") == "exact"]
+    known = [one for one in answers if one not in (NONE, "random")]
+    return f"{known.count(wanted)} of {len(known)}" if known else NONE
+
+
+def _front_end(record: Record) -> str:
+    """With how many of the layers are modules still, where not all are."""
+    if "modules" not in record:
+        return NONE
+    kind = str(record["front_end"])
+    return f"{kind} ({record['modules']})" if kind == "GraphModule" else kind
+
+
+def _batch(record: Record) -> str:
+    return str(record.get("batch", NONE))
+
+
+def _size(record: Record) -> str:
+    """Of all kinds of sizes that the model takes others of: "any" if each is, else each that is fixed."""
+    fixed = [f"{kind} {size}" for kind, size in record.get("sizes", {}).items() if size != "any"]
+    return "; ".join(fixed) if fixed else "any" if record.get("sizes") else NONE
+
+
+def _training(record: Record) -> str:
+    return str(record.get("training", NONE))
+
+
+QUESTIONS = {
+    "modules": (_front_end, "modules"),
+    "batch: any": (_batch, "any"),
+    "size: any": (_size, "any"),
+    "training: exact": (_training, "exact"),
+}
+
+
+def _titled(zoo: str, records: dict[str, Record]) -> str:
+    """With the version of the library, where all were measured with one."""
+    versions = {record["library"] for record in records.values() if "library" in record}
+    return versions.pop() if len(versions) == 1 else zoo
 
 
 def _comparison(records: dict[str, Record]) -> tuple[list[str], int]:
@@ -96,7 +168,9 @@ def _count(records: dict[str, Record]) -> str:
         if notes
         else ""
     )
-    return f"{told}.{more}{blind}"
+    taps = [name for name, record in records.items() if record.get("kernel_taps")]
+    sliding = f" **Taps of a kernel are in a family**: {', '.join(sorted(taps))}." if taps else ""
+    return f"{told}.{more}{blind}{sliding}"
 
 
 def _plain(records: dict[str, Record]) -> str:
@@ -106,6 +180,9 @@ def _plain(records: dict[str, Record]) -> str:
         "error",
         "precision",
         "front end",
+        "batch",
+        "size",
+        "training",
         "ZIGs",
         "params",
         "left",
@@ -117,21 +194,30 @@ def _plain(records: dict[str, Record]) -> str:
 
 
 def _ours(record: Record) -> list[str]:
-    status = record.get("status", "–")
-    errors = record.get("errors")
+    status = record.get("status", NONE)
+    errors = _errors(record)
     theirs = record.get("torch_pruning", {})
     return [
         status if status == "exact" else f"**{status}**",
-        f"{max(errors):.0e}" if errors else "–",
-        record.get("dtype", "–"),
-        record.get("front_end", "–"),
+        f"{max(errors):.0e}" if errors else NONE,
+        record.get("dtype", NONE),
+        *_openness(record),
         _number(record, "zigs", "{:,}"),
-        f"{record['params'] / 1e6:.2f}M" if "params" in record else "–",
+        f"{record['params'] / 1e6:.2f}M" if "params" in record else NONE,
         _number(record, "params_left", "{:.1%}"),
-        _number(theirs, "params_left", "{:.1%}") if "params_left" in theirs else "fails" if theirs else "–",
+        _number(theirs, "params_left", "{:.1%}") if "params_left" in theirs else "fails" if theirs else NONE,
         _number(record, "frozen_share", "{:.1%}"),
         _number(record, "seconds", "{:.2f} s"),
     ]
+
+
+def _errors(record: Record) -> list[float]:
+    errors = record.get("errors", {})
+    return list(errors.values() if isinstance(errors, dict) else errors)
+
+
+def _openness(record: Record) -> list[str]:
+    return [_cell(answer(record)) for answer in (_front_end, _batch, _size, _training)]
 
 
 def _with_libraries(records: dict[str, Record]) -> str:
@@ -140,22 +226,26 @@ def _with_libraries(records: dict[str, Record]) -> str:
         "network",
         "fx_oto",
         "left",
+        "front end",
+        "batch",
+        "size",
+        "training",
         *(f"{name}{what}" for name in LIBRARIES.values() for what in ("", ", left")),
     ]
     rows = []
     for name, record in sorted(records.items()):
         status, error, *_ = _ours(record)
         cells = [c for library in LIBRARIES for c in _library(measured.get((name, library)))]
-        rows.append([name, f"{status}, {error}", _number(record, "params_left", "{:.1%}"), *cells])
+        rows.append([name, f"{status}, {error}", _number(record, "params_left", "{:.1%}"), *_openness(record), *cells])
     return _markdown(columns, rows)
 
 
 def _library(row: dict[str, str] | None) -> Iterator[str]:
     """How another library fared: exact, wrong by how much, or not running; and the parameters left."""
     if row is None:
-        return iter(("–", "–"))
+        return iter((NONE, NONE))
     if row["runs"] != "1":
-        return iter(("does not run" if row["pruned"] == "1" else "prunes nothing", "–"))
+        return iter(("does not run" if row["pruned"] == "1" else "prunes nothing", NONE))
     error = float(row["rel_error"])
     return iter(("exact" if error <= 1e-10 else f"wrong by {error:.0e}", f"{float(row['params_kept']):.1%}"))
 
@@ -172,7 +262,7 @@ def _failures(records: dict[str, Record]) -> str:
 
 
 def _number(record: Record, key: str, form: str) -> str:
-    return form.format(record[key]) if key in record else "–"
+    return form.format(record[key]) if key in record else NONE
 
 
 def _cell(text: str) -> str:

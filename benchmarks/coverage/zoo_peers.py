@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from networks import Built, images, load
+from networks import Built, Call, images, load, of_images
 from sanity_networks import NETWORKS
 
 ZOOS = {"tv": "torchvision", "timm": "timm", "hf": "transformers"}
@@ -24,9 +24,11 @@ def build(name: str) -> Built:
     if zoo in ZOOS:
         return load(ZOOS[zoo]).build(own)
     network, size = NETWORKS[own]
-    return network(), _noisy if own == "diffmodel_cifar" else images(3, size, size)
+    if own == "diffmodel_cifar":
+        return Built(network(), partial(_noisy, 32), {"image size": (partial(_noisy, 64),)})
+    return of_images(network(), 3, size, size)
 
 
-def _noisy(batch: int, seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    (image,), _ = images(3, 32, 32)(batch, seed)
+def _noisy(size: int, batch: int, seed: int) -> Call:
+    (image,), _ = images(3, size, size)(batch, seed)
     return (image, torch.randint(0, 1000, (batch,), generator=torch.Generator().manual_seed(seed))), {}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import timm
 import torch
-from networks import Built, images
+from networks import Built, of_images
 from torch import nn
 
 CHOICE = Path(__file__).with_name("timm_families.json")
@@ -30,8 +30,8 @@ def build(name: str) -> Built:
     candidates = [] if given.get("fixed_input_size") else [(size, size) for size in SMALL if size < default[0]]
     for size in candidates:
         if _runs(model, (channels, *size)):
-            return model, images(channels, *size)
-    return model, images(channels, *default)
+            return of_images(model, channels, *size)
+    return of_images(model, channels, *default)
 
 
 def _runs(model: nn.Module, shape: tuple[int, ...]) -> bool:

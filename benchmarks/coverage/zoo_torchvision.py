@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any
 
 import torch
-from networks import Built, Inputs, images
-from torch import Tensor
+from networks import Built, Call, images, of_images
+from torch import Tensor, nn
 from torchvision import extension
 from torchvision.models import get_model_builder, list_models
 from torchvision.ops import box_iou
@@ -48,30 +49,33 @@ def build(name: str) -> Built:
         options["init_weights"] = False  # theirs takes a minute
     if ".detection" in builder.__module__ and not name.startswith("ssd"):
         options |= {"min_size": 64, "max_size": 64}  # they resize their images
-    return builder(**options), _inputs(name, builder.__module__)
+    return _with_inputs(builder(**options), name, builder.__module__)
 
 
-def _inputs(name: str, module: str) -> Inputs:
+def _with_inputs(model: nn.Module, name: str, module: str) -> Built:
     if ".detection" in module:
-        return _lists_of_images
+        return Built(model, partial(_lists_of_images, 64, 64), {"image size": (partial(_lists_of_images, 64, 96),)})
     if ".optical_flow" in module:
-        return _pairs_of_images
+        return Built(model, partial(_pairs_of_images, 128), {"image size": (partial(_pairs_of_images, 160),)})
     if ".video" in module:
-        return images(3, *_longest(CLIPS, name))
-    return images(3, *[_longest(SIZES, name)] * 2)
+        frames, height, width = shape = _longest(CLIPS, name)
+        larger, longer = (frames, height + 32, width + 32), (frames * 3 // 2, height, width)
+        others = {"image size": (images(3, *larger),), "frames": (images(3, *longer),)}
+        return Built(model, images(3, *shape), others)
+    return of_images(model, 3, *[_longest(SIZES, name)] * 2)
 
 
 def _longest(table: dict[str, Any], name: str) -> Any:
     return table[max((start for start in table if name.startswith(start)), key=len)]
 
 
-def _lists_of_images(batch: int, seed: int) -> tuple[tuple[list[Tensor]], dict[str, Any]]:
+def _lists_of_images(height: int, width: int, batch: int, seed: int) -> Call:
     """Two images: how long a list is, is fixed when it is captured, so another batch has others."""
     generator = torch.Generator().manual_seed(100 * batch + seed)
-    return ([torch.rand(3, 64, 64, generator=generator) for _ in range(2)],), {}
+    return ([torch.rand(3, height, width, generator=generator) for _ in range(2)],), {}
 
 
-def _pairs_of_images(batch: int, seed: int) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
+def _pairs_of_images(size: int, batch: int, seed: int) -> Call:
     generator = torch.Generator().manual_seed(seed)
-    first, second = torch.rand(2, batch, 3, 128, 128, generator=generator) * 2 - 1
+    first, second = torch.rand(2, batch, 3, size, size, generator=generator) * 2 - 1
     return (first, second), {"num_flow_updates": 2}

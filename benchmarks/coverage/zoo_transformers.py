@@ -11,7 +11,24 @@ import transformers
 from networks import Built, Inputs
 from torch import Generator, Tensor
 
-Draw = Callable[[int, Generator], dict[str, Tensor]]
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of what a network is given; images and signals, which each have their own, are stretched."""
+
+    length: int = 11
+    decoder: int = 7
+    image: float = 1.0
+    signal: float = 1.0
+
+
+OTHERS = {
+    "length": Sizes(length=17),
+    "decoder length": Sizes(decoder=9),
+    "image size": Sizes(image=1.5),
+    "signal length": Sizes(signal=1.5),
+}
+Draw = Callable[[int, Generator, Sizes], dict[str, Tensor]]
 
 VOCABULARY = 96
 WIDTH = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
@@ -30,42 +47,51 @@ TWO_STACKS = {
 }
 
 
-def _ids(batch: int, generator: Generator, length: int = 11) -> Tensor:
+def _ids(batch: int, generator: Generator, length: int) -> Tensor:
     return torch.randint(3, VOCABULARY, (batch, length), generator=generator)
 
 
-def _padding(batch: int) -> Tensor:
+def _padding(batch: int, length: int) -> Tensor:
     """The second row is three tokens shorter."""
-    mask = torch.ones(batch, 11, dtype=torch.long)
+    mask = torch.ones(batch, length, dtype=torch.long)
     mask[1, -3:] = 0
     return mask
 
 
-def text(batch: int, generator: Generator) -> dict[str, Tensor]:
-    return {"input_ids": _ids(batch, generator), "attention_mask": _padding(batch)}
+def text(batch: int, generator: Generator, sizes: Sizes) -> dict[str, Tensor]:
+    return {"input_ids": _ids(batch, generator, sizes.length), "attention_mask": _padding(batch, sizes.length)}
 
 
-def tokens(batch: int, generator: Generator) -> dict[str, Tensor]:
-    return {"input_ids": _ids(batch, generator)}
+def tokens(batch: int, generator: Generator, sizes: Sizes) -> dict[str, Tensor]:
+    return {"input_ids": _ids(batch, generator, sizes.length)}
 
 
-def pairs(batch: int, generator: Generator) -> dict[str, Tensor]:
-    return {**text(batch, generator), "decoder_input_ids": _ids(batch, generator, 7)}
+def pairs(batch: int, generator: Generator, sizes: Sizes) -> dict[str, Tensor]:
+    return {**text(batch, generator, sizes), "decoder_input_ids": _ids(batch, generator, sizes.decoder)}
 
 
-def dense(name: str, *shape: int) -> Draw:
-    return lambda batch, generator: {name: torch.randn(batch, *shape, generator=generator)}
+def image(batch: int, generator: Generator, sizes: Sizes, size: int = 32) -> dict[str, Tensor]:
+    side = int(sizes.image * size)
+    return {"pixel_values": torch.randn(batch, 3, side, side, generator=generator)}
 
 
-def speech(batch: int, generator: Generator) -> dict[str, Tensor]:
-    features = torch.randn(batch, 16, 60, generator=generator)
-    return {"input_features": features, "decoder_input_ids": _ids(batch, generator, 7)}
+def large_image(batch: int, generator: Generator, sizes: Sizes) -> dict[str, Tensor]:
+    return image(batch, generator, sizes, 64)
 
 
-def captions(batch: int, generator: Generator) -> dict[str, Tensor]:
-    drawn = text(batch, generator)
+def signal(batch: int, generator: Generator, sizes: Sizes) -> dict[str, Tensor]:
+    return {"input_values": torch.randn(batch, int(sizes.signal * 800), generator=generator)}
+
+
+def speech(batch: int, generator: Generator, sizes: Sizes) -> dict[str, Tensor]:
+    features = torch.randn(batch, 16, int(sizes.signal * 60), generator=generator)
+    return {"input_features": features, "decoder_input_ids": _ids(batch, generator, sizes.decoder)}
+
+
+def captions(batch: int, generator: Generator, sizes: Sizes) -> dict[str, Tensor]:
+    drawn = text(batch, generator, sizes)
     drawn["input_ids"][:, -1] = SPECIAL["eos_token_id"]  # pooled at the end of the text
-    return {**drawn, "pixel_values": torch.randn(batch, 3, 32, 32, generator=generator)}
+    return {**drawn, **image(batch, generator, sizes)}
 
 
 @dataclass(frozen=True)
@@ -80,7 +106,6 @@ class Spec:
 
 
 CLASSIFIER, CAUSAL, IMAGES = "ForSequenceClassification", "ForCausalLM", "ForImageClassification"
-small, large = dense("pixel_values", 3, 32, 32), dense("pixel_values", 3, 64, 64)
 TOWERS = {
     "text_config": {**WIDTH, **SPECIAL, "vocab_size": VOCABULARY, "max_position_embeddings": 40},
     "vision_config": VISION,
@@ -205,12 +230,12 @@ SPECS = {
             "num_conv_pos_embeddings": 16,
             "num_conv_pos_embedding_groups": 4,
         },
-        dense("input_values", 800),
+        signal,
     ),
-    "vit": Spec("ViT", IMAGES, IMAGE, small),
-    "deit": Spec("DeiT", IMAGES, IMAGE, small),
-    "beit": Spec("Beit", IMAGES, {**IMAGE, "use_relative_position_bias": True}, small),
-    "dinov2": Spec("Dinov2", IMAGES, IMAGE, small),
+    "vit": Spec("ViT", IMAGES, IMAGE, image),
+    "deit": Spec("DeiT", IMAGES, IMAGE, image),
+    "beit": Spec("Beit", IMAGES, {**IMAGE, "use_relative_position_bias": True}, image),
+    "dinov2": Spec("Dinov2", IMAGES, IMAGE, image),
     "swin": Spec(
         "Swin",
         IMAGES,
@@ -223,7 +248,7 @@ SPECS = {
             "window_size": 4,
             "num_labels": 10,
         },
-        large,
+        large_image,
     ),
     "segformer": Spec(
         "Segformer",
@@ -235,10 +260,10 @@ SPECS = {
             "decoder_hidden_size": 32,
             "num_labels": 10,
         },
-        large,
+        large_image,
     ),
-    "convnext": Spec("ConvNext", IMAGES, {**STAGES, "num_labels": 10}, large),
-    "resnet": Spec("ResNet", IMAGES, {**RESNET, "num_labels": 10}, large),
+    "convnext": Spec("ConvNext", IMAGES, {**STAGES, "num_labels": 10}, large_image),
+    "resnet": Spec("ResNet", IMAGES, {**RESNET, "num_labels": 10}, large_image),
     "detr": Spec(
         "Detr",
         "ForObjectDetection",
@@ -250,7 +275,7 @@ SPECS = {
             "use_timm_backbone": False,
             "use_pretrained_backbone": False,
         },
-        large,
+        large_image,
         {"backbone_config": ("ResNet", {**RESNET, "out_features": ["stage4"]})},
     ),
     "clip": Spec("CLIP", "Model", {**TOWERS, "projection_dim": 24}, captions),
@@ -272,12 +297,18 @@ def build(name: str) -> Built:
         model = kind._from_config(config, attn_implementation="sdpa")
     except (ValueError, ImportError):
         model = kind._from_config(config, attn_implementation="eager")
-    return model, _inputs(spec.draw)
+    example = _inputs(spec.draw, Sizes())
+    others = {kind: _inputs(spec.draw, sizes) for kind, sizes in OTHERS.items()}
+    return Built(model, example, {kind: (one,) for kind, one in others.items() if _shapes(one) != _shapes(example)})
 
 
 def _config(prefix: str, options: dict[str, Any]) -> Any:
     return getattr(transformers, f"{prefix}Config")(**options)
 
 
-def _inputs(draw: Draw) -> Inputs:
-    return lambda batch, seed: ((), draw(batch, torch.Generator().manual_seed(seed)))
+def _inputs(draw: Draw, sizes: Sizes) -> Inputs:
+    return lambda batch, seed: ((), draw(batch, torch.Generator().manual_seed(seed), sizes))
+
+
+def _shapes(inputs: Inputs) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in inputs(2, 0)[1].items()}

@@ -3,7 +3,8 @@
 With ``--json``, one object on standard output; keys are only ever added to it:
 
 - ``schema`` (1), ``command``, ``version``, ``model``, ``warnings`` (texts);
-- ``capture``: ``front_end``, ``refused`` (why symbolic tracing alone did not do, or ``""``), ``opaque`` (names);
+- ``capture``: ``front_end``, ``opaque`` (names), ``sizes``: each ``dims`` (input, dimension), ``size``, ``fixed`` and
+  ``decided`` (why, or ``""``);
 - ``cost``: ``params`` and ``macs`` of the full model, MACs on the example inputs;
 - ``explained``: of the parameters that ``--only`` names, all without it: ``params``, ``prunable``, ``kept``;
 - ``zigs``: their number; ``families``: each ``name``, ``zigs``, ``params_per_zig``, ``macs_per_zig``, and ``slots``,

@@ -16,7 +16,7 @@ from fx_oto.errors import InputError, MissingResultError
 from fx_oto.framework.records import PassRecord
 from fx_oto.graph import tensor_leaves
 
-__all__ = ["Capture", "Context", "ExampleInputs"]
+__all__ = ["Capture", "Context", "ExampleInputs", "InputSize"]
 
 _KEY = "fx_oto"
 _Result = TypeVar("_Result")
@@ -88,30 +88,58 @@ class ExampleInputs:
 
 
 @dataclass(frozen=True)
+class InputSize:
+    """A size of the example inputs, and whether the graph takes others.
+
+    Attributes:
+        dims: the dimensions that are of this size together: of each the input's name and the dimension.
+        size: in the example inputs.
+        fixed: why the graph takes no other, with the line in the user's code; empty if it takes others.
+        decided: where code decides by it, if the graph takes only those for which it decides alike.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> print(fx_oto.Context.of(fx_oto.trace(torch.nn.Linear(4, 8), torch.randn(2, 4))).capture.sizes[0])
+        input[0]: any
+    """
+
+    dims: tuple[tuple[str, int], ...]
+    size: int
+    fixed: str = ""
+    decided: str = ""
+
+    def __str__(self) -> str:
+        where = ", ".join(f"{name}[{dim}]" for name, dim in self.dims)
+        if self.fixed:
+            return f"{where}: fixed at {self.size}, by {self.fixed}"
+        return f"{where}: those like {self.size} for {self.decided}" if self.decided else f"{where}: any"
+
+
+@dataclass(frozen=True)
 class Capture:
     """How a model became a graph.
 
     Attributes:
-        front_end: ``"torch.fx"``, ``"torch.export"``, or ``"GraphModule"`` if it was one.
-        refused: why symbolic tracing alone did not do; empty if it did.
-        opaque: submodules and methods that are called as a whole, by name.
+        front_end: ``"fx_oto"``, or ``"GraphModule"`` if it was one.
+        opaque: submodules, methods and functions that are called as a whole, by name.
+        sizes: of the example inputs: which of them the graph takes others for. Empty for a GraphModule.
 
     Example:
         >>> import torch, fx_oto
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
-        >>> fx_oto.Context.of(gm).capture
-        Capture(front_end='torch.fx', refused='', opaque=())
+        >>> print(fx_oto.Context.of(gm).capture)
+        captured by fx_oto; sizes: input[0]: any; input[1]: any
     """
 
     front_end: str
-    refused: str = ""
     opaque: tuple[str, ...] = ()
+    sizes: tuple[InputSize, ...] = ()
 
     def __str__(self) -> str:
-        refused = f", because {self.refused}" if self.refused else ""
         opaque = f"; called as a whole: {', '.join(self.opaque)}" if self.opaque else ""
-        return f"captured by {self.front_end}{refused}{opaque}"
+        sizes = f"; sizes: {'; '.join(map(str, self.sizes))}" if self.sizes else ""
+        return f"captured by {self.front_end}{opaque}{sizes}"
 
 
 @dataclass(frozen=True)
@@ -131,7 +159,7 @@ class Context:
         >>> gm = fx_oto.prepare(torch.nn.Linear(4, 8), torch.randn(2, 4))
         >>> context = fx_oto.Context.of(gm)
         >>> context.capture.front_end, len(context.records), context.get(fx_oto.Partition).num_zigs
-        ('torch.fx', 3, 0)
+        ('fx_oto', 3, 0)
     """
 
     inputs: ExampleInputs

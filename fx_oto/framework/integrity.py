@@ -11,11 +11,12 @@ from torch.utils._pytree import tree_leaves, tree_structure
 
 from fx_oto.errors import InputError, PassError
 from fx_oto.framework.context import ExampleInputs
-from fx_oto.graph import described, tensor_leaves
+from fx_oto.graph import described, graph_copy, tensor_leaves
 from fx_oto.interpreting import PlainInterpreter, run_graph
+from fx_oto.modules import is_opaque
 from fx_oto.provenance.tape import Tape, fake_run, record_tape
 
-__all__ = ["REMEDY", "check_integrity"]
+__all__ = ["REMEDY", "check_integrity", "check_notes"]
 
 
 def check_integrity(stage: str, before: GraphModule, after: GraphModule, inputs: ExampleInputs) -> Tape:
@@ -53,6 +54,39 @@ def check_integrity(stage: str, before: GraphModule, after: GraphModule, inputs:
         raise PassError(f"the pass {stage!r} changed an output{where}: it was {was}, now {now}{REMEDY}")
     _check_batch(stage, before, after, inputs.doubled())
     return tape
+
+
+def check_notes(stage: str, before: GraphModule, after: GraphModule, inputs: ExampleInputs, macs: int | None) -> None:
+    """As ``check_integrity``; and what a pass has noted by itself, instead of running the graph, must be true.
+
+    Args:
+        stage: name of the pass.
+        before: what it was given.
+        after: what it made; its nodes carry their values.
+        inputs: what both are called with.
+        macs: the multiply-adds that the pass has counted; None if it does not know.
+
+    Raises:
+        PassError: a node carries another value than it returns, or there are more or fewer multiply-adds.
+    """
+    copy = graph_copy(after)
+    tape = check_integrity(stage, before, copy, inputs)
+    given = [node for node in after.graph.nodes if node.op == "placeholder"]
+    if list(map(_form, given)) != [_form(node) for node in copy.graph.nodes if node.op == "placeholder"]:
+        return  # what nodes return was noted on larger inputs, for sizes of 1 hide what they are combined with
+    untrue: set[Node] = set()
+    for noted, ran in zip(after.graph.nodes, copy.graph.nodes, strict=True):
+        if (was := _form(noted)) == (now := _form(ran)):
+            continue
+        if not is_opaque(noted, after) and untrue.isdisjoint(noted.all_input_nodes):
+            raise PassError(f"the pass {stage!r} noted {was} at {described(noted)}, which returns {now}{REMEDY}")
+        untrue.add(noted)  # code that is called as a whole may return what depends on the weights
+    if macs is not None and macs != tape.macs and not untrue:
+        raise PassError(f"the pass {stage!r} counted {macs} multiply-adds, but there are {tape.macs}{REMEDY}")
+
+
+def _form(node: Node) -> list[str]:
+    return [_signature(leaf) if isinstance(leaf, Tensor) else repr(leaf) for leaf in tree_leaves(node.meta.get("val"))]
 
 
 REMEDY = (

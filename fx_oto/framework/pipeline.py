@@ -13,7 +13,7 @@ from fx_oto.errors import FxOtoError, PassError
 from fx_oto.framework.authoring import as_stage
 from fx_oto.framework.context import Context
 from fx_oto.framework.records import PassRecord
-from fx_oto.framework.stages import Pass, Stage, missing, provider
+from fx_oto.framework.stages import Pass, Stage, Verify, missing, provider
 from fx_oto.tables import Tabular, table
 
 __all__ = ["Pipeline"]
@@ -28,7 +28,8 @@ class Pipeline(Tabular):
     Args:
         stages: the passes, in order; a registered one may be given by its name.
         on_pass: called with each ``PassRecord`` after its pass.
-        verify: check the graph after each pass that changed it, see ``Stage``.
+        verify: check the graph after each pass that changed it, by ``"all"`` after those of fx_oto as well; see
+            ``Stage``.
 
     Raises:
         PassError: something is no pass, two different passes have one name, or a name that a method is given is not
@@ -43,7 +44,7 @@ class Pipeline(Tabular):
 
     stages: tuple[Stage, ...]
     on_pass: Callable[[PassRecord], object] | None = None
-    verify: bool = True
+    verify: Verify = True
 
     def __post_init__(self) -> None:
         given: Any = self.stages

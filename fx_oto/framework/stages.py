@@ -6,11 +6,12 @@ result; a ``Pass`` transforms, and drops every result that it does not say it pr
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch.fx import GraphModule
@@ -18,15 +19,19 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from fx_oto.errors import FxOtoError, FxOtoWarning, MissingResultError, PassError
 from fx_oto.framework.context import Context
-from fx_oto.framework.integrity import REMEDY, check_integrity
+from fx_oto.framework.drafts import draft_of
+from fx_oto.framework.integrity import REMEDY, check_integrity, check_notes
 from fx_oto.framework.memory import PeakMemory
 from fx_oto.framework.records import PassRecord, Snapshot
 from fx_oto.graph import graph_copy, tensor_names
 from fx_oto.provenance.tape import Tape
 
-__all__ = ["Analysis", "Pass", "Stage", "missing", "provider"]
+__all__ = ["Analysis", "Pass", "Stage", "Verify", "missing", "provider"]
 
 _Made = TypeVar("_Made")
+
+# Whether the graph is checked after a pass that changed it: True leaves out the trusted ones, "all" does not.
+Verify = bool | Literal["all"]
 
 
 @dataclass(frozen=True)
@@ -39,19 +44,24 @@ class Stage(ABC):
         name: what pipelines, records and errors call it, such as ``"fold-dropout"``.
         requires: types of the results that it asks the context for.
         provides: types of the results that it adds to the context.
+        trusted: whether what it makes is right by construction, so that it need not be run to be checked: it writes
+            into no tensor, each node that it makes or changes carries its value, and ``macs`` counts without a run.
+            True for the passes of fx_oto itself; a class does not inherit it, as it may do something else.
     """
 
     name: ClassVar[str]
     requires: ClassVar[tuple[type, ...]] = ()
     provides: ClassVar[tuple[type, ...]] = ()
+    trusted: ClassVar[bool] = False
 
-    def __call__(self, graph_module: GraphModule, *, verify: bool = True) -> PassResult:
+    def __call__(self, graph_module: GraphModule, *, verify: Verify = True) -> PassResult:
         """Run on a GraphModule, whose graph and modules are never changed; results and record go to its ``meta``.
 
         Args:
             graph_module: one that was traced or prepared.
             verify: check a graph that was changed: it is well formed, runs on the example inputs, and takes and
-                returns what it did; and count its multiply-adds.
+                returns what it did; and count its multiply-adds. ``"all"`` checks it after a trusted pass as well,
+                as True does where the environment variable ``FX_OTO_VERIFY`` is ``all``.
 
         Raises:
             MissingResultError: a result that it requires is not there; names the pass that provides it.
@@ -62,7 +72,7 @@ class Stage(ABC):
         before = Snapshot.of(graph_module, _counted(context))
         start = time.perf_counter()
         with PeakMemory() as memory:
-            gm, macs = self._safely(lambda: self._result(graph_module, context, verify))
+            gm, macs = self._safely(lambda: self._result(graph_module, context, _resolved(verify)))
         seconds = time.perf_counter() - start
         after = Snapshot.of(gm, macs) if gm is not graph_module else before
         now = Context.of(gm)
@@ -92,19 +102,43 @@ class Stage(ABC):
     def _run(self, gm: GraphModule, context: Context) -> GraphModule:
         """Do it, and return what came out: ``gm`` itself if nothing changed."""
 
-    def _result(self, gm: GraphModule, context: Context, verify: bool) -> tuple[GraphModule, int | None]:
+    def macs(self, before: int | None, context: Context) -> int | None:
+        """Multiply-adds of what a trusted pass has made.
+
+        Args:
+            before: of what it was given; None if they are not known.
+            context: that of what it has made.
+        """
+        return before
+
+    @property
+    def _is_trusted(self) -> bool:
+        return bool(vars(type(self)).get("trusted", False))
+
+    def _result(self, gm: GraphModule, context: Context, verify: Verify) -> tuple[GraphModule, int | None]:
+        watched = verify == "all" or not self._is_trusted
         with torch.inference_mode(False):  # what is made is to be trained
-            versions = _versions(gm)
+            versions = _versions(gm) if watched else {}
             made = self._run(gm, context)
-            if written := [name for name, version in _versions(gm).items() if versions.get(name) != version]:
-                raise PassError(
-                    f"the pass {self.name!r} wrote into {written[0]!r}, which is the user's model's as well, and is "
-                    "changed now: give the module a new tensor, in a module of its own (gm.set_submodule)"
-                )
+            if watched:
+                self._check_unwritten(versions, _versions(gm))
             if made is gm:
                 return gm, _counted(context)
             made.recompile()
-            return made, check_integrity(self.name, gm, made, context.inputs).macs if verify else None
+            macs = self.macs(_counted(context), Context.of(made)) if self._is_trusted else None
+            if not verify or not watched:
+                return made, macs
+            if self._is_trusted:
+                check_notes(self.name, gm, made, context.inputs, macs)
+                return made, macs
+            return made, check_integrity(self.name, gm, made, context.inputs).macs
+
+    def _check_unwritten(self, before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> None:
+        if written := [name for name, version in after.items() if before.get(name) != version]:
+            raise PassError(
+                f"the pass {self.name!r} wrote into {written[0]!r}, which is the user's model's as well, and is "
+                "changed now: give the module a new tensor, in a module of its own (gm.set_submodule)"
+            )
 
     def _safely(self, work: Callable[[], _Made]) -> _Made:
         """What the author's code returns; what it raises names the pass."""
@@ -197,7 +231,7 @@ class Pass(Stage):
         """
 
     def _run(self, gm: GraphModule, context: Context) -> GraphModule:
-        copy = graph_copy(gm)
+        copy = draft_of(gm) if self._is_trusted else graph_copy(gm)
         changed = self.transform(copy, context)
         if changed is None and str(copy.graph) != str(gm.graph):
             raise PassError(
@@ -229,6 +263,10 @@ def missing(stage: Stage, kind: type) -> MissingResultError:
 def provider(kind: type) -> str:
     """The name of the pass that provides a result."""
     return str(getattr(kind, "provided_by", f"an analysis that provides {kind.__name__}"))
+
+
+def _resolved(verify: Verify) -> Verify:
+    return "all" if verify is True and os.environ.get("FX_OTO_VERIFY") == "all" else verify
 
 
 def _counted(context: Context) -> int | None:

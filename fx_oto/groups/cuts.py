@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import Tensor
@@ -26,6 +27,8 @@ class Cuts:
 
     found: Dependencies
     keep: Tensor
+    _known: dict[str, list[dict[int, Tensor] | None]] = field(default_factory=dict, init=False, repr=False)
+    _along: dict[int, tuple[int | None, Tensor | None]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def axes(self) -> dict[tuple[str, int], Tensor]:
@@ -48,7 +51,9 @@ class Cuts:
 
     def of_value(self, node: str) -> list[dict[int, Tensor] | None]:
         """For each tensor in a node's value: kept indices by dimension, or None if no rectangle is left."""
-        return [self._of_layers(layers) for layers in self.found.values.get(node, ())]
+        if node not in self._known:
+            self._known[node] = [self._of_layers(layers) for layers in self.found.values.get(node, ())]
+        return self._known[node]
 
     def of_tensor(self, node: str) -> dict[int, Tensor]:
         """The same for a node whose value is one tensor; nothing is cut from any other."""
@@ -58,14 +63,41 @@ class Cuts:
     def _of_layers(self, layers: Sequence[Layer]) -> dict[int, Tensor] | None:
         cut = {}
         for layer in layers:
-            kept = compress(self.keep[layer.labels])
-            if kept.all():
-                continue
-            dims = varying(kept)
-            if len(dims) != 1:
+            dim, index = self._of_labels_once(layer.labels)
+            if dim is None:
                 return None
-            cut[dims[0]] = kept.reshape(-1).nonzero().reshape(-1)
+            if index is not None:
+                cut[dim] = index
         return cut
+
+    def _of_labels_once(self, labels: Tensor) -> tuple[int | None, Tensor | None]:
+        """As ``_of_labels``: most values have the labels of the value before."""
+        if id(labels) not in self._along:
+            self._along[id(labels)] = self._of_labels(labels)
+        return self._along[id(labels)]
+
+    def _of_labels(self, labels: Tensor) -> tuple[int | None, Tensor | None]:
+        """The dimension that is cut, None if no rectangle is left, and what is kept of it, None if all is."""
+        kept = self.keep[labels]
+        if kept.all():
+            return 0, None
+        kept = compress(kept)
+        dims = varying(kept)
+        return (dims[0], kept.reshape(-1).nonzero().reshape(-1)) if len(dims) == 1 else (None, None)
+
+    @cached_property
+    def saved_macs(self) -> int:
+        """Multiply-adds that are saved: each contraction runs over what is left of each of its axes."""
+        saved = 0
+        for work in self.found.works:
+            lengths = [self._lengths(*operand) for operand in work.operands]
+            saved += work.macs - work.macs * math.prod(left for left, _ in lengths) // math.prod(n for _, n in lengths)
+        return saved
+
+    def _lengths(self, labels: Tensor, dims: tuple[int, ...]) -> tuple[int, int]:
+        """How much is left of the one of these dimensions that is cut, and how long it was; 1 of 1 if none is."""
+        dim, index = self._of_labels_once(labels)
+        return (1, 1) if index is None or dim not in dims else (len(index), labels.size(dim))
 
     def apply(self, tensor: Tensor, cut: dict[int, Tensor]) -> Tensor:
         """Select the kept indices of a tensor."""

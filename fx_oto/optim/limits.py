@@ -84,8 +84,11 @@ def _per_family(name: str, given: PerFamily, families: Sequence[Family], default
 
 
 def _step(family: Family, round_to: int) -> int:
-    """The least number of ZIGs whose channels are a multiple of ``round_to`` in every slot that makes channels."""
-    return math.lcm(*(round_to // math.gcd(round_to, slot.index.shape[1]) for slot in family.variables))
+    """The least number of ZIGs whose channels are a multiple of ``round_to`` along every axis that they are cut from.
+
+    A ZIG in front of ``chunk(2)`` takes two rows of one weight and a column of the next: it is the column that decides.
+    """
+    return math.lcm(*(round_to // math.gcd(round_to, slot.index.shape[1]) for slot in family.slots))
 
 
 def portions(size: int, limit: int, step: int) -> list[int]:

@@ -32,7 +32,8 @@ class Rectangle:
 class Crossing:
     """A grid that is combined elementwise with something that varies along one of its axes only.
 
-    If that axis survives, they are united; if another one does, what is combined with the grid is kept whole.
+    If that axis survives, or the grid only goes as one, they are united; if another one does, what is combined with
+    the grid is kept whole.
 
     Attributes:
         grid: atoms that vary along several dimensions.
@@ -114,7 +115,7 @@ class _Closure:
         grid, thin = self._units(crossing.grid), self._units(crossing.thin)
         if not thin.any():
             return False
-        if varying(compress(grid)) == varying(crossing.thin):
+        if varying(compress(grid)) in ((), varying(crossing.thin)):  # in none: all of the grid goes, or stays
             left, right = torch.broadcast_tensors(grid, thin)
             if torch.equal(left, right):
                 return False

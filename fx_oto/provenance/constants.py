@@ -62,7 +62,7 @@ class Constants:
         if not isinstance(value, FakeTensor) or id(value) in self._tape.constants:
             return self._tape.constants.get(id(value), value)
         call = self._calls.get(id(value))
-        if call is None or not _repeatable(call.func) or not self._without_inputs(call.node):
+        if call is None or not _repeatable(call.func) or not self.without_inputs(call.node):
             return None
         real = {id(tensor): self.content(tensor) for tensor in call.inputs}
         if any(tensor is None for tensor in real.values()):
@@ -75,7 +75,7 @@ class Constants:
             return None
         return next(result for out, result in zip(call.outputs, results, strict=True) if out is value)
 
-    def _without_inputs(self, name: str) -> bool:
+    def without_inputs(self, name: str) -> bool:
         """Whether a node reads nothing but constants and sizes that are fixed; nodes are judged in order, each once."""
         while name not in self._judged:
             node = next(self._unjudged)

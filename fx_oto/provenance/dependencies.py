@@ -109,10 +109,12 @@ class Work:
     Attributes:
         macs: multiply-adds on the example inputs.
         axes: atoms along each tracked axis that it runs over, shape ``(n,)`` each.
+        operands: labels of what it multiplies, each with the dimensions in whose length its cost is proportional.
     """
 
     macs: int
     axes: tuple[Tensor, ...]
+    operands: tuple[tuple[Tensor, tuple[int, ...]], ...] = ()
 
 
 @dataclass(frozen=True, eq=False, repr=False)

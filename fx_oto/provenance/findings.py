@@ -26,6 +26,7 @@ class Findings:
         frozen: atoms that are kept whole, each time with the reason.
         obligations: choices that wait for all unions.
         consumed: atoms whose indices are only summed over.
+        kernels: atoms of what convolutions slide along, each time with the reason why they stay.
         selected: for a tensor, by ``id``: what it is a selection from, along which dimension, at which positions.
     """
 
@@ -33,6 +34,7 @@ class Findings:
     obligations: list[Obligation] = field(default_factory=list)
     producers: list[tuple[str, Tensor]] = field(default_factory=list)
     consumed: list[Tensor] = field(default_factory=list)
+    kernels: list[tuple[Tensor, Reason]] = field(default_factory=list)
     contracting: set[str] = field(default_factory=set)
     works: list[Work] = field(default_factory=list)
     adjustments: list[Adjustment] = field(default_factory=list)
@@ -52,6 +54,16 @@ class Findings:
             for key, (entry, dim, positions) in self.selected.items()
             if key in named and id(entry) in named
         }
+
+    def keep_kernels(self, roots: Tensor) -> None:
+        """Keep whole what convolutions slide along, where something else reads the same weight and could cut it.
+
+        Of all others there is nothing to say: they meet nothing, and are in no group.
+        """
+        variable = self._variable(roots)
+        for labels, reason in self.kernels:
+            if variable[labels].any():
+                self.frozen.append((labels, reason))
 
     def dependencies(self, roots: Tensor, axes: tuple[Axis, ...], gathers: dict[str, Gather]) -> Dependencies:
         """All of it, once every atom has its final root."""

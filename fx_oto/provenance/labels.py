@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["UNKNOWN", "ZERO", "Layer", "align", "compress", "laid_along", "reshape", "varying", "zero_stays"]
+__all__ = ["UNKNOWN", "ZERO", "Layer", "align", "compress", "laid_along", "reshape", "runs", "varying", "zero_stays"]
 
 UNKNOWN = torch.full((), math.nan, dtype=torch.float64)
 ZERO = torch.zeros((), dtype=torch.float64)
@@ -98,7 +98,7 @@ def reshape(tensor: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
     are expanded, so that labels stay as small as they were.
     """
     middle, result, touched = [], [], []
-    for left, right in _runs(old, new):
+    for left, right in runs(old, new):
         varies = any(tensor.size(dim) > 1 for dim in left)
         middle += [old[dim] if varies else 1 for dim in left]
         result += [new[dim] if varies else 1 for dim in right]
@@ -106,8 +106,9 @@ def reshape(tensor: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
     return compress(tensor.expand(middle).reshape(result), touched)
 
 
-def _runs(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
-    runs, i, j = [], 0, 0
+def runs(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
+    """Cut two shapes of equal product into the shortest runs of dimensions of equal product."""
+    found, i, j = [], 0, 0
     while i < len(old) or j < len(new):
         start_i, start_j = i, j
         left = right = 1
@@ -118,5 +119,5 @@ def _runs(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
                 right, j = right * new[j], j + 1
             else:
                 break
-        runs.append((range(start_i, i), range(start_j, j)))
-    return runs
+        found.append((range(start_i, i), range(start_j, j)))
+    return found

@@ -7,6 +7,7 @@ layers by value, defers choices that depend on later unions, and settles them at
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves
 
+from fx_oto.errors import FxOtoError
 from fx_oto.graph import op_name, source_line, tensor_leaves
 from fx_oto.modules import is_opaque
 from fx_oto.provenance.aliases import Aliases
@@ -31,15 +34,18 @@ from fx_oto.provenance.origins import Origins
 from fx_oto.provenance.products import before_products
 from fx_oto.provenance.rectangles import keep_rectangles
 from fx_oto.provenance.regions import Region
+from fx_oto.provenance.sizes import PLACE, SizesRead, indexed_at
 from fx_oto.provenance.tape import OpCall, Tape, macs_of
 
-__all__ = ["FIXED", "Attention", "Propagation", "Rule", "Said"]
+__all__ = ["FIXED", "SLIDES", "Attention", "Propagation", "Rule", "Said"]
 
+_log = logging.getLogger(__name__)
 
 # What attention loses: whole heads, or the same part of the width of every head.
 Attention = Literal["heads", "head_dim"]
 # The commonest reason to keep something whole.
 FIXED = "it is combined with a tensor that is kept whole, such as the input"
+SLIDES = "a convolution slides along it"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +89,8 @@ class Propagation:
         self._origins = Origins(self.layers)
         self._borders = Borders(self, gm, tape)
         self._constants = Constants(tape, self._nodes, self.is_fixed)
+        self._sizes = SizesRead(gm, self._constants.without_inputs)
+        self._resized: set[int] = set()
         self._before_products = before_products(tape, self._moves_data)
 
     # -- what rules read -------------------------------------------------------------------------------
@@ -103,9 +111,35 @@ class Propagation:
         """Whether a dimension has the size of a parameter's or buffer's, and so the same in every call."""
         layers = [layer for layer in self.layers(value) if dim in layer.dims]
         if value.ndim and (self.is_weight(value) or not layers):
-            return self.is_weight(value)
+            return self.is_weight(value) and id(value) not in self._resized
         roots = [self.atoms.find(layer.labels) for layer in layers]
         return any(bool(((root > 0) & (root < self._num_axis_atoms)).all()) for root in roots)
+
+    @property
+    def reads_sizes(self) -> bool:
+        """Whether the current node reads, or may read, a number that is made of the sizes of inputs."""
+        return self._sizes.by(self._nodes[self.node]) != frozenset()
+
+    @property
+    def sizes_are_signed(self) -> bool:
+        """Whether such a number may be negative on some inputs and not on others."""
+        return self._sizes.signed(self._nodes[self.node])
+
+    @property
+    def indexes(self) -> bool:
+        """Whether the current node indexes with brackets; what it takes at places that vary is kept whole already."""
+        return op_name(self._nodes[self.node]) in ("getitem", "setitem")
+
+    def may_vary(self, call: OpCall, number: Any) -> bool:
+        """Whether a number among a call's arguments may be another one on inputs of other sizes.
+
+        What it is made of cannot be seen: it is taken for one that the current node reads if it is equal to it, and
+        every number is where one that the node reads is missing, for then torch has computed with it.
+        """
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            return False
+        read = self._sizes.by(self._nodes[self.node])
+        return read is None or number in read or not read.issubset(tree_leaves((call.args, call.kwargs)))
 
     def made_by(self, value: Tensor) -> OpCall | None:
         """The call that made a tensor, if it is all that a function or method node does."""
@@ -159,6 +193,8 @@ class Propagation:
     def put_weight(self, value: Tensor) -> None:
         """Remember that a value is a parameter that was only moved around."""
         self._weights.add(id(value))
+        if self.reads_sizes or (self.call and any(id(read) in self._resized for read in self.call.inputs)):
+            self._resized.add(id(value))
 
     def put_region(self, value: Tensor, region: Region) -> None:
         """Remember that a value is part of a movement region."""
@@ -193,6 +229,12 @@ class Propagation:
         for layer in self.layers(value):
             self.freeze(layer.labels, why)
 
+    def keep_along(self, value: Any, dims: Collection[int], why: str) -> None:
+        """Keep whole what varies along some dimensions of a value; what varies along others may go."""
+        layers = self.layers(value)
+        if dims and layers:
+            self.put(value, self.narrow(layers, set(range(value.ndim)).difference(dims), why))
+
     def produce(self, labels: Tensor) -> None:
         """Mark atoms whose indices are variables that the zero-invariant group drives to zero."""
         self._found.producers.append((self.node, labels.reshape(-1)))
@@ -200,6 +242,12 @@ class Propagation:
     def consume(self, labels: Tensor) -> None:
         """Mark atoms whose indices are only summed over here: cut with their group, but not driven to zero."""
         self._found.consumed.append(labels.reshape(-1))
+
+    def slide(self, labels: Tensor) -> None:
+        """Mark atoms of a weight's axes along which a convolution slides: they stay, whatever else reads the weight."""
+        labels = labels.reshape(-1)
+        self._found.consumed.append(labels)
+        self._found.kernels.append((labels[labels > 0], self.reason(SLIDES)))
 
     def rectangle(self, labels: Tensor) -> None:
         """Ask that whatever is removed from these labels leaves a rectangle."""
@@ -216,10 +264,18 @@ class Propagation:
         """Combine a grid with what varies along one of its axes only, whichever axis survives."""
         self._found.obligations.append(Crossing(grid, thin, self.reason(FIXED)))
 
-    def work(self, macs: int, layers: Iterable[Layer]) -> None:
-        """Note a contraction that the current call makes: its multiply-adds, and the axes that it runs over."""
+    def work(self, macs: int, layers: Iterable[Layer], others: Iterable[tuple[Layer, int]] = ()) -> None:
+        """Note a contraction that the current call makes.
+
+        Args:
+            macs: its multiply-adds.
+            layers: along the axes that it runs over, each axis once.
+            others: that it runs over as well, along one of their dimensions, if it is that one which is cut.
+        """
         self._found.contracting.add(self.node)
-        self._found.works.append(Work(macs, tuple(layer.labels.reshape(-1) for layer in layers)))
+        macs, layers = self._tape.on_example(self.node, macs), tuple(layers)
+        operands = [(one.labels, one.dims) for one in layers] + [(one.labels, (dim,)) for one, dim in others]
+        self._found.works.append(Work(macs, tuple(one.labels.reshape(-1) for one in layers), tuple(operands)))
 
     def mixes(self) -> None:
         """Note that what the current node returns at one index may depend on what it is given at others."""
@@ -303,7 +359,9 @@ class Propagation:
         self._borders.keep_unread()
         gathers = self._found.gathers(self._tape)
         keep_rectangles(self, self._nodes.values(), self._found.values, gathers)
+        self._found.keep_kernels(self.atoms.roots())
         settle(self.atoms, self._found.obligations, self._found.frozen)
+        self._found.keep_kernels(self.atoms.roots())  # choices may have tied them to something
         return self._found.dependencies(self.atoms.roots(), axes, gathers)
 
     def _parameter_axes(self) -> tuple[Axis, ...]:
@@ -329,6 +387,19 @@ class Propagation:
         elif node.op == "output":
             self._check_outdated(tensor_leaves(value))
         self._borders.keep(node, value)
+        if (indexed := indexed_at(node, self._sizes.vary)) is not None:
+            self._keep_indexed(indexed[0].meta["val"], indexed[1])
+
+    def _keep_indexed(self, source: Any, dims: list[int]) -> None:
+        """Along these dimensions, on other inputs other parts are taken; of a list, other tensors."""
+        if isinstance(source, Tensor):
+            self.keep_along(source, dims, PLACE)
+        elif dims:
+            parts = [self.layers(part) for part in tensor_leaves(source)]
+            labels = [layer.labels for layers in parts for layer in layers]
+            if any(len(layers) != 1 or not torch.equal(layers[0].labels, labels[0]) for layers in parts):
+                for one in labels:
+                    self.freeze(one, PLACE)
 
     def _play(self, call: OpCall) -> None:
         self._check_outdated(call.inputs)
@@ -340,31 +411,48 @@ class Propagation:
                         self.rectangle(layer.labels)
         written, refused = call.written, len(self._found.frozen)
         before = [self.layers(target) for target in written]
-        rule(call, self)
+        try:
+            rule(call, self)
+            if macs := macs_of(call):
+                self.work(macs, *self._contracted(call, rule))
+        except FxOtoError:  # what a user taught does not fit
+            raise
+        except Exception as error:
+            self._keep_touched(call, error)
         self._origins.pass_on(call, [reason for _, reason in self._found.frozen[refused:]])
-        if macs := macs_of(call):
-            self.work(macs, self._contracted(call, rule))
         for target, layers in zip(written, before, strict=True):
             self._aliases.write(target, layers, self.layers(target))
         self._aliases.add(call.outputs)
 
+    def _keep_touched(self, call: OpCall, error: Exception) -> None:
+        """A rule has failed: nothing that the call touches can go, and nothing is known of what it returns."""
+        _log.debug("the rule of %s failed at node %s", call.name, self.node, exc_info=error)
+        what = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        for value in (*call.inputs, *call.outputs):
+            self.freeze_value(value, f"the rule of the op {call.name} failed on it ({what})")
+        for out in call.outputs:
+            self.put(out, ())
+
     def _moves_data(self, call: OpCall) -> bool:
         return bool(getattr(self.rule_for(call.func), "moves_data", False))
 
-    def _contracted(self, call: OpCall, rule: Rule) -> list[Layer]:
-        """Layers along the axes that a contraction runs over, each axis once."""
+    def _contracted(self, call: OpCall, rule: Rule) -> tuple[list[Layer], list[tuple[Layer, int]]]:
+        """Layers along the axes that a contraction runs over, each axis once; and others, see ``work``."""
         if hasattr(rule, "contracted"):
-            return list(rule.contracted(call, self))
+            return list(rule.contracted(call, self)), []
         if isinstance(call.func, OpaqueOp):
-            return []
+            return [], []
         if call.name == "convolution":
-            return list(self.layers(call.args[1]))
+            images = [(layer, 0) for layer in self.layers(call.args[0]) if 0 in layer.dims]
+            return list(self.layers(call.args[1])), images
         operands = [arg for arg in call.args[:3] if isinstance(arg, Tensor)][-2:]
         if len(operands) < 2 or not operands[1].ndim:
-            return []
+            return [], []
         left, right = (self.layers(operand) for operand in operands)
         last = operands[1].ndim - 1
-        return [*left, *(layer for layer in right if last > 0 and layer.dims == (last,))]
+        inner = [layer for layer in right if last > 0 and last in layer.dims]
+        grids = [(layer, last) for layer in inner if len(layer.dims) > 1]
+        return [*left, *(layer for layer in inner if layer.dims == (last,))], grids
 
     def _check_outdated(self, values: Iterable[Any]) -> None:
         """What is read must not have changed behind its layers."""

@@ -28,7 +28,7 @@ def real_values(gm: GraphModule, inputs: ExampleInputs) -> dict[str, tuple[Any, 
 
     class Watch(PlainInterpreter):
         def run_node(self, n: Node) -> Any:
-            if not is_opaque(n, gm):
+            if not is_opaque(n, gm) and not n.meta.get("asks_values"):
                 return super().run_node(n)
             given = tensor_leaves(self.fetch_args_kwargs_from_env(n))
             before = _versions(given)

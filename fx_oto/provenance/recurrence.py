@@ -41,6 +41,8 @@ def recurrent_macs(name: str, tensors: Sequence[Tensor]) -> int:
 class WholeRecurrence(WholeCalls):
     """Show each recurrent call as the operator that it has a name for, with results of the right sizes."""
 
+    names = frozenset(f"{name}{overload}" for name in SEQUENCES + CELLS for overload in ("", ".input", ".default"))
+
     def shown(self, func: Any, args: tuple[Any, ...]) -> Shown | None:
         """See the base class."""
         name = getattr(func, "__name__", "").partition(".")[0]

@@ -1,24 +1,22 @@
-"""The ATen tape: every ATen call that a GraphModule makes, recorded by running it once on fake tensors.
+"""The ATen tape: every ATen call that a model makes, recorded by running it once on fake tensors.
 
-A fake run costs no arithmetic and no memory for activations. What is recorded is independent of the front
-end and of how the user spelled an operation; analyses read the tape and never run the model again.
+A fake run costs no arithmetic and no memory for activations. What is recorded is independent of how the user spelled
+an operation; analyses read the tape and never run the model again.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
@@ -38,19 +36,21 @@ from fx_oto.interpreting import PlainInterpreter, run_graph
 from fx_oto.keeping import evaluating, unchanged
 from fx_oto.modes import by_mode, written_in
 from fx_oto.modules import is_opaque
-from fx_oto.norms import WholeNorms, holds_norms_over
+from fx_oto.norms import WholeNorms
+from fx_oto.provenance.fakes import Fakes, StandIns, ValuesAskedError, tensors_in
 from fx_oto.provenance.leaves import LeafOp, OpaqueOp, leaf_of
 from fx_oto.provenance.misfits import misfit
 from fx_oto.provenance.real_values import real_values, writes_into_input
-from fx_oto.provenance.recurrence import WholeRecurrence, holds_recurrence, recurrent_macs
+from fx_oto.provenance.recurrence import WholeRecurrence, recurrent_macs
 
 __all__ = [
     "OpCall",
+    "Recording",
     "Tape",
-    "fake_like",
     "fake_run",
     "macs_of",
     "record_tape",
+    "tape_of_steps",
     "tensors_in",
 ]
 
@@ -58,13 +58,6 @@ __all__ = [
 @lru_cache(maxsize=4096)
 def _parameters(func: Any) -> tuple[tuple[str, Any], ...]:
     return tuple((arg.name, arg.default_value) for arg in func._schema.arguments)
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors in nested lists and tuples, which is all that ATen's calls take and return."""
-    if not isinstance(value, list | tuple):
-        return [value] if isinstance(value, Tensor) else []
-    return [tensor for part in value for tensor in tensors_in(part)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,8 +123,9 @@ class Tape:
     Attributes:
         steps: for each FX node, in order: its name, the calls made while it ran, and its fake value.
         tensors: the fake stand-in of each parameter and buffer, by name.
-        constants: the real buffer behind a fake one, by ``id``.
+        constants: the real tensor behind a fake buffer, or one that is written out in numbers, by ``id``.
         text: the graph that it was recorded of.
+        counted: multiply-adds of each step on the example inputs, where it was recorded on others.
     """
 
     provided_by: ClassVar[str] = "fx_oto.trace"
@@ -140,6 +134,7 @@ class Tape:
     tensors: dict[str, Tensor]
     constants: dict[int, Tensor]
     text: str = field(default="", repr=False)
+    counted: Mapping[str, int] | None = field(default=None, repr=False)
 
     def is_of(self, gm: GraphModule) -> bool:
         """Whether it is what this graph does, which may have been edited by hand since."""
@@ -148,7 +143,23 @@ class Tape:
     @cached_property
     def macs(self) -> int:
         """Multiply-adds of one forward pass on the example inputs, as ``fx_oto.cost`` counts them."""
+        if self.counted is not None:
+            return sum(self.counted.values())
         return _macs_of_all(call for _, calls, _ in self.steps for call in calls)
+
+    @cached_property
+    def _macs_by_step(self) -> dict[str, int]:
+        return {name: _macs_of_all(calls) for name, calls, _ in self.steps}
+
+    def counted_as(self, other: Tape) -> Tape:
+        """The same, with the multiply-adds of another tape of the graph, which was recorded on the example inputs."""
+        return replace(self, counted=other._macs_by_step)
+
+    def on_example(self, step: str, macs: int) -> int:
+        """Multiply-adds that a call of a step makes, as many as it makes on the example inputs."""
+        if self.counted is None or not macs:
+            return macs
+        return macs * self.counted[step] // self._macs_by_step[step]
 
 
 def macs_of(call: OpCall) -> int:
@@ -167,104 +178,32 @@ def _macs_of_all(calls: Iterable[OpCall]) -> int:
     return sum(macs_of(call) + recurrent_macs(call.name, call.inputs) for call in calls)
 
 
-def record_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
-    """Run ``gm`` in eval mode on fake tensors, record its ATen calls and fill ``node.meta["val"]``.
+class Recording(Fakes):
+    """Fake tensors whose calls are written down.
 
-    Raises:
-        InputError: the example inputs do not fit the model; the text names node and source line.
+    Attributes:
+        node: name of the FX node that runs.
+        calls: those that were made since the list was last replaced.
+        above: is handed each call, where somebody wants to see it first.
     """
-    recorder = _Recorder(gm, {})
-    try:
-        tensors = fake_run(gm, inputs, recorder.mode, recorder)
-    except InputError:
-        if recorder.current is None or not is_opaque(recorder.current, gm):
-            raise
-        recorder = _Recorder(gm, real_values(gm, inputs))  # what it returns depends on the numbers in its inputs
-        tensors = fake_run(gm, inputs, recorder.mode, recorder)
-    constants = {id(tensors[name]): buffer for name, buffer in gm.named_buffers()}
-    return Tape(tuple(recorder.steps), tensors, constants, str(gm.graph))
 
-
-def fake_run(
-    model: nn.Module, inputs: ExampleInputs, mode: AbstractContextManager[Any], recorder: _Recorder | None = None
-) -> dict[str, Tensor]:
-    """Run a module in eval mode on fake tensors, inside a context such as a dispatch mode.
-
-    Returns:
-        The fake stand-in of each parameter and buffer, by name.
-
-    Raises:
-        InputError: the example inputs do not fit the model.
-    """
-    with one_at_a_time, torch.inference_mode(False), unchanged(model):  # inference mode does not take ops apart
-        return _fake_run(model, inputs, mode, recorder)
-
-
-def _fake_run(
-    model: nn.Module, inputs: ExampleInputs, mode: AbstractContextManager[Any], recorder: _Recorder | None
-) -> dict[str, Tensor]:
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    real = tensor_names(model)
-    tensors = {name: fake_like(fake, tensor) for name, tensor in real.items()}
-    by_real = {id(tensor): tensors[name] for name, tensor in real.items()}
-    stand_ins = {f"model.{name}": by_real[id(tensor)] for name, tensor in _every_name(model).items()}
-    args, kwargs = tree_map_only(Tensor, lambda t: fake_like(fake, t), (inputs.args, dict(inputs.kwargs)))
-    try:
-        attention = sdpa_kernel(SDPBackend.MATH) if recorder else nullcontext()  # as products and a softmax
-        with (
-            quiet_fakes(),
-            unfused_attention(),
-            evaluating(model),
-            attention,
-            _whole(recorder),
-            torch.no_grad(),
-            fake,
-            mode,
-        ):
-            torch.func.functional_call(_Runner(model, recorder), stand_ins, args, kwargs)
-    except RuleError:
-        raise
-    except Exception as error:
-        raise _explain(error, recorder, model, inputs) from error
-    return tensors
-
-
-def _whole(recorder: _Recorder | None) -> ExitStack:
-    """Record some functions as one call each, whatever torch makes of them."""
-    modes = ExitStack()
-    if recorder is not None and holds_recurrence(recorder.gm):
-        modes.enter_context(WholeRecurrence(recorder.mode.whole))
-    if recorder is not None and holds_norms_over(recorder.gm):
-        modes.enter_context(WholeNorms(recorder.mode.whole))
-    return modes
-
-
-def _every_name(gm: nn.Module) -> dict[str, Tensor]:
-    return dict(gm.named_parameters(remove_duplicate=False)) | dict(gm.named_buffers(remove_duplicate=False))
-
-
-def fake_like(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
-    """A fake tensor of the same form."""
-    if isinstance(tensor, FakeTensor):
-        tensor = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
-    meta = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
-    return FakeTensor(mode, meta, tensor.device)
-
-
-class _RecordingMode(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+    def __init__(self, named: Mapping[str, Tensor]) -> None:
+        super().__init__(named)
         self.node = ""
         self.calls: list[OpCall] = []
+        self.above: Callable[[Any, Any, Any], Any] | None = None
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.above is None or func is torch.ops.prim.device.default:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        return self.above(func, args, kwargs or {})
+
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The base class's, written down."""
         restride = func is torch.ops.aten.as_strided_.default and _moves_nothing(*args)
-        result = func(*args, **(kwargs or {}))
-        if restride:
-            return result
-        self.record(func, args, kwargs or {}, result)
+        result = super().call(func, args, kwargs)
+        if not restride and func is not torch.ops.prim.device.default:
+            self.record(func, args, kwargs, result)
         return result
 
     def whole(self, func: Any, args: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
@@ -272,11 +211,12 @@ class _RecordingMode(TorchDispatchMode):
         calls, self.calls = self.calls, []
         result = compute()
         self.calls = calls
-        self.record(func, args, {}, result)
+        self.record(func, self.faked(args), {}, result)
         return result
 
     def leaf(self, op: LeafOp, args: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
         """Record one call of a leaf module, in the place of those that it makes."""
+        args = self.faked(args)
         calls, self.calls = self.calls, []
         result = compute()
         made, self.calls = self.calls, calls
@@ -287,10 +227,30 @@ class _RecordingMode(TorchDispatchMode):
         return result
 
     def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Write a call down."""
         outputs = (result,) if isinstance(result, Tensor) else tuple(tensors_in(result))
         call = OpCall(self.node, func, args, kwargs, outputs)
         if outputs or call.mutates:
             self.calls.append(call)
+
+    def opaque(self, node: Node, module: nn.Module | None, given: tuple[Any, Any], real: Any, macs: int) -> Any:
+        """What a node returns that was run on real tensors, recorded as one call of which nothing is known.
+
+        Args:
+            node: the node.
+            module: what it calls, if it calls a module.
+            given: its arguments, on fake tensors.
+            real: what it returned.
+            macs: multiply-adds that it made.
+        """
+        value = tree_map_only(Tensor, lambda tensor: self.like(tensor, tensor.device), real)
+        func: Any = OpaqueOp(macs)
+        read: tuple[Any, ...] = (*tree_leaves(given), *(module.parameters() if module is not None else ()))
+        if module is not None and leaf_of(module) is not None:
+            op, read = LeafOp.of(module, *given)
+            func = replace(op, macs=macs)
+        self.calls = [OpCall(node.name, func, self.faked(read), {}, tuple(tensor_leaves(value)))]
+        return value
 
 
 def _moves_nothing(tensor: Tensor, size: list[int], stride: list[int], *_: Any) -> bool:
@@ -299,25 +259,127 @@ def _moves_nothing(tensor: Tensor, size: list[int], stride: list[int], *_: Any) 
     return list(tensor.shape) == list(size) and all(before == after for before, after in fixed)
 
 
+@contextmanager
+def one_by_one() -> Iterator[None]:
+    """Let torch make the calls that rules know: attention as products and a softmax, norms and layers one at a time."""
+    with quiet_fakes(), unfused_attention(), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def record_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
+    """Run ``gm`` in eval mode on fake tensors, record its ATen calls and fill ``node.meta["val"]``.
+
+    Raises:
+        InputError: the example inputs do not fit the model; the text names node and source line.
+    """
+    really: dict[str, tuple[Any, int]] = {}
+    while True:
+        recorder = _Recorder(gm, really)
+        try:
+            _run_recorder(recorder, inputs)
+        except InputError as error:
+            node = recorder.current
+            if node is None or node.name in really or not (is_opaque(node, gm) or _asks_values(error)):
+                raise
+            node.meta["asks_values"] = True  # what it returns depends on the numbers in its inputs
+            really = real_values(gm, inputs)
+        else:
+            return tape_of_steps(gm, recorder.mode, recorder.steps)
+
+
+def _asks_values(error: BaseException) -> bool:
+    return isinstance(error.__cause__, ValuesAskedError)
+
+
+Steps = Iterable[tuple[Node, list[OpCall], Any]]
+
+
+def tape_of_steps(gm: GraphModule, mode: Recording, steps: Steps) -> Tape:
+    """The tape of a graph whose nodes have been run.
+
+    Args:
+        gm: the GraphModule.
+        mode: what recorded the calls.
+        steps: the graph's nodes in order, each with the calls made while it ran and its value.
+    """
+    read = tuple(
+        (node.name, tuple(calls if node.meta.get("asks_values") else _read(calls, _used(node, value))), value)
+        for node, calls, value in steps
+    )
+    constants = mode.literals | {id(mode.of(buffer)): buffer for buffer in gm.buffers()}
+    tensors: dict[str, Tensor] = {name: mode.of(tensor) for name, tensor in tensor_names(gm).items()}
+    return Tape(read, tensors, constants, str(gm.graph))
+
+
+def _run_recorder(recorder: _Recorder, inputs: ExampleInputs) -> None:
+    with recorder.whole_calls():
+        fake_run(recorder.gm, inputs, recorder.mode, recorder)
+
+
+def fake_run(
+    model: nn.Module, inputs: ExampleInputs, mode: AbstractContextManager[Any], recorder: _Recorder | None = None
+) -> None:
+    """Run a module in eval mode on fake tensors, inside a context such as a dispatch mode.
+
+    Raises:
+        InputError: the example inputs do not fit the model.
+    """
+    fakes = recorder.mode if recorder is not None else Fakes({})
+    args, kwargs = tree_map_only(Tensor, fakes.of, (inputs.args, dict(inputs.kwargs)))
+    outer = nullcontext() if mode is fakes else mode
+    attention = one_by_one() if recorder is not None else unfused_attention()
+    run = model if recorder is None else recorder.run_on
+    try:
+        # inference mode does not take ops apart
+        with ExitStack() as stack:
+            surroundings: tuple[Any, ...] = (one_at_a_time, torch.inference_mode(False), unchanged(model))
+            surroundings += (
+                evaluating(model),
+                quiet_fakes(),
+                attention,
+                torch.no_grad(),
+                fakes,
+                outer,
+                StandIns(fakes),
+            )
+            for context in surroundings:
+                stack.enter_context(context)
+            run(*args, **kwargs)
+    except RuleError:
+        raise
+    except Exception as error:
+        raise _explain(error, recorder, model, inputs) from error
+
+
 class _Recorder(PlainInterpreter):
     def __init__(self, gm: GraphModule, opaque: dict[str, tuple[Any, int]]) -> None:
         super().__init__(gm)
         self.gm = gm
         self.opaque = opaque
-        self.mode = _RecordingMode()
-        self.steps: list[tuple[str, tuple[OpCall, ...], Any]] = []
+        self.mode = Recording(tensor_names(gm))
+        self.steps: list[tuple[Node, list[OpCall], Any]] = []
         self.current: Node | None = None
+
+    def whole_calls(self) -> AbstractContextManager[Any]:
+        """Record some functions as one call each, whatever torch makes of them."""
+        return whole_calls(self.mode)
+
+    def run_on(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph."""
+        return run_graph(self, args, kwargs)
 
     def run_node(self, n: Node) -> Any:
         self.current, self.mode.node, self.mode.calls = n, n.name, []
-        value = self._opaque_value(n) if n.name in self.opaque else super().run_node(n)
-        if op_name(n) == "scaled_dot_product_attention" and value.ndim == 4:
-            value = value.transpose(1, 2).contiguous().transpose(1, 2)  # the layout of the fused kernels
+        given = self.fetch_args_kwargs_from_env(n)
+        if n.name in self.opaque:
+            module = self.gm.get_submodule(str(n.target)) if n.op == "call_module" else None
+            value = self.mode.opaque(n, module, given, *self.opaque[n.name])
+        else:
+            value = laid_out(n, self.mode.faked(super().run_node(n)))
         if n.target is by_mode:
-            self.mode.record(by_mode, *self.fetch_args_kwargs_from_env(n), value)
+            self.mode.record(by_mode, *given, value)
         n.meta["val"] = value
-        calls = self.mode.calls if n.name in self.opaque else _read(self.mode.calls, _used(n, value))
-        self.steps.append((n.name, tuple(calls), value))
+        self.steps.append((n, self.mode.calls, value))
         return value
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -332,19 +394,19 @@ class _Recorder(PlainInterpreter):
             return super().call_module(target, args, kwargs)
         return self.mode.leaf(*LeafOp.of(module, args, kwargs), lambda: module(*args, **kwargs))
 
-    def _opaque_value(self, node: Node) -> Any:
-        args, kwargs = self.fetch_args_kwargs_from_env(node)
-        fake = next(mode for mode in _get_current_dispatch_mode_stack() if isinstance(mode, FakeTensorMode))
-        real, macs = self.opaque[node.name]
-        value = tree_map_only(Tensor, lambda t: fake_like(fake, t), real)
-        module = self.gm.get_submodule(str(node.target)) if node.op == "call_module" else nn.Module()
-        func: Any = OpaqueOp(macs)
-        read: tuple[Any, ...] = (*tree_leaves((args, kwargs)), *module.parameters())
-        if leaf_of(module) is not None:
-            op, read = LeafOp.of(module, args, kwargs)
-            func = replace(op, macs=macs)
-        self.mode.calls = [OpCall(node.name, func, read, {}, tuple(tensor_leaves(value)))]
-        return value
+
+@contextmanager
+def whole_calls(mode: Recording) -> Iterator[None]:
+    """Record recurrence, and norms over an original count, as one call each."""
+    with WholeRecurrence(mode.whole), WholeNorms(mode.whole):
+        yield
+
+
+def laid_out(node: Node, value: Any) -> Any:
+    """A node's value; of attention, in the layout of the fused kernels."""
+    if op_name(node) == "scaled_dot_product_attention" and value.ndim == 4:
+        return value.transpose(1, 2).contiguous().transpose(1, 2)
+    return value
 
 
 def _used(node: Node, value: Any) -> list[Tensor]:
@@ -364,18 +426,6 @@ def _read(calls: list[OpCall], used: list[Tensor]) -> list[OpCall]:
             kept.append(call)
             live.update(id(tensor) for tensor in call.inputs)
     return kept[::-1]
-
-
-class _Runner(nn.Module):
-    def __init__(self, model: nn.Module, recorder: _Recorder | None) -> None:
-        super().__init__()
-        self.model = model
-        self.recorder = recorder
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.recorder is None:
-            return self.model(*args, **kwargs)
-        return run_graph(self.recorder, args, kwargs)
 
 
 def _explain(error: Exception, recorder: _Recorder | None, gm: nn.Module, inputs: ExampleInputs) -> InputError:

@@ -1,7 +1,7 @@
 """Rewriting of FX nodes whose arguments no longer hold once channels are gone.
 
 Every node is looked at once, in order. What it was traced with is in ``node.meta["val"]`` (full sizes), what is
-kept of its value and of its inputs comes from ``Cuts``.
+kept of its value and of its inputs comes from ``Cuts``. At the end every node carries the value that it has now.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from fx_oto.provenance.leaves import leaf_of
 from fx_oto.rewriting import computation, movement, sizes
 from fx_oto.rewriting.computation import Fold
 from fx_oto.rewriting.editor import Editor, Handler
+from fx_oto.rewriting.values import note_values
 
 __all__ = ["rewrite"]
 
@@ -53,6 +54,7 @@ def rewrite(gm: GraphModule, cuts: Cuts, fold: Fold) -> None:
         for adjustment in adjustments.get(name, ()):
             computation.adjust(edit, edit.nodes[name], adjustment, fold)
     _erase(edit, stale)
+    note_values(edit)
 
 
 def _positional(node: Node) -> None:

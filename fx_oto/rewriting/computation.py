@@ -209,6 +209,8 @@ def _missing(edit: Editor, reader: Node, labels: Tensor) -> Node:
     """What each removed element of the mean's input is worth, in a tensor of size 1 along the dimension that is cut."""
 
     def worth(node: Node, back: int) -> Node:
+        if not isinstance(node.meta["val"], Tensor):  # a number, such as an input's length
+            return node
         dim = len(edit.shape(node)) - back
         layer = next((layer for layer in edit.layers(node) if layer.dims == (dim,)), None)
         if layer is None:  # the same for every channel

@@ -79,6 +79,11 @@ class Editor:
         self._origins[new] = name = self._origins.get(node, node.name)
         self.nodes[name] = new
 
+    def analysed(self, node: Node) -> str | None:
+        """The name of the node of the analysed graph whose value this one returns, None if it stands for none."""
+        name = self._origins.get(node, node.name)
+        return name if self.nodes.get(name) is node else None
+
     def constant(self, name: str, tensor: Tensor, before: Node) -> Node:
         """A buffer of the compact module."""
         device = next((t.device for t in (*self.gm.parameters(), *self.gm.buffers())), None)

@@ -17,7 +17,7 @@ __all__ = ["created", "read_count", "read_size", "use_sizes"]
 
 
 def read_size(edit: Editor, node: Node) -> None:
-    """``x.shape``, ``x.size()``, ``x.size(1)``: of a cut dimension, the original size."""
+    """``x.shape``, ``x.size()``, ``x.size(1)``: of a cut dimension, the size that it would have."""
     source = node.args[0]
     fixed = edit.cut_dims(source)
     if not fixed or not isinstance(source, Node):
@@ -37,11 +37,22 @@ def _size(edit: Editor, source: Node, dim: int, fixed: bool) -> Any:
     full = edit.shape(source)[dim]
     while edit.is_lost(source):
         source = source.args[0]  # type: ignore[assignment]
-    if fixed or len(edit.shape(source)) <= dim or edit.shape(source)[dim] != full:
+    if len(edit.shape(source)) <= dim or edit.shape(source)[dim] != full:
+        return full
+    cut = edit.cut(source)
+    if fixed and (dim not in cut or not _repeats(edit, source, dim)):
         return full
     size = edit.graph.call_method("size", (source, dim))
     size.meta["val"] = full
+    if fixed:
+        size = edit.graph.call_function(_times_ratio, (size, full, len(cut[dim])))
+        size.meta["val"] = full
     return size
+
+
+def _repeats(edit: Editor, source: Node, dim: int) -> bool:
+    """Whether a dimension is the product of what is cut and of something else, such as the batch."""
+    return any(dim in layer.dims and len(layer.labels.unique()) < layer.labels.numel() for layer in edit.layers(source))
 
 
 def read_count(edit: Editor, node: Node) -> None:

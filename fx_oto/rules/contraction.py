@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fx_oto.provenance.closure import Grouped
 from fx_oto.provenance.labels import UNKNOWN, ZERO, Layer, align, zero_stays
-from fx_oto.provenance.propagation import FIXED, Propagation
+from fx_oto.provenance.propagation import FIXED, SLIDES, Propagation
 from fx_oto.provenance.tape import OpCall
 from fx_oto.rules.pointwise import Operand, combine
 
@@ -31,9 +31,11 @@ def matmul(call: OpCall, p: Propagation) -> None:
 def add_matmul(call: OpCall, p: Propagation) -> None:
     """``addmm``, ``baddbmm``: a product plus a bias."""
     bias, left, right = call.args[:3]
-    scale_is_one = call.kwargs.get("beta", 1) == 1 and call.kwargs.get("alpha", 1) == 1
+    scales = (call.arg("beta"), call.arg("alpha"))
+    scale_is_one = scales == (1, 1) and not any(p.may_vary(call, scale) for scale in scales)
     product = Operand(call.out.shape, _product(p, left, right, foldable=scale_is_one))
-    p.put(call.out, _add(p, product, Operand.of(p, bias), call.out.ndim))
+    layers = _add(p, product, Operand.of(p, bias), call.out.ndim)
+    p.put(call.out, layers if scale_is_one else [Layer(one.labels, zero_stays(one.removed)) for one in layers])
 
 
 def _product(p: Propagation, left: Tensor, right: Tensor, foldable: bool = True) -> list[Layer]:
@@ -149,11 +151,12 @@ def convolution(call: OpCall, p: Propagation) -> None:
     inputs = _channels(p, p.layers(source))
     window = [layer for layer in p.layers(weight) if p.is_weight(weight) and min(layer.dims) >= 2]
     for layer in window:
-        p.consume(layer.labels)
+        p.slide(layer.labels)
     kernel = _channels(p, [layer for layer in p.layers(weight) if layer not in window])
     sides = [Operand(source.shape[:2], inputs), Operand(weight.shape[:2], kernel, p.is_weight(weight))]
     if groups == 1:
-        foldable = p.is_weight(weight) and not transposed and not any(call.arg("padding"))
+        padded = any(n or p.may_vary(call, n) for n in call.arg("padding"))
+        foldable = p.is_weight(weight) and not transposed and not padded
         layers = contract(p, sides, ("bc", "co" if transposed else "oc"), "bo", foldable)
     else:
         by_image = p.narrow([layer for layer in inputs if 0 in layer.dims], (0,), "")
@@ -167,7 +170,7 @@ def convolution(call: OpCall, p: Propagation) -> None:
 
 def _channels(p: Propagation, layers: Sequence[Layer]) -> list[Layer]:
     """Layers along batch and channels; what varies over the window only is summed, and kept whole."""
-    narrowed = p.narrow(layers, (0, 1), "a convolution slides along it")
+    narrowed = p.narrow(layers, (0, 1), SLIDES)
     return [layer.map(lambda t: t.reshape(t.shape[:2])) for layer in narrowed]
 
 

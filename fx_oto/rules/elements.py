@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from fx_oto.provenance.propagation import Propagation
 from fx_oto.provenance.tape import OpCall
 from fx_oto.rules.contraction import lift
 from fx_oto.rules.equations import Equation, operands_of
-from fx_oto.rules.pointwise import Operand, combine, number
+from fx_oto.rules.pointwise import Operand, agreed, combine, number, with_other_sizes
 from fx_oto.rules.running import run_on
 
 __all__ = ["Elementwise"]
@@ -59,9 +60,10 @@ class Elementwise:
             if (content := number(p, t, len(result))) is not None
         }
         shapes = [operand.shape for operand in lifted]
+        calls = [call, *with_other_sizes(call, p)]
         for which, out in enumerate(call.outputs):
-            trial = _Trial(call, terms, result, shapes, zeroing, known, which)
-            p.put(out, combine(p, lifted, len(result), trial.worth))
+            trials = [_Trial(one, terms, result, shapes, zeroing, known, which) for one in calls]
+            p.put(out, combine(p, lifted, len(result), partial(_worth_in_all, trials)))
 
     def _terms(self, call: OpCall, operands: Sequence[tuple[str, Tensor]]) -> tuple[list[str], str]:
         if self.equation is not None:
@@ -89,6 +91,10 @@ class Elementwise:
     def __repr__(self) -> str:
         given = [] if self.equation is None else [repr(self.equation.text)]
         return f"elementwise({', '.join(given + ([f'zero_if={self.zero_if}'] if self.zero_if else []))})"
+
+
+def _worth_in_all(trials: Sequence[_Trial], values: list[Tensor]) -> Tensor:
+    return agreed([trial.worth(values) for trial in trials])
 
 
 @dataclass(frozen=True, eq=False)

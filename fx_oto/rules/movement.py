@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
-from fx_oto.provenance.labels import UNKNOWN, Layer, compress, laid_along, reshape, zero_stays
+from fx_oto.provenance.labels import UNKNOWN, Layer, compress, laid_along, reshape, runs, zero_stays
 from fx_oto.provenance.propagation import FIXED, Propagation
 from fx_oto.provenance.regions import Region
+from fx_oto.provenance.sizes import PLACE
 from fx_oto.provenance.tape import OpCall, tensors_in
 
 __all__ = [
@@ -57,12 +59,32 @@ def identity(call: OpCall, p: Propagation) -> None:
 def movement(call: OpCall, p: Propagation) -> None:
     """Any op that moves elements of one tensor: permute, slice, split, flip, roll, pixel shuffle and more."""
     source = call.args[0]
+    p.keep_along(source, _at_varying_places(call, p), PLACE)
 
     def move(labels: Tensor) -> list[Tensor]:
         args = (labels.expand(source.shape), *call.args[1:])
         return [compress(moved) for moved in tensors_in([call.func(*args, **call.kwargs)])]
 
     _follow(call, p, source, move)
+
+
+def _at_varying_places(call: OpCall, p: Propagation) -> set[int]:
+    """The dimensions of the first argument along which inputs of other sizes move other elements, or further."""
+    ndim = call.args[0].ndim
+    if not p.reads_sizes or p.indexes or call.func.name() in _SIZE_FREE:
+        return set()
+    if call.name == "repeat":
+        lead = len(call.args[1]) - ndim
+        return {i - lead for i, n in enumerate(call.args[1]) if i >= lead and p.may_vary(call, n)}
+    if call.name == "roll":
+        dims = call.arg("dims")
+        return {dim % ndim for dim, n in zip(dims, call.arg("shifts"), strict=False) if p.may_vary(call, n)}
+    names = [arg.name for arg in call.func._schema.arguments[1:]]
+    along = next((name for name in names if name in ("dim", "dimension")), None)
+    numbers = tree_leaves([call.arg(name) for name in names if name != along])
+    if not any(p.may_vary(call, n) for n in numbers):
+        return set()
+    return set(range(ndim)) if along is None else {call.arg(along) % ndim}
 
 
 @_moves_data
@@ -83,7 +105,27 @@ def view(call: OpCall, p: Propagation) -> None:
     if source.numel() == 0:
         p.freeze_value(source, "it is reshaped without elements")
         return
+    _keep_mixed(p, source, call.out)
     _follow(call, p, source, lambda labels: [reshape(labels, source.shape, call.out.shape)])
+
+
+def _keep_mixed(p: Propagation, source: Tensor, out: Tensor) -> None:
+    """Keep whole what a reshape cuts at places that have nothing to do with where it begins.
+
+    Where a sequence ``(B, T, 8)`` becomes ``(B, 8, T)`` by a reshape, channel ``c`` of step ``t`` goes to where
+    ``8 t + c`` falls in rows of ``T``: which channels share a row depends on ``T``. Where ``(B, 8)`` becomes
+    ``(2 B, 4)``, they are halves of each 8, whatever ``B`` is.
+    """
+    for left, right in runs(source.shape, out.shape):
+        if len(left) < 2 or len(right) < 2:
+            continue
+        ends = [math.prod(out.shape[dim] for dim in right[place:]) for place in range(1, len(right))]
+        for layer in p.layers(source):
+            for dim in (dim for dim in left if layer.labels.size(dim) > 1):
+                inner = math.prod(source.shape[other] for other in left if other > dim)
+                end = inner * source.size(dim)
+                if any(inner < one < end and end % one for one in ends):
+                    p.freeze(layer.labels, "it is mixed with a dimension whose size may be another one on other inputs")
 
 
 def _follow(call: OpCall, p: Propagation, source: Tensor, move: _Move) -> None:
@@ -97,7 +139,7 @@ def _follow(call: OpCall, p: Propagation, source: Tensor, move: _Move) -> None:
         p.freeze_value(source, "its bits are read as another type")
         return
     if not p.rewritable and call.func.name() not in _SIZE_FREE:
-        p.freeze_value(source, "it is reshaped inside an opaque function, into which torch.export would see")
+        p.freeze_value(source, "it is reshaped inside an opaque function, into which slicing does not see")
     region = p.region(source)
     results = [_run(layer, move, len(call.outputs)) for layer in layers]
     if region is None and any(
@@ -249,7 +291,7 @@ def create(call: OpCall, p: Propagation) -> None:
     """Factories (``zeros``, ``arange``, ``randn`` …): fresh atoms for every dimension."""
     worth = {"zeros": 0.0, "new_zeros": 0.0, "ones": 1.0, "new_ones": 1.0}.get(call.name)
     if call.name in ("full", "new_full") and isinstance(value := call.arg("fill_value"), int | float):
-        worth = float(value)
+        worth = None if p.may_vary(call, value) else float(value)
     removed = UNKNOWN if worth is None else torch.tensor(worth, dtype=torch.float64)
     for out in call.outputs:
         p.put(out, _fresh(p, out, range(out.ndim), removed))
@@ -265,9 +307,13 @@ def _fresh(p: Propagation, out: Tensor, dims: Sequence[int], removed: Tensor) ->
 def pad(call: OpCall, p: Propagation) -> None:
     """Constant padding: a padded tracked dimension gets fresh atoms for its new indices."""
     source, amounts = call.args[0], call.args[1]
-    value = float(call.args[2] if len(call.args) > 2 else call.kwargs.get("value", 0.0) or 0.0)
+    value = float(call.arg("value") or 0.0)
+    if p.may_vary(call, call.arg("value")):
+        value = math.nan
     around = {source.ndim - 1 - i: (amounts[2 * i], amounts[2 * i + 1]) for i in range(len(amounts) // 2)}
-    around = {dim: pair for dim, pair in around.items() if any(pair)}
+    varying = {dim for dim, pair in around.items() if any(p.may_vary(call, n) for n in pair)}
+    p.keep_along(source, varying, PLACE)
+    around = {dim: pair for dim, pair in around.items() if any(pair) or dim in varying}
     if p.is_weight(source) and value == 0:
         p.put_weight(call.out)
     layers = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,13 +16,16 @@ from fx_oto.provenance.labels import UNKNOWN, Layer, align, compress
 from fx_oto.provenance.propagation import FIXED, Propagation
 from fx_oto.provenance.tape import OpCall
 
-__all__ = ["Operand", "combine", "glu", "join", "number", "overwrite", "pointwise"]
+__all__ = ["Operand", "agreed", "combine", "glu", "join", "number", "overwrite", "pointwise", "with_other_sizes"]
 
 # Ops in which an operand that is known can decide the result, whatever the others are: 0 · x, 0 / x, where(x, a, a).
 _ABSORBING = {"mul", "div", "where", "masked_fill", "addcmul", "addcdiv", "lerp", "native_dropout", "_prelu_kernel"}
 _IGNORING = {"zeros_like", "ones_like", "full_like", "fill", "zero"}
 # Stand-ins for an operand that is not known, in these ops.
 _PROBES = torch.tensor([-1.3, 0.7, 2.9, -41.0, 33.0], dtype=torch.float64)
+# What a number made of sizes may be on other inputs.
+_OTHER_SIZES: list[Callable[[float], float]] = [lambda n: 2 * n + 1, lambda n: 5 * n + 2]
+_OTHER_SIGNS: list[Callable[[float], float]] = [lambda n: n - 1, lambda n: -3 * n - 1]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,12 +50,36 @@ def pointwise(call: OpCall, p: Propagation) -> None:
     operands = [Operand.of(p, t) for t in tensors]
     known = {i: content for i, t in enumerate(tensors) if (content := number(p, t, call.out.ndim)) is not None}
 
+    calls = [call, *with_other_sizes(call, p)]
+
     def worth(values: list[Tensor]) -> Tensor:
-        return _evaluate(call, [known.get(i, value) for i, value in enumerate(values)], p.memo)
+        filled = [known.get(i, value) for i, value in enumerate(values)]
+        return agreed([_evaluate(one, filled, p.memo) for one in calls])
 
     layers = combine(p, operands, call.out.ndim, worth)
     for out in call.outputs:
         p.put(out, layers)
+
+
+def with_other_sizes(call: OpCall, p: Propagation) -> list[OpCall]:
+    """The same call on inputs of other sizes: with other numbers in the place of those that may be made of sizes."""
+    if not p.reads_sizes:
+        return []
+
+    def changed(change: Callable[[float], float]) -> tuple[Any, Any]:
+        args, kwargs = tree_map(lambda leaf: change(leaf) if p.may_vary(call, leaf) else leaf, (call.args, call.kwargs))
+        return args, kwargs
+
+    changes = _OTHER_SIZES + _OTHER_SIGNS if p.sizes_are_signed else _OTHER_SIZES
+    return [replace(call, args=args, kwargs=kwargs) for args, kwargs in map(changed, changes)]
+
+
+def agreed(ways: Sequence[Tensor]) -> Tensor:
+    """What is left, where that is the same in every way; NaN where it is not."""
+    removed = ways[0]
+    for other in ways[1:]:
+        removed = torch.where((removed == other) | (ways[0] == math.inf), removed, UNKNOWN)
+    return removed
 
 
 def number(p: Propagation, tensor: Tensor, ndim: int) -> Tensor | None:
@@ -126,11 +153,10 @@ def combine(
     for dims, members in groups:
         members.sort(key=lambda member: -len(member[1].dims))
         labels, thin = members[0][1].labels, _thin(members, operands, ndim) if may_cross else []
-        known = [member for member in members if member not in thin]
-        removed = worth([_worth(position, known, ndim) for position in range(len(operands))])
+        removed = _removed(operands, members, thin, ndim, worth)
         if thin and not (removed == 0).all():  # what is removed depends on which axis survives
-            thin, known = [], members
-            removed = worth([_worth(position, known, ndim) for position in range(len(operands))])
+            thin = []
+            removed = _removed(operands, members, thin, ndim, worth)
         p.freeze_where(removed == math.inf, labels, "once zero, it would be 0 / 0 or the like")
         for member in members[1:]:
             couple = p.crossing if member in thin else p.unite
@@ -160,6 +186,28 @@ def _thin(members: Sequence[tuple[int, Layer]], operands: Sequence[Operand], ndi
         for position, layer in members
         if len(layer.dims) == 1 < len(grid) and not _spans(operands[position].shape, ndim, grid - tracked[position])
     ]
+
+
+def _removed(
+    operands: Sequence[Operand],
+    members: Sequence[tuple[int, Layer]],
+    thin: Sequence[tuple[int, Layer]],
+    ndim: int,
+    worth: Callable[[list[Tensor]], Tensor],
+) -> Tensor:
+    """What is left of what goes, whichever axis of a grid survives; NaN where that makes a difference.
+
+    A bias of shape (heads, width) loses its rows where whole heads go, and its columns where a part of their width
+    does: queries that are zero stay zero with it either way. One of shape (heads, 1) stays where a part of the width
+    goes.
+    """
+    fat = [member for member in members if member not in thin]
+    axes = [(dim,) for dim in members[0][1].dims] if thin else [()]
+    ways = []
+    for axis in axes:
+        known = fat + [member for member in thin if member[1].dims == axis]
+        ways.append(worth([_worth(position, known, ndim) for position in range(len(operands))]))
+    return agreed(ways)
 
 
 def _whole(p: Propagation, operand: Operand) -> Operand:

@@ -83,7 +83,7 @@ def register_leaf(
 
     Tracing makes one ``call_module`` of it, the analysis sees one call whose arguments are those of ``forward`` by
     name, then its parameters and buffers, and slicing cuts those and sets the attributes. A class stands for itself
-    and not for its subclasses; a module with hooks of the user's, and any that ``torch.export`` captures, is seen
+    and not for its subclasses; a module with hooks of the user's, and any in a graph of ``torch.export``, is seen
     through all the same. ``forward`` must not write into what it is given.
 
     Args:

@@ -12,7 +12,9 @@ from torch import Tensor
 from fx_oto.errors import RuleError
 from fx_oto.provenance.labels import Layer, compress, laid_along
 from fx_oto.provenance.propagation import Propagation
+from fx_oto.provenance.sizes import PLACE
 from fx_oto.provenance.tape import OpCall
+from fx_oto.rules.pointwise import with_other_sizes
 from fx_oto.rules.running import run_on
 
 __all__ = ["Movement"]
@@ -46,6 +48,8 @@ class Movement:
             for out in call.outputs:
                 p.put(out, ())
             return
+        if any(not _same(self._run(one, numbers), moved) for one in with_other_sizes(call, p)):
+            p.keep_along(source, range(source.ndim), PLACE)
         shift = _Shift(call, p, moved, lambda cut: self._run(call, cut))
         weight = p.is_weight(source)
         for which, out in enumerate(call.outputs):
@@ -74,6 +78,10 @@ class Movement:
 
     def __repr__(self) -> str:
         return "movement()" if self.move is None else f"movement({getattr(self.move, '__name__', self.move)})"
+
+
+def _same(found: Sequence[Tensor] | None, expected: Sequence[Tensor]) -> bool:
+    return found is not None and len(found) == len(expected) and all(map(torch.equal, found, expected))
 
 
 def _lossless(results: Sequence[Tensor], found: Sequence[Tensor], numbers: Tensor) -> bool:
@@ -142,8 +150,7 @@ class _Shift:
         numbers = _taken(torch.arange(shape.numel()).view(shape), kept[0])
         expected = [_taken(one, index) for one, index in zip(self.moved, kept[1:], strict=True)]
         found = self.run(numbers) if numbers.numel() else None
-        same = found is not None and len(found) == len(expected) and all(map(torch.equal, found, expected))
-        return found if same else None
+        return found if _same(found, expected) else None
 
     def _selects(self, before: Layer, after: Layer) -> bool:
         """Whether it is a selection along one dimension, which slicing can put in its place; notes that it is."""

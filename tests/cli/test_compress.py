@@ -121,7 +121,7 @@ def test_a_dry_run_prints_before_and_after(capsys, folder):
     assert "</svg>" in (folder / "widths.svg").read_text()
     text = capsys.readouterr().out
     assert "50.0% of the zero-invariant groups are gone" in text
-    assert "captured by torch.fx" in text
+    assert "captured by fx_oto" in text
     for row in ("parameters", "MACs", "state_dict", "latency", "physical-slicing"):
         assert row in text
     assert "asked" not in text

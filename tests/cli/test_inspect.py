@@ -28,7 +28,10 @@ def test_the_json_agrees_with_the_partition(capsys, folder):
     zigs = fx_oto.partition(fx_oto.prepare(net, torch.randn(1, 3, 32, 32)))
     assert found["schema"] == 1
     assert found["command"] == "inspect"
-    assert found["capture"] == {"front_end": "torch.fx", "refused": "", "opaque": []}
+    sizes = [{"dims": [["x", dim]], "size": size, "fixed": "", "decided": ""} for dim, size in ((0, 1), (1, 3))]
+    assert found["capture"]["front_end"] == "fx_oto"
+    assert found["capture"]["opaque"] == []
+    assert found["capture"]["sizes"][:2] == sizes
     assert found["cost"]["params"] == sum(p.numel() for p in net.parameters()) == 5450
     assert found["cost"]["macs"] == zigs.macs.total
     assert [(f["name"], f["zigs"]) for f in found["families"]] == [(f.name, len(f)) for f in zigs.families]

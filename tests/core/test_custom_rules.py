@@ -173,7 +173,7 @@ def both_front_ends(make, inputs, zigs, trains=True):
     """Exact, and as many groups, as torch.fx and as torch.export capture the network."""
     compare = compress_half if trains else compress_in_evaluation
     result = compare(make(), inputs)
-    assert fx_oto.Context.of(result.gm).capture.front_end == "torch.fx"
+    assert fx_oto.Context.of(result.gm).capture.front_end == "fx_oto"
     assert fx_oto.partition(result.gm).num_zigs == zigs
     model = randomise(make().double()).eval()
     exported = torch.export.export(

@@ -222,7 +222,7 @@ UNSOUND = [
     (NoModule(), r"left an invalid graph: .*_0.*absent.*its target must be in the GraphModule"),
     (
         WrongWidth(),
-        r"left a graph that does not run at node '_2' \(.*\): .*expected input.* to have 7 channels",
+        r"left a graph that does not run at node '_2' \(.*\): .*Invalid channel dimensions",
     ),
     (
         Flat(),
@@ -656,3 +656,71 @@ def test_a_graph_that_was_edited_by_hand_is_analysed_as_it_is():
     gm = default_pipeline().run(gm)
     fx_oto.partition(gm).zero_(0.5)
     assert fx_oto.compress(gm).get_submodule("0").out_channels == 4
+
+
+def test_passes_of_fx_oto_run_nothing_again(monkeypatch):
+    def compressed():
+        gm = fx_oto.prepare(make_net(), IMAGE)
+        fx_oto.partition(gm).zero_(0.5, torch.Generator().manual_seed(0))
+        return fx_oto.compress(gm)
+
+    checked = compressed()
+    monkeypatch.delenv("FX_OTO_VERIFY", raising=False)
+    monkeypatch.setattr("fx_oto.framework.integrity.record_tape", None)
+    small = compressed()
+    macs = [record.macs for record in fx_oto.report(checked).records]
+    assert [record.macs for record in fx_oto.report(small).records] == macs
+    assert macs[-1][0] < macs[0][0]
+    assert shapes_noted(small) == shapes_noted(checked)
+
+
+def shapes_noted(gm):
+    return [node.meta["val"].shape for node in gm.graph.nodes if node.op != "output"]
+
+
+class Narrow(fx_oto.Pass):
+    """Says that it need not be checked, and is wrong."""
+
+    name = "narrow"
+    trusted = True
+
+    def transform(self, gm, context):
+        output = gm.graph.output_node()
+        with gm.graph.inserting_before(output):
+            last = gm.graph.call_function(torch.neg, (output.args[0],))
+        last.meta["val"] = self.noted(output.args[0].meta["val"])
+        output.args = (last,)
+        return gm
+
+    def noted(self, value):
+        return value[:, :1]
+
+
+class TooMany(Narrow):
+    trusted = True
+
+    def noted(self, value):
+        return value
+
+    def macs(self, before, context):
+        return before + 1
+
+
+class Inherits(TooMany):
+    """A class does not inherit trust: what it does may not deserve it."""
+
+
+@pytest.mark.parametrize(
+    ("stage", "found"),
+    [(Narrow(), r"noted .* at node 'neg'.*which returns"), (TooMany(), r"counted \d+ multiply-adds")],
+)
+def test_trusted_passes_are_checked_where_all_are(stage, found, monkeypatch):
+    gm = fx_oto.trace(make_net(), IMAGE)
+    with pytest.raises(fx_oto.PassError, match=found):
+        stage(gm)
+    monkeypatch.delenv("FX_OTO_VERIFY", raising=False)
+    assert stage(gm).modified
+    with pytest.raises(fx_oto.PassError, match=found):
+        fx_oto.Pipeline((stage,), verify="all").run(gm)
+    record = fx_oto.report(Inherits()(gm).graph_module).records[-1]
+    assert record.macs[0] == record.macs[1]

@@ -112,7 +112,7 @@ def test_ops_without_a_rule_are_refusals():
 def test_the_text_is_tables(compressed):
     report = fx_oto.report(compressed[1])
     captured, table, refused = str(report).split("\n\n")
-    assert captured == "captured by torch.fx"
+    assert captured.startswith("captured by fx_oto; sizes: x[0]: any")
     assert table.splitlines()[0].split("  ")[0] == "pass"
     sliced = report.records[3]
     row = next(line for line in table.splitlines() if line.startswith("physical-slicing"))
@@ -173,7 +173,7 @@ def test_markdown_and_json_hold_everything(compressed):
         assert told["refusals"] == list(record.refusals)
         assert all(reason in markdown for reason in record.refusals)
         assert record.diff in markdown
-    assert data["capture"]["front_end"] == "torch.fx"
+    assert data["capture"]["front_end"] == "fx_oto"
     assert data["training"] is None
 
 
@@ -201,7 +201,7 @@ def test_a_second_round_goes_on_with_the_record_of_the_first():
     again = fx_oto.report(fx_oto.prepare(small, IMAGE[:1]))
     assert again.records[:5] == fx_oto.report(small).records
     assert [record.name for record in again.records[5:]] == ["dependency-analysis", "zig-partition", "mask-insertion"]
-    assert again.capture.front_end == "torch.fx"
+    assert again.capture.front_end == "fx_oto"
     assert again.records[-1].macs[1] * 2 == again.records[4].macs[1]  # of half the batch
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -85,13 +87,11 @@ def test_a_rule_of_the_users_makes_an_op_prunable():
 
 def hidden_sizes(x):
     """A helper that draws numbers is not traced through: what it does to sizes cannot be rewritten."""
-    nn.init.uniform_(torch.zeros(1))
-    return F.relu(x.view(-1, 2, 4, 8, 8).sum(1))
+    return F.relu(x.view(-1, 2, 4, 8, 8).sum(1)) * (2 if random.random() < 2 else 3)
 
 
 def elementwise(x):
-    nn.init.uniform_(torch.zeros(1))
-    return torch.tanh(x) * 2
+    return torch.tanh(x) * (2 if random.random() < 2 else 3)
 
 
 torch.fx.wrap("hidden_sizes")

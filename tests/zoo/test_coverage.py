@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 COVERAGE = Path(__file__).parents[2] / "benchmarks" / "coverage"
-ZOOS = ("torchvision", "timm", "transformers", "peers")
+ZOOS = ("torchvision", "timm", "transformers", "einops", "peers")
 # What is small enough to be tested always.
 FAST = {
     "transformers": {"*"},
     "timm": {"convnext_zepto_rms", "dla46x_c", "edgenext_xx_small", "iformer_t", "mobilenetv3_small_050", "pvt_v2_b0"}
     | {"ghostnet_050", "starnet_s050", "vit_tiny_patch16_224", "xcit_nano_*"},
     "torchvision": {"squeezenet1_1", "ssdlite320_*", "swin_t"},
+    "einops": {"*"},
     "peers": {"oto:demonet_*"},
 }
 LIBRARIES = {"peers": ("torchvision", "timm", "transformers")}
@@ -45,3 +46,4 @@ def test_stays_exact(zoo, name, monkeypatch):
         warnings.simplefilter("ignore")  # what libraries warn of themselves
         record = measure(lambda: load(zoo).build(name), lambda stage: None)
     assert record["status"] == "exact", record["reason"]
+    assert not record["kernel_taps"]  # along them a kernel slides: no index of theirs means the same everywhere

@@ -1,0 +1,172 @@
+"""Functions that a run answers in its own way: those that ask for sizes, values and gradients."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx import Node
+
+from fx_oto.capture.calls import TENSORS, name_of, without_memory
+from fx_oto.capture.modes import without_modes
+from fx_oto.capture.numbers import Origin
+from fx_oto.capture.refusals import ON_VALUES
+from fx_oto.errors import TraceError
+from fx_oto.graph import op_name
+
+if TYPE_CHECKING:
+    from fx_oto.capture.run import CaptureRun
+
+__all__ = ["ANSWERS", "property_of_tensor"]
+
+_VALUES = ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__complex__", "is_nonzero")
+
+
+def _shape(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
+    tensor = args[0] if args else kwargs.get("self", kwargs.get("input"))
+    which = args[1] if len(args) > 1 else kwargs.get("dim")
+    size = tuple.__iter__(func(tensor) if name_of(func) == "shape" else torch.Size(tensor.shape))
+    if id(tensor) not in run.places:  # the model holds it
+        sizes = torch.Size(size)
+        return sizes if which is None else sizes[which]
+    run.handed = True
+    dims = list(size)
+    node = run.node_of_tensor(tensor)
+    if which is not None:
+        which = int(without_memory(which)) % max(len(dims), 1)
+        return run.number(dims[which], _size_of(run, node, which))
+    return torch.Size([run.number(n, _size_of(run, node, dim)) for dim, n in enumerate(dims)])
+
+
+def _size_of(run: CaptureRun, node: Node, dim: int) -> Origin:
+    sizes = run.checked.setdefault(("size", node), {})
+    if dim not in sizes:
+        sizes[dim] = Origin("size", (node, dim))
+    found: Origin = sizes[dim]
+    return found
+
+
+def _length(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """``len(x)``, which must be a plain number."""
+    (tensor,) = args
+    if not tensor.ndim or id(tensor) not in run.places:
+        return func(*args)
+    run.refuse_values(tensor)
+    run.handed = True
+    n = int(tensor.shape[0])
+    run.events.append((_size_of(run, run.node_of_tensor(tensor), 0), n))
+    run.is_plain = False
+    return n
+
+
+def _iterate(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
+    (tensor,) = args
+    if not tensor.ndim:
+        raise TypeError("iteration over a 0-d tensor")
+    run.refuse_values(tensor)
+    run.handed = True
+    run.is_plain = False
+    return iter(run.record(torch.Tensor.unbind, "unbind", (tensor, 0), {}))
+
+
+def _ask_values(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
+    (tensor, *_) = args
+    node = run.node_of_tensor(tensor)
+    if name_is_bool(func) and (known := _always(node)) is not None:
+        return known
+    real = run.constant(tensor)
+    if real is None:
+        raise TraceError(ON_VALUES)
+    name = name_of(func)
+    with without_modes():
+        value = getattr(real, name)()
+    if name == "item":
+        return run.number(value, Origin("item", (node,)))
+    run.decided(Origin("tolist" if name == "tolist" else "item", (node,)), value if name == "tolist" else real.item())
+    return value
+
+
+def name_is_bool(func: Any) -> bool:
+    """Whether a truth value is asked for."""
+    return name_of(func) == "__bool__"
+
+
+def _always(node: Node) -> bool | None:
+    """Whether a comparison with a number that is drawn from [0, 1) holds, or fails, whatever is drawn."""
+    if node.target not in (operator.lt, operator.ge) or len(node.args) != 2:
+        return None
+    drawn, bound = node.args
+    if not (isinstance(drawn, Node) and op_name(drawn) == "rand" and isinstance(bound, int | float)):
+        return None
+    below = False if bound <= 0 else True if bound >= 1 else None
+    return below if node.target is operator.lt or below is None else not below
+
+
+def _set_requires_grad(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> None:
+    tensor, wanted = args
+    node = run.create("call_method", "requires_grad_", (run.node_of_tensor(tensor), bool(wanted)))
+    node.meta["val"] = tensor
+    if wanted:
+        run.mark_differentiable(tensor)
+
+
+def _requires_grad(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
+    (tensor,) = args
+    if not isinstance(tensor, FakeTensor):
+        return func(*args)
+    return run.differentiable(tensor) and torch.is_grad_enabled()
+
+
+def _register_hook(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
+    tensor, hook = args
+    run.hook(hook, tensor)
+    return _NoHandle()
+
+
+class _NoHandle:
+    """What ``register_hook`` returns while a model is captured."""
+
+    def remove(self) -> None:
+        """Refuse, for the graph would keep the hook."""
+        raise TraceError("a gradient hook is removed in forward, which a graph does not keep")
+
+
+def property_of_tensor(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """What a property of a tensor returns, as a node that reads it."""
+    name = name_of(func)
+    last = next(reversed(run.graph.nodes), None)
+    node = run.create("call_function", getattr, (run.node_of_tensor(args[0]), name))
+    return run.compute_node(node, args, {}, lambda a, _: a[0].detach() if name == "data" else getattr(a[0], name), last)
+
+
+def _set_data(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """``x.data = y``: where it is of the same form, ``x`` is written."""
+    target, source = args
+    if (target.shape, target.dtype) != (source.shape, source.dtype):
+        raise TraceError("the data of a tensor is replaced by data of another form")
+    with torch.no_grad():
+        run.record(torch.Tensor.copy_, "copy_", (target, source), {})
+
+
+def _assertion(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """What code asserts of plain truth values it has decided already."""
+    return NotImplemented if isinstance(args[0], Tensor) else func(*args, **kwargs)
+
+
+ANSWERS: dict[str, Callable[[CaptureRun, Any, Any, Any], Any]] = {
+    "shape": _shape,
+    "size": _shape,
+    "_assert": _assertion,
+    "__len__": _length,
+    "__iter__": _iterate,
+    "requires_grad": _requires_grad,
+    "register_hook": _register_hook,
+    "set data": _set_data,
+    "set requires_grad": _set_requires_grad,
+    **dict.fromkeys(_VALUES, _ask_values),
+    **dict.fromkeys(TENSORS, property_of_tensor),
+}

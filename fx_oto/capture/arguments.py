@@ -1,0 +1,181 @@
+"""What a model is called with: a placeholder for each argument, and what the graph takes from it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from fx_oto.capture.numbers import Origin
+from fx_oto.errors import TraceError
+from fx_oto.framework.context import ExampleInputs
+from fx_oto.provenance.misfits import misfit
+
+if TYPE_CHECKING:
+    from fx_oto.capture.run import CaptureRun
+
+__all__ = ["Arguments", "check_length", "length"]
+
+_FIXED = (bool, str, type(None))
+_STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+
+
+def length(value: Any) -> int:
+    """``len``, as a node of a graph."""
+    return len(value)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of a model's ``forward`` by name, as the example inputs give them."""
+
+    signature: inspect.Signature
+    given: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: ExampleInputs) -> Arguments:
+        """Bind example inputs to ``forward``.
+
+        Raises:
+            InputError: they are numbers where tensors were meant.
+            TraceError: they do not match.
+        """
+        signature = inspect.signature(model.forward)
+        try:
+            given = signature.bind_partial(*inputs.args, **inputs.kwargs).arguments
+        except TypeError as error:
+            if inputs.numbers:
+                raise misfit(error, "", model, inputs) from error
+            raise TraceError(
+                f"the example inputs do not match {type(model).__name__}.forward{signature}: {error}"
+            ) from error
+        return cls(signature, given)
+
+    def bind(self, run: CaptureRun) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Make the placeholders, then what the graph takes from them.
+
+        Returns:
+            What the model is called with: fake tensors, and numbers that remember.
+        """
+        placeholders: dict[str, Node] = {}
+        for name, parameter in self.signature.parameters.items():
+            has_default = parameter.default is not inspect.Parameter.empty
+            if name in self.given or (has_default and isinstance(parameter.default, (*_FIXED, int, float))):
+                target = _STARS.get(parameter.kind, "") + name
+                default = (parameter.default,) if has_default and _is_plain(parameter.default) else ()
+                placeholders[name] = run.create("placeholder", target, default)
+        handed: dict[str, Any] = {}
+        for name, node in placeholders.items():
+            value = self.given.get(name, self.signature.parameters[name].default)
+            bound = _Binder(run, name).bind(value, node, name in self.given)
+            node.meta["val"] = _plain(bound)
+            if name in self.given:
+                handed[name] = bound
+        for name, node in placeholders.items():
+            if name not in self.given:
+                _check(run, node, self.signature.parameters[name].default, name)
+        call = inspect.BoundArguments(self.signature, handed)
+        return call.args, call.kwargs
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (*_FIXED, int, float))
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if type(value).__name__ == "Int" else float(value) if type(value).__name__ == "Float" else value
+
+
+def _check(run: CaptureRun, node: Node, value: Any, name: str) -> None:
+    """Let the graph check that an argument is what it was, where that can be compared."""
+    same = run.create("call_function", operator.eq, (node, value))
+    same.meta["val"] = True
+    text = f"the graph was captured where {name} was {value!r}; trace it on such inputs"
+    run.create("call_function", torch._assert, (same, text)).meta["val"] = None
+
+
+def check_length(run: CaptureRun, node: Node, count: int, name: str) -> None:
+    """Let the graph check that a list or tuple is as long as it was."""
+    counted = run.create("call_function", length, (node,))
+    counted.meta["val"], counted.meta["is_wrapped"] = count, True
+    _check(run, counted, count, f"the length of {name}")
+
+
+def _check_keys(run: CaptureRun, node: Node, keys: list[Any], name: str) -> None:
+    found = run.create("call_function", sorted_keys, (node,))
+    found.meta["val"], found.meta["is_wrapped"] = sorted(keys, key=repr), True
+    _check(run, found, sorted(keys, key=repr), f"what is in {name}")
+
+
+def sorted_keys(value: Any) -> list[Any]:
+    """The keys of a dictionary in one order, as a node of a graph."""
+    return sorted(value, key=repr)
+
+
+@dataclass(frozen=True)
+class _Binder:
+    """Takes an argument apart: each tensor and number in it is the value of a node."""
+
+    run: CaptureRun
+    name: str
+
+    def bind(self, value: Any, node: Node, given: bool = True) -> Any:
+        """The argument as code gets it.
+
+        Args:
+            value: the argument.
+            node: its node.
+            given: whether it was given, and is no default.
+        """
+        if not given:
+            return value
+        if isinstance(value, Tensor):
+            fake = self.run.fakes.of(value)
+            self.run.put(fake, node)
+            if value.requires_grad:
+                self.run.mark_differentiable(fake)
+            return fake
+        if isinstance(value, _FIXED):
+            _check(self.run, node, value, self.name)
+            return value
+        if type(value) in (int, float):
+            return self.run.number(value, Origin(_given, (node,), node))
+        return self._container(value, node)
+
+    def _container(self, value: Any, node: Node) -> Any:
+        if isinstance(value, dict):
+            _check_keys(self.run, node, list(value), self.name)
+        if type(value) is dict:
+            return {key: self._part(one, node, operator.getitem, key) for key, one in value.items()}
+        if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
+            check_length(self.run, node, len(value), self.name)
+            parts = [self._part(one, node, operator.getitem, i) for i, one in enumerate(value)]
+            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        if isinstance(value, dict):
+            made = copy.copy(value)
+            for key, one in value.items():
+                made[key] = self._part(one, node, operator.getitem, key)
+            return made
+        if hasattr(value, "__dict__") and not isinstance(value, type | torch.dtype | nn.Module) and not callable(value):
+            made = copy.copy(value)
+            for key, one in vars(value).items():
+                made.__dict__[key] = self._part(one, node, getattr, key)
+            return made
+        return value
+
+    def _part(self, value: Any, parent: Node, read: Callable[..., Any], key: Any) -> Any:
+        node = self.run.create("call_function", read, (parent, key))
+        bound = self.bind(value, node)
+        node.meta["val"], node.meta["is_number"] = _plain(bound), True
+        return bound
+
+
+def _given(value: Any) -> Any:
+    return value

@@ -1,0 +1,99 @@
+"""What ``forward`` assigns to a module's attributes: a graph writes it where the next call reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx import Node
+
+from fx_oto.capture.whole import is_leaf
+from fx_oto.graph import op_name
+from fx_oto.modes import IN_PLACE
+
+if TYPE_CHECKING:
+    from fx_oto.capture.run import CaptureRun
+
+__all__ = ["Assigned"]
+
+
+class Assigned:
+    """The tensors and numbers in the attributes of a model's modules, as they are now.
+
+    Args:
+        modules: the modules, by name.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._buffers: set[str] = set()
+        self._before: dict[str, tuple[dict[str, Any], str, Any]] = {}
+        for path, module in modules.items():
+            if is_leaf(module):  # what torch's own layers set, they set when the graph calls them
+                continue
+            self._buffers.update(f"{path}.{name}".lstrip(".") for name in module._buffers)
+            for owner in (vars(module), module._buffers):
+                for name, value in owner.items() if isinstance(owner, dict) else ():
+                    if isinstance(value, Tensor | bool | int | float) and name != "training":
+                        self._before[f"{path}.{name}".lstrip(".")] = (owner, name, value)
+
+    def write(self, run: CaptureRun) -> None:
+        """Let the graph of a run write the buffers that were assigned, as its last steps.
+
+        What was read before is a copy then, as it was another tensor. Other tensors, and numbers, that change are
+        reported, for what is computed from them stays in the graph.
+        """
+        changes: dict[str, tuple[Node, Tensor]] = {}
+        for path, (owner, name, value) in self._before.items():
+            new = owner.get(name)
+            if new is value:
+                continue
+            if isinstance(new, FakeTensor) and isinstance(value, Tensor):
+                alike = (new.shape, new.dtype) == (value.shape, value.dtype)
+                if alike and path not in self._buffers and run.reads(path):
+                    run.notes.append(_note(path, "one tensor", "another"))
+                elif alike and path in self._buffers and _written(node := run.node_of_tensor(new)).target != path:
+                    changes[path] = node, value
+            elif isinstance(new, int | float) and not isinstance(value, Tensor) and not _same(new, value):
+                run.notes.append(_note(path, value, new))
+        if changes:
+            run.is_plain = False
+            _write(run, changes)
+
+
+def _same(new: Any, value: Any) -> bool:
+    plain: type = int if isinstance(new, int) else float
+    return type(new) is plain and bool(new == value)
+
+
+def _write(run: CaptureRun, changes: dict[str, tuple[Node, Tensor]]) -> None:
+    reads = [node for node in run.graph.nodes if node.op == "get_attr" and node.target in changes]
+    kept = {node: _copied(run, node) for node in reads}
+    for path, (node, tensor) in changes.items():
+        new = run.create("call_method", "detach", (kept.get(node, node),))
+        new.meta["val"] = node.meta["val"]
+        buffer = run.attribute(path, tensor)
+        run.create("call_method", "copy_", (buffer, new)).meta["val"] = buffer.meta["val"]
+
+
+def _written(node: Node) -> Node:
+    """What ``self.x += y`` writes into."""
+    while node.op == "call_function" and op_name(node) in IN_PLACE:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _copied(run: CaptureRun, node: Node) -> Node:
+    with run.graph.inserting_after(node):
+        copied = run.graph.call_method("clone", (node,))
+    copied.meta["val"] = node.meta["val"]
+    node.replace_all_uses_with(copied, lambda user: user is not copied)
+    return copied
+
+
+def _note(path: str, before: Any, after: Any) -> str:
+    return (
+        f"the model sets {path} from {before} to {after} when it is called, which its graph does not: what depends "
+        "on that stays as it is now. A buffer that is added to keeps its value"
+    )

@@ -1,0 +1,103 @@
+"""How the calls that torch lets be seen are written in a graph, and with which arguments they are made."""
+
+from __future__ import annotations
+
+import operator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.overrides import is_tensor_method_or_property
+
+from fx_oto.capture.numbers import Flag, Float, Int
+from fx_oto.capture.seen import SeenList, SeenTuple
+from fx_oto.graph import tensor_leaves
+from fx_oto.modes import IN_PLACE
+
+__all__ = ["LISTS", "PLAIN", "TENSORS", "autocast", "is_wrapped_by_functorch", "name_of", "target_of", "without_memory"]
+
+# Read-only properties and methods whose answers say nothing of sizes, and are the same for a fake tensor.
+_OF_FORM = ("ndim", "dim", "ndimension", "dtype", "device", "layout", "names", "has_names", "get_device", "result_type")
+_QUESTIONS = tuple(
+    name for name in dir(torch.Tensor) if name.startswith("is_") and name not in ("is_nonzero", "is_set_to")
+)
+_HELD = (
+    "element_size",
+    "itemsize",
+    "storage",
+    "untyped_storage",
+    "data_ptr",
+    "grad",
+    "grad_fn",
+    "output_nr",
+    "_version",
+)
+_OTHER_NAMES = ("__hash__", "can_cast", "promote_types", "finfo", "iinfo", "is_tensor", "is_storage", "retains_grad")
+PLAIN = frozenset((*_OF_FORM, *_QUESTIONS, *_HELD, *_OTHER_NAMES))
+TENSORS = frozenset(("T", "mT", "H", "mH", "real", "imag", "data"))
+LISTS = (tuple, list)
+_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift")
+_OTHERS = ("neg", "pos", "invert", "abs", "eq", "ne", "lt", "le", "gt", "ge", "getitem", "setitem")
+_OPERATORS = frozenset((*_BINARY, *_OTHERS, *IN_PLACE, "imatmul", "ilshift", "irshift"))
+_TURNED = {f"r{name}": name for name in _BINARY} | {"rdiv": "truediv"}
+
+
+@lru_cache(maxsize=4096)
+def name_of(func: Any) -> str:
+    """A function's name; of a property its name, of setting one "set" and its name."""
+    name = str(getattr(func, "__name__", ""))
+    if name in ("__get__", "__set__"):
+        owner = getattr(func, "__self__", None)
+        read = str(getattr(owner, "__name__", None) or getattr(getattr(owner, "fget", None), "__name__", ""))
+        return read if name == "__get__" else f"set {read}"
+    return name
+
+
+@lru_cache(maxsize=4096)
+def target_of(func: Any, name: str) -> tuple[str, Any, bool]:
+    """What a node calls: its kind, its target, and whether operands come in the other order."""
+    bare = name.strip("_") if name.startswith("__") else ""
+    if bare in _TURNED and bare not in _OPERATORS:
+        return "call_function", getattr(operator, _spelled(_TURNED[bare])), True
+    if bare in _OPERATORS:
+        return "call_function", getattr(operator, _spelled(bare)), False
+    if name in TENSORS:
+        return "call_function", getattr, False
+    if is_tensor_method_or_property(func):
+        return "call_method", name, False
+    return "call_function", func, False
+
+
+def _spelled(name: str) -> str:
+    return f"{name}_" if name in ("and", "or") else name
+
+
+def without_memory(value: Any) -> Any:
+    """The same with plain numbers."""
+    kind = type(value)
+    if kind in _NUMBERS:
+        return _NUMBERS[kind](value)
+    if isinstance(value, SeenList | SeenTuple):
+        return value.kind(map(without_memory, value.held()))
+    if kind in LISTS or kind is torch.Size:
+        return kind(map(without_memory, value))
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return kind(*map(without_memory, value))
+    if kind is slice:
+        return slice(*map(without_memory, (value.start, value.stop, value.step)))
+    return {key: without_memory(one) for key, one in value.items()} if kind is dict else value
+
+
+_NUMBERS: dict[type, Any] = {Int: int.__int__, Float: float.__float__, Flag: lambda flag: bool(int(flag))}
+
+
+def autocast() -> tuple[Any, ...]:
+    """What is cast to which type, on CPUs and on CUDA."""
+    return tuple(torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda"))
+
+
+def is_wrapped_by_functorch(args: Any) -> bool:
+    """Whether tensors are those of ``torch.func``, such as the elements that ``vmap`` takes apart."""
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    return any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensor_leaves(args))

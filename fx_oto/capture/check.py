@@ -1,0 +1,102 @@
+"""Whether a graph does what the model does: both are run once on the example inputs, in both training modes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from fx_oto.dice import Dice
+from fx_oto.errors import TraceError
+from fx_oto.framework.context import ExampleInputs
+from fx_oto.graph import tensor_leaves, tensor_names
+from fx_oto.keeping import evaluating, memory_of, unchanged
+
+__all__ = ["check_capture"]
+
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+def check_capture(gm: GraphModule, model: nn.Module, inputs: ExampleInputs, both_modes: bool) -> None:
+    """Compare a graph with the model that it was captured of, on real numbers; not on the meta device.
+
+    A model that does not return the same twice, from the same state of the generators, is left unchecked.
+
+    Raises:
+        TraceError: the graph fails where the model does not, or returns something else.
+    """
+    given = (*tensor_names(model).values(), *tensor_leaves((inputs.args, inputs.kwargs)))
+    if any(tensor.is_meta for tensor in given):
+        return
+    for training in (False, True) if both_modes else (False,):
+        _check_in(training, gm, model, inputs)
+
+
+def _check_in(training: bool, gm: GraphModule, model: nn.Module, inputs: ExampleInputs) -> None:
+    mode = "training" if training else "evaluation"
+    try:
+        expected = _run(model, model, inputs, training)
+    except Exception:  # such as a norm over one value, in training
+        return
+    try:
+        found = _run(gm, model, inputs, training)
+    except Exception as error:
+        raise TraceError(
+            f"in {mode}, the graph of {type(model).__name__} fails where the model runs ({type(error).__name__}: "
+            f"{error}); please report this model"
+        ) from error
+    if not _equal(expected, found) and _equal(expected, _run(model, model, inputs, training)):
+        raise TraceError(
+            f"in {mode}, the graph of {type(model).__name__} does not return what the model returns, on the example "
+            "inputs; please report this model. Parts that were captured wrongly can be marked with "
+            "fx_oto.register_leaf, or the model can be given as torch.export.export(…).module()"
+        )
+
+
+def _run(module: nn.Module, model: nn.Module, inputs: ExampleInputs, training: bool) -> list[Tensor]:
+    copied = inputs.copied()
+    with _as_before(model), evaluating(model, training), evaluating(module, training):
+        return [tensor.detach().clone() for tensor in tensor_leaves(module(*copied.args, **copied.kwargs))]
+
+
+@contextmanager
+def _as_before(model: nn.Module) -> Iterator[None]:
+    """Take back what a run writes into buffers and sets on modules, and the random numbers that it draws."""
+    dice = Dice()
+    before: list[tuple[Any, Any]] = []
+    for tensor in model.buffers():
+        memory = memory_of(tensor)
+        before.append((memory, memory.clone()))
+    counted = tuple(buffer for buffer in model.buffers() if not buffer.is_inference())
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            unchanged(model),
+            torch.autograd.grad_mode._unsafe_preserve_version_counter(counted),
+        ):
+            yield
+    finally:
+        with torch.no_grad(), torch.autograd.grad_mode._unsafe_preserve_version_counter(counted):
+            for memory, content in before:
+                memory.copy_(content)
+        dice.put_back()
+
+
+def _equal(expected: list[Tensor], found: list[Tensor]) -> bool:
+    return len(expected) == len(found) and all(map(_close, expected, found))
+
+
+def _close(expected: Tensor, found: Tensor) -> bool:
+    if expected.shape != found.shape or expected.dtype != found.dtype:
+        return False
+    if not expected.is_floating_point() or not expected.numel():
+        return torch.equal(expected, found)
+    difference = (expected - found).nan_to_num(0.0, 0.0, 0.0).abs().max()
+    scale = expected.nan_to_num(0.0, 0.0, 0.0).abs().max()
+    same_holes = torch.equal(expected.isnan(), found.isnan())
+    return same_holes and bool(difference <= _TOLERANCE.get(expected.dtype, 2e-2) * scale.clamp(min=1e-30))

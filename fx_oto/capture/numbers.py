@@ -1,0 +1,227 @@
+"""Numbers that remember where they come from: an input's size, a number that was given, or arithmetic on those.
+
+To code they are the numbers that they are. What is computed from them remembers the computation; where code decides by
+one, or uses it as a key, the run that it belongs to is told, for on other inputs the code might go another way.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.fx import Node
+
+__all__ = ["Flag", "Float", "Int", "Origin", "remembered"]
+
+
+class Origin:
+    """How a number is computed: a function or method of nodes, numbers that remember, and plain values.
+
+    Attributes:
+        function: what is called; a string is a method of the first argument.
+        args: its arguments.
+    """
+
+    __slots__ = ("args", "function", "node")
+
+    def __init__(self, function: Callable[..., Any] | str, args: tuple[Any, ...], node: Node | None = None) -> None:
+        self.function, self.args, self.node = function, args, node
+
+
+class Run(Protocol):
+    """What numbers tell of themselves."""
+
+    def decided(self, origin: Origin, answer: Any) -> None:
+        """Code decides by a number or truth value."""
+
+    def handed_out(self, number: Any, plain: Any) -> None:
+        """Code is given a plain number, which does not remember."""
+
+    def hashed(self, number: Any) -> None:
+        """Code uses a number as a key."""
+
+    def asked_for_mode(self) -> None:
+        """Code decides by the training mode."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is captured any more."""
+
+
+def remembered(run: Run, value: Any, origin: Origin) -> Any:
+    """A number that remembers; of what is neither an int nor a float, the value itself."""
+    kind = {int: Int, float: Float}.get(type(value))
+    if kind is None:
+        return value
+    number = kind(value)
+    number.run, number.origin = run, origin
+    return number
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Int):
+        return int.__int__(value)
+    return float.__float__(value) if isinstance(value, Float) else value
+
+
+class _Remembering:
+    run: Run
+    origin: Origin
+
+    def __bool__(self) -> bool:
+        answer = bool(_plain(self))
+        self._decided(operator.ne, (self, 0), answer)
+        return answer
+
+    def __hash__(self) -> int:
+        if not self.run.is_over:
+            self.run.hashed(self)
+        return hash(_plain(self))
+
+    def _decided(self, function: Callable[..., Any], args: tuple[Any, ...], answer: Any) -> None:
+        if not self.run.is_over:
+            self.run.decided(Origin(function, args), answer)
+
+    def _handed(self, plain: Any) -> Any:
+        if not self.run.is_over:
+            self.run.handed_out(self, plain)
+        return plain
+
+    def __int__(self) -> int:
+        return int(self._handed(int(_plain(self))))
+
+    def __float__(self) -> float:
+        return float(self._handed(float(_plain(self))))
+
+    def __repr__(self) -> str:
+        return repr(self._handed(_plain(self)))
+
+    def __str__(self) -> str:
+        return str(self._handed(_plain(self)))
+
+    def __format__(self, spec: str) -> str:
+        return format(self._handed(_plain(self)), spec)
+
+    def __copy__(self) -> Any:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+    def __reduce__(self) -> Any:
+        plain = _plain(self)
+        return type(plain), (plain,)
+
+
+class Int(_Remembering, int):
+    """An int that remembers."""
+
+
+class Float(_Remembering, float):
+    """A float that remembers."""
+
+    def is_integer(self) -> bool:
+        """Whether nothing follows the decimal point."""
+        answer = float.is_integer(_plain(self))
+        self._decided(_is_whole, (self,), answer)
+        return answer
+
+
+def _is_whole(number: float) -> bool:
+    return float(number).is_integer()
+
+
+def _arithmetic(function: Callable[..., Any], turned: bool) -> Callable[[Any, Any], Any]:
+    def compute(self: Any, other: Any) -> Any:
+        if not isinstance(other, int | float):
+            return NotImplemented
+        args = (other, self) if turned else (self, other)
+        value = function(*map(_plain, args))
+        return value if self.run.is_over else remembered(self.run, value, Origin(function, args))
+
+    return compute
+
+
+def _power(turned: bool) -> Callable[..., Any]:
+    compute = _arithmetic(operator.pow, turned)
+
+    def power(self: Any, other: Any, modulo: Any = None) -> Any:
+        return compute(self, other) if modulo is None else pow(_plain(self), _plain(other), _plain(modulo))
+
+    return power
+
+
+def _of_one(function: Callable[..., Any]) -> Callable[..., Any]:
+    def compute(self: Any, *args: Any) -> Any:
+        value = function(_plain(self), *map(_plain, args))
+        return value if self.run.is_over else remembered(self.run, value, Origin(function, (self, *args)))
+
+    return compute
+
+
+def _comparison(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+    def compare(self: Any, other: Any) -> Any:
+        if not isinstance(other, int | float) or isinstance(other, Tensor):
+            return NotImplemented
+        answer = function(_plain(self), _plain(other))
+        self._decided(function, (self, other), answer)
+        return answer
+
+    return compare
+
+
+def _divmod(self: Any, other: Any) -> Any:
+    return (self // other, self % other) if isinstance(other, int | float) else NotImplemented
+
+
+def _rdivmod(self: Any, other: Any) -> Any:
+    return (other // self, other % self) if isinstance(other, int | float) else NotImplemented
+
+
+for _kind, _names in (
+    (Int, "add sub mul truediv floordiv mod lshift rshift and or xor"),
+    (Float, "add sub mul truediv floordiv mod"),
+):
+    for _name in _names.split():
+        _function = getattr(operator, f"{_name}_" if _name in ("and", "or") else _name)
+        setattr(_kind, f"__{_name}__", _arithmetic(_function, turned=False))
+        setattr(_kind, f"__r{_name}__", _arithmetic(_function, turned=True))
+    for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+        setattr(_kind, f"__{_name}__", _comparison(getattr(operator, _name)))
+    for _name, _one in (
+        ("neg", operator.neg),
+        ("pos", operator.pos),
+        ("abs", abs),
+        ("round", round),
+        ("floor", math.floor),
+        ("ceil", math.ceil),
+        ("trunc", math.trunc),
+    ):
+        setattr(_kind, f"__{_name}__", _of_one(_one))
+    _kind.__pow__, _kind.__rpow__ = _power(turned=False), _power(turned=True)  # type: ignore[method-assign]
+    _kind.__divmod__, _kind.__rdivmod__ = _divmod, _rdivmod  # type: ignore[method-assign]
+    _kind.__hash__ = _Remembering.__hash__  # type: ignore[method-assign]
+Int.__invert__ = _of_one(operator.invert)  # type: ignore[method-assign]
+
+
+class Flag(int):
+    """``module.training`` while code is captured: where code decides by it, the run is told."""
+
+    run: Run
+
+    def __bool__(self) -> bool:
+        self.run.asked_for_mode()
+        return int.__bool__(self)
+
+    def __eq__(self, other: object) -> bool:
+        self.run.asked_for_mode()
+        return int.__eq__(self, other)
+
+    def __hash__(self) -> int:
+        return int.__hash__(self)
+
+    def __repr__(self) -> str:
+        return repr(bool(self))

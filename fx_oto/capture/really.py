@@ -1,0 +1,123 @@
+"""What can only be found by really computing: values that sizes depend on, and the content of constants."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from fx_oto.capture.arguments import Arguments
+from fx_oto.capture.modes import without_modes
+from fx_oto.capture.whole import MethodCall
+from fx_oto.capture.writer import Writer
+from fx_oto.errors import TraceError
+from fx_oto.graph import tensor_leaves, tensor_names
+from fx_oto.keeping import unwritten
+from fx_oto.provenance.flops import FUSED
+from fx_oto.provenance.tape import OpCall
+
+__all__ = ["Evaluator"]
+
+
+class Evaluator(Writer):
+    """Computes values of the graph that is being written, on the example inputs themselves.
+
+    Attributes:
+        calls: the ATen calls of each node.
+        calls_functions_whole: whether functions are called as a whole, for their results depend on numbers.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.calls: dict[Node, list[OpCall]] = {}
+        self.calls_functions_whole = False
+
+    def really(self, node: Node, module: Any, given: Any, error: Exception, last: Node | None) -> Any:
+        """The value of a node on the example inputs themselves, of what cannot be run on fake tensors."""
+        if not self._can_really():
+            self.forget_after(last)
+            raise error
+        try:
+            value, macs = self.evaluated([*self.graph.nodes], node)
+        except Exception as really:
+            self.forget_after(last)
+            raise really from error
+        self.is_plain = False
+        if module is None:  # of what else is called as a whole, the graph checks the sizes that code decides by
+            self.by_values.add(node)
+            self.calls_functions_whole = True
+        node.meta["asks_values"] = True
+        return self.fakes.opaque(node, module, given, value, macs)
+
+    def _can_really(self) -> bool:
+        tensors = (*tensor_names(self.model).values(), *tensor_leaves((self.inputs.args, self.inputs.kwargs)))
+        return not any(tensor.is_meta for tensor in tensors)
+
+    def evaluated(self, nodes: list[Node], wanted: Node) -> tuple[Any, int]:
+        """The real value of one of the graph's nodes, computed from those before it, and its multiply-adds."""
+        values: dict[Node, Any] = {}
+        with without_modes(), torch.no_grad(), unwritten(self.model):
+            given = Arguments.of(self.model, self.inputs.copied()).given
+            for node in nodes:
+                if node is wanted:
+                    break
+                values[node] = self._evaluate(node, values, given)
+            watch = _Refusing(self.model) if isinstance(self._called(wanted), MethodCall) else nullcontext()
+            with watch, FlopCounterMode(display=False, custom_mapping=FUSED) as counter:
+                value = self._evaluate(wanted, values, given)
+        return value, counter.get_total_flops() // 2
+
+    def _called(self, node: Node) -> Any:
+        return self.held[str(node.target)] if node.op == "call_module" else None
+
+    def _evaluate(self, node: Node, values: dict[Node, Any], given: dict[str, Any]) -> Any:
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+        if node.op == "placeholder":
+            return given.get(str(node.target).lstrip("*"), *node.args)
+        if node.op == "get_attr":
+            return self.held[str(node.target)]
+        if node.op == "call_module":
+            return self.held[str(node.target)](*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def constant(self, tensor: Tensor) -> Tensor | None:
+        """The real content of a tensor that depends on no input."""
+        wanted = self.node_of_tensor(tensor)
+        needed, waiting = set[Node](), [wanted]
+        while waiting:
+            node = waiting.pop()
+            if node not in needed:
+                needed.add(node)
+                waiting.extend(node.all_input_nodes)
+        written = {id(one) for calls in self.calls.values() for call in calls for one in call.written}
+        for node in needed:
+            if node.op == "placeholder" or id(node.meta.get("val")) in written or _is_random(node):
+                return None
+        if not self._can_really():
+            return None
+        value, _ = self.evaluated([node for node in self.graph.nodes if node in needed], wanted)
+        return value if isinstance(value, Tensor) else None
+
+
+class _Refusing(TorchDispatchMode):
+    """Refuses calls on the parameters and buffers of a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._held = {id(tensor) for tensor in tensor_names(model).values()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(id(tensor) in self._held for tensor in tensor_leaves((args, kwargs))):
+            raise TraceError("a method that would be called as a whole uses parameters of the model")
+        return func(*args, **(kwargs or {}))
+
+
+def _is_random(node: Node) -> bool:
+    return "rand" in str(node.target) or "dropout" in str(node.target)

@@ -1,0 +1,48 @@
+"""What stands in the way of a capture."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from fx_oto.capture.whole import Part, WrappedFunction
+from fx_oto.errors import TraceError
+
+__all__ = ["DRAWS", "ON_VALUES", "NotCapturedError", "NotHashedError", "RandomError"]
+
+DRAWS = "draws random numbers that a capture cannot see: they would stay the same for ever"
+ON_VALUES = "control flow depends on the values in a tensor"
+
+
+class NotCapturedError(TraceError):
+    """The model's code does something that a capture has no answer to.
+
+    Attributes:
+        parts: the methods of the model's modules in which that happened, outermost first.
+        where: the place, to be read after what has happened.
+        by_values: whether code asked for the numbers in a tensor.
+        in_training: whether evaluation can be captured as it is.
+    """
+
+    def __init__(
+        self, message: str, parts: Collection[Part | WrappedFunction] = (), where: str = "", by_values: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.parts, self.where, self.by_values = tuple(parts), where, by_values
+        self.in_training = False
+
+
+class RandomError(NotCapturedError):
+    """The model's code draws random numbers that a capture does not see."""
+
+
+class NotHashedError(TypeError):
+    """A number that remembers was used as a key: code that caches by sizes goes another way then, or is run again.
+
+    Attributes:
+        site: the place in the code.
+    """
+
+    def __init__(self, site: Any) -> None:
+        super().__init__("unhashable type: a size that is captured")
+        self.site = site

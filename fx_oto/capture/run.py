@@ -1,0 +1,482 @@
+"""One run of a model, recorded on two levels: torch functions become the FX graph, ATen calls the tape.
+
+The model's own code runs, on fake tensors and on numbers that remember where they come from, so whatever it asks of its
+tensors is answered as ever. Modules that slicing knows are called as a whole; what torch does below the functions that
+it lets be seen, such as in scripted code, is recorded as the ATen calls that it makes.
+"""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from fx_oto.capture import caches
+from fx_oto.capture.answers import ANSWERS, property_of_tensor
+from fx_oto.capture.arguments import Arguments
+from fx_oto.capture.assigned import Assigned
+from fx_oto.capture.calls import LISTS, PLAIN, autocast, is_wrapped_by_functorch, name_of, target_of, without_memory
+from fx_oto.capture.custom import custom_functions
+from fx_oto.capture.modes import active
+from fx_oto.capture.names import AnyNames
+from fx_oto.capture.numbers import Flag, Float, Int, Origin
+from fx_oto.capture.really import Evaluator
+from fx_oto.capture.refusals import DRAWS, ON_VALUES, NotCapturedError, NotHashedError, RandomError
+from fx_oto.capture.seen import SeenList, SeenTuple
+from fx_oto.capture.whole import GradientHook, LeafTracer, MethodCall, Part, WrappedFunction, is_leaf, parts_in
+from fx_oto.capture.writer import Item
+from fx_oto.dice import Dice
+from fx_oto.errors import TraceError
+from fx_oto.graph import raised_at, tensor_leaves
+from fx_oto.keeping import evaluating, without_caches
+from fx_oto.modules import is_torchs
+from fx_oto.norms import WholeNorms
+from fx_oto.provenance.fakes import ValuesAskedError
+from fx_oto.provenance.leaves import LeafOp, leaf_of
+from fx_oto.provenance.recurrence import WholeRecurrence
+from fx_oto.provenance.tape import Tape, laid_out, one_by_one, tape_of_steps
+
+__all__ = ["CaptureRun"]
+
+_call_of_torchs = nn.Module.__call__
+
+
+@contextmanager
+def _seeing_module_calls() -> Iterator[None]:
+    """Let the run of this thread, if there is one, see each call of a module."""
+
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        run: CaptureRun | None = getattr(active, "run", None)
+        if run is None or run.depth:
+            return _call_of_torchs(self, *args, **kwargs)
+        return run.call_module(self, args, kwargs)
+
+    nn.Module.__call__ = call  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__call__ = _call_of_torchs  # type: ignore[method-assign]
+
+
+@contextmanager
+def _said_to_compile() -> Iterator[None]:
+    """Tell this thread's code that it is compiled, where it asks."""
+    mine, ask = threading.get_ident(), torch.compiler.is_compiling
+    torch.compiler.is_compiling = lambda: threading.get_ident() == mine or ask()
+    try:
+        yield
+    finally:
+        torch.compiler.is_compiling = ask
+
+
+class CaptureRun(Evaluator):
+    """Runs a model once and records what it does; ``run`` may be called once.
+
+    Args:
+        training: the mode.
+        *args: see ``Writer``.
+    """
+
+    def __init__(self, training: bool, *args: Any) -> None:
+        super().__init__(*args)
+        self.training = training
+        self._whole = (WholeRecurrence(self.fakes.whole), WholeNorms(self.fakes.whole))
+        self._dice: Dice | None = None
+        self._names = {id(module): name for name, module in self.modules.items()}
+        self.gets_gradient = {id(fake) for fake in self.fakes.named.values() if self.fakes.real[id(fake)].requires_grad}
+        self._learning: dict[int, bool] = {}
+        self._autocast = autocast()
+        self._in_module = ""
+
+    def run(self) -> CaptureRun:
+        """Run the model.
+
+        Raises:
+            NotCapturedError: its code does something that cannot be captured; names the source line.
+            NotHashedError: it uses sizes as keys at a place that is not in ``hashable``.
+        """
+        caches.empty(self._globals.values())
+        dice = Dice(torchs=False)  # from torch's, the graph draws
+        self._dice = dice if self.options.watchful else None
+        try:
+            with ExitStack() as stack:
+                for context in self._surroundings():
+                    stack.enter_context(context)
+                self._run_of_users_code()
+        except Exception as error:
+            raise self._explained(error) from error
+        finally:
+            self.is_over, self.fakes.above = True, None
+            active.run = None
+            caches.empty(self._globals.values())
+            rolled = dice.rolled()
+            dice.put_back()
+        if rolled:
+            raise RandomError(f"{type(self.model).__name__} {DRAWS}")
+        return self
+
+    def _surroundings(self) -> Iterator[Any]:
+        yield torch.inference_mode(False)
+        yield without_caches(self.model)
+        yield evaluating(self.model, self.training)
+        yield torch.enable_grad()
+        yield one_by_one()
+        yield custom_functions(self)
+        yield self._whole_methods()
+        yield _seeing_module_calls()
+        if self.options.compiling:
+            yield _said_to_compile()
+        yield self.fakes
+        yield self
+
+    def _run_of_users_code(self) -> None:
+        for module in self.modules.values():
+            if "training" in module.__dict__ and not is_leaf(module):
+                flag = Flag(module.__dict__["training"])
+                flag.run = self
+                module.__dict__["training"] = flag
+        assigned = Assigned(self.modules)
+        with self._unseen():
+            args, kwargs = Arguments.of(self.model, self.inputs).bind(self)
+        active.run, self.fakes.above = self, self._aten
+        result = self.model._call_impl(*args, **kwargs)
+        self.depth += 1
+        output = self.nodes(result)
+        assigned.write(self)
+        self.graph.output(output)
+        node = next(reversed(self.graph.nodes))
+        node.meta["val"] = torch.fx.node.map_arg(output, lambda one: one.meta["val"])
+        self.drop_unread_numbers()
+        self.graph._tracer_cls = LeafTracer
+        self.graph.set_codegen(AnyNames())
+
+    def _explained(self, error: Exception) -> Exception:
+        found: BaseException | None = error
+        while found is not None:
+            if isinstance(found, NotHashedError):
+                return found
+            found = found.__cause__ or found.__context__
+        where = f" at {line}" if (line := raised_at(error)) else self._in_module
+        text = str(error) or type(error).__name__
+        message = f"{type(self.model).__name__} cannot be captured{where}: {text}"
+        by_values = text == ON_VALUES or isinstance(error, ValuesAskedError)
+        return NotCapturedError(message, tuple(parts_in(error.__traceback__, self.model)), where, by_values)
+
+    def tape(self, gm: GraphModule) -> Tape:
+        """The ATen calls, of a module that holds the graph, or of one that is the same; nodes get this run's values."""
+        steps = []
+        for node, mine in zip(gm.graph.nodes, self.graph.nodes, strict=True):
+            node.meta["val"] = mine.meta["val"]
+            steps.append((node, self.calls.get(mine, []), mine.meta["val"]))
+        return tape_of_steps(gm, self.fakes, steps)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._dice is not None and not self.depth and self._dice.rolled():
+            raise TraceError(DRAWS)
+        if self.depth or self.is_over:
+            return self._call(func, self.fakes.faked(tuple(args)), self.fakes.faked(dict(kwargs)))
+        name = name_of(func)
+        if name in PLAIN or func is torch._C._set_grad_enabled:
+            return func(*args, **kwargs)
+        self.depth += 1
+        try:
+            return self._see(func, name, args, kwargs)
+        finally:
+            self.depth -= 1
+
+    def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Call a function, some of them so that the tape has one call for it."""
+        name = getattr(func, "__name__", "")
+        for whole in self._whole:
+            if name in whole.names and not kwargs and (shown := whole.shown(func, args)) is not None:
+                return whole.run(*shown)
+        return func(*args, **kwargs)
+
+    @contextmanager
+    def _unseen(self) -> Iterator[None]:
+        """What torch is asked meanwhile is not the user's code."""
+        self.depth += 1
+        try:
+            yield
+        finally:
+            self.depth -= 1
+
+    def _see(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        special = ANSWERS.get(name)
+        if special is None and getattr(func, "__name__", "") == "__get__":
+            special = property_of_tensor
+        if special is not None:
+            answer = special(self, func, args, kwargs)
+            if answer is not NotImplemented:
+                return answer
+        return self.record(func, name, args, kwargs)
+
+    def record(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Write a call of a torch function down; returns what it returns, for the user's code."""
+        if is_wrapped_by_functorch(args) or self._is_cast():
+            return self._call_by_call(func, args, kwargs)
+        if name.startswith("set "):
+            raise TraceError(f"code sets {name[4:]!r} of a tensor, which a graph does not")
+        op, target, order = target_of(func, name)
+        given = tuple(reversed(args)) if order else args
+        last = next(reversed(self.graph.nodes), None)
+        node = self.create(op, target, self.nodes(tuple(given)), self.nodes(dict(kwargs)))
+        return self.compute_node(node, args, kwargs, partial(self._call, func), last)
+
+    def _is_cast(self) -> bool:
+        """Whether ``torch.autocast`` has begun, or ended, inside of the model."""
+        if changed := autocast() != self._autocast:
+            self.asked, self.is_plain = True, False  # what layers come to is another thing in training
+        return changed
+
+    def _call_by_call(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Let what depends on its surroundings be recorded as the ATen calls that it comes to."""
+        depth, self.depth = self.depth, 0
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.depth = depth
+
+    def compute_node(
+        self,
+        node: Node,
+        args: Any,
+        kwargs: Any,
+        compute: Callable[[Any, Any], Any],
+        last: Node | None,
+        module: nn.Module | None = None,
+        anything: bool = False,
+    ) -> Any:
+        """The value of a node, to be handed to the user's code."""
+        args, kwargs = without_memory(self.fakes.faked(tuple(args))), without_memory(self.fakes.faked(dict(kwargs)))
+        self.fakes.node, self.fakes.calls = node.name, []
+        dice = Dice(torchs=False) if anything else None
+        try:
+            value = compute(args, kwargs)
+        except Exception as error:
+            if not (anything or (self.options.op_level and isinstance(error, ValuesAskedError))):
+                self.forget_after(last)
+                raise
+            value = self.really(node, module, (args, kwargs), error, last)
+        finally:
+            if dice is not None:  # the graph draws the numbers
+                dice.put_back()
+        return self._handed_over(node, args, kwargs, value, module)
+
+    def _handed_over(self, node: Node, args: Any, kwargs: Any, value: Any, module: nn.Module | None) -> Any:
+        given = {id(tensor) for tensor in tensor_leaves((args, kwargs))}
+        value = laid_out(node, value) if isinstance(value, Tensor) and node.op != "call_module" else value
+        value = self._bound(value, node, given)
+        node.meta["val"] = without_memory(value)
+        self.calls[node] = self.fakes.calls
+        tensors = tensor_leaves(value)
+        if not tensors and isinstance(value, Int | Float | torch.Size):
+            node.meta["is_number"] = True
+        if torch.is_grad_enabled():
+            self._note_gradients(tensors, given, module)
+        elif isinstance(value, Tensor) and value.is_floating_point() and not self._is_written(value):
+            value = self._detached(value, node)
+        return value
+
+    def _note_gradients(self, tensors: list[Tensor], given: set[int], module: nn.Module | None) -> None:
+        if not self.gets_gradient.isdisjoint(given) or (module is not None and self._learns(module)):
+            self.gets_gradient.update(id(tensor) for tensor in tensors if tensor.is_floating_point())
+
+    def _learns(self, module: nn.Module) -> bool:
+        if id(module) not in self._learning:
+            held = {id(self.fakes.of(parameter)) for parameter in module.parameters()}
+            self._learning[id(module)] = not self.gets_gradient.isdisjoint(held)
+        return self._learning[id(module)]
+
+    def _detached(self, value: Tensor, node: Node) -> Tensor:
+        """Under ``torch.no_grad`` a value is without gradient."""
+        detached = self.create("call_method", "detach", (node,))
+        self.fakes.node, self.fakes.calls = detached.name, []
+        fresh: Tensor = self.fakes.call(torch.ops.aten.detach.default, (value,), {})
+        detached.meta["val"] = fresh
+        self.calls[detached] = self.fakes.calls
+        self.put(fresh, detached)
+        return fresh
+
+    def _is_written(self, tensor: Tensor) -> bool:
+        return any(written is tensor for call in self.fakes.calls for written in call.written)
+
+    def _bound(self, value: Any, node: Node, given: set[int]) -> Any:
+        """Remember which node a value comes from; numbers in it remember it."""
+        if isinstance(value, Tensor):
+            value = self.fakes.of(value)
+            if id(value) in given and not self._is_written(value):  # in another mode it may be another tensor
+                value = self.fakes.call(torch.ops.aten.alias.default, (value,), {})
+            self.put(value, node)
+            return value
+        if isinstance(value, torch.Size):
+            self.handed = True
+            return torch.Size([self.number(n, Origin(operator.getitem, (node, i))) for i, n in enumerate(value)])
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            self.handed = True
+            return self.number(value, Origin(_itself, (node,), node))
+        if isinstance(value, tuple | list):
+            return self._bound_parts(value, node, given)
+        if isinstance(value, dict):
+            for key, one in value.items():
+                self._bound_part(one, node, operator.getitem, key, given)
+        return value
+
+    def _bound_parts(self, value: Any, node: Node, given: set[int]) -> Any:
+        parts = [self._bound_part(one, node, operator.getitem, i, given) for i, one in enumerate(value)]
+        if type(value) not in LISTS:
+            return value
+        if node.meta.get("asks_values"):
+            return (SeenList if isinstance(value, list) else SeenTuple).of(self, node, parts)
+        self.handed = True  # perhaps as many as an input is long
+        return type(value)(parts)
+
+    def _bound_part(self, value: Any, parent: Node, read: Callable[..., Any], key: Any, given: set[int]) -> Any:
+        if isinstance(value, Tensor):
+            value = self.fakes.of(value)
+            if id(value) in given:
+                value = self.fakes.call(torch.ops.aten.alias.default, (value,), {})
+            self.places[id(value)] = Item(parent, read, key)
+            self._alive.append(value)
+            return value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return self.number(value, Origin(read, (parent, key)))
+        if isinstance(value, tuple | list | dict) and tensor_leaves(value):
+            node = self.create("call_function", read, (parent, key))
+            node.meta["val"] = value
+            return self._bound(value, node, given)
+        return value
+
+    def _aten(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """An ATen call; those that no torch function makes that can be seen become nodes."""
+        self.fakes.note_literal(func, args)
+        if self.depth or self.is_over:
+            return self.fakes.call(func, self.fakes.faked(tuple(args)), self.fakes.faked(kwargs))
+        with self._unseen():
+            args, kwargs = self.fakes.faked(tuple(args)), self.fakes.faked(dict(kwargs))
+            last = next(reversed(self.graph.nodes), None)
+            self.is_plain = False
+            node = self.create("call_function", func, self.nodes(args), self.nodes(kwargs))
+            return without_memory(self.compute_node(node, args, kwargs, lambda a, k: self.fakes.call(func, a, k), last))
+
+    def call_module(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """A module is called: as a whole, or its code is run."""
+        module = getattr(module, "_orig_mod", module) if type(module).__name__ == "OptimizedModule" else module
+        name = self._names.get(id(module))
+        opaque = Part(module, "forward") in self.options.opaque
+        if name is None or not (opaque or is_leaf(module)) or (self._is_cast() and not opaque):
+            return module._call_impl(*args, **kwargs)
+        self.depth += 1
+        try:
+            return self._call_whole(module, name, opaque, args, kwargs)
+        finally:
+            self.depth -= 1
+
+    def _call_whole(self, module: nn.Module, name: str, opaque: bool, args: Any, kwargs: Any) -> Any:
+        self.held[name] = module
+        self._in_module = f" in the module {name!r} ({type(module).__name__})"
+
+        def compute(given: Any, named: Any) -> Any:
+            if leaf_of(module) is None:
+                return module._call_impl(*given, **named)
+            return self.fakes.leaf(*LeafOp.of(module, given, named), lambda: module._call_impl(*given, **named))
+
+        last = next(reversed(self.graph.nodes), None)
+        node = self.create("call_module", name, self.nodes(tuple(args)), self.nodes(dict(kwargs)))
+        if opaque:
+            self.is_plain = False
+        return self.compute_node(
+            node, args, kwargs, compute, last, module, anything=opaque or not is_torchs(type(module))
+        )
+
+    @contextmanager
+    def _whole_methods(self) -> Iterator[None]:
+        """Let the methods that are called as a whole become nodes."""
+        methods = [part for part in self.options.opaque if isinstance(part, Part) and part.method != "forward"]
+        functions = [part for part in self.options.opaque if isinstance(part, WrappedFunction)]
+        try:
+            for part in methods:
+                part.owner.__dict__[part.method] = partial(self._call_method, part)
+            for one in functions:
+                one.names[one.name] = one.seen_by(self, threading.get_ident())
+            yield
+        finally:
+            for part in methods:
+                part.owner.__dict__.pop(part.method, None)
+            for one in functions:
+                one.names[one.name] = one.function
+
+    def call_wrapped(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A function that is marked with ``torch.fx.wrap`` is called, as a whole."""
+        with self._unseen():
+            last = next(reversed(self.graph.nodes), None)
+            self.is_plain = False
+            node = self.create("call_function", function, self.nodes(tuple(args)), self.nodes(dict(kwargs)))
+            node.meta["is_wrapped"] = True
+            return self.compute_node(node, args, kwargs, lambda a, k: function(*a, **k), last, anything=True)
+
+    def _call_method(self, part: Part, *args: Any, **kwargs: Any) -> Any:
+        method = getattr(type(part.owner), part.method)
+        if self.depth or self.is_over:
+            return method(part.owner, *args, **kwargs)
+        name = part.target_in(self.model)
+        module = self.held.setdefault(name, MethodCall(part))
+        last = next(reversed(self.graph.nodes), None)
+        node = self.create("call_module", name, self.nodes(args), self.nodes(kwargs))
+
+        def compute(given: Any, named: Any) -> Any:
+            value = method(part.owner, *given, **named)
+            held = {id(tensor) for tensor in self.fakes.named.values()}
+            if any(id(tensor) in held for call in self.fakes.calls for tensor in call.inputs):
+                raise TraceError("a method that would be called as a whole uses parameters of the model")
+            return value
+
+        self.is_plain = False
+        with self._unseen():
+            return self.compute_node(node, args, kwargs, compute, last, module, anything=True)
+
+    def call_custom(self, function: Callable[..., Any], args: Any, compute: Callable[[Any, Any], Any]) -> Any:
+        """A ``torch.autograd.Function`` is applied: as a node of the graph it keeps its own backward."""
+        last = next(reversed(self.graph.nodes), None)
+        self.is_plain = False
+        node = self.create("call_function", function, self.nodes(tuple(args)))
+        node.meta["is_wrapped"] = True
+        with torch.enable_grad(), self._unseen():
+            return self.compute_node(node, args, {}, compute, last)
+
+    def hook(self, hook: Callable[..., Any], tensor: Tensor) -> None:
+        """The gradient of a value is hooked."""
+        name = f"gradient_hook_{sum(isinstance(one, GradientHook) for one in self.held.values())}"
+        self.held[name] = GradientHook(hook)
+        self.is_plain = False
+        node = self.create("call_module", name, (self.node_of_tensor(tensor),))
+        node.meta["val"] = None
+
+    def refuse_values(self, tensor: Tensor) -> None:
+        """Code counts what a tensor holds.
+
+        Raises:
+            TraceError: how much that is depends on the values in another.
+        """
+        if self.node_of_tensor(tensor) in self.by_values:
+            raise TraceError(ON_VALUES)
+
+    def differentiable(self, tensor: Tensor) -> bool:
+        """Whether a tensor would require a gradient."""
+        return id(tensor) in self.gets_gradient
+
+    def mark_differentiable(self, tensor: Tensor) -> None:
+        """Note that a tensor requires a gradient."""
+        self.gets_gradient.add(id(tensor))
+
+
+def _itself(value: Any) -> Any:
+    return value

@@ -1,0 +1,73 @@
+"""Lists and tuples that opaque code returns, as long as its numbers say: where code counts them, the graph checks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch.fx import Node
+from torch.utils._pytree import tree_flatten
+
+from fx_oto.capture.arguments import check_length
+
+if TYPE_CHECKING:
+    from fx_oto.capture.run import CaptureRun
+
+__all__ = ["SeenList", "SeenTuple"]
+
+
+class _Seen:
+    run: CaptureRun
+    node: Node
+    length: int
+    parts: Any
+    kind: Any
+    was_counted: bool
+
+    @classmethod
+    def of(cls, run: CaptureRun, node: Node, parts: list[Any]) -> Any:
+        """What code is handed for the value of a node."""
+        made = cls(parts)  # type: ignore[call-arg]
+        made.run, made.node, made.length, made.was_counted = run, node, len(parts), False
+        made.parts = tree_flatten(made.held())
+        return made
+
+    def held(self) -> list[Any]:
+        """What it holds now, of which the graph hears nothing."""
+        return list(self.kind.__iter__(self))
+
+    def is_as_it_was(self) -> bool:
+        """Whether code has left it, and what it holds, alone."""
+        (mine, structure), (before, then) = tree_flatten(self.held()), self.parts
+        return bool(structure == then) and all(one is other for one, other in zip(mine, before, strict=True))
+
+    def counted(self) -> Any:
+        """What it holds now, as an ordinary one, once the graph checks how long it was."""
+        if not self.was_counted:
+            self.was_counted = True
+            check_length(self.run, self.node, self.length, self.node.name)
+        return self.kind(self.held())
+
+    def _ask(self) -> None:
+        if not self.run.is_over and not self.run.depth:
+            self.counted()
+
+    def __len__(self) -> int:
+        self._ask()
+        return int(self.kind.__len__(self))
+
+    def __iter__(self) -> Iterator[Any]:
+        self._ask()
+        return iter(self.kind.__iter__(self))
+
+
+class SeenList(_Seen, list[Any]):
+    """A list of which code does not know how long it is."""
+
+    kind = list
+
+
+class SeenTuple(_Seen, tuple[Any, ...]):
+    """A tuple of which code does not know how long it is."""
+
+    kind = tuple

@@ -1,0 +1,156 @@
+"""What is called as a whole: torch's own layers, and parts of a model that cannot be captured."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import Tracer
+from torch.fx._symbolic_trace import _wrapped_fns_to_patch
+from torch.jit import ScriptModule
+
+from fx_oto.modules import holds_layers, is_torchs
+from fx_oto.provenance.leaves import leaf_of
+
+__all__ = ["METHOD", "GradientHook", "LeafTracer", "MethodCall", "Part", "WrappedFunction", "is_leaf", "parts_in"]
+
+METHOD = "_method_"
+_TORCHS = ("torch.nn", "torch.ao.nn")
+
+
+def _has_users_hooks(module: nn.Module) -> bool:
+    """Whether a user's code runs before or after a module's; torch's own hooks compute weights."""
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    return any(not is_torchs(hook if hasattr(hook, "__code__") else type(hook)) for hook in hooks)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is called as a whole: those with sizes, which slicing rewrites, and with layers are entered."""
+    if _has_users_hooks(module):
+        return False
+    if leaf_of(module) is not None or isinstance(module, ScriptModule):
+        return True
+    inside = isinstance(module, nn.Sequential | nn.Unflatten) or holds_layers(module)
+    return type(module).__module__.startswith(_TORCHS) and not inside
+
+
+class LeafTracer(Tracer):
+    """What pickle traces the code of a captured graph with."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is called as a whole."""
+        return is_leaf(m)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A method of a module: ``forward``, or another one."""
+
+    owner: nn.Module
+    method: str
+
+    def name_in(self, model: nn.Module) -> str:
+        """``"head"`` for a submodule, ``"head.decode"`` for another method of one."""
+        path = next(name for name, module in model.named_modules() if module is self.owner)
+        return ".".join(filter(None, (path, "" if self.method == "forward" else self.method)))
+
+    def target_in(self, model: nn.Module) -> str:
+        """What the nodes that call it have as their target."""
+        name = self.name_in(model)
+        return name if self.method == "forward" else METHOD + name.replace(".", "_")
+
+
+@dataclass(frozen=True, eq=False)
+class WrappedFunction:
+    """A function that its author has marked with ``torch.fx.wrap``.
+
+    Attributes:
+        names: the global names that it is one of.
+        name: its own.
+        function: the function.
+    """
+
+    names: dict[str, Any]
+    name: str
+    function: Callable[..., Any]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WrappedFunction) and other.function is self.function
+
+    def __hash__(self) -> int:
+        return hash(self.function)
+
+    def name_in(self, model: nn.Module) -> str:
+        """Its name."""
+        return self.name
+
+    def target_in(self, model: nn.Module) -> Any:
+        """What the nodes that call it have as their target."""
+        return self.function
+
+    def seen_by(self, run: Any, thread: int) -> Callable[..., Any]:
+        """The function, for the while of a run in a thread, of which it tells the run."""
+
+        @functools.wraps(self.function)
+        def tell(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != thread or run.depth or run.is_over:
+                return self.function(*args, **kwargs)
+            return run.call_wrapped(self.function, args, kwargs)
+
+        return tell
+
+
+def _wrapped_functions() -> dict[Any, WrappedFunction]:
+    """Every function marked with ``torch.fx.wrap``, by its code."""
+    found = {}
+    for (_, name), names in _wrapped_fns_to_patch.items():
+        function = names.get(name)
+        if function is not None and hasattr(function, "__code__"):
+            found[function.__code__] = WrappedFunction(names, name, function)
+    return found
+
+
+def parts_in(trace: TracebackType | None, model: nn.Module) -> Iterator[Part | WrappedFunction]:
+    """The methods of a model's modules in which an error came up, outermost first, but for the model's ``forward``."""
+    modules, functions = {id(module) for module in model.modules()}, _wrapped_functions()
+    while trace is not None:
+        frame, trace = trace.tb_frame, trace.tb_next
+        if frame.f_code in functions:
+            yield functions[frame.f_code]
+        name, first = frame.f_code.co_name, frame.f_code.co_varnames[:1]
+        owner = frame.f_locals.get(first[0]) if first else None
+        if id(owner) in modules and (owner is not model or name != "forward"):
+            method = getattr(type(owner), name, None)
+            if getattr(method, "__code__", None) is frame.f_code and not is_torchs(method):
+                yield Part(owner, name)  # type: ignore[arg-type]
+
+
+class MethodCall(nn.Module):
+    """Calls a method of a module that does not become part of the graph's modules: it must not use parameters."""
+
+    def __init__(self, part: Part) -> None:
+        super().__init__()
+        self._part = (part.owner, part.method)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the method returns."""
+        owner, method = self._part
+        return getattr(type(owner), method)(owner, *args, **kwargs)
+
+
+class GradientHook(nn.Module):
+    """Lets a function see, and change, the gradient of a value, as ``Tensor.register_hook`` does."""
+
+    def __init__(self, hook: Any) -> None:
+        super().__init__()
+        self._hook = (hook,)
+
+    def forward(self, value: Tensor) -> None:
+        """Register the hook, where there will be a gradient."""
+        if value.requires_grad:
+            value.register_hook(self._hook[0])

@@ -1,0 +1,431 @@
+"""The graph of a run: which node makes which value, and what the numbers of sizes tell of themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import os
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.graph_module import _assign_attr
+from torch.fx.node import base_types
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from fx_oto.capture.caches import namespaces_of
+from fx_oto.capture.calls import LISTS
+from fx_oto.capture.modes import without_modes
+from fx_oto.capture.numbers import Flag, Float, Int, Origin, remembered
+from fx_oto.capture.refusals import ON_VALUES, NotHashedError
+from fx_oto.capture.seen import SeenList, SeenTuple
+from fx_oto.capture.whole import Part, WrappedFunction
+from fx_oto.errors import TraceError
+from fx_oto.framework.context import ExampleInputs
+from fx_oto.graph import source_line, tensor_leaves, tensor_names
+from fx_oto.modes import FLAG, TrainingFlag
+from fx_oto.modules import is_torchs
+from fx_oto.provenance.tape import Recording
+
+__all__ = ["Item", "Options", "Writer", "holder_of"]
+
+_NOT_USERS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How code is met that a capture has no other answer to.
+
+    Attributes:
+        opaque: what is called as a whole, whatever it does inside.
+        hashable: places in the code where sizes may be used as keys.
+        op_level: whether a single function whose result depends on numbers, even in size, is called as a whole.
+        watchful: whether code that draws random numbers, which no graph sees, is looked for.
+        compiling: whether code that asks is told that it is compiled, so that it asks for no values.
+    """
+
+    opaque: tuple[Part | WrappedFunction, ...] = ()
+    hashable: frozenset[Any] = frozenset()
+    op_level: bool = False
+    watchful: bool = False
+    compiling: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """What a node returns inside of a container, until somebody reads it."""
+
+    parent: Node
+    read: Callable[..., Any]
+    key: Any
+
+
+class Writer(TorchFunctionMode):
+    """Writes the graph of one run of a model.
+
+    Args:
+        model: any module.
+        inputs: what it is called with.
+        options: how code is met that a capture has no other answer to.
+        constants: tensors that earlier runs met, by the name they have in the graph.
+        fakes: what an earlier run of the model was recorded on, whose stand-ins are good for another.
+
+    Attributes:
+        graph: what torch functions were called.
+        held: what the graph's nodes refer to, by name.
+        handed: whether code was given numbers made of sizes, or sequences as long as one.
+        asked: whether code decided by the training mode.
+        events: plain numbers that code was given for those that remember, in order.
+        notes: what its user should know of the capture.
+        is_plain: whether it is a list of the calls that code made, with nothing that it might have decided.
+        is_over: whether nothing is captured any more.
+        depth: how many calls deep the run is in what is not the user's code.
+        places: which node's value a tensor is, by ``id``.
+        by_values: nodes whose values depend, even in size, on the numbers in others.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: ExampleInputs,
+        options: Options,
+        constants: dict[str, Tensor] | None = None,
+        fakes: Recording | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.inputs, self.options = model, inputs, options
+        self.graph = Graph()
+        self.held: dict[str, Any] = {}
+        self.handed = self.asked = self.is_over = False
+        self.is_plain = True
+        self.events: list[tuple[Origin, Any]] = []
+        self.notes: list[str] = []
+        self.depth = 0
+        self.fakes = Recording(tensor_names(model)) if fakes is None else fakes
+        self.constants = {} if constants is None else constants
+        self.modules = dict(model.named_modules())
+        self.places: dict[int, Node | Item] = {}
+        self.by_values: set[Node] = set()
+        self.checked: dict[Any, Any] = {}
+        self._tensors = _names_of_tensors(self.modules)
+        self._attributes: dict[str, Node] = {}
+        self._alive: list[Any] = []
+        self._globals = {id(names): names for names in namespaces_of(model)}
+
+    def create(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Node:
+        """A node at the end of the graph, with the line in the user's code."""
+        node = self.graph.create_node(op, target, args, kwargs or {})
+        if frame := self._user_frame():
+            code = frame.f_code
+            node.stack_trace = f'  File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}\n'
+        if any(source in self.by_values for source in node.all_input_nodes):
+            self.by_values.add(node)
+        return node
+
+    def _user_frame(self) -> Any:
+        """The innermost frame of the user's; None if there is none, as at the output, or in torch's containers."""
+        frame: Any = sys._getframe(2)
+        found = None
+        while frame is not None and frame.f_code.co_name != "_run_of_users_code":
+            if found is None and not frame.f_code.co_filename.startswith(_NOT_USERS):
+                found = frame
+                self._globals[id(frame.f_globals)] = frame.f_globals
+                break
+            frame = frame.f_back
+        return found
+
+    def number(self, value: Any, origin: Origin) -> Any:
+        """A number that remembers its origin."""
+        return remembered(self, value, origin)
+
+    def node_of(self, origin: Origin) -> Node:
+        """The node that computes a number; made when somebody reads it."""
+        if origin.node is None:
+            origin.node = self.computed(origin)
+        return origin.node
+
+    def computed(self, origin: Origin) -> Node:
+        """A new node that computes a number."""
+        args = self.nodes(origin.args)
+        if isinstance(origin.function, str):
+            node = self.create("call_method", origin.function, args)
+        else:
+            node = self.create("call_function", origin.function, args)
+        return node
+
+    def nodes(self, value: Any) -> Any:
+        """The same with a node for each tensor, and each number that remembers.
+
+        Raises:
+            TraceError: it holds something that no graph can.
+        """
+        if isinstance(value, Tensor):
+            return self.node_of_tensor(value)
+        if isinstance(value, Int | Float) and value.run is self:
+            node = self.node_of(value.origin)
+            if "val" not in node.meta:
+                node.meta["val"] = int.__int__(value) if isinstance(value, Int) else float.__float__(value)
+                node.meta["is_number"] = True
+            return node
+        if isinstance(value, Flag):
+            return self._mode(value)
+        if isinstance(value, Int | Float):  # of an earlier run, kept by some cache
+            return int.__int__(value) if isinstance(value, Int) else float.__float__(value)
+        if value is None or isinstance(value, bool | str) or type(value) in (int, float):
+            return value
+        return self._nodes_of_container(value)
+
+    def _nodes_of_container(self, value: Any) -> Any:
+        if isinstance(value, SeenList | SeenTuple):
+            return value.node if value.is_as_it_was() else self.nodes(value.counted())
+        if isinstance(value, torch.Size) or type(value) in LISTS:
+            made = [self.nodes(one) for one in value]
+            return made if isinstance(value, list) else tuple(made)
+        if isinstance(value, slice):
+            return slice(*map(self.nodes, (value.start, value.stop, value.step)))
+        if type(value) is dict:
+            return {key: self.nodes(one) for key, one in value.items()}
+        is_named = isinstance(value, tuple) and hasattr(value, "_fields")
+        return type(value)(*map(self.nodes, value)) if is_named else self._nodes_of_object(value)
+
+    def _nodes_of_object(self, value: Any) -> Any:
+        kind: Any = type(value)
+        if isinstance(value, dict) and dataclasses.is_dataclass(value):  # a ModelOutput
+            node = self.create("call_function", kind, (), {key: self.nodes(one) for key, one in value.items()})
+        elif isinstance(value, OrderedDict):
+            node = self.create("call_function", kind, ([(key, self.nodes(one)) for key, one in value.items()],))
+        elif isinstance(value, dict):
+            node = self.create("call_function", _filler(kind), ({key: self.nodes(one) for key, one in value.items()},))
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+            node = self.create("call_function", kind, (), {key: self.nodes(one) for key, one in fields.items()})
+        elif (
+            isinstance(value, (*base_types, range)) or value is ... or kind.__module__ == "builtins" or is_torchs(kind)
+        ):
+            if isinstance(value, int | float) or not isinstance(value, nn.Module | torch.Generator):
+                return value
+            raise TraceError(f"a graph cannot hold an object of class {kind.__name__}")
+        elif hasattr(value, "item") and kind.__module__ == "numpy":
+            return value.item()
+        elif type(getattr(value, "__dict__", None)) is dict and not callable(value) and tensor_leaves(vars(value)):
+            node = self.create("call_function", _maker(kind), (self.nodes(vars(value)),))
+        else:
+            raise TraceError(f"a graph cannot hold an object of class {kind.__name__}")
+        node.meta["val"], node.meta["is_wrapped"] = value, True
+        return node
+
+    def node_of_tensor(self, tensor: Tensor) -> Node:
+        """The node whose value a tensor is.
+
+        Raises:
+            TraceError: nothing that was captured has made it.
+        """
+        place = self.places.get(id(tensor))
+        if isinstance(place, Node):
+            return place
+        if place is not None:
+            node = self.create("call_function", place.read, (place.parent, place.key))
+            node.meta["val"] = tensor
+            return self.put(tensor, node)
+        tensor = self.fakes.real.get(id(tensor), tensor)
+        if isinstance(tensor, FakeTensor) and tensor.fake_mode is self.fakes.torchs:
+            raise TraceError("a tensor comes from code in which torch's functions cannot be seen")
+        return self.attribute(self._tensors.get(id(tensor)) or self._constant(tensor), tensor)
+
+    def attribute(self, name: str, tensor: Tensor) -> Node:
+        """The node that reads a tensor that the model holds."""
+        if name not in self._attributes:
+            node = self.create("get_attr", name, ())
+            node.meta["val"] = self.fakes.of(tensor)
+            self.held[name] = tensor
+            self._attributes[name] = node
+            self.places.setdefault(id(node.meta["val"]), node)
+        return self._attributes[name]
+
+    def reads(self, name: str) -> bool:
+        """Whether the graph reads a tensor that the model holds."""
+        return name in self._attributes
+
+    def _constant(self, tensor: Tensor) -> str:
+        with without_modes():
+            for name, other in self.constants.items():
+                if other is tensor or (_form(other) == _form(tensor) and torch.equal(other, tensor)):
+                    return name
+        name = f"_tensor_constant{len(self.constants)}"
+        self.constants[name] = tensor
+        return name
+
+    def _mode(self, flag: Flag) -> Node:
+        """The node that tells the mode when the graph runs."""
+        if FLAG not in self._attributes:
+            self.held[FLAG] = TrainingFlag()
+            node = self._attributes[FLAG] = self.create("call_module", FLAG, ())
+            node.meta["val"] = bool(int(flag))
+        return self._attributes[FLAG]
+
+    def put(self, tensor: Tensor, node: Node) -> Node:
+        """Remember which node's value a tensor is."""
+        self.places[id(tensor)] = node
+        self._alive.append(tensor)
+        return node
+
+    def decided(self, origin: Origin, answer: Any) -> None:
+        """Check in the graph that the answer is what it was."""
+        self.is_plain = False
+        node = self.node_of(origin)
+        node.meta.setdefault("val", answer)
+        node.meta["is_number"] = True
+        if node in self.by_values:
+            raise TraceError(ON_VALUES)
+        if self.checked.get(self._question(node)) == answer:
+            return
+        self.checked[self._question(node)] = answer
+        same = self.create("call_function", operator.eq, (node, answer))
+        same.meta["val"] = True
+        text = f"the graph was captured where this was {answer!r} ({source_line(node)}); trace it on such inputs"
+        check = self.create("call_function", torch._assert, (same, text))
+        check.meta["val"] = None
+
+    def _question(self, node: Node) -> Any:
+        return node.op, node.target, str(node.args)
+
+    def handed_out(self, number: Any, plain: Any) -> None:
+        """Note a plain number, which may come back in the graph."""
+        self.is_plain = False
+        self.events.append((number.origin, plain))
+
+    def hashed(self, number: Any) -> None:
+        """Check it, where that is allowed."""
+        frame = sys._getframe(2)
+        site = (frame.f_code, frame.f_lasti)
+        if site not in self.options.hashable:
+            raise NotHashedError(site)
+        plain = int.__int__(number) if isinstance(number, Int) else float.__float__(number)
+        self.decided(number.origin, plain)
+
+    def asked_for_mode(self) -> None:
+        """Note that the other mode may go another way."""
+        if not self.depth:
+            self.asked = True
+
+    def forget_after(self, last: Node | None) -> None:
+        """Take back the nodes that were made for a call that failed."""
+        for node in reversed(list(self.graph.nodes)):
+            if node is last:
+                break
+            if not node.users:
+                self.graph.erase_node(node)
+                self.places = {key: one for key, one in self.places.items() if one is not node}
+                self._attributes = {key: one for key, one in self._attributes.items() if one is not node}
+
+    def size_of_input(self, number: int, dim: int) -> Node:
+        """A new node that reads a size of an input, which is the tensor of that number among them."""
+        source = self.places[id(self.fakes.of(self.given_tensors()[number]))]
+        assert isinstance(source, Node)
+        node = self.graph.call_method("size", (source, dim))
+        node.meta["val"] = source.meta["val"].shape[dim]
+        return node
+
+    def given_tensors(self) -> list[Tensor]:
+        """The tensors among the inputs."""
+        return [leaf for leaf in tree_leaves((self.inputs.args, self.inputs.kwargs)) if isinstance(leaf, Tensor)]
+
+    def fix(self, dims: Collection[tuple[int, int]], size: int, difference: Any) -> None:
+        """Let the graph check sizes of the inputs.
+
+        Args:
+            dims: of each the number of the tensor among the inputs, and the dimension.
+            size: what they were.
+            difference: what depends on them.
+        """
+        tensors = self.given_tensors()
+        for number, dim in dims:
+            source = self.places.get(id(self.fakes.of(tensors[number])))
+            if not isinstance(source, Node) or source._erased:
+                continue
+            text = difference.check or (
+                f"the graph was captured where dimension {dim} of {source.name} was {size}, on which {difference} "
+                "depends; trace it on such inputs"
+            )
+            after = source
+            for function, args, value in (
+                (torch.Tensor.size, (source, dim), size),
+                (operator.eq, (None, size), True),
+                (torch._assert, (None, text), None),
+            ):
+                with self.graph.inserting_after(after):
+                    given = tuple(after if one is None else one for one in args)
+                    after = (
+                        self.graph.call_method("size", given)
+                        if function is torch.Tensor.size
+                        else self.graph.call_function(function, given)
+                    )
+                after.meta["val"] = value
+
+    def module(self) -> GraphModule:
+        """The graph with what it refers to, in the model's present modes."""
+        return GraphModule(holder_of(self.held), self.graph, type(self.model).__name__)
+
+    def drop_unread_numbers(self) -> None:
+        """Take back the nodes of numbers that nobody reads."""
+        for node in reversed(list(self.graph.nodes)):
+            if not node.users and node.meta.get("is_number") and node.op not in ("placeholder", "output"):
+                self.graph.erase_node(node)
+
+
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.dtype, tensor.device
+
+
+def holder_of(held: Mapping[str, Any]) -> nn.Module:
+    """A module that holds others, and tensors, under these names."""
+    holder = nn.Module()
+    for name, value in held.items():
+        _assign_attr(value, holder, name)
+    return holder
+
+
+@cache
+def _filler(kind: Any) -> Callable[[Mapping[Any, Any]], Any]:
+    """What makes a dictionary of another class."""
+
+    def fill(items: Mapping[Any, Any]) -> Any:
+        made = kind()
+        made.update(items)
+        return made
+
+    fill.__name__, fill.__module__ = kind.__name__, kind.__module__
+    return fill
+
+
+@cache
+def _maker(kind: Any) -> Callable[[dict[str, Any]], Any]:
+    """What makes an object of a class of the user's with these attributes."""
+
+    def make(attributes: dict[str, Any]) -> Any:
+        made = kind.__new__(kind)
+        made.__dict__.update(attributes)
+        return made
+
+    make.__name__, make.__module__ = kind.__name__, kind.__module__
+    return make
+
+
+def _names_of_tensors(modules: Mapping[str, nn.Module]) -> dict[int, str]:
+    """The name of each tensor that modules hold, by ``id``."""
+    names: dict[int, str] = {}
+    for registry in ("_parameters", "_buffers", "__dict__"):
+        for path, module in modules.items():
+            held = module.__dict__ if registry == "__dict__" else module.__dict__.get(registry)
+            for name, value in held.items() if isinstance(held, dict) else ():  # a scripted module has others
+                if isinstance(value, Tensor):
+                    names.setdefault(id(value), f"{path}.{name}".lstrip("."))
+    return names

@@ -1,0 +1,329 @@
+"""Running torch without numbers: what each ATen call returns is found from shapes, types and devices alone.
+
+torch's own fake tensors say which device they stand for, so code that asks is answered as ever. Their mode takes half a
+millisecond a call; here most results follow from the form of the arguments, and the rest from meta kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["Fakes", "StandIns", "ValuesAskedError", "tensors_in"]
+
+_META = torch.device("meta")
+_CPU = torch.device("cpu")
+_NORMS = {"aten::native_batch_norm", "aten::native_layer_norm", "aten::native_group_norm"}
+_POINTWISE = {"aten::hardswish", "aten::_prelu_kernel"}  # torch forgets to say so
+_LAYOUTS = {"memory_format", "layout", "out", "device"}
+_LIFTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
+# Shape, strides and type of a result.
+_Form = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
+
+
+class ValuesAskedError(Exception):
+    """What an operator returns depends on the numbers in a tensor."""
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in nested lists and tuples, which is all that ATen's calls take and return."""
+    if not isinstance(value, list | tuple):
+        return [value] if isinstance(value, Tensor) else []
+    return [tensor for part in value for tensor in tensors_in(part)]
+
+
+class Fakes(TorchDispatchMode):
+    """While it is active, nothing is computed: real tensors are stood in for, and stay as they are.
+
+    Args:
+        named: the tensors of a model, which get their stand-ins at once.
+
+    Attributes:
+        named: the stand-ins of those.
+        real: the tensors that are stood in for, by the ``id`` of what does.
+        literals: the real tensors that code has written out in numbers, by the ``id`` of their stand-ins.
+    """
+
+    def __init__(self, named: Mapping[str, Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.torchs = FakeTensorMode(allow_non_fake_inputs=True)
+        self._stand_ins: dict[int, FakeTensor] = {}
+        self.real: dict[int, Tensor] = {}
+        self.literals: dict[int, Tensor] = {}
+        self._forms: dict[Any, list[_Form]] = {}
+        self.named = {name: self.of(tensor) for name, tensor in named.items()}
+
+    def of(self, tensor: Tensor) -> FakeTensor:
+        """The tensor that stands in for a real one; of those that stand in, the tensor itself."""
+        if isinstance(tensor, FakeTensor) and tensor.fake_mode is self.torchs:
+            return tensor
+        found = self._stand_ins.get(id(tensor))
+        if found is None:
+            if isinstance(tensor, FakeTensor):
+                raise RuntimeError("a tensor without numbers was kept from an earlier run, such as by a cache")
+            with torch.inference_mode(False):
+                found = self.like(tensor, tensor.device)
+            self._stand_ins[id(tensor)], self.real[id(found)] = found, tensor
+        return found
+
+    def like(self, value: Any, device: torch.device) -> FakeTensor:
+        """A new tensor of the form of another, real or not."""
+        meta = torch.empty_strided(tuple(value.shape), _strides(value), dtype=value.dtype, device=_META)
+        return self._wrap(meta, device)
+
+    def _wrap(self, meta: Tensor, device: torch.device) -> FakeTensor:
+        fake = FakeTensor(self.torchs, meta, device)
+        fake.__dict__["on_meta"] = meta
+        return fake
+
+    def note_literal(self, func: Any, args: Any) -> None:
+        """Remember a tensor that code writes out in numbers."""
+        if func in _LIFTS and not isinstance(args[0], FakeTensor):
+            self.literals[id(self.of(args[0]))] = args[0]
+
+    def faked(self, value: Any) -> Any:
+        """The same with stand-ins, in lists, tuples and dictionaries."""
+        if isinstance(value, Tensor):
+            return self.of(value)
+        if type(value) in (tuple, list):
+            return type(value)(map(self.faked, value))
+        if type(value) is dict:
+            return {key: self.faked(one) for key, one in value.items()}
+        return value
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No need to load torch's compiler only to keep it from compiling this."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.note_literal(func, args)
+        return self.call(func, self.faked(tuple(args)), self.faked(kwargs or {}))
+
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What an operator returns.
+
+        Raises:
+            ValuesAskedError: that depends on numbers.
+        """
+        if func is torch.ops.prim.device.default:
+            return args[0].fake_device
+        traits = _traits(func) if isinstance(func, OpOverload) else None
+        if traits is None or traits.changes_form:
+            return self._as_torch(func, args, kwargs)
+        if traits.asks_values:
+            raise ValuesAskedError(f"{func} asks for the numbers in a tensor")
+        if traits.returns_written is not None:
+            place, name = traits.returns_written
+            return args[place] if place < len(args) else kwargs[name]
+        key = None if traits.makes_alias else _key(func, args, kwargs)
+        device = _device(args, kwargs)
+        forms = self._forms.get(key) if key is not None else None
+        if forms is None and key is not None and (forms := _formed(func, args, kwargs)):
+            self._forms[key] = forms
+        return self._made(traits, forms, device) if forms else self._run(func, args, kwargs, device, key)
+
+    def _made(self, traits: _Traits, forms: list[_Form], device: torch.device) -> Any:
+        made = [
+            self._wrap(torch.empty_strided(size, strides, dtype=dtype, device=_META), device)
+            for size, strides, dtype in forms
+        ]
+        return made[0] if traits.returns_one else tuple(made)
+
+    def _run(self, func: Any, args: Any, kwargs: Any, device: torch.device, key: Any) -> Any:
+        """Ask the kernel for meta tensors; what has none, torch's fake mode."""
+        on_meta = {name: _META if name == "device" else _metas(value) for name, value in kwargs.items()}
+        on_meta.pop("pin_memory", None)
+        try:
+            result = func(*_metas(args), **on_meta)
+        except Exception as error:
+            if torch.Tag.dynamic_output_shape in func.tags:
+                raise ValuesAskedError(f"the size of what {func} returns depends on the numbers in a tensor") from error
+            if isinstance(error, NotImplementedError):
+                return self._as_torch(func, args, kwargs)
+            raise
+        traits = _traits(func)
+        if key is not None and traits.returns_one and type(result) is Tensor:
+            self._forms[key] = [_form(result)]
+        elif key is not None and type(result) is tuple and all(type(one) is Tensor for one in result):
+            self._forms[key] = [_form(one) for one in result]
+        return self._wrapped(result, device)
+
+    def _wrapped(self, result: Any, device: torch.device) -> Any:
+        if isinstance(result, Tensor):
+            return self._wrap(result, device)
+        if type(result) in (tuple, list):
+            return type(result)(self._wrapped(one, device) for one in result)
+        return result
+
+    def _as_torch(self, func: Any, args: Any, kwargs: Any) -> Any:
+        with self.torchs:
+            result = func(*args, **kwargs)
+        for one in (*tensors_in(args), *tensors_in(result)):
+            if isinstance(one, FakeTensor):
+                one.__dict__.pop("on_meta", None)
+        return result
+
+
+class _Traits:
+    """What an operator's schema says, once and for all."""
+
+    def __init__(self, func: OpOverload) -> None:
+        schema = func._schema
+        self.asks_values = torch.Tag.data_dependent_output in func.tags
+        self.changes_form = torch.Tag.inplace_view in func.tags or schema.name in ("aten::resize_", "aten::set_")
+        written = [
+            (place, argument.name)
+            for place, argument in enumerate(schema.arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ]
+        returned = [one.alias_info for one in schema.returns]
+        self.returns_written = None
+        if len(written) == 1 and len(returned) == 1 and returned[0] is not None and returned[0].is_write:
+            self.returns_written = written[0]
+        self.makes_alias = bool(written) or any(one is not None for one in returned)
+        self.returns_one = len(returned) == 1 and str(schema.returns[0].type) == "Tensor"
+
+
+@lru_cache(maxsize=4096)
+def _traits(func: OpOverload) -> _Traits:
+    return _Traits(func)
+
+
+def _metas(value: Any) -> Any:
+    if isinstance(value, FakeTensor):
+        meta = value.__dict__.get("on_meta")
+        if meta is None:
+            meta = torch.empty_strided(tuple(value.shape), _strides(value), dtype=value.dtype, device=_META)
+            value.__dict__["on_meta"] = meta
+        return meta
+    if type(value) in (tuple, list):
+        return type(value)(map(_metas, value))
+    return value
+
+
+def _strides(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.stride()) if tensor.layout is torch.strided else ()
+
+
+def _form(tensor: Tensor) -> _Form:
+    return tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype
+
+
+def _device(args: Any, kwargs: Any) -> torch.device:
+    """Where a result lies: where it is asked for, or with the operands that are no plain numbers."""
+    if (given := kwargs.get("device")) is not None:
+        return torch.device(given)
+    tensors = tensors_in((*args, *kwargs.values()))
+    wide = next((tensor for tensor in tensors if tensor.ndim), tensors[0] if tensors else None)
+    return _CPU if wide is None else wide.device
+
+
+def _key(func: Any, args: Any, kwargs: Any) -> Any:
+    """What decides the form of a result; None where that cannot be told apart."""
+    try:
+        key = (func, _signature(args), tuple((name, _signature(value)) for name, value in kwargs.items()))
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _signature(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return tuple(value.shape), _strides(value), value.dtype
+    if type(value) in (tuple, list):
+        return tuple(map(_signature, value))
+    return type(value), value
+
+
+def _formed(func: Any, args: Any, kwargs: Any) -> list[_Form]:
+    """The forms of the results of the commonest calls, whose meta kernels are Python and slow; else empty."""
+    name = func._schema.name
+    if name in _NORMS and not kwargs and args[0].is_contiguous() and args[0].is_floating_point():
+        return _norm_forms(name, args)
+    known = torch.Tag.pointwise in func.tags or name in _POINTWISE
+    if not known or len(func._schema.returns) != 1 or not kwargs.keys().isdisjoint(_LAYOUTS):
+        return []
+    tensors = tensors_in((*args, *kwargs.values()))
+    if not tensors:
+        return []
+    first, strides = tensors[0], _strides(tensors[0])
+    alike = all(one.shape == first.shape and _strides(one) == strides for one in tensors[1:] if one.ndim)
+    if not first.ndim or not alike or not _is_dense(first):
+        return []
+    return [(tuple(first.shape), strides, _type_of(func, args, kwargs))]
+
+
+def _norm_forms(name: str, args: Any) -> list[_Form]:
+    """Of a norm in evaluation: the value, then statistics; batch norm returns none of them then."""
+    value, dtype = args[0], args[0].dtype
+    if name == "aten::native_batch_norm":
+        if args[5]:
+            return []
+        return [_form(value), ((0,), (1,), dtype), ((0,), (1,), dtype)]
+    if dtype not in (torch.float32, torch.float64):
+        return []
+    if name == "aten::native_layer_norm":
+        lead = value.ndim - len(args[1])
+        size = (*value.shape[:lead], *(1,) * len(args[1]))
+    else:
+        size = (args[3], args[6])
+    strides = tuple(torch.empty(size, device=_META).stride())
+    return [_form(value), (size, strides, dtype), (size, strides, dtype)]
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether its elements lie side by side, in any order of the dimensions."""
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        if size == 1:
+            return tensor.is_contiguous()  # the stride says nothing
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+_types: dict[Any, torch.dtype] = {}
+
+
+def _type_of(func: Any, args: Any, kwargs: Any) -> torch.dtype:
+    """The type of an elementwise result: found out on tensors of one element, and remembered."""
+
+    def small(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return torch.empty((1,) if value.ndim else (), dtype=value.dtype, device=_META)
+        return type(value)(map(small, value)) if type(value) in (tuple, list) else value
+
+    def told(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.dtype, value.ndim > 0
+        if isinstance(value, torch.dtype):
+            return value
+        return tuple(map(told, value)) if type(value) in (tuple, list) else type(value)
+
+    key = (func, told(tuple(args)), tuple((name, told(value)) for name, value in kwargs.items()))
+    if key not in _types:
+        given = {name: _META if name == "device" else small(value) for name, value in kwargs.items()}
+        _types[key] = func(*small(tuple(args)), **given).dtype
+    return _types[key]
+
+
+class StandIns(TorchFunctionMode):
+    """Hands torch's functions the stand-ins of real tensors, so that not even their version counts change."""
+
+    def __init__(self, fakes: Fakes) -> None:
+        super().__init__()
+        self._fakes = fakes
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*self._fakes.faked(tuple(args)), **self._fakes.faked(kwargs or {}))
