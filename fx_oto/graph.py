@@ -164,6 +164,7 @@ def clone_module(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.M
         new = old.__new__(type(old))
         shared = (dict, list, set)  # hooks and the like: a change of the copy's must not reach the original's
         new.__dict__.update({k: copy.copy(v) if isinstance(v, shared) else v for k, v in old.__dict__.items()})
+        new.__dict__.pop("_compiled_call_impl", None)  # which would call the original
         modules[old] = new
         for registry in ("_parameters", "_buffers"):
             tensors = old.__dict__[registry]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections import deque
+import sys
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType, ModuleType
@@ -16,7 +17,16 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from fx_oto.dice import Dice
 
-__all__ = ["evaluating", "kept", "memory_of", "unchanged", "uncollected", "unwritten", "without_caches"]
+__all__ = [
+    "evaluating",
+    "kept",
+    "memory_of",
+    "unchanged",
+    "uncollected",
+    "unwritten",
+    "without_backward_hooks",
+    "without_caches",
+]
 
 
 @contextmanager
@@ -42,6 +52,16 @@ def uncollected() -> Iterator[None]:
     finally:
         if collects:
             gc.enable()
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Let what ``torch.compile`` has compiled, or would, run as it is written."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and to load it takes long
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @contextmanager
@@ -77,15 +97,30 @@ def without_caches(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def unwritten(model: nn.Module) -> Iterator[None]:
-    """Run a model in evaluation, without gradients, and leave it as it was.
-
-    Taken back is what it writes into its buffers, such as a count of its calls, and sets on its modules.
-    """
-    before = [(memory, memory.clone()) for memory in (memory_of(buffer.data) for buffer in model.buffers())]
-    counted = tuple(buffer for buffer in model.buffers() if not buffer.is_inference())
+def without_backward_hooks(model: nn.Module) -> Iterator[None]:
+    """Let modules be called on tensors that no gradient will come to."""
+    before = [(module.__dict__, name) for module in model.modules() for name in _BACKWARD if module.__dict__.get(name)]
+    hooks = [held[name] for held, name in before]
     try:
-        with unchanged(model), evaluating(model), torch.no_grad(), _unsafe_preserve_version_counter(counted):
+        for held, name in before:
+            held[name] = OrderedDict()
+        yield
+    finally:
+        for (held, name), own in zip(before, hooks, strict=True):
+            held[name] = own
+
+
+@contextmanager
+def unwritten(model: nn.Module, training: bool = False) -> Iterator[None]:
+    """Run a model in one mode, without gradients, and leave it as it was.
+
+    Taken back is what it writes into its buffers and other tensors but parameters, and sets on its modules.
+    """
+    held = {id(tensor): tensor for tensor in (*model.buffers(), *_plain_tensors(model))}.values()
+    before = [(memory, memory.clone()) for memory in (memory_of(tensor.data) for tensor in held)]
+    counted = tuple(tensor for tensor in held if not tensor.is_inference())
+    try:
+        with unchanged(model), evaluating(model, training), torch.no_grad(), _unsafe_preserve_version_counter(counted):
             yield
     finally:
         for memory, content in before:
@@ -101,9 +136,16 @@ def memory_of(tensor: Tensor) -> Tensor:
     return tensor
 
 
+_BACKWARD = ("_backward_hooks", "_backward_pre_hooks")
+
 # What every module has; of it, what forward may change.
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-_REGISTRIES = ("_parameters", "_buffers", "_modules")
+
+
+def _plain_tensors(model: nn.Module) -> list[Tensor]:
+    """Those in the attributes of modules, and in what they hold, that are no parameters."""
+    values = (value for held in _changeable(model) for value in (held.values() if isinstance(held, dict) else held))
+    return [value for value in values if isinstance(value, Tensor) and not isinstance(value, nn.Parameter)]
 
 
 def _changeable(model: nn.Module) -> list[Any]:
@@ -115,7 +157,7 @@ def _changeable(model: nn.Module) -> list[Any]:
         if isinstance(value, nn.Module):
             held = vars(value)
             if id(held) not in found:
-                registries = [held[name] for name in _REGISTRIES if isinstance(held.get(name), dict)]
+                registries = [one for name in _OF_EVERY_MODULE if isinstance(one := held.get(name), dict)]
                 found |= {id(one): one for one in (held, *registries)}
                 waiting.extend(held[name] for name in held.keys() - _OF_EVERY_MODULE)
                 waiting.extend(value.children())

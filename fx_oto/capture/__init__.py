@@ -19,7 +19,7 @@ from fx_oto.capture.names import AnyNames
 from fx_oto.capture.refusals import NotCapturedError, NotHashedError, RandomError
 from fx_oto.capture.run import CaptureRun
 from fx_oto.capture.sizes import Comparison, Difference, Group, groups_of, names_of, resized
-from fx_oto.capture.whole import LeafTracer
+from fx_oto.capture.whole import GradientHook, LeafTracer
 from fx_oto.capture.writer import Options, holder_of
 from fx_oto.dice import Dice
 from fx_oto.errors import InputError, TraceError
@@ -27,7 +27,7 @@ from fx_oto.framework.context import Capture, Context, ExampleInputs, InputSize
 from fx_oto.framework.records import PassRecord
 from fx_oto.graph import graph_copy, one_at_a_time, quiet_fakes, raised_at, tensor_leaves, tensor_names, with_modes_of
 from fx_oto.groups.explanations import Untraced
-from fx_oto.keeping import uncollected, unwritten
+from fx_oto.keeping import uncollected, uncompiled, unwritten
 from fx_oto.masks import MASKS, drop_masks
 from fx_oto.modes import FLAG, TrainingFlag, merge_modes
 from fx_oto.provenance.misfits import misfit
@@ -77,7 +77,7 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
         earlier = Context.of(model) if "fx_oto" in model.meta else Context(inputs, Capture("GraphModule"))
         capture, records, tape = earlier.capture, earlier.records, analysed_tape(gm, inputs)
     else:
-        with one_at_a_time, quiet_fakes(), uncollected():
+        with one_at_a_time, quiet_fakes(), uncollected(), uncompiled():
             gm, capture, tape = _capture(model, inputs.copied())  # its code may write into them
     context = Context(inputs, capture, records=records).provide(tape).provide(Untraced.of(model, gm))
     return context.attach(gm)
@@ -301,6 +301,10 @@ class _Attempt:
         if len(runs) == 1:
             return runs[0].module(), False
         evaluation, training = runs
+        for run in runs:
+            for hook in run.held.values():
+                if isinstance(hook, GradientHook):
+                    hook.only = run.training
         held = {**evaluation.held, **training.held, FLAG: TrainingFlag()}
         holder = holder_of(held)
         train = GraphModule(holder, training.graph)

@@ -121,6 +121,34 @@ def _requires_grad(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
     return run.differentiable(tensor) and torch.is_grad_enabled()
 
 
+def _grad_fn(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
+    return _GradientNode() if _requires_grad(run, func, args, kwargs) and not _is_parameter(run, args[0]) else None
+
+
+def _is_leaf(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> bool:
+    return not run.differentiable(args[0]) or _is_parameter(run, args[0])
+
+
+def _is_parameter(run: CaptureRun, tensor: Tensor) -> bool:
+    return not isinstance(tensor, FakeTensor) or id(tensor) in run.fakes.real
+
+
+class _GradientNode:
+    """The ``grad_fn`` of a tensor while a model is captured."""
+
+    next_functions = ()
+
+    def name(self) -> str:
+        """What torch would call it is not known."""
+        return "FakeBackward0"
+
+    def register_hook(self, hook: Any) -> None:
+        """Refuse, for the graph would not have it."""
+        raise TraceError("a gradient hook is set on a grad_fn, which a graph does not keep")
+
+    register_prehook = register_hook
+
+
 def _register_hook(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
     tensor, hook = args
     run.hook(hook, tensor)
@@ -164,6 +192,8 @@ ANSWERS: dict[str, Callable[[CaptureRun, Any, Any, Any], Any]] = {
     "__len__": _length,
     "__iter__": _iterate,
     "requires_grad": _requires_grad,
+    "grad_fn": _grad_fn,
+    "is_leaf": _is_leaf,
     "register_hook": _register_hook,
     "set data": _set_data,
     "set requires_grad": _set_requires_grad,

@@ -19,7 +19,7 @@ __all__ = ["LISTS", "PLAIN", "TENSORS", "autocast", "is_wrapped_by_functorch", "
 # Read-only properties and methods whose answers say nothing of sizes, and are the same for a fake tensor.
 _OF_FORM = ("ndim", "dim", "ndimension", "dtype", "device", "layout", "names", "has_names", "get_device", "result_type")
 _QUESTIONS = tuple(
-    name for name in dir(torch.Tensor) if name.startswith("is_") and name not in ("is_nonzero", "is_set_to")
+    name for name in dir(torch.Tensor) if name.startswith("is_") and name not in ("is_nonzero", "is_set_to", "is_leaf")
 )
 _HELD = (
     "element_size",
@@ -28,7 +28,6 @@ _HELD = (
     "untyped_storage",
     "data_ptr",
     "grad",
-    "grad_fn",
     "output_nr",
     "_version",
 )

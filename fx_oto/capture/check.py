@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -14,7 +10,7 @@ from fx_oto.dice import Dice
 from fx_oto.errors import TraceError
 from fx_oto.framework.context import ExampleInputs
 from fx_oto.graph import tensor_leaves, tensor_names
-from fx_oto.keeping import evaluating, memory_of, unchanged
+from fx_oto.keeping import evaluating, unwritten
 
 __all__ = ["check_capture"]
 
@@ -58,32 +54,11 @@ def _check_in(training: bool, gm: GraphModule, model: nn.Module, inputs: Example
 
 
 def _run(module: nn.Module, model: nn.Module, inputs: ExampleInputs, training: bool) -> list[Tensor]:
-    copied = inputs.copied()
-    with _as_before(model), evaluating(model, training), evaluating(module, training):
-        return [tensor.detach().clone() for tensor in tensor_leaves(module(*copied.args, **copied.kwargs))]
-
-
-@contextmanager
-def _as_before(model: nn.Module) -> Iterator[None]:
-    """Take back what a run writes into buffers and sets on modules, and the random numbers that it draws."""
-    dice = Dice()
-    before: list[tuple[Any, Any]] = []
-    for tensor in model.buffers():
-        memory = memory_of(tensor)
-        before.append((memory, memory.clone()))
-    counted = tuple(buffer for buffer in model.buffers() if not buffer.is_inference())
+    copied, dice = inputs.copied(), Dice()
     try:
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            unchanged(model),
-            torch.autograd.grad_mode._unsafe_preserve_version_counter(counted),
-        ):
-            yield
+        with torch.inference_mode(False), unwritten(model, training), evaluating(module, training):
+            return [tensor.detach().clone() for tensor in tensor_leaves(module(*copied.args, **copied.kwargs))]
     finally:
-        with torch.no_grad(), torch.autograd.grad_mode._unsafe_preserve_version_counter(counted):
-            for memory, content in before:
-                memory.copy_(content)
         dice.put_back()
 
 

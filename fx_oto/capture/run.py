@@ -30,12 +30,12 @@ from fx_oto.capture.numbers import Flag, Float, Int, Origin
 from fx_oto.capture.really import Evaluator
 from fx_oto.capture.refusals import DRAWS, ON_VALUES, NotCapturedError, NotHashedError, RandomError
 from fx_oto.capture.seen import SeenList, SeenTuple
-from fx_oto.capture.whole import GradientHook, LeafTracer, MethodCall, Part, WrappedFunction, is_leaf, parts_in
+from fx_oto.capture.whole import GradientHook, LeafTracer, MethodCall, Part, WrappedFunction, bound_in, is_leaf, parts_in
 from fx_oto.capture.writer import Item
 from fx_oto.dice import Dice
 from fx_oto.errors import TraceError
 from fx_oto.graph import raised_at, tensor_leaves
-from fx_oto.keeping import evaluating, without_caches
+from fx_oto.keeping import evaluating, without_backward_hooks, without_caches
 from fx_oto.modules import is_torchs
 from fx_oto.norms import WholeNorms
 from fx_oto.provenance.fakes import ValuesAskedError
@@ -92,6 +92,7 @@ class CaptureRun(Evaluator):
         self._names = {id(module): name for name, module in self.modules.items()}
         self.gets_gradient = {id(fake) for fake in self.fakes.named.values() if self.fakes.real[id(fake)].requires_grad}
         self._learning: dict[int, bool] = {}
+        self._learns_now = True
         self._autocast = autocast()
         self._in_module = ""
 
@@ -126,6 +127,7 @@ class CaptureRun(Evaluator):
         yield torch.inference_mode(False)
         yield without_caches(self.model)
         yield evaluating(self.model, self.training)
+        yield without_backward_hooks(self.model)
         yield torch.enable_grad()
         yield one_by_one()
         yield custom_functions(self)
@@ -167,7 +169,7 @@ class CaptureRun(Evaluator):
         text = str(error) or type(error).__name__
         message = f"{type(self.model).__name__} cannot be captured{where}: {text}"
         by_values = text == ON_VALUES or isinstance(error, ValuesAskedError)
-        return NotCapturedError(message, tuple(parts_in(error.__traceback__, self.model)), where, by_values)
+        return NotCapturedError(message, tuple(parts_in(error.__traceback__, self.model, CaptureRun.call_module.__code__)), where, by_values)
 
     def tape(self, gm: GraphModule) -> Tape:
         """The ATen calls, of a module that holds the graph, or of one that is the same; nodes get this run's values."""
@@ -184,6 +186,8 @@ class CaptureRun(Evaluator):
         if self.depth or self.is_over:
             return self._call(func, self.fakes.faked(tuple(args)), self.fakes.faked(dict(kwargs)))
         name = name_of(func)
+        if func is torch._C._set_grad_enabled:
+            self._learns_now = bool(args[0])
         if name in PLAIN or func is torch._C._set_grad_enabled:
             return func(*args, **kwargs)
         self.depth += 1
@@ -369,7 +373,8 @@ class CaptureRun(Evaluator):
 
     def call_module(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """A module is called: as a whole, or its code is run."""
-        module = getattr(module, "_orig_mod", module) if type(module).__name__ == "OptimizedModule" else module
+        if type(module).__name__ == "OptimizedModule":
+            module = getattr(module, "_orig_mod", module)
         name = self._names.get(id(module))
         opaque = Part(module, "forward") in self.options.opaque
         if name is None or not (opaque or is_leaf(module)) or (self._is_cast() and not opaque):
@@ -449,12 +454,19 @@ class CaptureRun(Evaluator):
         self.is_plain = False
         node = self.create("call_function", function, self.nodes(tuple(args)))
         node.meta["is_wrapped"] = True
-        with torch.enable_grad(), self._unseen():
+        with self._unseen(), torch.set_grad_enabled(self._learns_now):  # torch calls it without gradients
             return self.compute_node(node, args, {}, compute, last)
 
     def hook(self, hook: Callable[..., Any], tensor: Tensor) -> None:
-        """The gradient of a value is hooked."""
-        name = f"gradient_hook_{sum(isinstance(one, GradientHook) for one in self.held.values())}"
+        """The gradient of a value is hooked.
+
+        Raises:
+            TraceError: the hook uses what this very run has computed.
+        """
+        if any(isinstance(value, Int | Float) or id(value) in self.places for value in bound_in(hook)):
+            raise TraceError("a gradient hook uses a size or a tensor of this call, which a graph does not give it")
+        number = sum(isinstance(one, GradientHook) for one in self.held.values())
+        name = f"gradient_hook_{'in_training_' if self.training else ''}{number}"
         self.held[name] = GradientHook(hook)
         self.is_plain = False
         node = self.create("call_module", name, (self.node_of_tensor(tensor),))

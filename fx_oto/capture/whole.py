@@ -6,7 +6,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import TracebackType
+from types import CellType, CodeType, TracebackType
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.jit import ScriptModule
 from fx_oto.modules import holds_layers, is_torchs
 from fx_oto.provenance.leaves import leaf_of
 
-__all__ = ["METHOD", "GradientHook", "LeafTracer", "MethodCall", "Part", "WrappedFunction", "is_leaf", "parts_in"]
+__all__ = ["METHOD", "GradientHook", "LeafTracer", "MethodCall", "Part", "WrappedFunction", "bound_in", "is_leaf", "parts_in"]
 
 METHOD = "_method_"
 _TORCHS = ("torch.nn", "torch.ao.nn")
@@ -30,8 +30,13 @@ def _has_users_hooks(module: nn.Module) -> bool:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is called as a whole: those with sizes, which slicing rewrites, and with layers are entered."""
-    if _has_users_hooks(module):
+    """Whether a module is called as a whole.
+
+    Entered are those with sizes, which slicing rewrites, with layers, and with a user's hooks or ``forward`` instead of
+    their own.
+    """
+    own = module.__dict__.get("forward")
+    if _has_users_hooks(module) or not (own is None or getattr(own, "__self__", None) is module):
         return False
     if leaf_of(module) is not None or isinstance(module, ScriptModule):
         return True
@@ -115,16 +120,26 @@ def _wrapped_functions() -> dict[Any, WrappedFunction]:
     return found
 
 
-def parts_in(trace: TracebackType | None, model: nn.Module) -> Iterator[Part | WrappedFunction]:
-    """The methods of a model's modules in which an error came up, outermost first, but for the model's ``forward``."""
+def parts_in(
+    trace: TracebackType | None, model: nn.Module, call_module: CodeType
+) -> Iterator[Part | WrappedFunction]:
+    """The methods of a model's modules in which an error came up, outermost first, but for the model's ``forward``.
+
+    Args:
+        trace: of the error.
+        model: the model.
+        call_module: the code by which its modules are called, which knows the module whatever ``forward`` calls it.
+    """
     modules, functions = {id(module) for module in model.modules()}, _wrapped_functions()
     while trace is not None:
         frame, trace = trace.tb_frame, trace.tb_next
         if frame.f_code in functions:
             yield functions[frame.f_code]
         name, first = frame.f_code.co_name, frame.f_code.co_varnames[:1]
+        if frame.f_code is call_module:
+            yield Part(frame.f_locals["module"], "forward")
         owner = frame.f_locals.get(first[0]) if first else None
-        if id(owner) in modules and (owner is not model or name != "forward"):
+        if id(owner) in modules and name != "forward":
             method = getattr(type(owner), name, None)
             if getattr(method, "__code__", None) is frame.f_code and not is_torchs(method):
                 yield Part(owner, name)  # type: ignore[arg-type]
@@ -144,13 +159,34 @@ class MethodCall(nn.Module):
 
 
 class GradientHook(nn.Module):
-    """Lets a function see, and change, the gradient of a value, as ``Tensor.register_hook`` does."""
+    """Lets a function see, and change, the gradient of a value, as ``Tensor.register_hook`` does.
+
+    Attributes:
+        only: the one training mode in which it does; None for both.
+    """
 
     def __init__(self, hook: Any) -> None:
         super().__init__()
         self._hook = (hook,)
+        self.only: bool | None = None
 
     def forward(self, value: Tensor) -> None:
         """Register the hook, where there will be a gradient."""
-        if value.requires_grad:
+        if value.requires_grad and self.only in (None, self.training):
             value.register_hook(self._hook[0])
+
+
+def bound_in(function: Any) -> Iterator[Any]:
+    """The values that a function has closed over, has as defaults, or is applied to in part."""
+    if isinstance(function, functools.partial):
+        yield from (*function.args, *function.keywords.values())
+        yield from bound_in(function.func)
+    cells = getattr(function, "__closure__", None) or ()
+    inside = [cell.cell_contents for cell in cells if cell != _EMPTY]
+    for value in (*inside, *(getattr(function, "__defaults__", None) or ())):
+        yield value
+        if callable(value) and value is not function:
+            yield from bound_in(value)
+
+
+_EMPTY = CellType()

@@ -33,7 +33,7 @@ from fx_oto.graph import (
     unfused_attention,
 )
 from fx_oto.interpreting import PlainInterpreter, run_graph
-from fx_oto.keeping import evaluating, unchanged
+from fx_oto.keeping import evaluating, unchanged, uncompiled
 from fx_oto.modes import by_mode, written_in
 from fx_oto.modules import is_opaque
 from fx_oto.norms import WholeNorms
@@ -262,7 +262,7 @@ def _moves_nothing(tensor: Tensor, size: list[int], stride: list[int], *_: Any) 
 @contextmanager
 def one_by_one() -> Iterator[None]:
     """Let torch make the calls that rules know: attention as products and a softmax, norms and layers one at a time."""
-    with quiet_fakes(), unfused_attention(), sdpa_kernel(SDPBackend.MATH):
+    with quiet_fakes(), uncompiled(), unfused_attention(), sdpa_kernel(SDPBackend.MATH):
         yield
 
 

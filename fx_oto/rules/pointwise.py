@@ -116,7 +116,7 @@ def overwrite(call: OpCall, p: Propagation) -> None:
 def join(call: OpCall, p: Propagation) -> None:
     """``by_mode``: a value that is one of two: the labels of both are united.
 
-    What it is worth once removed is what evaluation says, for that is where outputs are promised to be equal.
+    What it is worth once removed is known where both modes say the same.
     """
     _, *sides = call.args
     left, right = map(tensor_leaves, sides)
@@ -126,9 +126,13 @@ def join(call: OpCall, p: Propagation) -> None:
         return
     for one, other in zip(left, right, strict=True):
         operands = [Operand.of(p, t) for t in (one, other)]
-        layers = combine(p, operands, one.ndim, lambda values: values[1])
+        layers = combine(p, operands, one.ndim, _agreed)
         for value in (one, other):
             p.put(value, layers)
+
+
+def _agreed(values: list[Tensor]) -> Tensor:
+    return torch.where(values[0] == values[1], values[1], UNKNOWN)
 
 
 def combine(

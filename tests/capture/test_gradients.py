@@ -351,6 +351,7 @@ def test_checkpoint_sequential(reentrant):
     assert holds(model, EXAMPLE, OTHERS).zigs >= 16
 
 
+@pytest.mark.filterwarnings("ignore:torch.utils.checkpoint is left out:fx_oto.FxOtoWarning")
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_checkpointed_graph_trains_in_both_modes(reentrant):
     again = partial(checkpoint, use_reentrant=reentrant)
