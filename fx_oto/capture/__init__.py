@@ -367,6 +367,7 @@ class _Sizes:
 
     def _try(self, group: Group) -> list[InputSize]:
         difference: Difference | None = None
+        taken: int | None = None
         for size in group.others():
             try:
                 others = self._attempt.others(resized(self._attempt.inputs, {group: size}))
@@ -374,12 +375,19 @@ class _Sizes:
                 continue
             if (found := self._compare(others, group, size)) is None:
                 self._others[group] = others
-                if group.size == 1:
-                    self.larger[group] = size
-                return [self._told(group, decided=str(difference or ""))]
-            difference = difference or found
-            if not found.check:  # else code decides, and may decide otherwise at another size
+                guessed, taken = taken is None and any(one.guesses for one in self._comparisons), size
+                difference = next(filter(None, (one.decision for one in self._comparisons)), difference)
+                if guessed:  # that a number follows the size must be so at another, too
+                    continue
                 break
+            difference = difference or found
+            if not found.check or taken is not None:  # else code decides, and may decide otherwise at another size
+                taken = None
+                break
+        if taken is not None:
+            if group.size == 1:
+                self.larger[group] = taken
+            return [self._told(group, decided=str(difference or ""))]
         if difference is not None:
             return [self._fix(group, difference)]
         return [told for one in group.apart() for told in self._try(one)] or [self._told(group)]

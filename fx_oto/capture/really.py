@@ -76,6 +76,8 @@ class Evaluator(Writer):
         return self.held[str(node.target)] if node.op == "call_module" else None
 
     def _evaluate(self, node: Node, values: dict[Node, Any], given: dict[str, Any]) -> Any:
+        if node.meta.get("is_number"):
+            return node.meta["val"]
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
         if node.op == "placeholder":
             return given.get(str(node.target).lstrip("*"), *node.args)
@@ -88,14 +90,14 @@ class Evaluator(Writer):
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def constant(self, tensor: Tensor) -> Tensor | None:
-        """The real content of a tensor that depends on no input."""
+        """The real content of a tensor that depends on no input but for its sizes."""
         wanted = self.node_of_tensor(tensor)
         needed, waiting = set[Node](), [wanted]
         while waiting:
             node = waiting.pop()
             if node not in needed:
                 needed.add(node)
-                waiting.extend(node.all_input_nodes)
+                waiting.extend(() if node.meta.get("is_number") else node.all_input_nodes)
         written = {id(one) for calls in self.calls.values() for call in calls for one in call.written}
         for node in needed:
             if node.op == "placeholder" or id(node.meta.get("val")) in written or _is_random(node):

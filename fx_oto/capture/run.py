@@ -30,7 +30,16 @@ from fx_oto.capture.numbers import Flag, Float, Int, Origin
 from fx_oto.capture.really import Evaluator
 from fx_oto.capture.refusals import DRAWS, ON_VALUES, NotCapturedError, NotHashedError, RandomError
 from fx_oto.capture.seen import SeenList, SeenTuple
-from fx_oto.capture.whole import GradientHook, LeafTracer, MethodCall, Part, WrappedFunction, bound_in, is_leaf, parts_in
+from fx_oto.capture.whole import (
+    GradientHook,
+    LeafTracer,
+    MethodCall,
+    Part,
+    WrappedFunction,
+    bound_in,
+    is_leaf,
+    parts_in,
+)
 from fx_oto.capture.writer import Item
 from fx_oto.dice import Dice
 from fx_oto.errors import TraceError
@@ -169,7 +178,9 @@ class CaptureRun(Evaluator):
         text = str(error) or type(error).__name__
         message = f"{type(self.model).__name__} cannot be captured{where}: {text}"
         by_values = text == ON_VALUES or isinstance(error, ValuesAskedError)
-        return NotCapturedError(message, tuple(parts_in(error.__traceback__, self.model, CaptureRun.call_module.__code__)), where, by_values)
+        return NotCapturedError(
+            message, tuple(parts_in(error.__traceback__, self.model, CaptureRun.call_module.__code__)), where, by_values
+        )
 
     def tape(self, gm: GraphModule) -> Tape:
         """The ATen calls, of a module that holds the graph, or of one that is the same; nodes get this run's values."""

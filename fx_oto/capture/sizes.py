@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._ops import OpOverload
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map_only
@@ -58,7 +57,7 @@ class Group:
         """Sizes to try instead, the likeliest to be taken first."""
         if self.size == 1:
             return (3, 2) if self.is_batch else (5, 2)
-        near, far = (self.size + 1, self.size + 2), (2 * self.size, 3 * self.size)
+        near, far = (self.size + 1, self.size + 2), (3 * self.size, 2 * self.size)
         return (*near, *far) if self.is_batch else (*far, *near)
 
     def apart(self) -> list[Group]:
@@ -125,8 +124,11 @@ class Difference:
     node: Node
 
     def __str__(self) -> str:
-        where = source_line(self.node)
-        return f"{self.node.name} ({where})" if where else self.node.name
+        node = self.node
+        while not source_line(node) and node.prev.op != "root":  # such as a layer that a container calls
+            node = node.prev
+        where = source_line(node)
+        return f"{node.name} ({where})" if where else self.node.name
 
     @property
     def check(self) -> str:
@@ -172,11 +174,17 @@ class Comparison:
         run: the capture. Plain numbers in its graph that differ in others, but that code was handed for numbers that
             remember, or that are products of sizes in calls that torch's own C code makes, are computed once
             ``rewrite`` is called.
+
+    Attributes:
+        guesses: how many such numbers the last comparison has found.
+        decision: a check in the graph of what depends on the size that the last comparison was at, if there is one.
     """
 
     def __init__(self, run: CaptureRun) -> None:
         self._run = run
         self._places: dict[_Place, _OfHanded | _Product] = {}
+        self.guesses = 0
+        self.decision: Difference | None = None
 
     def with_other(self, other: CaptureRun, group: Group, size: int) -> Difference | None:
         """The first place where a capture at another size differs; None if it is the same."""
@@ -188,6 +196,8 @@ class Comparison:
         if len(mine) != len(theirs):
             return Difference(mine[min(len(mine), len(theirs)) - 1])
         self._places |= found.places
+        self.guesses = len(found.places)
+        self.decision = found.decision
         return None
 
     def rewrite(self) -> bool:
@@ -261,6 +271,7 @@ class _Pass:
         self._run, self._other = run, other
         self._twins: dict[Node, Node] = {}
         self._node: Any = None
+        self.decision: Difference | None = None
         self.places: dict[_Place, _OfHanded | _Product] = {}
         self._pairs: list[tuple[Any, Any]] = []
         if len(run.events) == len(other.events):
@@ -271,8 +282,25 @@ class _Pass:
         self._twins[right], self._node = left, left
         if left.op != right.op or left.target != right.target:
             return False
+        if left.target is operator.eq and any(user.target is torch._assert for user in left.users):
+            self._check(left, right)
         both = (left.args, right.args, ()), (dict(left.kwargs), dict(right.kwargs), ("kwargs",))
         return all(self._same(mine, theirs, path) for mine, theirs, path in both)
+
+    def _check(self, left: Node, right: Node) -> None:
+        """Whether what a graph checks depends on the size; that two sizes are equal, where both follow it, does not."""
+        asked, other = left.args[0], right.args[0]
+        if self.decision is None and isinstance(asked, Node) and isinstance(other, Node) and self._vary(asked, other):
+            pairs = zip(_values(asked.args), _values(other.args), strict=False)
+            if asked.target not in (operator.eq, operator.ne) or any(a == b for a, b in pairs):
+                self.decision = Difference(left)
+
+    def _vary(self, left: Node, right: Node) -> bool:
+        """Whether a number, or one that it is made of, is another at the other size."""
+        if not isinstance(left.meta.get("val"), Tensor) and left.meta.get("val") != right.meta.get("val"):
+            return True
+        pairs = zip(left.all_input_nodes, right.all_input_nodes, strict=False)
+        return any(self._vary(a, b) for a, b in pairs if a.meta.get("is_number"))
 
     def _same(self, left: Any, right: Any, path: tuple[Any, ...]) -> bool:
         if isinstance(left, Node) or type(left) is not type(right):
@@ -292,10 +320,12 @@ class _Pass:
         known = self._known.get(place)
         if isinstance(known, _OfHanded):
             return self._pairs != [] and known.function(self._pairs[known.event][1]) == right
+        if isinstance(known, _Product) and self._group in known.groups:
+            return left * self._size == right * self._group.size
         if left == right or (math.isnan(left) and math.isnan(right)):
             return True
         how: _OfHanded | _Product | None = self._handed(left, right) if known is None else None
-        if how is None and isinstance(self._node.target, OpOverload) and isinstance(left, int):
+        if how is None and isinstance(left, int) and isinstance(right, int):
             how = self._multiple(left, right, known or _Product(left, ()))
         if how is not None:
             self.places[place] = how
@@ -320,3 +350,7 @@ class _Pass:
 
 def _value(node: Node) -> Any:
     return node.meta["val"]
+
+
+def _values(args: Any) -> list[Any]:
+    return [one.meta.get("val") if isinstance(one, Node) else one for one in args]

@@ -17,7 +17,17 @@ from torch.jit import ScriptModule
 from fx_oto.modules import holds_layers, is_torchs
 from fx_oto.provenance.leaves import leaf_of
 
-__all__ = ["METHOD", "GradientHook", "LeafTracer", "MethodCall", "Part", "WrappedFunction", "bound_in", "is_leaf", "parts_in"]
+__all__ = [
+    "METHOD",
+    "GradientHook",
+    "LeafTracer",
+    "MethodCall",
+    "Part",
+    "WrappedFunction",
+    "bound_in",
+    "is_leaf",
+    "parts_in",
+]
 
 METHOD = "_method_"
 _TORCHS = ("torch.nn", "torch.ao.nn")
@@ -120,9 +130,7 @@ def _wrapped_functions() -> dict[Any, WrappedFunction]:
     return found
 
 
-def parts_in(
-    trace: TracebackType | None, model: nn.Module, call_module: CodeType
-) -> Iterator[Part | WrappedFunction]:
+def parts_in(trace: TracebackType | None, model: nn.Module, call_module: CodeType) -> Iterator[Part | WrappedFunction]:
     """The methods of a model's modules in which an error came up, outermost first, but for the model's ``forward``.
 
     Args:

@@ -24,7 +24,11 @@ _IGNORING = {"zeros_like", "ones_like", "full_like", "fill", "zero"}
 # Stand-ins for an operand that is not known, in these ops.
 _PROBES = torch.tensor([-1.3, 0.7, 2.9, -41.0, 33.0], dtype=torch.float64)
 # What a number made of sizes may be on other inputs.
-_OTHER_SIZES: list[Callable[[float], float]] = [lambda n: 2 * n + 1, lambda n: 5 * n + 2]
+_OTHER_SIZES: list[Callable[[float], float]] = [
+    lambda n: 2 * n + 1,
+    lambda n: 5 * n + 2,
+    lambda n: 1 if isinstance(n, int) else n / 9,
+]
 _OTHER_SIGNS: list[Callable[[float], float]] = [lambda n: n - 1, lambda n: -3 * n - 1]
 
 

@@ -18,7 +18,7 @@ from passes.verification import relative_error
 from support.seen import apart, is_random, never_drop, see, tensors_in
 from support.sizes import Sized, beside, fresh, rebatched, resized, takes, tensors_of
 
-CHECK = "the graph was captured where this was"
+CHECK = "the graph was captured where "
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
@@ -123,7 +123,8 @@ def compress_half(
     for other in fresh(model, given, sizes):
         found.compare(other)
     assert not (any_size and found.checked), [str(sized) for sized in found.checked]
-    _train_once(small, batches[-1].inputs)
+    refused = {sized.places for sized in found.checked}
+    _train_once(small, next(batch for batch in reversed(batches) if batch.places not in refused).inputs)
     left = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
     return Compressed(gm, small, zigs.num_zigs, found.error, left, tuple(found.equal), tuple(found.checked))
 
@@ -182,9 +183,10 @@ class Comparison:
         """The graph may refuse a size only by the check, and where it was said to be fixed."""
         if CHECK not in str(refusal) or not sized.places:
             raise refusal
-        fixed = {dim for size in fx_oto.Context.of(self.gm).capture.sizes if size.fixed for _, dim in size.dims}
+        sizes = fx_oto.Context.of(self.gm).capture.sizes
+        fixed = {dim for size in sizes if size.fixed or size.decided for _, dim in size.dims}
         changed = {dim for _, dim in sized.places}
-        assert changed & fixed, f"refused at {sized}, but fixed are only {sorted(fixed)}: {refusal}"
+        assert changed & fixed, f"refused at {sized}, but fixed or decided by code are only {sorted(fixed)}: {refusal}"
 
 
 def _depends(small: nn.Module, inputs: ExampleInputs) -> bool:
