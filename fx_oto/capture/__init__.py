@@ -368,6 +368,7 @@ class _Sizes:
     def _try(self, group: Group) -> list[InputSize]:
         difference: Difference | None = None
         taken: int | None = None
+        others_differ = False
         for size in group.others():
             try:
                 others = self._attempt.others(resized(self._attempt.inputs, {group: size}))
@@ -380,13 +381,15 @@ class _Sizes:
                 if guessed:  # that a number follows the size must be so at another, too
                     continue
                 break
-            difference = difference or found
+            difference, others_differ = difference or found, True
             if not found.check or taken is not None:  # else code decides, and may decide otherwise at another size
                 taken = None
                 break
         if taken is not None:
             if group.size == 1:
                 self.larger[group] = taken
+            if others_differ and group.is_batch:
+                self._announce("batches that the model's code treats like those", group, difference)
             return [self._told(group, decided=str(difference or ""))]
         if difference is not None:
             return [self._fix(group, difference)]
@@ -403,12 +406,15 @@ class _Sizes:
         self._fixed.append((group, difference))
         told = self._told(group, str(difference))
         if group.is_batch:
-            self._runs[0].notes.append(
-                f"the graph takes batches of {group.size} only, for code makes Python numbers of the batch size: see "
-                f"{difference}. Other batches raise an error; give example inputs of the size that you train with, or "
-                "let the code leave sizes to torch, such as -1 in a reshape"
-            )
+            self._announce("batches", group, difference)
         return told
+
+    def _announce(self, batches: str, group: Group, difference: Difference | None) -> None:
+        self._runs[0].notes.append(
+            f"the graph takes {batches} of {group.size} only, for code makes Python numbers of the batch size, or "
+            f"decides by it: see {difference}. Other batches raise an error; give example inputs of the size that you train "
+            "with, or let the code leave sizes to torch, such as -1 in a reshape"
+        )
 
     def run_on_larger(self) -> CaptureRun | None:
         """The evaluation in which all sizes of 1 are larger; None if it is not the same."""

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ANSWERS", "property_of_tensor"]
 
-_VALUES = ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__complex__", "is_nonzero")
+_ALL = ("tolist", "numpy", "__array__")
+_VALUES = ("item", "__bool__", "__int__", "__float__", "__index__", "__complex__", "is_nonzero", *_ALL)
 
 
 def _shape(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
@@ -86,7 +87,8 @@ def _ask_values(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
         value = getattr(real, name)()
     if name == "item":
         return run.number(value, Origin("item", (node,)))
-    run.decided(Origin("tolist" if name == "tolist" else "item", (node,)), value if name == "tolist" else real.item())
+    asked = "tolist" if name in _ALL else "item"
+    run.decided(Origin(asked, (node,)), getattr(real, asked)())
     return value
 
 

@@ -80,7 +80,7 @@ def groups(edit: Editor, node: Node) -> None:
     name = op_name(node)
     position, transposed = (8, node.args[6]) if name == "convolution" else (6, "transpose" in name)
     groups = edit.argument(node, position, "groups", 1)
-    if groups == 1:
+    if groups == 1 or isinstance(groups, Node):  # computed, such as one for each example: groups that are not cut
         return
     weight = edit.argument(node, 1, "weight")
     dim = _channel_dim(edit, node, len(edit.shape(weight)))

@@ -85,7 +85,7 @@ class OfTwo(nn.Module):
         self.a, self.b, self.c, self.combine = nn.Linear(4, WIDTH), nn.Linear(6, WIDTH), nn.Linear(WIDTH, 3), combine
 
     def forward(self, x, y):
-        return self.c(self.combine(torch.tanh(self.a(x)), torch.sigmoid(self.b(y))))
+        return self.c(self.combine(torch.tanh(self.a(x)), torch.tanh(self.b(y))))
 
 
 COMBINED = {

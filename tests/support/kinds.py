@@ -60,6 +60,6 @@ def holds(
 
 
 def fixed(gm: nn.Module) -> dict[tuple[str, int], str]:
-    """Which dimensions of which inputs are fixed, and why."""
-    sizes = fx_oto.Context.of(gm).capture.sizes
-    return {place: size.fixed for size in sizes if size.fixed for place in size.dims}
+    """Which dimensions of which inputs are fixed, or decided by code, and why."""
+    whys = [(size.dims, size.fixed or size.decided) for size in fx_oto.Context.of(gm).capture.sizes]
+    return {place: why for dims, why in whys if why for place in dims}

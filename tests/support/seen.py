@@ -107,12 +107,15 @@ def apart(model: nn.Module, small: GraphModule, eager: Seen, compact: Seen) -> d
     """How far the compact model is from the eager one: in outputs, gradients of what was kept, and written buffers."""
     errors = {"outputs": relative_error(eager.outputs, compact.outputs)}
     largest = max((g.abs().max().item() for g in eager.gradients.values() if g.numel()), default=0.0)
+    least = max(1e-3 * largest, 1e-6)
     parameters, cut = dict(model.named_parameters()), dict(small.named_parameters())
     for name, gradient in eager.gradients.items():
         if name in cut and gradient.isfinite().all():
             found = compact.gradients.get(name, torch.zeros_like(cut[name]))
             times = _times(kept(small, name, parameters[name]), cut[name])
-            errors[f"the gradient of {name}"] = _beside(kept(small, name, gradient), found * times, 1e-3 * largest)
+            errors[f"the gradient of {name}"] = _beside(
+                kept(small, name, gradient), found * times, max(1e-3 * largest, 1e-6)
+            )
     for name in compact.gradients.keys() - eager.gradients.keys() & parameters.keys():
         errors[f"the gradient of {name}, which has none in the model"] = float("inf")
     before = dict(model.named_buffers())
