@@ -412,8 +412,8 @@ class _Sizes:
     def _announce(self, batches: str, group: Group, difference: Difference | None) -> None:
         self._runs[0].notes.append(
             f"the graph takes {batches} of {group.size} only, for code makes Python numbers of the batch size, or "
-            f"decides by it: see {difference}. Other batches raise an error; give example inputs of the size that you train "
-            "with, or let the code leave sizes to torch, such as -1 in a reshape"
+            f"decides by it: see {difference}. Other batches raise an error; give example inputs of the size that you "
+            "train with, or let the code leave sizes to torch, such as -1 in a reshape"
         )
 
     def run_on_larger(self) -> CaptureRun | None:

@@ -154,7 +154,7 @@ class Typed(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.bn = nn.Conv2d(3, 16, 4, 4), nn.BatchNorm2d(16)
-        self.fc, self.out = nn.Linear(16, 64), nn.Linear(64, 5)
+        self.fc, self.out = nn.Linear(16, 512), nn.Linear(512, 20)
 
     def forward(self, x):
         return self.out(self.fc(rearrange(self.bn(self.conv(x)), "b c h w -> b (h w) c")).relu().mean(1))

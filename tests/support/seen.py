@@ -113,9 +113,7 @@ def apart(model: nn.Module, small: GraphModule, eager: Seen, compact: Seen) -> d
         if name in cut and gradient.isfinite().all():
             found = compact.gradients.get(name, torch.zeros_like(cut[name]))
             times = _times(kept(small, name, parameters[name]), cut[name])
-            errors[f"the gradient of {name}"] = _beside(
-                kept(small, name, gradient), found * times, max(1e-3 * largest, 1e-6)
-            )
+            errors[f"the gradient of {name}"] = _beside(kept(small, name, gradient), found * times, least)
     for name in compact.gradients.keys() - eager.gradients.keys() & parameters.keys():
         errors[f"the gradient of {name}, which has none in the model"] = float("inf")
     before = dict(model.named_buffers())
