@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import sys
 from collections import OrderedDict, deque
@@ -35,11 +34,18 @@ def evaluating(module: nn.Module, training: bool = False) -> Iterator[None]:
     before = [(child, child.training) for child in module.modules()]
     try:
         for child, _ in before:
-            child.training = training
+            _set_mode(child, training)
         yield
     finally:
         for child, mode in before:
-            child.training = mode
+            _set_mode(child, mode)
+
+
+def _set_mode(module: nn.Module, training: bool) -> None:
+    if "training" in module.__dict__:  # as assignment would, which takes its time
+        module.__dict__["training"] = training
+    else:
+        module.training = training
 
 
 @contextmanager
@@ -70,16 +76,18 @@ def unchanged(model: nn.Module, but: tuple[str, ...] = ()) -> Iterator[None]:
 
     Tensors are not copied: what is written into them stays.
     """
-    before = [(held, copy.copy(held)) for held in _changeable(model)]
+    before = [(held, tuple(held.items() if isinstance(held, dict) else held)) for held in _changeable(model)]
     try:
         yield
     finally:
         for held, content in before:
-            if isinstance(held, dict):
-                own = held is vars(model) or held is model._modules
-                content.update({key: held[key] for key in held if own and key not in content and key.startswith(but)})
+            kept: dict[str, Any] = {}
+            if but and (held is vars(model) or held is model._modules):
+                kept = {key: value for key, value in held.items() if key.startswith(but)}
             held.clear()
             (held.extend if isinstance(held, list | deque) else held.update)(content)
+            if kept:
+                held.update({key: value for key, value in kept.items() if key not in held})
 
 
 @contextmanager

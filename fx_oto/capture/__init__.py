@@ -262,8 +262,7 @@ class _Attempt:
         gm, merged = self._joined(runs)
         with_modes_of(gm, self.model)
         tape = self._tape(gm, runs[0], sizes) if handed or not merged else analysed_tape(gm, self.inputs)
-        if not all(run.is_plain for run in runs):
-            check_capture(gm, self.model, self.inputs, self.both_modes)
+        check_capture(gm, self.model, self.inputs, self.both_modes and not (len(runs) == 1 and runs[0].is_plain))
         for note in dict.fromkeys(note for run in runs for note in run.notes):
             warn(note)
         called = {node.target for node in gm.graph.nodes if node.op in ("call_module", "call_function")}

@@ -14,6 +14,7 @@ from fx_oto.framework.authoring import as_stage
 from fx_oto.framework.context import Context
 from fx_oto.framework.records import PassRecord
 from fx_oto.framework.stages import Pass, Stage, Verify, missing, provider
+from fx_oto.keeping import uncollected
 from fx_oto.tables import Tabular, table
 
 __all__ = ["Pipeline"]
@@ -81,7 +82,8 @@ class Pipeline(Tabular):
         self._check_order(Context.of(gm))
         modified = False
         for stage in self.stages:
-            result = stage(gm, verify=self.verify)
+            with uncollected():
+                result = stage(gm, verify=self.verify)
             gm, modified = result.graph_module, modified or result.modified
             if self.on_pass is not None:
                 self.on_pass(Context.of(gm).records[-1])
