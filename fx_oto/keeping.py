@@ -18,13 +18,13 @@ from fx_oto.dice import Dice
 
 __all__ = [
     "evaluating",
+    "forget_parameters",
     "kept",
     "memory_of",
     "unchanged",
     "uncollected",
     "unwritten",
     "without_backward_hooks",
-    "without_caches",
 ]
 
 
@@ -71,15 +71,17 @@ def uncompiled() -> Iterator[None]:
 
 
 @contextmanager
-def unchanged(model: nn.Module, but: tuple[str, ...] = ()) -> Iterator[None]:
+def unchanged(model: nn.Module, but: tuple[str, ...] = ()) -> Iterator[Callable[[], None]]:
     """Take back what code sets on modules, and in what they hold, but for the model's own names that begin so.
 
     Tensors are not copied: what is written into them stays.
+
+    Yields:
+        A function that takes it back at once, as often as is wanted.
     """
     before = [(held, tuple(held.items() if isinstance(held, dict) else held)) for held in _changeable(model)]
-    try:
-        yield
-    finally:
+
+    def put_back() -> None:
         for held, content in before:
             kept: dict[str, Any] = {}
             if but and (held is vars(model) or held is model._modules):
@@ -89,19 +91,19 @@ def unchanged(model: nn.Module, but: tuple[str, ...] = ()) -> Iterator[None]:
             if kept:
                 held.update({key: value for key, value in kept.items() if key not in held})
 
+    try:
+        yield put_back
+    finally:
+        put_back()
 
-@contextmanager
-def without_caches(model: nn.Module) -> Iterator[None]:
-    """Take back what code sets, as ``unchanged``; what modules keep in evaluation of their parameters is forgotten.
 
-    They forget it when training begins.
-    """
-    with unchanged(model):
+def forget_parameters(model: nn.Module) -> None:
+    """Let modules forget what they keep in evaluation of their parameters, as they do when training begins."""
+    changing = [module for module in model.modules() if type(module).train is not nn.Module.train]
+    if changing:
         with evaluating(model, True):
-            for module in model.modules():
-                if type(module).train is not nn.Module.train:
-                    module.train(True)
-        yield
+            for module in changing:
+                module.train(True)
 
 
 @contextmanager

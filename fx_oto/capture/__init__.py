@@ -19,6 +19,7 @@ from fx_oto.capture.names import AnyNames
 from fx_oto.capture.refusals import NotCapturedError, NotHashedError, RandomError
 from fx_oto.capture.run import CaptureRun
 from fx_oto.capture.sizes import Comparison, Difference, Group, groups_of, names_of, resized
+from fx_oto.capture.subject import Subject
 from fx_oto.capture.whole import GradientHook, LeafTracer
 from fx_oto.capture.writer import Options, holder_of
 from fx_oto.dice import Dice
@@ -27,7 +28,7 @@ from fx_oto.framework.context import Capture, Context, ExampleInputs, InputSize
 from fx_oto.framework.records import PassRecord
 from fx_oto.graph import graph_copy, one_at_a_time, quiet_fakes, raised_at, tensor_leaves, tensor_names, with_modes_of
 from fx_oto.groups.explanations import Untraced
-from fx_oto.keeping import uncollected, uncompiled, unwritten
+from fx_oto.keeping import unchanged, uncollected, uncompiled, unwritten
 from fx_oto.masks import MASKS, drop_masks
 from fx_oto.modes import FLAG, TrainingFlag, merge_modes
 from fx_oto.provenance.misfits import misfit
@@ -139,6 +140,12 @@ def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capt
     """In both modes, with the submodules and methods that refuse called as a whole, the innermost first."""
     Arguments.of(model, inputs)
     _check_devices(model, inputs)
+    with unchanged(model) as put_back:
+        return _captured(Subject(model, put_back), inputs)
+
+
+def _captured(subject: Subject, inputs: ExampleInputs) -> tuple[GraphModule, Capture, Tape]:
+    model = subject.model
     first: NotCapturedError | None = None
     options = Options()
     for both_modes, op_level in ((True, True), (True, False), (False, True), (False, False)):
@@ -146,7 +153,7 @@ def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capt
         while following is not None:
             options = following
             try:
-                found = _Attempt(model, inputs, options, both_modes).result()
+                found = _Attempt(subject, inputs, options, both_modes).result()
             except NotHashedError as error:
                 following = replace(options, hashable=options.hashable | {error.site})
             except _FixedByValuesError:  # in larger pieces, the sizes may stay free
@@ -228,19 +235,24 @@ class _Attempt:
     """One try to capture a model.
 
     Attributes:
-        model: any module.
+        subject: the model.
         inputs: its example inputs.
         options: how code is met that a capture has no other answer to.
         both_modes: whether training is captured, or evaluation alone.
         constants: tensors that are no module's, by their name in the graph.
     """
 
-    model: nn.Module
+    subject: Subject
     inputs: ExampleInputs
     options: Options
     both_modes: bool
     constants: dict[str, Tensor] = field(default_factory=dict)
     _fakes: Recording | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
+        return self.subject.model
 
     def result(self) -> tuple[GraphModule, Capture, Tape]:
         """The graph, how it was captured, and its tape.
@@ -283,7 +295,7 @@ class _Attempt:
             raise
 
     def _run(self, inputs: ExampleInputs, training: bool) -> CaptureRun:
-        run = CaptureRun(training, self.model, inputs, self.options, self.constants, self._fakes)
+        run = CaptureRun(training, self.subject, inputs, self.options, self.constants, self._fakes)
         self._fakes = run.fakes
         return run.run()
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 
-from fx_oto.capture.whole import is_leaf
+from fx_oto.capture.subject import Subject
 from fx_oto.graph import op_name
 from fx_oto.modes import IN_PLACE
 
@@ -23,17 +22,17 @@ class Assigned:
     """The tensors and numbers in the attributes of a model's modules, as they are now.
 
     Args:
-        modules: the modules, by name.
+        subject: the model.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+    def __init__(self, subject: Subject) -> None:
         self._buffers: set[str] = set()
         self._before: dict[str, tuple[dict[str, Any], str, Any]] = {}
-        for path, module in modules.items():
-            if is_leaf(module):  # what torch's own layers set, they set when the graph calls them
+        for path, module in subject.modules.items():
+            if id(module) in subject.leaves:  # what torch's own layers set, they set when the graph calls them
                 continue
             self._buffers.update(f"{path}.{name}".lstrip(".") for name in module._buffers)
-            for owner in (vars(module), module._buffers):
+            for owner in (module.__dict__, module._buffers):
                 for name, value in owner.items() if isinstance(owner, dict) else ():
                     if isinstance(value, Tensor | bool | int | float) and name != "training":
                         self._before[f"{path}.{name}".lstrip(".")] = (owner, name, value)

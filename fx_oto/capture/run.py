@@ -37,14 +37,13 @@ from fx_oto.capture.whole import (
     Part,
     WrappedFunction,
     bound_in,
-    is_leaf,
     parts_in,
 )
 from fx_oto.capture.writer import Item
 from fx_oto.dice import Dice
 from fx_oto.errors import TraceError
 from fx_oto.graph import raised_at, tensor_leaves
-from fx_oto.keeping import evaluating, without_backward_hooks, without_caches
+from fx_oto.keeping import evaluating, forget_parameters, without_backward_hooks
 from fx_oto.modules import is_torchs
 from fx_oto.norms import WholeNorms
 from fx_oto.provenance.fakes import ValuesAskedError
@@ -113,6 +112,7 @@ class CaptureRun(Evaluator):
             NotHashedError: it uses sizes as keys at a place that is not in ``hashable``.
         """
         caches.empty(self._globals.values())
+        forget_parameters(self.model)
         dice = Dice(torchs=False)  # from torch's, the graph draws
         self._dice = dice if self.options.watchful else None
         try:
@@ -128,13 +128,13 @@ class CaptureRun(Evaluator):
             caches.empty(self._globals.values())
             rolled = dice.rolled()
             dice.put_back()
+            self.subject.put_back()
         if rolled:
             raise RandomError(f"{type(self.model).__name__} {DRAWS}")
         return self
 
     def _surroundings(self) -> Iterator[Any]:
         yield torch.inference_mode(False)
-        yield without_caches(self.model)
         yield evaluating(self.model, self.training)
         yield without_backward_hooks(self.model)
         yield torch.enable_grad()
@@ -149,11 +149,11 @@ class CaptureRun(Evaluator):
 
     def _run_of_users_code(self) -> None:
         for module in self.modules.values():
-            if "training" in module.__dict__ and not is_leaf(module):
+            if "training" in module.__dict__ and id(module) not in self.subject.leaves:
                 flag = Flag(module.__dict__["training"])
                 flag.run = self
                 module.__dict__["training"] = flag
-        assigned = Assigned(self.modules)
+        assigned = Assigned(self.subject)
         with self._unseen():
             args, kwargs = Arguments.of(self.model, self.inputs).bind(self)
         active.run, self.fakes.above = self, self._aten
@@ -388,7 +388,7 @@ class CaptureRun(Evaluator):
             module = getattr(module, "_orig_mod", module)
         name = self._names.get(id(module))
         opaque = Part(module, "forward") in self.options.opaque
-        if name is None or not (opaque or is_leaf(module)) or (self._is_cast() and not opaque):
+        if name is None or not (opaque or id(module) in self.subject.leaves) or (self._is_cast() and not opaque):
             return module._call_impl(*args, **kwargs)
         self.depth += 1
         try:

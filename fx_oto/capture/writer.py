@@ -21,12 +21,12 @@ from torch.fx.node import base_types
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from fx_oto.capture.caches import namespaces_of
 from fx_oto.capture.calls import LISTS
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Flag, Float, Int, Origin, remembered
 from fx_oto.capture.refusals import ON_VALUES, NotHashedError
 from fx_oto.capture.seen import SeenList, SeenTuple
+from fx_oto.capture.subject import Subject
 from fx_oto.capture.whole import Part, WrappedFunction
 from fx_oto.errors import TraceError
 from fx_oto.framework.context import ExampleInputs
@@ -72,7 +72,7 @@ class Writer(TorchFunctionMode):
     """Writes the graph of one run of a model.
 
     Args:
-        model: any module.
+        subject: the model.
         inputs: what it is called with.
         options: how code is met that a capture has no other answer to.
         constants: tensors that earlier runs met, by the name they have in the graph.
@@ -94,14 +94,15 @@ class Writer(TorchFunctionMode):
 
     def __init__(
         self,
-        model: nn.Module,
+        subject: Subject,
         inputs: ExampleInputs,
         options: Options,
         constants: dict[str, Tensor] | None = None,
         fakes: Recording | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.inputs, self.options = model, inputs, options
+        self.subject, self.inputs, self.options = subject, inputs, options
+        self.model, self.modules = subject.model, subject.modules
         self.graph = Graph()
         self.held: dict[str, Any] = {}
         self.handed = self.asked = self.is_over = False
@@ -109,16 +110,14 @@ class Writer(TorchFunctionMode):
         self.events: list[tuple[Origin, Any]] = []
         self.notes: list[str] = []
         self.depth = 0
-        self.fakes = Recording(tensor_names(model)) if fakes is None else fakes
+        self.fakes = Recording(tensor_names(self.model)) if fakes is None else fakes
         self.constants = {} if constants is None else constants
-        self.modules = dict(model.named_modules())
         self.places: dict[int, Node | Item] = {}
         self.by_values: set[Node] = set()
         self.checked: dict[Any, Any] = {}
-        self._tensors = _names_of_tensors(self.modules)
         self._attributes: dict[str, Node] = {}
         self._alive: list[Any] = []
-        self._globals = {id(names): names for names in namespaces_of(model)}
+        self._globals = {id(names): names for names in subject.namespaces}
 
     def create(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Node:
         """A node at the end of the graph, with the line in the user's code."""
@@ -238,7 +237,7 @@ class Writer(TorchFunctionMode):
         tensor = self.fakes.real.get(id(tensor), tensor)
         if isinstance(tensor, FakeTensor) and tensor.fake_mode is self.fakes.torchs:
             raise TraceError("a tensor comes from code in which torch's functions cannot be seen")
-        return self.attribute(self._tensors.get(id(tensor)) or self._constant(tensor), tensor)
+        return self.attribute(self.subject.tensors.get(id(tensor)) or self._constant(tensor), tensor)
 
     def attribute(self, name: str, tensor: Tensor) -> Node:
         """The node that reads a tensor that the model holds."""
@@ -417,15 +416,3 @@ def _maker(kind: Any) -> Callable[[dict[str, Any]], Any]:
 
     make.__name__, make.__module__ = kind.__name__, kind.__module__
     return make
-
-
-def _names_of_tensors(modules: Mapping[str, nn.Module]) -> dict[int, str]:
-    """The name of each tensor that modules hold, by ``id``."""
-    names: dict[int, str] = {}
-    for registry in ("_parameters", "_buffers", "__dict__"):
-        for path, module in modules.items():
-            held = module.__dict__ if registry == "__dict__" else module.__dict__.get(registry)
-            for name, value in held.items() if isinstance(held, dict) else ():  # a scripted module has others
-                if isinstance(value, Tensor):
-                    names.setdefault(id(value), f"{path}.{name}".lstrip("."))
-    return names

@@ -1,0 +1,46 @@
+"""What is known of a model before it is run, the same for every run of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from fx_oto.capture.caches import namespaces_of
+from fx_oto.capture.whole import is_leaf
+
+__all__ = ["Subject"]
+
+
+class Subject:
+    """A model that is captured.
+
+    Args:
+        model: any module.
+        put_back: takes back what its code has set on modules.
+
+    Attributes:
+        modules: its modules, by name.
+        leaves: those that are called as a whole, by ``id``.
+        tensors: the name of each tensor that they hold, by ``id``.
+        namespaces: where its code finds functions.
+    """
+
+    def __init__(self, model: nn.Module, put_back: Callable[[], None]) -> None:
+        self.model, self.put_back = model, put_back
+        self.modules = dict(model.named_modules())
+        self.leaves = {id(module) for module in self.modules.values() if is_leaf(module)}
+        self.tensors = _names_of_tensors(self.modules)
+        self.namespaces = namespaces_of(model)
+
+
+def _names_of_tensors(modules: Mapping[str, nn.Module]) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for registry in ("_parameters", "_buffers", "__dict__"):
+        for path, module in modules.items():
+            held: Any = module.__dict__ if registry == "__dict__" else module.__dict__.get(registry)
+            for name, value in held.items() if isinstance(held, dict) else ():  # a scripted module has others
+                if isinstance(value, Tensor):
+                    names.setdefault(id(value), f"{path}.{name}".lstrip("."))
+    return names
