@@ -19,6 +19,7 @@ from fx_oto.capture.names import AnyNames
 from fx_oto.capture.refusals import NotCapturedError, NotHashedError, RandomError
 from fx_oto.capture.run import CaptureRun
 from fx_oto.capture.sizes import Comparison, Difference, Group, groups_of, names_of, resized
+from fx_oto.capture.statements import statement_at
 from fx_oto.capture.subject import Subject
 from fx_oto.capture.whole import GradientHook, LeafTracer
 from fx_oto.capture.writer import Options, holder_of
@@ -149,7 +150,7 @@ def _captured(subject: Subject, inputs: ExampleInputs) -> tuple[GraphModule, Cap
     first: NotCapturedError | None = None
     options = Options()
     for both_modes, op_level in ((True, True), (True, False), (False, True), (False, False)):
-        following: Options | None = replace(options, op_level=op_level, opaque=(), watchful=False)
+        following: Options | None = replace(options, op_level=op_level, opaque=(), statements=(), watchful=False)
         while following is not None:
             options = following
             try:
@@ -162,7 +163,7 @@ def _captured(subject: Subject, inputs: ExampleInputs) -> tuple[GraphModule, Cap
                 if first is None:
                     _check_inputs(model, inputs, error.where)
                     first = error
-                following = _after(error, options)
+                following = _after(error, options, type(model))
             else:
                 if not both_modes:
                     warn(
@@ -176,16 +177,21 @@ def _captured(subject: Subject, inputs: ExampleInputs) -> tuple[GraphModule, Cap
     ) from first
 
 
-def _after(error: NotCapturedError, options: Options) -> Options | None:
+def _after(error: NotCapturedError, options: Options, kind: type) -> Options | None:
     """How to go on after code that could not be captured; None to try it in another way."""
     if isinstance(error, RandomError):
         return None if options.watchful else replace(options, watchful=True)
     if error.by_values and not options.compiling:
         return replace(options, compiling=True)
     left = [part for part in error.parts if part not in options.opaque]
-    if error.in_training or options.op_level or not left:  # if in training, evaluation alone can be captured
+    if error.in_training or options.op_level:  # if in training, evaluation alone can be captured
         return None
-    return replace(options, opaque=(*options.opaque, left[-1]))
+    if left:
+        return replace(options, opaque=(*options.opaque, left[-1]))
+    line = None if error.line is None else statement_at(kind, error.line)
+    if line is None or line in options.statements:
+        return None
+    return replace(options, statements=(*options.statements, line))
 
 
 def _check_devices(model: nn.Module, inputs: ExampleInputs) -> None:
@@ -279,6 +285,7 @@ class _Attempt:
             warn(note)
         called = {node.target for node in gm.graph.nodes if node.op in ("call_module", "call_function")}
         names = [part.name_in(self.model) for part in self.options.opaque if part.target_in(self.model) in called]
+        names += [f"line {line} of forward" for line in self.options.statements]
         names += [node.name for node in gm.graph.nodes if node.meta.get("asks_values") and node.target not in called]
         return gm, Capture("fx_oto", tuple(names), sizes.found), tape
 

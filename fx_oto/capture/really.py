@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.modes import without_modes
+from fx_oto.capture.statements import StatementCall
 from fx_oto.capture.whole import MethodCall
 from fx_oto.capture.writer import Writer
 from fx_oto.errors import TraceError
@@ -67,7 +68,9 @@ class Evaluator(Writer):
                 if node is wanted:
                     break
                 values[node] = self._evaluate(node, values, given)
-            watch = _Refusing(self.model) if isinstance(self._called(wanted), MethodCall) else nullcontext()
+            watch = (
+                _Refusing(self.model) if isinstance(self._called(wanted), MethodCall | StatementCall) else nullcontext()
+            )
             with watch, FlopCounterMode(display=False, custom_mapping=FUSED) as counter:
                 value = self._evaluate(wanted, values, given)
         return value, counter.get_total_flops() // 2

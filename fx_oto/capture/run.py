@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from fx_oto.capture.numbers import Flag, Float, Int, Origin
 from fx_oto.capture.really import Evaluator
 from fx_oto.capture.refusals import DRAWS, ON_VALUES, NotCapturedError, NotHashedError, RandomError
 from fx_oto.capture.seen import SeenList, SeenTuple
+from fx_oto.capture.statements import StatementCall, failed_line, forward_without
 from fx_oto.capture.whole import (
     GradientHook,
     LeafTracer,
@@ -178,9 +180,10 @@ class CaptureRun(Evaluator):
         text = str(error) or type(error).__name__
         message = f"{type(self.model).__name__} cannot be captured{where}: {text}"
         by_values = text == ON_VALUES or isinstance(error, ValuesAskedError)
-        return NotCapturedError(
-            message, tuple(parts_in(error.__traceback__, self.model, CaptureRun.call_module.__code__)), where, by_values
-        )
+        parts = tuple(parts_in(error.__traceback__, self.model, CaptureRun.call_module.__code__))
+        refusal = NotCapturedError(message, parts, where, by_values)
+        refusal.line = failed_line(error.__traceback__, type(self.model))
+        return refusal
 
     def tape(self, gm: GraphModule) -> Tape:
         """The ATen calls, of a module that holds the graph, or of one that is the same; nodes get this run's values."""
@@ -418,13 +421,21 @@ class CaptureRun(Evaluator):
         """Let the methods that are called as a whole become nodes."""
         methods = [part for part in self.options.opaque if isinstance(part, Part) and part.method != "forward"]
         functions = [part for part in self.options.opaque if isinstance(part, WrappedFunction)]
+        own = self.model.__dict__
+        before = own.get("forward")
         try:
+            if self.options.statements:
+                forward = forward_without(type(self.model), self.options.statements, self._call_statement)
+                own["forward"] = MethodType(forward, self.model)
             for part in methods:
                 part.owner.__dict__[part.method] = partial(self._call_method, part)
             for one in functions:
                 one.names[one.name] = one.seen_by(self, threading.get_ident())
             yield
         finally:
+            if self.options.statements:
+                own.pop("forward")
+                own.update({} if before is None else {"forward": before})
             for part in methods:
                 part.owner.__dict__.pop(part.method, None)
             for one in functions:
@@ -443,13 +454,23 @@ class CaptureRun(Evaluator):
         method = getattr(type(part.owner), part.method)
         if self.depth or self.is_over:
             return method(part.owner, *args, **kwargs)
-        name = part.target_in(self.model)
-        module = self.held.setdefault(name, MethodCall(part))
+        module = self.held.setdefault(part.target_in(self.model), MethodCall(part))
+        return self._call_opaque(part.target_in(self.model), module, args, kwargs)
+
+    def _call_statement(self, line: int, values: dict[str, Any]) -> Any:
+        """A statement of the model's own forward is called as a whole."""
+        others = {name: value for name, value in values.items() if isinstance(value, nn.Module) or callable(value)}
+        given = {name: value for name, value in values.items() if name not in others}
+        name = f"forward_line_{line}"
+        module = self.held.setdefault(name, StatementCall(type(self.model), line, tuple(given), others))
+        return self._call_opaque(name, module, tuple(given.values()), {})
+
+    def _call_opaque(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         last = next(reversed(self.graph.nodes), None)
         node = self.create("call_module", name, self.nodes(args), self.nodes(kwargs))
 
         def compute(given: Any, named: Any) -> Any:
-            value = method(part.owner, *given, **named)
+            value = module.forward(*given, **named)
             held = {id(tensor) for tensor in self.fakes.named.values()}
             if any(id(tensor) in held for call in self.fakes.calls for tensor in call.inputs):
                 raise TraceError("a method that would be called as a whole uses parameters of the model")

@@ -46,6 +46,7 @@ class Options:
 
     Attributes:
         opaque: what is called as a whole, whatever it does inside.
+        statements: lines of the model's ``forward`` at which statements begin that are called as a whole.
         hashable: places in the code where sizes may be used as keys.
         op_level: whether a single function whose result depends on numbers, even in size, is called as a whole.
         watchful: whether code that draws random numbers, which no graph sees, is looked for.
@@ -53,6 +54,7 @@ class Options:
     """
 
     opaque: tuple[Part | WrappedFunction, ...] = ()
+    statements: tuple[int, ...] = ()
     hashable: frozenset[Any] = frozenset()
     op_level: bool = False
     watchful: bool = False
