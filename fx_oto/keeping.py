@@ -21,6 +21,7 @@ __all__ = [
     "forget_parameters",
     "kept",
     "memory_of",
+    "on_cpu",
     "unchanged",
     "uncollected",
     "unwritten",
@@ -58,6 +59,16 @@ def uncollected() -> Iterator[None]:
     finally:
         if collects:
             gc.enable()
+
+
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """Let tensors be made where analysis works, whatever the user has made the default device."""
+    if torch.get_default_device().type == "cpu":
+        yield
+        return
+    with torch.device("cpu"):
+        yield
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from fx_oto.framework.authoring import as_stage
 from fx_oto.framework.context import Context
 from fx_oto.framework.records import PassRecord
 from fx_oto.framework.stages import Pass, Stage, Verify, missing, provider
-from fx_oto.keeping import uncollected
+from fx_oto.keeping import on_cpu, uncollected
 from fx_oto.tables import Tabular, table
 
 __all__ = ["Pipeline"]
@@ -82,7 +82,7 @@ class Pipeline(Tabular):
         self._check_order(Context.of(gm))
         modified = False
         for stage in self.stages:
-            with uncollected():
+            with uncollected(), on_cpu():
                 result = stage(gm, verify=self.verify)
             gm, modified = result.graph_module, modified or result.modified
             if self.on_pass is not None:

@@ -17,7 +17,7 @@ from fx_oto.optim.saliency import ZIGStatistics
 
 __all__ = ["Rows"]
 
-_NONE = torch.zeros(0, dtype=torch.int64)
+_NONE = torch.zeros(0, dtype=torch.int64, device="cpu")
 
 
 @dataclass(eq=False)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 __all__ = ["UNKNOWN", "ZERO", "Layer", "align", "compress", "laid_along", "reshape", "runs", "varying", "zero_stays"]
 
-UNKNOWN = torch.full((), math.nan, dtype=torch.float64)
-ZERO = torch.zeros((), dtype=torch.float64)
+UNKNOWN = torch.full((), math.nan, dtype=torch.float64, device="cpu")
+ZERO = torch.zeros((), dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

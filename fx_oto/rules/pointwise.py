@@ -22,7 +22,7 @@ __all__ = ["Operand", "agreed", "combine", "glu", "join", "number", "overwrite",
 _ABSORBING = {"mul", "div", "where", "masked_fill", "addcmul", "addcdiv", "lerp", "native_dropout", "_prelu_kernel"}
 _IGNORING = {"zeros_like", "ones_like", "full_like", "fill", "zero"}
 # Stand-ins for an operand that is not known, in these ops.
-_PROBES = torch.tensor([-1.3, 0.7, 2.9, -41.0, 33.0], dtype=torch.float64)
+_PROBES = torch.tensor([-1.3, 0.7, 2.9, -41.0, 33.0], dtype=torch.float64, device="cpu")
 # What a number made of sizes may be on other inputs.
 _OTHER_SIZES: list[Callable[[float], float]] = [
     lambda n: 2 * n + 1,

@@ -6,13 +6,14 @@ import copy
 import random
 from collections import deque
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, wraps
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from support.exactness import randomise
+from support.kinds import holds
 from torch import Tensor, nn
 
 import fx_oto
@@ -244,6 +245,49 @@ def test_caches_of_functions_hold_no_leftover():
     assert all(type(size) is int for size in shape_of((3, 5, 8)))
     x = torch.randn(3, 5, 8)
     assert type(x.reshape(shape_of((3, 5, 8))) * factor_of(5)) is Tensor
+
+
+def cached(method):
+    """As a library's decorator does, out of sight."""
+    kept = lru_cache(method)
+
+    @wraps(method)
+    def call(*args):
+        return kept(*args)
+
+    return call
+
+
+class Positions(nn.Module):
+    """Its table of positions is made once for each length, whatever the mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 12), nn.Linear(12, 3)
+
+    @cached
+    def table(self, length):
+        return torch.linspace(0, 1, length, dtype=torch.float64)[:, None]
+
+    def forward(self, x):
+        h = torch.relu(self.a(x)) * self.table(x.shape[1])
+        return self.b(h * 2 if self.training else h)
+
+
+@pytest.mark.parametrize("ran", [False, True])
+def test_what_a_cached_method_keeps_is_not_taken_for_a_constant(ran):
+    model, x = Positions().double(), torch.randn(3, 5, 4, dtype=torch.float64)
+    if ran:
+        model(x)
+    holds(model, x, [torch.randn(2, 9, 4)], any_size=False)
+    assert type(model.table(5)) is Tensor
+
+
+def test_whatever_the_default_device_is():
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
+        gm = fx_oto.prepare(net, torch.randn(2, 3, 8, 8))
+    assert fx_oto.partition(gm).num_zigs == 8
 
 
 class Rolling(nn.Module):

@@ -152,3 +152,52 @@ class ByNumpy(TopLevel):
 def test_what_comes_before_and_after_is_captured(kind):
     found = holds(kind(), EXAMPLE, OTHERS)
     assert {family.name for family in fx_oto.partition(found.gm).families} >= {"a.weight", "c.weight"}
+
+
+class Detector(nn.Module):
+    """Selects by values, and then writes into what was selected."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 4)
+
+    def select(self, rows):
+        return [{"boxes": row[row[:, 0] > 0], "count": row[:, 1]} for row in rows]
+
+    def forward(self, x):
+        found = self.select(self.b(F.relu(self.a(x))))
+        for number, one in enumerate(found):
+            found[number]["boxes"] = one["boxes"] * 2
+        return found
+
+
+def test_what_it_returns_may_be_written_into():
+    model, x = Detector().eval(), torch.randn(2, 5, 6)
+    gm = fx_oto.prepare(model, x)
+    expected, found = model(x), gm(x)
+    for mine, theirs in zip(expected, found, strict=True):
+        torch.testing.assert_close(theirs, mine)
+    assert fx_oto.partition(gm).num_zigs == 16
+
+
+class InLoop(TopLevel):
+    """A statement of several lines, in a loop, with names of its own, and one that returns."""
+
+    def forward(self, x, times=2):
+        x = self.b(F.relu(self.a(x)))
+        for _ in range(times):
+            x, top = (
+                x[..., x.detach().numpy().mean((0, 1)).argsort().tolist()],
+                sum([float(row.max()) for row in x.detach()]),
+            )
+        x = self.d(F.relu(self.c(x)))
+        if times < 2:
+            return x
+        return x * (2 if x.sum() > 0 else 3) + 0 * top
+
+
+@pytest.mark.filterwarnings("ignore:.*:fx_oto.FxOtoWarning")
+def test_statements_of_any_form():
+    found = holds(InLoop(), EXAMPLE, OTHERS)
+    assert len(fx_oto.Context.of(found.gm).capture.opaque) == 2
+    assert {family.name for family in fx_oto.partition(found.gm).families} >= {"a.weight"}
