@@ -19,6 +19,7 @@ from fx_oto.groups.zigs import partition, zero_variables
 from fx_oto.interpreting import PlainInterpreter, run_graph
 from fx_oto.keeping import unwritten
 from fx_oto.masks import mask_of
+from fx_oto.provenance.dependencies import Dependencies
 from fx_oto.provenance.tape import record_tape
 from fx_oto.rules.registration import taught
 from passes.physical_slicing import SlicingPlan
@@ -195,6 +196,13 @@ def _first_difference(reference: GraphModule, compact: GraphModule, context: Con
 
 def _remedy(reference: GraphModule, context: Context, where: Node | None) -> str:
     """What to do: mend the rule of the user's that is nearest, at the first node that differs or before it."""
+    now, contents = dict(reference.named_buffers()), Context.of(reference).get(Dependencies).contents
+    changed = [name for name, content in contents.items() if name not in now or not torch.equal(now[name], content)]
+    if changed:
+        return (
+            f"the content of the buffer {changed[0]} has changed since the model was prepared, and what can be removed "
+            "was found by it. Prepare the model again, and train on with a new optimizer"
+        )
     steps = record_tape(graph_copy(reference), context.inputs).steps
     names = [name for name, _, _ in steps]
     end = names.index(where.name) + 1 if where is not None and where.name in names else len(names)

@@ -5,7 +5,7 @@ Their real content is computed when a rule asks for it, by making the recorded c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
@@ -38,6 +38,11 @@ class Constants:
         self._unjudged = iter(nodes.values())
         self._judged: dict[str, bool] = {}
         self._known: dict[int, Tensor | None] = {}
+        self._read: dict[int, Tensor] = {}
+
+    def read_of(self, buffers: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Copies of those buffers whose content was asked for."""
+        return {name: buffer.clone() for name, buffer in buffers if id(buffer) in self._read}
 
     def content(self, value: Any) -> Tensor | None:
         """The real content of a tensor, None where it is not constant or not a tensor."""
@@ -60,7 +65,9 @@ class Constants:
         if value.requires_grad or storage_of(value) in self._written:
             return None
         if not isinstance(value, FakeTensor) or id(value) in self._tape.constants:
-            return self._tape.constants.get(id(value), value)
+            found = self._tape.constants.get(id(value), value)
+            self._read[id(found)] = found
+            return found
         call = self._calls.get(id(value))
         if call is None or not _repeatable(call.func) or not self.without_inputs(call.node):
             return None

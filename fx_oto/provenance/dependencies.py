@@ -136,6 +136,7 @@ class Dependencies:
         unknown: reasons of the ops without a rule.
         unequal: pairs of atoms along two axes whose lengths must differ, for torch tells them apart by that; each of
             shape ``(n,)``.
+        contents: what was in the buffers on whose content any of it relies, by name.
 
     Example:
         >>> import torch, fx_oto
@@ -164,6 +165,7 @@ class Dependencies:
     gathers: dict[str, Gather]
     unknown: tuple[Reason, ...]
     unequal: tuple[tuple[Tensor, Tensor], ...]
+    contents: dict[str, Tensor]
 
     def __repr__(self) -> str:
         found = f"{len(self.axes)} axes, {self.num_axis_atoms - 1} atoms, {len(self.works)} contractions"

@@ -65,7 +65,9 @@ class Findings:
             if variable[labels].any():
                 self.frozen.append((labels, reason))
 
-    def dependencies(self, roots: Tensor, axes: tuple[Axis, ...], gathers: dict[str, Gather]) -> Dependencies:
+    def dependencies(
+        self, roots: Tensor, axes: tuple[Axis, ...], gathers: dict[str, Gather], contents: dict[str, Tensor]
+    ) -> Dependencies:
         """All of it, once every atom has its final root."""
         return Dependencies(
             axes=axes,
@@ -80,6 +82,7 @@ class Findings:
             gathers=gathers,
             unknown=tuple(self.unknown.values()),
             unequal=tuple(self.unequal),
+            contents=contents,
         )
 
     def _variable(self, roots: Tensor) -> Tensor:

@@ -362,7 +362,8 @@ class Propagation:
         self._found.keep_kernels(self.atoms.roots())
         settle(self.atoms, self._found.obligations, self._found.frozen)
         self._found.keep_kernels(self.atoms.roots())  # choices may have tied them to something
-        return self._found.dependencies(self.atoms.roots(), axes, gathers)
+        contents = self._constants.read_of(self._gm.named_buffers())
+        return self._found.dependencies(self.atoms.roots(), axes, gathers, contents)
 
     def _parameter_axes(self) -> tuple[Axis, ...]:
         axes = []

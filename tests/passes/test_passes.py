@@ -138,3 +138,25 @@ def test_a_model_with_an_expanded_buffer_is_verified():
     gm = fx_oto.prepare(model, x)
     fx_oto.partition(gm).zero_(0.5)
     torch.testing.assert_close(fx_oto.compress(gm)(x), model(x), rtol=1e-10, atol=0)
+
+
+class Tempered(nn.Module):
+    """What a removed unit is worth depends on a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 4)
+        self.register_buffer("temperature", torch.tensor(2.0))
+
+    def forward(self, x):
+        return self.b(torch.sigmoid(self.a(x)) * self.temperature)
+
+
+def test_a_buffer_that_has_changed_since_is_named():
+    model = Tempered()
+    gm = fx_oto.prepare(model, torch.randn(8, 6))
+    fx_oto.partition(gm).zero_(0.5)
+    assert fx_oto.compress(gm) is not None
+    model.temperature.fill_(3.0)
+    with pytest.raises(fx_oto.VerificationError, match="the content of the buffer temperature has changed since"):
+        fx_oto.compress(gm)
