@@ -31,7 +31,11 @@ class AnyNames(CodeGen):
 
 
 def _is_odd(path: str) -> bool:
-    return any(not name.isidentifier() or iskeyword(name) for name in path.split(".") if not name.isdigit())
+    return any(not _is_plain(name) for name in path.split(".") if not name.isdigit())
+
+
+def _is_plain(name: str) -> bool:
+    return name.isascii() and name.isidentifier() and not iskeyword(name)  # Python spells some letters as others
 
 
 def _spelled(path: str) -> str:

@@ -161,6 +161,7 @@ class CaptureRun(Evaluator):
         active.run, self.fakes.above = self, self._aten
         result = self.model._call_impl(*args, **kwargs)
         self.depth += 1
+        self.returns = True
         output = self.nodes(result)
         assigned.write(self)
         self.graph.output(output)

@@ -10,10 +10,11 @@ from types import CellType, CodeType, TracebackType
 from typing import Any
 
 from torch import Tensor, nn
-from torch.fx import Tracer
+from torch.fx import Graph, Tracer
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch
 from torch.jit import ScriptModule
 
+from fx_oto.capture.names import AnyNames
 from fx_oto.modules import holds_layers, is_torchs
 from fx_oto.provenance.leaves import leaf_of
 
@@ -60,6 +61,12 @@ class LeafTracer(Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is called as a whole."""
         return is_leaf(m)
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> Graph:
+        """The base class's, with code for modules of any names."""
+        graph = super().trace(root, concrete_args)
+        graph.set_codegen(AnyNames())
+        return graph
 
 
 @dataclass(frozen=True)

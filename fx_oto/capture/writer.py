@@ -6,9 +6,7 @@ import dataclasses
 import operator
 import os
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +15,21 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph_module import _assign_attr
-from torch.fx.node import base_types
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from fx_oto.capture.calls import LISTS
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Flag, Float, Int, Origin, remembered
+from fx_oto.capture.objects import as_size, node_of_object
 from fx_oto.capture.refusals import ON_VALUES, NotHashedError
 from fx_oto.capture.seen import SeenList, SeenTuple
 from fx_oto.capture.subject import Subject
 from fx_oto.capture.whole import Part, WrappedFunction
 from fx_oto.errors import TraceError
 from fx_oto.framework.context import ExampleInputs
-from fx_oto.graph import source_line, tensor_leaves, tensor_names
+from fx_oto.graph import source_line, tensor_names
 from fx_oto.modes import FLAG, TrainingFlag
-from fx_oto.modules import is_torchs
 from fx_oto.provenance.tape import Recording
 
 __all__ = ["Item", "Options", "Writer", "holder_of"]
@@ -91,6 +88,7 @@ class Writer(TorchFunctionMode):
         is_over: whether nothing is captured any more.
         depth: how many calls deep the run is in what is not the user's code.
         places: which node's value a tensor is, by ``id``.
+        returns: whether what is written is what the model returns.
         by_values: nodes whose values depend, even in size, on the numbers in others.
     """
 
@@ -107,7 +105,7 @@ class Writer(TorchFunctionMode):
         self.model, self.modules = subject.model, subject.modules
         self.graph = Graph()
         self.held: dict[str, Any] = {}
-        self.handed = self.asked = self.is_over = False
+        self.handed = self.asked = self.is_over = self.returns = False
         self.is_plain = True
         self.events: list[tuple[Origin, Any]] = []
         self.notes: list[str] = []
@@ -189,39 +187,16 @@ class Writer(TorchFunctionMode):
             return value.node if value.is_as_it_was() else self.nodes(value.counted())
         if isinstance(value, torch.Size) or type(value) in LISTS:
             made = [self.nodes(one) for one in value]
+            if isinstance(value, torch.Size) and self.returns:
+                node = self.create("call_function", as_size, (made,))
+                node.meta["val"], node.meta["is_wrapped"] = value, True
+                return node
             return made if isinstance(value, list) else tuple(made)
         if isinstance(value, slice):
             return slice(*map(self.nodes, (value.start, value.stop, value.step)))
         if type(value) is dict:
             return {key: self.nodes(one) for key, one in value.items()}
-        is_named = isinstance(value, tuple) and hasattr(value, "_fields")
-        return type(value)(*map(self.nodes, value)) if is_named else self._nodes_of_object(value)
-
-    def _nodes_of_object(self, value: Any) -> Any:
-        kind: Any = type(value)
-        if isinstance(value, dict) and dataclasses.is_dataclass(value):  # a ModelOutput
-            node = self.create("call_function", kind, (), {key: self.nodes(one) for key, one in value.items()})
-        elif isinstance(value, OrderedDict):
-            node = self.create("call_function", kind, ([(key, self.nodes(one)) for key, one in value.items()],))
-        elif isinstance(value, dict):
-            node = self.create("call_function", _filler(kind), ({key: self.nodes(one) for key, one in value.items()},))
-        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
-            node = self.create("call_function", kind, (), {key: self.nodes(one) for key, one in fields.items()})
-        elif (
-            isinstance(value, (*base_types, range)) or value is ... or kind.__module__ == "builtins" or is_torchs(kind)
-        ):
-            if isinstance(value, int | float) or not isinstance(value, nn.Module | torch.Generator):
-                return value
-            raise TraceError(f"a graph cannot hold an object of class {kind.__name__}")
-        elif hasattr(value, "item") and kind.__module__ == "numpy":
-            return value.item()
-        elif type(getattr(value, "__dict__", None)) is dict and not callable(value) and tensor_leaves(vars(value)):
-            node = self.create("call_function", _maker(kind), (self.nodes(vars(value)),))
-        else:
-            raise TraceError(f"a graph cannot hold an object of class {kind.__name__}")
-        node.meta["val"], node.meta["is_wrapped"] = value, True
-        return node
+        return node_of_object(self, value)
 
     def node_of_tensor(self, tensor: Tensor) -> Node:
         """The node whose value a tensor is.
@@ -392,29 +367,3 @@ def holder_of(held: Mapping[str, Any]) -> nn.Module:
     for name, value in held.items():
         _assign_attr(value, holder, name)
     return holder
-
-
-@cache
-def _filler(kind: Any) -> Callable[[Mapping[Any, Any]], Any]:
-    """What makes a dictionary of another class."""
-
-    def fill(items: Mapping[Any, Any]) -> Any:
-        made = kind()
-        made.update(items)
-        return made
-
-    fill.__name__, fill.__module__ = kind.__name__, kind.__module__
-    return fill
-
-
-@cache
-def _maker(kind: Any) -> Callable[[dict[str, Any]], Any]:
-    """What makes an object of a class of the user's with these attributes."""
-
-    def make(attributes: dict[str, Any]) -> Any:
-        made = kind.__new__(kind)
-        made.__dict__.update(attributes)
-        return made
-
-    make.__name__, make.__module__ = kind.__name__, kind.__module__
-    return make
