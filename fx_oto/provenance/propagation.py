@@ -16,7 +16,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.utils._pytree import tree_leaves
 
 from fx_oto.errors import FxOtoError
 from fx_oto.graph import op_name, source_line, tensor_leaves
@@ -139,7 +138,7 @@ class Propagation:
         if isinstance(number, bool) or not isinstance(number, int | float):
             return False
         read = self._sizes.by(self._nodes[self.node])
-        return read is None or number in read or not read.issubset(tree_leaves((call.args, call.kwargs)))
+        return read is None or number in read or not read.issubset(call.numbers)
 
     def made_by(self, value: Tensor) -> OpCall | None:
         """The call that made a tensor, if it is all that a function or method node does."""
