@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fx_oto.errors import FxOtoError
+from fx_oto.framework.context import Context
 from fx_oto.graph import op_name, source_line, tensor_leaves
 from fx_oto.modules import is_opaque
 from fx_oto.provenance.aliases import Aliases
@@ -113,6 +115,20 @@ class Propagation:
             return self.is_weight(value) and id(value) not in self._resized
         roots = [self.atoms.find(layer.labels) for layer in layers]
         return any(bool(((root > 0) & (root < self._num_axis_atoms)).all()) for root in roots)
+
+    @property
+    def fx_node(self) -> Node:
+        """The current node."""
+        return self._nodes[self.node]
+
+    @cached_property
+    def fixed_sizes(self) -> frozenset[int]:
+        """Sizes of the example inputs for which the graph was captured, and which take no others."""
+        return frozenset(one.size for one in Context.of(self._gm).capture.sizes if one.fixed)
+
+    def varies(self, node: Node) -> bool:
+        """Whether a node returns numbers, and others on inputs of other sizes."""
+        return self._sizes.vary(node)
 
     @property
     def reads_sizes(self) -> bool:
