@@ -88,13 +88,15 @@ def cut_moves(call: OpCall, p: Propagation, layer: Layer) -> bool:
     return False
 
 
+def _read_by(node: Node) -> Any:
+    """What a node reshapes."""
+    return [*node.args[:1], *(node.kwargs[key] for key in ("input", "self") if key in node.kwargs)][0]
+
+
 def _is_all(node: Node, call: OpCall) -> bool:
     """Whether a call is all that a node does."""
-    values = (
-        [node.args[0].meta["val"] if isinstance(node.args[0], Node) else None, node.meta["val"]] if node.args else []
-    )
-    shapes = [tuple(value.shape) for value in values if isinstance(value, Tensor)]
-    return shapes == [tuple(call.args[0].shape), tuple(call.out.shape)]
+    ends = [one.meta["val"] for one in (_read_by(node), node)]
+    return [one.shape for one in ends] == [call.args[0].shape, call.out.shape]
 
 
 def _moves(inner: _Size, length: _Size, tails: Sequence[_Size], known: set[Any]) -> bool:
@@ -113,7 +115,7 @@ def _parts(p: Propagation, node: Node, source: Tensor, dim: int) -> list[_Size]:
     """The size of a dimension: one factor, or three: repeats of all channels, channels, repeats of each."""
     size = source.size(dim)
     if not p.is_fixed(source, dim):
-        settled = size in p.fixed_sizes or _is_settled(node.args[0], dim - source.ndim)
+        settled = size in p.fixed_sizes or _is_settled(_read_by(node), dim - source.ndim)
         return [_Size(Fraction(size)) if settled else _Size.symbol(size)]
     layer = next((layer for layer in p.layers(source) if dim in layer.dims), None)
     if layer is None:
@@ -187,7 +189,7 @@ def _entries(node: Node) -> list[Any]:
     if op_name(node).endswith("_as"):
         other: Any = node.args[1] if len(node.args) > 1 else node.kwargs["other"]
         return [(other, dim) for dim in range(other.meta["val"].ndim)]
-    first = 2 if op_name(node) == "unflatten" and "dim" not in node.kwargs else 1
+    first = (op_name(node) == "unflatten" and "dim" not in node.kwargs) + {"input", "self"}.isdisjoint(node.kwargs)
     given: Any = node.args[first:] or [node.kwargs[key] for key in ("shape", "size", "sizes") if key in node.kwargs]
     if len(given) == 1 and isinstance(given[0], tuple | list):
         return list(given[0])

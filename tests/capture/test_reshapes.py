@@ -18,6 +18,7 @@ def batch(x):
 IMAGES_MIXED = {
     "view of a literal": lambda h, x: h.view(-1, 192),
     "reshape of a product": lambda h, x: h.reshape(-1, WIDTH * 4 * 4),
+    "by name": lambda h, x: torch.reshape(input=h, shape=(-1, WIDTH * 16)),
     "channels and height": lambda h, x: h.reshape(-1, WIDTH * h.shape[2]),
     "rows of channels": lambda h, x: h.view(-1, WIDTH),
     "pooled once": lambda h, x: F.avg_pool2d(h, 4).view(-1, WIDTH),
@@ -49,6 +50,7 @@ TOKENS_MIXED = {
     "rows of the length": lambda h, x: h.reshape(-1, x.shape[1]),
     "reshape_as": lambda h, x: h.reshape_as(h.mT),
     "unflatten": lambda h, x: h.flatten(1).unflatten(1, (WIDTH, -1)),
+    "unflatten by name": lambda h, x: torch.unflatten(input=h.flatten(1), dim=-1, sizes=(WIDTH, x.shape[1])),
     "unflatten by the length": lambda h, x: h.flatten(1).unflatten(1, (-1, x.shape[1])),
 }
 TOKENS_ALIKE = {
