@@ -11,14 +11,15 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.utils._pytree import tree_leaves
 
 from fx_oto.errors import FxOtoError
+from fx_oto.framework.context import Context
 from fx_oto.graph import op_name, source_line, tensor_leaves
 from fx_oto.modules import is_opaque
 from fx_oto.provenance.aliases import Aliases
@@ -116,6 +117,20 @@ class Propagation:
         return any(bool(((root > 0) & (root < self._num_axis_atoms)).all()) for root in roots)
 
     @property
+    def fx_node(self) -> Node:
+        """The current node."""
+        return self._nodes[self.node]
+
+    @cached_property
+    def fixed_sizes(self) -> frozenset[int]:
+        """Sizes of the example inputs for which the graph was captured, and which take no others."""
+        return frozenset(one.size for one in Context.of(self._gm).capture.sizes if one.fixed)
+
+    def varies(self, node: Node) -> bool:
+        """Whether a node returns numbers, and others on inputs of other sizes."""
+        return self._sizes.vary(node)
+
+    @property
     def reads_sizes(self) -> bool:
         """Whether the current node reads, or may read, a number that is made of the sizes of inputs."""
         return self._sizes.by(self._nodes[self.node]) != frozenset()
@@ -139,7 +154,7 @@ class Propagation:
         if isinstance(number, bool) or not isinstance(number, int | float):
             return False
         read = self._sizes.by(self._nodes[self.node])
-        return read is None or number in read or not read.issubset(tree_leaves((call.args, call.kwargs)))
+        return read is None or number in read or not read.issubset(call.numbers)
 
     def made_by(self, value: Tensor) -> OpCall | None:
         """The call that made a tensor, if it is all that a function or method node does."""

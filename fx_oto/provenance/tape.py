@@ -55,6 +55,9 @@ __all__ = [
 ]
 
 
+_DIMS = {"dim", "dims", "dimension", "dim0", "dim1"}
+
+
 @lru_cache(maxsize=4096)
 def _parameters(func: Any) -> tuple[tuple[str, Any], ...]:
     return tuple((arg.name, arg.default_value) for arg in func._schema.arguments)
@@ -93,6 +96,13 @@ class OpCall:
             if key == name:
                 return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
         raise KeyError(f"{self.func} has no argument {name!r}")
+
+    @property
+    def numbers(self) -> list[Any]:
+        """What the arguments hold, but for those that say which dimensions are meant."""
+        names = [key for key, _ in _parameters(self.func)] if hasattr(self.func, "_schema") else []
+        given = dict(zip(names or range(len(self.args)), self.args, strict=False))
+        return tree_leaves([value for key, value in (given | self.kwargs).items() if key not in _DIMS])
 
     @property
     def inputs(self) -> list[Tensor]:

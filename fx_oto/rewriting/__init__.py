@@ -126,9 +126,8 @@ def _erase(edit: Editor, stale: set[Node]) -> None:
 _HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(("shape", "size", "sym_size"), sizes.read_size),
     **dict.fromkeys(("numel", "nelement"), sizes.read_count),
-    **dict.fromkeys(
-        ("view", "_unsafe_view", "reshape", "expand", "expand_as", "broadcast_to", "unflatten"), sizes.use_sizes
-    ),
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "unflatten", "expand", "broadcast_to"), sizes.use_sizes),
+    **dict.fromkeys(("view_as", "reshape_as", "expand_as"), sizes.use_sizes),
     **dict.fromkeys(("split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit"), movement.split),
     **dict.fromkeys(("split_with_sizes", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes"), movement.split),
     **dict.fromkeys(("slice", "narrow", "roll", "index_select", "index"), movement.gather),

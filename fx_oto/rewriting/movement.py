@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from fx_oto.graph import op_name
 from fx_oto.provenance.dependencies import Gather
 from fx_oto.provenance.labels import compress, laid_along
 from fx_oto.rewriting.editor import Cut, Editor
@@ -16,16 +17,28 @@ __all__ = ["gather", "gather_from_entry", "getitem", "pad", "select", "split"]
 
 
 def split(edit: Editor, node: Node) -> None:
-    """``split``, ``chunk``, ``hsplit`` … along a cut dimension become a split into the sizes that are left."""
-    source, parts = node.args[0], node.meta["val"]
+    """``split``, ``chunk``, ``hsplit`` … along a cut dimension become a split at the places that are left."""
+    source, lengths = node.args[0], [part.shape for part in node.meta["val"]]
     assert isinstance(source, Node)
-    full = edit.shape(source)
-    for dim in edit.cut(source):
-        if sum(part.shape[dim] for part in parts) == full[dim]:
-            cuts = zip(edit.cuts.of_value(node.name), parts, strict=True)
-            sizes = [len(cut[dim]) if cut and dim in cut else part.shape[dim] for cut, part in cuts]
-            edit.replace(node, torch.split, source, sizes, dim)
-            return
+    dim, cut = _split_dim(edit, node, source), edit.cut(source)
+    if dim not in cut:
+        return
+    lengths, full = [shape[dim] for shape in lengths], edit.shape(source)[dim]
+    if sum(lengths) == full:
+        ends = torch.searchsorted(cut[dim], torch.tensor(lengths).cumsum(0))
+        edit.replace(node, torch.split, source, ends.diff(prepend=torch.zeros(1, dtype=torch.int64)).tolist(), dim)
+        return
+    given = [*node.args[1:2], *(value for key, value in node.kwargs.items() if key != "dim")][0]
+    places = torch.as_tensor(edit.plain(given))  # in any order: parts may overlap
+    places = torch.where(places < 0, places + full, places).clamp(0, full)
+    edit.replace(node, torch.tensor_split, source, torch.searchsorted(cut[dim], places).tolist(), dim)
+
+
+def _split_dim(edit: Editor, node: Node, source: Node) -> int:
+    ndim = len(edit.shape(source))
+    by_name = {"hsplit": min(1, ndim - 1), "vsplit": 0, "dsplit": 2}
+    dim = by_name[op_name(node)] if op_name(node) in by_name else edit.argument(node, 2, "dim", 0)
+    return int(dim) % ndim
 
 
 def gather(edit: Editor, node: Node) -> None:
@@ -126,7 +139,7 @@ def pad(edit: Editor, node: Node) -> None:
         place = 2 * (ndim - 1 - dim)
         if place < len(amounts) and any(amounts[place : place + 2]):
             size = edit.shape(source)[dim]  # type: ignore[arg-type]
-            before = amounts[place]
+            before = edit.plain(amounts[place])
             amounts[place] = int((index < before).sum())
             amounts[place + 1] = int((index >= before + size).sum())
     edit.set_argument(node, 1, "pad", amounts)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from fx_oto.graph import op_name
@@ -83,15 +84,26 @@ def _spread_sizes(edit: Editor, node: Node, sizes: Sequence[Any]) -> None:
 
 
 def use_sizes(edit: Editor, node: Node) -> None:
-    """``view``, ``reshape``, ``expand`` and ``unflatten`` with literal or computed sizes."""
-    cut = edit.cut(node)
+    """``view``, ``reshape``, ``expand`` and ``unflatten`` with literal or computed sizes, or those of a tensor."""
     source = node.args[0]
-    if not isinstance(source, Node) or not (cut or edit.cut(source)):
-        return
+    if isinstance(source, Node) and (edit.cut(node) or edit.cut(source)):
+        if op_name(node).endswith("_as"):
+            node = _spell_out(edit, node, source)
+        _use_given(edit, node, source)
+
+
+def _spell_out(edit: Editor, node: Node, source: Node) -> Node:
+    """``reshape_as``, ``view_as`` and ``expand_as`` with the sizes that the other tensor would have."""
+    other: Node = edit.argument(node, 1, "other")
+    cut = edit.cut_dims(other)
+    with edit.graph.inserting_before(node):
+        sizes = tuple(_size(edit, other, dim, dim in cut) for dim in range(len(edit.shape(other))))
+    return edit.replace(node, getattr(Tensor, op_name(node).removesuffix("_as")), source, sizes)
+
+
+def _use_given(edit: Editor, node: Node, source: Node) -> None:
+    cut = edit.cut(node)
     created = _created(edit, node, source) if op_name(node).startswith(("expand", "broadcast")) else set()
-    if op_name(node) == "expand_as":
-        _select_created(edit, node, {dim for dim in created if dim in cut and dim not in edit.cut(node.args[1])})
-        return
     lead: tuple[Any, ...] = (source,)
     if op_name(node) == "unflatten":
         lead = (source, edit.argument(node, 1, "dim") % len(edit.shape(source)))

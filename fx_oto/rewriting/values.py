@@ -35,10 +35,10 @@ def note_values(edit: Editor) -> None:
 def _is_untold(node: Node) -> bool:
     """Whether labels do not tell what is left of a value.
 
-    Numbers may be sizes, no elements have no labels, and of several tensors that a module returns nobody may read one.
+    Numbers may be sizes, no elements have no labels, and of several tensors nobody may read one.
     """
     leaves = tree_leaves(node.meta.get("val"))
-    return (node.op == "call_module" and len(leaves) > 1) or any(
+    return len(leaves) > 1 or any(
         isinstance(leaf, int) or (isinstance(leaf, Tensor) and not leaf.numel()) for leaf in leaves
     )
 

@@ -16,6 +16,7 @@ from fx_oto.provenance.propagation import FIXED, Propagation
 from fx_oto.provenance.regions import Region
 from fx_oto.provenance.sizes import PLACE
 from fx_oto.provenance.tape import OpCall, tensors_in
+from fx_oto.rules.mixing import cut_moves
 
 __all__ = [
     "as_complex",
@@ -34,6 +35,7 @@ __all__ = [
 
 _Rule = TypeVar("_Rule", bound=Callable[[OpCall, Propagation], None])
 _Move = Callable[[Tensor], list[Tensor]]
+_MIXED = "it is mixed with a dimension whose size may be another one on other inputs"
 # Ops that take no size, so that code around them which slicing cannot rewrite may still call them.
 _SIZE_FREE = {"aten::permute", "aten::transpose.int", "aten::t", "aten::unsqueeze", "aten::squeeze.dim", "aten::alias"}
 
@@ -106,6 +108,9 @@ def view(call: OpCall, p: Propagation) -> None:
         p.freeze_value(source, "it is reshaped without elements")
         return
     _keep_mixed(p, source, call.out)
+    for layer in p.layers(source):
+        if cut_moves(call, p, layer):
+            p.freeze(layer.labels, _MIXED)
     _follow(call, p, source, lambda labels: [reshape(labels, source.shape, call.out.shape)])
 
 
@@ -125,7 +130,7 @@ def _keep_mixed(p: Propagation, source: Tensor, out: Tensor) -> None:
                 inner = math.prod(source.shape[other] for other in left if other > dim)
                 end = inner * source.size(dim)
                 if any(inner < one < end and end % one for one in ends):
-                    p.freeze(layer.labels, "it is mixed with a dimension whose size may be another one on other inputs")
+                    p.freeze(layer.labels, _MIXED)
 
 
 def _follow(call: OpCall, p: Propagation, source: Tensor, move: _Move) -> None:

@@ -51,6 +51,11 @@ FUNCTIONS = {
     "view of a list": lambda h, x: h.view([batch(x), -1]),
     "view by name": lambda h, x: h.view(size=(batch(x), 48)),
     "view_as": lambda h, x: h.view_as(x.new_empty(batch(x), 48)),
+    "reshape_as a grid": lambda h, x: h.reshape_as(x.new_empty(batch(x), 3, 4, 4)).flatten(1),
+    "view_as itself": lambda h, x: h.flatten(1).view_as(other=h).flatten(1),
+    "reshape_as what is left of no channel": lambda h, x: (
+        h.unflatten(-1, (8, 2)).mT.reshape_as(h.unflatten(-1, (2, 8))).flatten(1)
+    ),
     "unflatten": lambda h, x: torch.unflatten(h.flatten(0, 1), 0, (batch(x), 3)).flatten(1),
     "unflatten, method": lambda h, x: h.flatten(0, 1).unflatten(0, (batch(x), -1)).flatten(1),
     "unflatten by name": lambda h, x: h.flatten(0, 1).unflatten(dim=0, sizes=[batch(x), 3]).flatten(1),
@@ -58,6 +63,8 @@ FUNCTIONS = {
     "expand": lambda h, x: (h + h[:1].expand(batch(x), 3, 16)).flatten(1),
     "expand of a list": lambda h, x: (h + h[:1].expand([batch(x), -1, -1])).flatten(1),
     "expand_as": lambda h, x: (h + h[:1].expand_as(h)).flatten(1),
+    "expand_as another": lambda h, x: (h + h[:1].expand_as(x.new_empty(batch(x), 3, 16))).flatten(1),
+    "expand_as by name": lambda h, x: (h + h.mean(1, True).expand_as(other=h)).flatten(1),
     "torch.broadcast_to": lambda h, x: torch.broadcast_to(h.mean(0, True), (x.size(0), 3, 16)).reshape(batch(x), -1),
     "broadcast_to, method": lambda h, x: (h + h[:1].broadcast_to((batch(x), 3, 16))).flatten(1),
     "repeat": lambda h, x: h[:1].repeat(batch(x), 1, 1).flatten(1),

@@ -97,6 +97,10 @@ SUMMING = {
     "the last part of a split": lambda h, x: h.split(length(x), -1)[-1],
     "the first chunk": lambda h, x: h.chunk(length(x), -1)[0],
     "the first of tensor_split": lambda h, x: h.tensor_split(length(x), -1)[0],
+    "the first of tensor_split, by the batch": lambda h, x: h.tensor_split(x.shape[0], 2)[0],
+    "the first chunk, by the batch": lambda h, x: h.chunk(x.shape[0], dim=2)[0],
+    "narrow by the batch": lambda h, x: torch.narrow(h, 2, 3, x.shape[0]),
+    "dsplit": lambda h, x: torch.dsplit(h, [length(x)])[1],
     "a range": lambda h, x: h[..., torch.arange(length(x))],
     "one by a size": lambda h, x: h[..., length(x) - 1].unsqueeze(-1),
     "take_along_dim": lambda h, x: h.take_along_dim(torch.arange(length(x)).view(1, 1, -1), -1),
@@ -107,6 +111,8 @@ SUMMING = {
     "repeated": lambda h, x: h.repeat(1, 1, length(x)) * torch.arange(WIDTH * length(x)),
     "repeat_interleave": lambda h, x: h.repeat_interleave(length(x), -1) * torch.arange(WIDTH * length(x)),
     "tiled": lambda h, x: torch.tile(h, (length(x),)) * torch.arange(WIDTH * length(x)),
+    "a narrow attention that a layer makes": lambda h, x: h.narrow(-1, 0, length(x)).relu() @ x,
+    "an attention of a split that a layer makes": lambda h, x: h.split([length(x), WIDTH - length(x)], -1)[0] @ x,
     "attention that a layer makes": lambda h, x: h[..., : length(x)].softmax(-1) @ x,
     "added to the scores": lambda h, x: (x @ x.mT + h[..., : length(x)]).softmax(-1) @ h,
     "a table of positions": lambda h, x: h + h.mean(0, keepdim=True)[:, : length(x)],
@@ -129,6 +135,30 @@ def test_channels_selected_by_a_size(name):
 def test_channels_selected_by_a_size_whatever_the_example(name, example):
     select = SUMMING[name]
     holds(tokens_around(lambda h, x: select(h, x).sum(-1), WIDTH, 0), example, OTHERS)
+
+
+# Sizes that are the same on every input: the channels are moved, and go all the same.
+CONSTANT = {
+    "tensor_split into one that nobody reads": lambda h, x: h * h.tensor_split(3, -1)[1].repeat(1, 1, 3),
+    "tensor_split at places out of order": lambda h, x: torch.cat(h.tensor_split((8, 5), dim=-1)[::2], -1)[..., :WIDTH],
+    "tensor_split from behind": lambda h, x: torch.cat(torch.tensor_split(h, indices=(-4, 20), dim=-1)[::-1], -1),
+    "tensor_split at a share": lambda h, x: torch.cat(h.tensor_split([h.size(-1) // 3], -1)[::-1], -1),
+    "dsplit": lambda h, x: torch.cat(torch.dsplit(h, 3)[::-1], -1),
+    "hsplit": lambda h, x: torch.cat(h.flatten(0, 1).hsplit(2)[::-1], -1).reshape(h.shape),
+    "one part of all": lambda h, x: h.split(4, 0)[0].mean((0, 1), keepdim=True) * h,
+    "split at a half": lambda h, x: torch.cat(h.split(h.shape[-1] // 2, -1)[::-1], -1),
+    "slice of a share": lambda h, x: h[..., -(h.shape[2] // 3) :].repeat(1, 1, 3),
+    "narrow to a half": lambda h, x: h.narrow(-1, h.shape[-1] // 2, h.shape[-1] // 2).repeat(1, 1, 2),
+    "rolled by a half": lambda h, x: h.roll(h.shape[-1] // 2, -1),
+    "padded by a half": lambda h, x: F.pad(h, (h.shape[-1] // 2, 0))[..., :WIDTH],
+    "padded to a size": lambda h, x: F.pad(h, (0, 16 - h.shape[-1]))[..., :WIDTH],
+}
+
+
+@pytest.mark.parametrize("name", CONSTANT)
+def test_channels_selected_by_what_is_the_same_on_every_input(name):
+    found = holds(tokens_around(CONSTANT[name], WIDTH), EXAMPLE, [*OTHERS, torch.randn(9, 5, 4)])
+    assert found.params_left < 0.6  # with whole channels, it would be 0.63
 
 
 # Rows, columns and batches are selected by sizes as well; the channels go all the same.

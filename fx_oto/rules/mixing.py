@@ -1,0 +1,223 @@
+"""Reshapes whose cuts move: whether each channel goes to the same place on inputs of other sizes.
+
+Sizes are products of numbers and of symbols, one for each size that inputs of other sizes change. Where
+``(B, 16, H, W)`` becomes ``(-1, 512)``, rows end after 512 elements and channels after ``H W`` of them: on other
+images another mix of channels is in a row. Where it becomes ``(B, -1)``, each row ends with the last channel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from fx_oto.graph import op_name
+from fx_oto.provenance.labels import Layer
+from fx_oto.provenance.propagation import Propagation
+from fx_oto.provenance.tape import OpCall
+
+__all__ = ["cut_moves"]
+
+_GIVEN = {"view", "reshape", "_unsafe_view", "view_as", "reshape_as", "unflatten"}
+_SLIDING = ("conv", "pool", "getitem", "slice", "narrow", "select", "view", "reshape", "unflatten", "unfold")
+
+
+@dataclass(frozen=True)
+class _Size:
+    """A number times powers of symbols; a symbol is named by what it is on the example inputs."""
+
+    number: Fraction = Fraction(1)
+    powers: dict[Any, int] = field(default_factory=dict)
+
+    @classmethod
+    def symbol(cls, name: Any) -> _Size:
+        return cls(Fraction(1), {name: 1})
+
+    def __mul__(self, other: _Size) -> _Size:
+        return self._with(other, self.number * other.number, 1)
+
+    def __truediv__(self, other: _Size) -> _Size:
+        return self._with(other, self.number / other.number, -1)
+
+    def _with(self, other: _Size, number: Fraction, sign: int) -> _Size:
+        names = self.powers.keys() | other.powers.keys()
+        powers = {name: self.powers.get(name, 0) + sign * other.powers.get(name, 0) for name in names}
+        return _Size(number, {name: power for name, power in powers.items() if power})
+
+    def is_whole(self) -> bool:
+        """Whether it is a whole number on all inputs."""
+        return self.number.denominator == 1 and all(power > 0 for power in self.powers.values())
+
+    def pinned(self, names: Sequence[Any]) -> _Size:
+        """The same where some symbols are numbers."""
+        number = math.prod(
+            (Fraction(name) ** self.powers[name] for name in names if name in self.powers), start=self.number
+        )
+        return _Size(number, {name: power for name, power in self.powers.items() if name not in names})
+
+
+def _product(sizes: Sequence[_Size]) -> _Size:
+    return math.prod(sizes, start=_Size())
+
+
+def cut_moves(call: OpCall, p: Propagation, layer: Layer) -> bool:
+    """Whether a reshape cuts what varies along a layer at places that depend on the sizes of inputs."""
+    node, source = p.fx_node, call.args[0]
+    if op_name(node) not in _GIVEN or not _is_all(node, call):
+        return False
+    old = [_parts(p, node, source, dim) for dim in range(source.ndim)]
+    sizes = [_product(parts) for parts in old]
+    known = {name for size in sizes for name in size.powers}
+    new = _given(p, node, sizes, known)
+    if new is None:
+        return False
+    if pinned := list((_product(sizes) / _product(new)).powers):  # torch refuses inputs for which they are others
+        old = [[one.pinned(pinned) for one in parts] for parts in old]
+        sizes, new = ([one.pinned(pinned) for one in some] for some in (sizes, new))
+    tails = [_product(new[dim:]) for dim in range(len(new) - 1, 0, -1)]
+    for dim in layer.dims:
+        _, length, after = old[dim] if len(old[dim]) == 3 else (_Size(), sizes[dim], _Size())
+        if _moves(after * _product(sizes[dim + 1 :]), length, tails, known):
+            return True
+    return False
+
+
+def _read_by(node: Node) -> Any:
+    """What a node reshapes."""
+    return [*node.args[:1], *(node.kwargs[key] for key in ("input", "self") if key in node.kwargs)][0]
+
+
+def _is_all(node: Node, call: OpCall) -> bool:
+    """Whether a call is all that a node does."""
+    ends = [one.meta["val"] for one in (_read_by(node), node)]
+    return [one.shape for one in ends] == [call.args[0].shape, call.out.shape]
+
+
+def _moves(inner: _Size, length: _Size, tails: Sequence[_Size], known: set[Any]) -> bool:
+    """Whether one of some cuts, which are so many elements apart, falls elsewhere among channels of ``inner`` each."""
+    within = [place for place, tail in enumerate(tails) if (inner / tail).is_whole()]
+    for tail in tails[within[-1] + 1 if within else 0 :]:
+        if (tail / (inner * length)).is_whole():
+            return False
+        share = tail / inner
+        if share.powers or share.number.denominator != 1 or not (length / share).is_whole():
+            return all(name in known for name, power in tail.powers.items() if power < 0)
+    return False
+
+
+def _parts(p: Propagation, node: Node, source: Tensor, dim: int) -> list[_Size]:
+    """The size of a dimension: one factor, or three: repeats of all channels, channels, repeats of each."""
+    size = source.size(dim)
+    if not p.is_fixed(source, dim):
+        settled = size in p.fixed_sizes or _is_settled(_read_by(node), dim - source.ndim)
+        return [_Size(Fraction(size)) if settled else _Size.symbol(size)]
+    layer = next((layer for layer in p.layers(source) if dim in layer.dims), None)
+    if layer is None:
+        return [_Size(Fraction(size))]
+    line = layer.labels[tuple(slice(None) if d == dim else 0 for d in range(source.ndim))]
+    channels = line.unique().numel()
+    if channels == size:
+        return [_Size(Fraction(size))]
+    each = int((line == line[0]).to(torch.int64).cumprod(0).sum())
+    whole = line[: channels * each : each].repeat_interleave(each)
+    if size % len(whole) or not torch.equal(whole.repeat(size // len(whole)), line):
+        return [_Size(Fraction(size))]
+    repeats = (_Size.symbol(n) if n > 1 else _Size() for n in (size // len(whole), each))
+    before, after = repeats
+    return [before, _Size(Fraction(channels)), after]
+
+
+def _is_settled(node: Any, back: int) -> bool:
+    """Whether a dimension, counted from behind, is of a size that inputs do not change, such as a pooled one."""
+    while isinstance(node, Node) and node.op != "placeholder":
+        value, name = node.meta["val"], _name(node)
+        if "adaptive" in name or node.op == "get_attr":
+            return True
+        size = value.shape[back]
+        below = [read for read in node.all_input_nodes if _has(read, value.ndim, back, size)]
+        if any(word in name for word in _SLIDING) and (size == 1 or not below or "view" in name or "shape" in name):
+            return False
+        if not below:
+            return bool(size == 1)
+        node = below[0]
+    return False
+
+
+def _name(node: Node) -> str:
+    if node.op != "call_module":
+        return op_name(node).lower()
+    module = node.graph.owning_module.get_submodule(str(node.target))  # type: ignore[union-attr]
+    return type(module).__name__.lower()
+
+
+def _has(node: Node, ndim: int, back: int, size: int) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.ndim == ndim and value.shape[back] == size
+
+
+def _given(p: Propagation, node: Node, sizes: Sequence[_Size], known: set[Any]) -> list[_Size] | None:
+    """The sizes of the result; of one that is not told, or not understood, what is left for it."""
+    given = [_read(p, entry) for entry in _entries(node)]
+    if op_name(node) == "unflatten":
+        dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
+        dim %= len(sizes)
+        left = _filled(given, sizes[dim], known)
+        return left and [*sizes[:dim], *left, *sizes[dim + 1 :]]
+    return _filled(given, _product(sizes), known)
+
+
+def _filled(given: list[_Size | None], total: _Size, known: set[Any]) -> list[_Size] | None:
+    open_ = [place for place, size in enumerate(given) if size is None]
+    strange = [place for place, size in enumerate(given) if size is not None and not known.issuperset(size.powers)]
+    if not open_ and len(strange) == 1:
+        open_ = strange
+    if len(open_) > 1:
+        return None
+    told = [size for place, size in enumerate(given) if place not in open_ and size is not None]
+    left = total / _product(told)
+    return [left if place in open_ or size is None else size for place, size in enumerate(given)]
+
+
+def _entries(node: Node) -> list[Any]:
+    """Sizes one by one, each a number, a node, or a pair of a node that returns several and a place."""
+    if op_name(node).endswith("_as"):
+        other: Any = node.args[1] if len(node.args) > 1 else node.kwargs["other"]
+        return [(other, dim) for dim in range(other.meta["val"].ndim)]
+    first = (op_name(node) == "unflatten" and "dim" not in node.kwargs) + {"input", "self"}.isdisjoint(node.kwargs)
+    given: Any = node.args[first:] or [node.kwargs[key] for key in ("shape", "size", "sizes") if key in node.kwargs]
+    if len(given) == 1 and isinstance(given[0], tuple | list):
+        return list(given[0])
+    if len(given) == 1 and isinstance(given[0], Node) and not isinstance(given[0].meta["val"], int):
+        return [(given[0], dim) for dim in range(len(given[0].meta["val"]))]
+    return list(given)
+
+
+def _read(p: Propagation, entry: Any) -> _Size | None:
+    """A size that a node gives, None if torch is to find it."""
+    if isinstance(entry, int):
+        return _Size(Fraction(entry)) if entry >= 0 else None
+    if isinstance(entry, tuple):
+        node, dim = entry
+        value: Any = node.meta["val"]
+        if isinstance(value, Tensor):
+            return _Size(Fraction(value.shape[dim])) if p.is_fixed(value, dim) else _plain(p, value.shape[dim])
+        return _plain(p, value[dim]) if p.varies(node) else _Size(Fraction(int(value[dim])))
+    number: Any = entry.meta["val"]
+    if not p.varies(entry):
+        return _Size(Fraction(int(number)))
+    name, args = op_name(entry), entry.args
+    if name in ("mul", "floordiv", "truediv") and len(args) == 2:
+        left, right = _read(p, args[0]), _read(p, args[1])
+        if left is not None and right is not None:
+            return left * right if name == "mul" else left / right
+    return _read(p, args[0]) if name == "int" and args else _plain(p, number)
+
+
+def _plain(p: Propagation, value: Any) -> _Size:
+    return _Size(Fraction(int(value))) if value in p.fixed_sizes or value == 0 else _Size.symbol(int(value))
