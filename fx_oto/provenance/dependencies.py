@@ -66,6 +66,7 @@ ADJUSTABLE = {
     "mean": {"mean", "rmsnorm", "rms_norm"} | {"mean_over", "rmsnormover", "rms_norm_over"},
     "var": {"var", "std", "var_mean", "std_mean"} | {"variance_over"},
     "fold": {"linear", "conv1d", "conv2d", "conv3d"},
+    "sizes": {"view", "reshape"},
 }
 
 
@@ -75,7 +76,8 @@ class Adjustment:
 
     Attributes:
         kind: ``"norm"``, ``"mean"`` and ``"var"`` count the missing as zeros; ``"fold"`` adds to the bias what the
-            removed input channels, worth a constant, contributed.
+            removed input channels, worth a constant, contributed; ``"sizes"`` checks what is reshaped, for which
+            the code spells sizes out.
         node: name of the FX node.
         labels: atoms of the axis that is summed over, shape ``(channels,)``.
         removed: for ``"fold"``: the constant that each channel is worth once removed, shape ``(channels,)``.

@@ -27,6 +27,7 @@ from fx_oto.norms import (
 )
 from fx_oto.provenance.dependencies import Adjustment
 from fx_oto.provenance.leaves import leaf_of
+from fx_oto.rewriting import sizes
 from fx_oto.rewriting.editor import Editor
 
 __all__ = [
@@ -145,6 +146,8 @@ def adjust(edit: Editor, node: Node, adjustment: Adjustment, fold: Fold) -> None
         _rms_norm(edit, node)
     elif adjustment.kind == "var":
         _variance(edit, node, share)
+    elif adjustment.kind == "sizes":
+        sizes.check_sizes(edit, node)
     elif adjustment.kind == "mean":
         _mean(edit, node, adjustment, share)
     else:

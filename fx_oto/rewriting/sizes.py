@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from fx_oto.graph import op_name
+from fx_oto.graph import op_name, source_line
 from fx_oto.rewriting.editor import Editor
 
-__all__ = ["created", "read_count", "read_size", "use_sizes"]
+__all__ = ["check_sizes", "created", "read_count", "read_size", "use_sizes"]
 
 
 def read_size(edit: Editor, node: Node) -> None:
@@ -147,6 +147,21 @@ def _created(edit: Editor, node: Node, source: Node) -> set[int]:
     old, new = edit.shape(source), edit.shape(node)
     lead = len(new) - len(old)
     return {d for d in range(len(new)) if new[d] > 1 and (d < lead or old[d - lead] == 1)}
+
+
+def check_sizes(edit: Editor, node: Node) -> None:
+    """Let the graph check that what is reshaped has the sizes, behind the cut dimension, that it was traced with."""
+    source: Any = node.args[0]
+    shape = edit.shape(source)
+    for dim in range(min(edit.cut(source), default=len(shape)) + 1, len(shape)):
+        text = f"the graph was captured where dimension {dim} of {source.name} was {shape[dim]}, which the code at "
+        with edit.graph.inserting_before(node):
+            size = edit.graph.call_method("size", (source, dim))
+            same = edit.graph.call_function(operator.eq, (size, shape[dim]))
+            check = edit.graph.call_function(
+                torch._assert, (same, f"{text}{source_line(node)} spells out; trace it on such inputs")
+            )
+        size.meta["val"], same.meta["val"], check.meta["val"] = shape[dim], True, None
 
 
 def created(edit: Editor, node: Node) -> None:

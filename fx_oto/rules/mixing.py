@@ -22,7 +22,7 @@ from fx_oto.provenance.labels import Layer
 from fx_oto.provenance.propagation import Propagation
 from fx_oto.provenance.tape import OpCall
 
-__all__ = ["cut_moves"]
+__all__ = ["cut_moves", "spelled_out"]
 
 _GIVEN = {"view", "reshape", "_unsafe_view", "view_as", "reshape_as", "unflatten"}
 _SLIDING = ("conv", "pool", "getitem", "slice", "narrow", "select", "view", "reshape", "unflatten", "unfold")
@@ -86,6 +86,11 @@ def cut_moves(call: OpCall, p: Propagation, layer: Layer) -> bool:
         if _moves(after * _product(sizes[dim + 1 :]), length, tails, known):
             return True
     return False
+
+
+def spelled_out(node: Node) -> set[int]:
+    """The sizes that a reshape has as plain numbers: there code relies on what it reshapes being of one size."""
+    return {entry for entry in _entries(node) if isinstance(entry, int)} if op_name(node) in _GIVEN else set()
 
 
 def _read_by(node: Node) -> Any:

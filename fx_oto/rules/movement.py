@@ -16,7 +16,7 @@ from fx_oto.provenance.propagation import FIXED, Propagation
 from fx_oto.provenance.regions import Region
 from fx_oto.provenance.sizes import PLACE
 from fx_oto.provenance.tape import OpCall, tensors_in
-from fx_oto.rules.mixing import cut_moves
+from fx_oto.rules.mixing import cut_moves, spelled_out
 
 __all__ = [
     "as_complex",
@@ -72,7 +72,11 @@ def movement(call: OpCall, p: Propagation) -> None:
 
 def _at_varying_places(call: OpCall, p: Propagation) -> set[int]:
     """The dimensions of the first argument along which inputs of other sizes move other elements, or further."""
-    ndim = call.args[0].ndim
+    source = call.args[0]
+    ndim = source.ndim
+    if call.name == "diagonal":  # as long as the shorter of two
+        both = {call.arg("dim1") % ndim, call.arg("dim2") % ndim}
+        return set() if all(p.is_fixed(source, dim) for dim in both) else both
     if not p.reads_sizes or p.indexes or call.func.name() in _SIZE_FREE:
         return set()
     if call.name == "repeat":
@@ -110,8 +114,18 @@ def view(call: OpCall, p: Propagation) -> None:
     _keep_mixed(p, source, call.out)
     for layer in p.layers(source):
         if cut_moves(call, p, layer):
-            p.freeze(layer.labels, _MIXED)
+            if _is_spelled_out(p, source, layer):
+                p.adjust("sizes", layer.labels.reshape(-1))
+            else:
+                p.freeze(layer.labels, _MIXED)
     _follow(call, p, source, lambda labels: [reshape(labels, source.shape, call.out.shape)])
+
+
+def _is_spelled_out(p: Propagation, source: Tensor, layer: Layer) -> bool:
+    """Whether code says how many elements channels and what is behind them are: then slicing can check it."""
+    dim = layer.dims[0]
+    spelled = math.prod(source.shape[dim:]) in spelled_out(p.fx_node) and dim < source.ndim - 1
+    return spelled and layer.labels.numel() == source.size(dim) and p.can_adjust("sizes")
 
 
 def _keep_mixed(p: Propagation, source: Tensor, out: Tensor) -> None:

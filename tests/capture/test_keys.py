@@ -12,6 +12,8 @@ import torch
 from support.kinds import holds, tokens_around
 from torch import nn
 
+import fx_oto
+
 EXAMPLE, OTHERS = torch.randn(2, 8, 4), [torch.randn(3, 5, 4), torch.randn(1, 12, 4)]
 
 
@@ -55,7 +57,6 @@ ALWAYS = {
     "text of the width": lambda h, x: h * {"w12": 5.0}.get(f"w{h.shape[-1]}", 1.0),
     "match of ndim": lambda h, x: _matched(h, x.ndim),
     "isinstance of a size": lambda h, x: h * (5 if isinstance(h.shape[-1], int) else 1),
-    "type of a tensor": lambda h, x: h * (5 if type(x) is torch.Tensor else 1),
     "isinstance of a tensor": lambda h, x: h * (5 if isinstance(h, torch.Tensor) else 1),
     "isinstance of the shape": lambda h, x: h * (5 if isinstance(x.shape, torch.Size) else 1),
     "dtype as a key": lambda h, x: h * {torch.float64: 5.0}.get(h.dtype, 1.0),
@@ -134,6 +135,12 @@ def _cached(module, size):
 @pytest.mark.parametrize("name", ALWAYS)
 def test_what_never_changes_is_known(name):
     holds(tokens_around(ALWAYS[name]), EXAMPLE, OTHERS)
+
+
+def test_a_question_that_fake_tensors_answer_otherwise_is_found_by_the_check():
+    model = tokens_around(lambda h, x: h * (5 if type(x) is torch.Tensor else 1))
+    with pytest.raises(fx_oto.TraceError, match="does not return what the model returns"):
+        fx_oto.prepare(model, EXAMPLE)
 
 
 @pytest.mark.parametrize("name", LOOKED_UP)

@@ -15,13 +15,15 @@ def batch(x):
 
 
 # (batch, 12, height, width) to rows of which the mean is taken.
-IMAGES_MIXED = {
+IMAGES_SPELLED_OUT = {
     "view of a literal": lambda h, x: h.view(-1, 192),
     "reshape of a product": lambda h, x: h.reshape(-1, WIDTH * 4 * 4),
     "by name": lambda h, x: torch.reshape(input=h, shape=(-1, WIDTH * 16)),
+    "pooled once": lambda h, x: F.max_pool2d(h - 0.5, 4).view(-1, WIDTH),
+}
+IMAGES_MIXED = {
     "channels and height": lambda h, x: h.reshape(-1, WIDTH * h.shape[2]),
     "rows of channels": lambda h, x: h.view(-1, WIDTH),
-    "pooled once": lambda h, x: F.avg_pool2d(h, 4).view(-1, WIDTH),
     "flattened before": lambda h, x: h.flatten(1).reshape(-1, 96),
     "literal images": lambda h, x: h.view(-1, WIDTH, 4, 4).flatten(2).mean(-1),
 }
@@ -67,6 +69,17 @@ def test_images(name, shape):
     code = (IMAGES_MIXED | IMAGES_ALIKE)[name]
     found = holds(images_around(lambda h, x: (code(h, x).square() * 0.7).mean(-1), None), torch.randn(shape))
     assert (found.zigs == 20) is (name in IMAGES_ALIKE)
+
+
+@pytest.mark.parametrize("name", IMAGES_SPELLED_OUT)
+def test_sizes_that_code_spells_out_are_checked(name):
+    """What tutorials do: the channels go, and on larger images, which would be mixed up, the graph says so."""
+    code = IMAGES_SPELLED_OUT[name]
+    model = images_around(lambda h, x: (code(h, x).square() * 0.7).mean(-1), None)
+    found = holds(model, torch.randn(2, 3, 4, 4), [torch.randn(2, 3, 8, 8)], any_size=False)
+    assert found.zigs == 20
+    with pytest.raises(AssertionError, match=r"where dimension [23] of \w+ was \d.*test_reshapes.py:\d+ spells out"):
+        found.small(torch.randn(2, 3, 8, 8, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("length", [2, 4, 12])

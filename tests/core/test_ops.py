@@ -403,11 +403,6 @@ CASES = {
         IMAGE,
         8,
     ),
-    "view with a literal size, of larger images in more rows": (
-        Net(lambda m, x: m.b(m.a(x).view(-1, 8 * 8 * 8)), a=conv(3, 8), b=nn.Linear(8 * 64, 4)),
-        IMAGE,
-        0,
-    ),
     "view with a literal size, of what is pooled to it": (
         Net(
             lambda m, x: m.b(F.adaptive_avg_pool2d(m.a(x), (2, 4)).relu().view(-1, 8 * 8)),
