@@ -10,10 +10,11 @@ from types import CellType, CodeType, TracebackType
 from typing import Any
 
 from torch import Tensor, nn
-from torch.fx import Tracer
+from torch.fx import Graph, Tracer
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch
 from torch.jit import ScriptModule
 
+from fx_oto.capture.names import AnyNames
 from fx_oto.modules import holds_layers, is_torchs
 from fx_oto.provenance.leaves import leaf_of
 
@@ -56,6 +57,12 @@ def is_leaf(module: nn.Module) -> bool:
 
 class LeafTracer(Tracer):
     """What pickle traces the code of a captured graph with."""
+
+    def trace(self, *args: Any, **kwargs: Any) -> Graph:
+        """The graph, which any names may be in."""
+        graph = super().trace(*args, **kwargs)
+        graph.set_codegen(AnyNames())
+        return graph
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is called as a whole."""
