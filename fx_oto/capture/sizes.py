@@ -321,7 +321,7 @@ class _Pass:
         if isinstance(known, _OfHanded):
             return self._pairs != [] and known.function(self._pairs[known.event][1]) == right
         if isinstance(known, _Product) and self._group in known.groups:
-            return left * self._size == right * self._group.size
+            return bool(left * self._size == right * self._group.size)
         if left == right or (math.isnan(left) and math.isnan(right)):
             return True
         how: _OfHanded | _Product | None = self._handed(left, right) if known is None else None
