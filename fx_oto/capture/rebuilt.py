@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import operator
 from collections.abc import Callable, Iterable
 from itertools import takewhile
 from types import BuiltinFunctionType, FunctionType
@@ -9,9 +11,10 @@ from typing import Any
 
 from torch import nn
 
+from fx_oto.capture.whole import bound_in
 from fx_oto.errors import TraceError
 
-__all__ = ["Rebuilt", "parts_of"]
+__all__ = ["Rebuilt", "is_its_fields", "is_spelled", "parts_of"]
 
 
 class Rebuilt(nn.Module):
@@ -52,7 +55,11 @@ def _itself(value: Any) -> Any:
 
 
 def _is(left: Any, right: Any) -> bool:
-    return left is right
+    """Whether two are the same, or one ``lambda`` that was come by twice."""
+    if left is right or not (isinstance(left, FunctionType) and isinstance(right, FunctionType)):
+        return left is right
+    mine, others = list(bound_in(left)), list(bound_in(right))
+    return left.__code__ is right.__code__ and len(mine) == len(others) and all(map(operator.is_, mine, others))
 
 
 def _set_state(made: Any, state: Any) -> None:
@@ -60,8 +67,8 @@ def _set_state(made: Any, state: Any) -> None:
         made.__setstate__(state)
         return
     attributes, slots = state if isinstance(state, tuple) else (state, None)
-    for name, value in (attributes or {}).items():
-        made.__dict__[name] = value
+    if attributes:
+        made.__dict__.update(attributes)
     for name, value in (slots or {}).items():
         setattr(made, name, value)
 
@@ -87,3 +94,18 @@ def parts_of(value: Any) -> tuple[Rebuilt, list[Any]]:
     while parts[1:] and not parts[-1]:
         parts.pop()
     return Rebuilt(make, fixed), parts
+
+
+def is_its_fields(value: Any) -> bool:
+    """Whether a dataclass does nothing but hold the fields that it is called with."""
+    fields = dataclasses.fields(value)
+    given = {field.name for field in fields if field.init}
+    has_own_init = not value.__dataclass_params__.init or hasattr(value, "__post_init__")
+    return not has_own_init and len(given) == len(fields) and given == set(getattr(value, "__dict__", ()))
+
+
+def is_spelled(key: Any) -> bool:
+    """Whether a key of a dictionary is printed as code."""
+    if type(key) is tuple:
+        return all(map(is_spelled, key))
+    return key is None or type(key) in (bool, int, float, str)

@@ -25,7 +25,7 @@ from fx_oto.capture.caches import namespaces_of
 from fx_oto.capture.calls import LISTS
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Flag, Float, Int, Origin, remembered
-from fx_oto.capture.rebuilt import Rebuilt, parts_of
+from fx_oto.capture.rebuilt import Rebuilt, is_its_fields, is_spelled, parts_of
 from fx_oto.capture.refusals import ON_VALUES, NotHashedError
 from fx_oto.capture.seen import SeenList, SeenTuple
 from fx_oto.capture.whole import Part, WrappedFunction
@@ -195,7 +195,7 @@ class Writer(TorchFunctionMode):
             return made if isinstance(value, list) else tuple(made)
         if isinstance(value, slice):
             return slice(*map(self.nodes, (value.start, value.stop, value.step)))
-        if type(value) is dict and all(map(_is_spelled, value)):
+        if type(value) is dict and all(map(is_spelled, value)):
             return {key: self.nodes(one) for key, one in value.items()}
         return self._nodes_of_object(value)
 
@@ -226,7 +226,7 @@ class Writer(TorchFunctionMode):
             return None
         if isinstance(value, dict):  # a ModelOutput
             return (), {key: self.nodes(one) for key, one in value.items()}
-        return ((), {key: self.nodes(one) for key, one in vars(value).items()}) if _is_its_fields(value) else None
+        return ((), {key: self.nodes(one) for key, one in vars(value).items()}) if is_its_fields(value) else None
 
     def _class_call(self, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node | None:
         """The node that calls a class; None where pickle would not find the class, or make no node of the call."""
@@ -421,21 +421,6 @@ class Writer(TorchFunctionMode):
         for node in reversed(list(self.graph.nodes)):
             if not node.users and node.meta.get("is_number") and node.op not in ("placeholder", "output"):
                 self.graph.erase_node(node)
-
-
-def _is_its_fields(value: Any) -> bool:
-    """Whether a dataclass does nothing but hold the fields that it is called with."""
-    fields = dataclasses.fields(value)
-    given = {field.name for field in fields if field.init}
-    has_own_init = not value.__dataclass_params__.init or hasattr(value, "__post_init__")
-    return not has_own_init and len(given) == len(fields) and given == set(getattr(value, "__dict__", ()))
-
-
-def _is_spelled(key: Any) -> bool:
-    """Whether a key of a dictionary is printed as code."""
-    if type(key) is tuple:
-        return all(map(_is_spelled, key))
-    return key is None or type(key) in (bool, int, float, str)
 
 
 def _is_same(left: Tensor, right: Tensor) -> bool:

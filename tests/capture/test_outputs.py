@@ -239,6 +239,29 @@ class ByMode(nn.Module):
         return [{"boxes": self.b(h)}, {"scores": self.c(h).sigmoid()}]
 
 
+class Counted(Net):
+    """What it returns has a default that is a function anew each time, and depends on sizes and the mode."""
+
+    def __init__(self):
+        super().__init__(self.counted)
+
+    def counted(self, y, z):
+        return defaultdict(lambda: 0.5, y=y, z=z, count=len(y), drop=0.1 if self.training else 0.0)
+
+
+def test_a_default_that_is_made_in_the_call():
+    model = Counted()
+    result = compress_half(model, torch.randn(3, 4), sensitive=False, any_size=True)
+    for training in (True, False):
+        found = result.small.train(training)(torch.randn(5, 4).double())
+        assert (type(found), found["count"], found["drop"], found["none"]) == (
+            defaultdict,
+            5,
+            0.1 if training else 0.0,
+            0.5,
+        )
+
+
 def test_another_type_in_each_mode():
     model = ByMode()
     result = compress_half(model, torch.randn(3, 4))
