@@ -24,11 +24,13 @@ from fx_oto.errors import InputError
 
 __all__ = [
     "bare_name",
+    "behind",
     "check_has_numbers",
     "clone_module",
     "described",
     "file_shown",
     "graph_copy",
+    "is_random",
     "one_at_a_time",
     "op_name",
     "patterns_in",
@@ -51,6 +53,23 @@ _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 # Of this library, what runs a user's code.
 _NOT_USERS = (_TORCH, *(str(Path(__file__).parent / name) for name in ("capture", "provenance", "graph.py")))
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def behind(value: Any) -> set[Node]:
+    """The nodes that a value in a graph is computed from, and they themselves."""
+    found, waiting = set[Node](), [one for one in tree_leaves(value) if isinstance(one, Node)]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting.extend(node.all_input_nodes)
+    return found
+
+
+def is_random(node: Node) -> bool:
+    """Whether a node draws random numbers, as its name says."""
+    name = str(node.target)
+    return any(word in name for word in ("rand", "dropout", "bernoulli", "normal_", "uniform_", "multinomial"))
 
 
 def source_line(node: Node) -> str:

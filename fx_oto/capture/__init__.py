@@ -16,6 +16,7 @@ from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.check import check_capture
 from fx_oto.capture.memory import Memory
 from fx_oto.capture.names import AnyNames
+from fx_oto.capture.rebuilt import Rebuilt
 from fx_oto.capture.refusals import NotCapturedError, NotHashedError, RandomError
 from fx_oto.capture.run import CaptureRun
 from fx_oto.capture.sizes import Comparison, Difference, Group, groups_of, names_of, resized
@@ -245,14 +246,14 @@ class _Attempt:
         inputs: its example inputs.
         options: how code is met that a capture has no other answer to.
         both_modes: whether training is captured, or evaluation alone.
-        constants: tensors that are no module's, by their name in the graph.
+        constants: tensors that are no module's, and what makes objects again, by their name in the graph.
     """
 
     subject: Subject
     inputs: ExampleInputs
     options: Options
     both_modes: bool
-    constants: dict[str, Tensor] = field(default_factory=dict)
+    constants: dict[str, Tensor | Rebuilt] = field(default_factory=dict)
     _fakes: Recording | None = None
 
     @property

@@ -14,7 +14,17 @@ from fx_oto.capture.seen import SeenList, SeenTuple
 from fx_oto.graph import tensor_leaves
 from fx_oto.modes import IN_PLACE
 
-__all__ = ["LISTS", "PLAIN", "TENSORS", "autocast", "is_wrapped_by_functorch", "name_of", "target_of", "without_memory"]
+__all__ = [
+    "LISTS",
+    "PLAIN",
+    "TENSORS",
+    "autocast",
+    "is_wrapped_by_functorch",
+    "name_of",
+    "target_of",
+    "with_dtypes",
+    "without_memory",
+]
 
 # Read-only properties and methods whose answers say nothing of sizes, and are the same for a fake tensor.
 _OF_FORM = ("ndim", "dim", "ndimension", "dtype", "device", "layout", "names", "has_names", "get_device", "result_type")
@@ -35,6 +45,7 @@ _OTHER_NAMES = ("__hash__", "can_cast", "promote_types", "finfo", "iinfo", "is_t
 PLAIN = frozenset((*_OF_FORM, *_QUESTIONS, *_HELD, *_OTHER_NAMES))
 TENSORS = frozenset(("T", "mT", "H", "mH", "real", "imag", "data"))
 LISTS = (tuple, list)
+_DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float64, complex: torch.complex128}
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift")
 _OTHERS = ("neg", "pos", "invert", "abs", "eq", "ne", "lt", "le", "gt", "ge", "getitem", "setitem")
 _OPERATORS = frozenset((*_BINARY, *_OTHERS, *IN_PLACE, "imatmul", "ilshift", "irshift"))
@@ -69,6 +80,11 @@ def target_of(func: Any, name: str) -> tuple[str, Any, bool]:
 
 def _spelled(name: str) -> str:
     return f"{name}_" if name in ("and", "or") else name
+
+
+def with_dtypes(value: Any) -> Any:
+    """An argument of a torch function, in which Python's classes of numbers, which no code prints, are torch's."""
+    return _DTYPES.get(value, value) if isinstance(value, type) else value
 
 
 def without_memory(value: Any) -> Any:

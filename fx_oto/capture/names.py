@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from keyword import iskeyword
 from typing import Any
+from unicodedata import normalize
 
 from torch.fx.graph import CodeGen, PythonCode
 
@@ -31,11 +32,12 @@ class AnyNames(CodeGen):
 
 
 def _is_odd(path: str) -> bool:
-    return any(not _is_plain(name) for name in path.split(".") if not name.isdigit())
+    return any(not _is_plain(name) for name in path.split(".") if not (name.isascii() and name.isdigit()))
 
 
 def _is_plain(name: str) -> bool:
-    return name.isascii() and name.isidentifier() and not iskeyword(name)  # Python spells some letters as others
+    """Whether code can say it after a dot: Python reads identifiers in their NFKC form."""
+    return name.isidentifier() and not iskeyword(name) and normalize("NFKC", name) == name
 
 
 def _spelled(path: str) -> str:

@@ -17,7 +17,7 @@ from fx_oto.capture.statements import StatementCall
 from fx_oto.capture.whole import MethodCall
 from fx_oto.capture.writer import Writer
 from fx_oto.errors import TraceError
-from fx_oto.graph import tensor_leaves, tensor_names
+from fx_oto.graph import is_random, tensor_leaves, tensor_names
 from fx_oto.keeping import unwritten
 from fx_oto.provenance.flops import FUSED
 from fx_oto.provenance.tape import OpCall
@@ -103,7 +103,7 @@ class Evaluator(Writer):
                 waiting.extend(() if node.meta.get("is_number") else node.all_input_nodes)
         written = {id(one) for calls in self.calls.values() for call in calls for one in call.written}
         for node in needed:
-            if node.op == "placeholder" or id(node.meta.get("val")) in written or _is_random(node):
+            if node.op == "placeholder" or id(node.meta.get("val")) in written or is_random(node):
                 return None
         if not self._can_really():
             return None
@@ -122,7 +122,3 @@ class _Refusing(TorchDispatchMode):
         if any(id(tensor) in self._held for tensor in tensor_leaves((args, kwargs))):
             raise TraceError("a method that would be called as a whole uses parameters of the model")
         return func(*args, **(kwargs or {}))
-
-
-def _is_random(node: Node) -> bool:
-    return "rand" in str(node.target) or "dropout" in str(node.target)

@@ -23,7 +23,16 @@ from fx_oto.capture import caches
 from fx_oto.capture.answers import ANSWERS, property_of_tensor
 from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.assigned import Assigned
-from fx_oto.capture.calls import LISTS, PLAIN, autocast, is_wrapped_by_functorch, name_of, target_of, without_memory
+from fx_oto.capture.calls import (
+    LISTS,
+    PLAIN,
+    autocast,
+    is_wrapped_by_functorch,
+    name_of,
+    target_of,
+    with_dtypes,
+    without_memory,
+)
 from fx_oto.capture.custom import custom_functions
 from fx_oto.capture.modes import active
 from fx_oto.capture.names import AnyNames
@@ -161,8 +170,9 @@ class CaptureRun(Evaluator):
         active.run, self.fakes.above = self, self._aten
         result = self.model._call_impl(*args, **kwargs)
         self.depth += 1
-        self.returns = True
+        self.is_at_output = True
         output = self.nodes(result)
+        self.is_at_output = False
         assigned.write(self)
         self.graph.output(output)
         node = next(reversed(self.graph.nodes))
@@ -247,7 +257,8 @@ class CaptureRun(Evaluator):
         op, target, order = target_of(func, name)
         given = tuple(reversed(args)) if order else args
         last = next(reversed(self.graph.nodes), None)
-        node = self.create(op, target, self.nodes(tuple(given)), self.nodes(dict(kwargs)))
+        given, named = tuple(map(with_dtypes, given)), {key: with_dtypes(one) for key, one in kwargs.items()}
+        node = self.create(op, target, self.nodes(given), self.nodes(named))
         return self.compute_node(node, args, kwargs, partial(self._call, func), last)
 
     def _is_cast(self) -> bool:

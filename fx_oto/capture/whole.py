@@ -46,10 +46,12 @@ def is_leaf(module: nn.Module) -> bool:
     Entered are those with sizes, which slicing rewrites, with layers, and with a user's hooks or ``forward`` instead of
     their own.
     """
+    if isinstance(module, ScriptModule):
+        return not _has_users_hooks(module)
     own = module.__dict__.get("forward")
     if _has_users_hooks(module) or not (own is None or getattr(own, "__self__", None) is module):
         return False
-    if leaf_of(module) is not None or isinstance(module, ScriptModule):
+    if leaf_of(module) is not None:
         return True
     inside = isinstance(module, nn.Sequential | nn.Unflatten) or holds_layers(module)
     return type(module).__module__.startswith(_TORCHS) and not inside
@@ -58,15 +60,15 @@ def is_leaf(module: nn.Module) -> bool:
 class LeafTracer(Tracer):
     """What pickle traces the code of a captured graph with."""
 
+    def trace(self, *args: Any, **kwargs: Any) -> Graph:
+        """The graph, which any names may be in."""
+        graph = super().trace(*args, **kwargs)
+        graph.set_codegen(AnyNames())
+        return graph
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is called as a whole."""
         return is_leaf(m)
-
-    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> Graph:
-        """The base class's, with code for modules of any names."""
-        graph = super().trace(root, concrete_args)
-        graph.set_codegen(AnyNames())
-        return graph
 
 
 @dataclass(frozen=True)

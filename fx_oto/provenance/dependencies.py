@@ -138,7 +138,7 @@ class Dependencies:
         unknown: reasons of the ops without a rule.
         unequal: pairs of atoms along two axes whose lengths must differ, for torch tells them apart by that; each of
             shape ``(n,)``.
-        contents: what was in the buffers on whose content any of it relies, by name.
+        contents: copies of the buffers on whose content any of it relies, by name; of the buffer's shape.
 
     Example:
         >>> import torch, fx_oto

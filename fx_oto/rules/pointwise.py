@@ -120,17 +120,19 @@ def overwrite(call: OpCall, p: Propagation) -> None:
 def join(call: OpCall, p: Propagation) -> None:
     """``by_mode``: a value that is one of two: the labels of both are united.
 
-    What it is worth once removed is known where both modes say the same.
+    What it is worth once removed is known where both modes say the same; where training draws random numbers, which
+    are never the same, what evaluation says.
     """
     _, *sides = call.args
     left, right = map(tensor_leaves, sides)
+    by_chance = p.draws_in_training()
     if [t.shape for t in left] != [t.shape for t in right]:
         for value in (*left, *right):
             p.freeze_value(value, "training and evaluation return different things here")
         return
     for one, other in zip(left, right, strict=True):
         operands = [Operand.of(p, t) for t in (one, other)]
-        layers = combine(p, operands, one.ndim, _agreed)
+        layers = combine(p, operands, one.ndim, (lambda values: values[1]) if by_chance else _agreed)
         for value in (one, other):
             p.put(value, layers)
 

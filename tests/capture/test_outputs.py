@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections import OrderedDict, defaultdict, namedtuple
+from collections import OrderedDict, defaultdict, deque, namedtuple
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, NamedTuple
 
 import pytest
@@ -51,6 +52,44 @@ class Frozen:
     z: tuple = ()
 
 
+@dataclass
+class Doubled:
+    """Which its own code would change again, if that made it again."""
+
+    y: Any
+    z: Any = field(init=False, default=None)
+
+    def __post_init__(self):
+        self.y, self.z = self.y * 2, self.y
+
+
+class Row(list):
+    """A list of a class of its own."""
+
+
+class Vector(tuple):
+    """A tuple of a class of its own."""
+
+
+class Slots:
+    """An object without a dictionary."""
+
+    __slots__ = ("y", "z")
+
+    def __init__(self, y, z):
+        self.y, self.z = y, z
+
+
+class Outer:
+    class Inner(NamedTuple):
+        y: torch.Tensor
+        z: torch.Tensor
+
+
+class Color(Enum):
+    RED = 1
+
+
 OUTPUTS = {
     "tuple": lambda y, z: (y, z),
     "list": lambda y, z: [y, z],
@@ -83,12 +122,33 @@ OUTPUTS = {
     "dataclass with a dict": lambda y, z: Output(y, None, {"0": z}),
     "dataclass in a dict": lambda y, z: {"0": Output(y, Pair(y, z))},
     "frozen dataclass": lambda y, z: Frozen(y, (z, z)),
+    "subclass of list": lambda y, z: [Row([y, z])],
+    "subclass of tuple": lambda y, z: Vector((y, z)),
+    "subclass of dict with attributes": lambda y, z: _with_attribute(Ordered(y=y), z),
+    "NamedTuple in a class": lambda y, z: [Outer.Inner(y, z)],
+    "NamedTuple of numbers beside": lambda y, z: (y, z, Pair(1, 2)),
+    "slots": lambda y, z: (Slots(y, z), y),
+    "deque": lambda y, z: deque([y, z], 3),
+    "empty OrderedDict beside": lambda y, z: (y, z, OrderedDict()),
+    "Enum": lambda y, z: {"y": y, "z": z, "color": Color.RED},
+    "dict of Enums": lambda y, z: {Color.RED: y, "z": z},
+    "sets beside": lambda y, z: (y, z, {1, 2}, frozenset([3])),
+    "class and function beside": lambda y, z: (y, z, Color, len),
+    "what torch returns": lambda y, z: {"y": y.max(1), "z": z.topk(1)},
+    "a size of numbers beside": lambda y, z: (y, z, torch.Size([2, 3])),
+    "dataclass that computes": lambda y, z: (Doubled(y), z),
+    "dataclass with more": lambda y, z: _with_attribute(Output(y), z),
     "the same twice": lambda y, z: (y, y, z, z),
     "views of one": lambda y, z: (y, y[:, :1], y.t()),
     "a size beside": lambda y, z: {"y": y, "batch": y.shape[0], "shape": y.shape},
     "sizes in a list": lambda y, z: [y, list(y.shape), tuple(z.size())],
     "a parameter's own": lambda y, z: (y, z.detach()),
 }
+
+
+def _with_attribute(found, value):
+    found.more = value
+    return found
 
 
 def _moved(y, z):
@@ -124,17 +184,26 @@ def same(found, expected):
         assert list(found) == list(expected)
         for key in expected:
             same(found[key], expected[key])
-        if isinstance(expected, defaultdict):
-            assert found.default_factory is expected.default_factory
-    elif isinstance(expected, tuple | list):
+        same_beside(found, expected)
+    elif isinstance(expected, Slots):
+        same((found.y, found.z), (expected.y, expected.z))
+    elif isinstance(expected, tuple | list | deque):
+        same_beside(found, expected)
         assert len(found) == len(expected)
         for left, right in zip(found, expected, strict=True):
             same(left, right)
     elif hasattr(expected, "__dataclass_fields__"):
-        for name in expected.__dataclass_fields__:
-            same(getattr(found, name), getattr(expected, name))
+        same(vars(found), vars(expected))
     else:
         assert found == expected
+
+
+def same_beside(found, expected):
+    """The same of what a container has beside what is in it."""
+    for name in ("default_factory", "maxlen"):
+        assert getattr(found, name, None) == getattr(expected, name, None)
+    if isinstance(expected, Ordered):
+        same(vars(found), vars(expected))
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
@@ -148,9 +217,7 @@ def test_the_output_is_what_the_model_returns(name):
             same(result.gm.train(training)(x), model.train(training)(x))
 
 
-@pytest.mark.parametrize(
-    "name", ["OrderedDict of digits", "defaultdict", "subclass of dict", "NamedTuple", "dataclass"]
-)
+@pytest.mark.parametrize("name", OUTPUTS)
 def test_it_stays_so_when_the_graph_is_copied_and_pickled(name):
     model, x = Net(OUTPUTS[name]).eval(), torch.randn(3, 4)
     gm = fx_oto.prepare(model, x).eval()
@@ -170,6 +237,29 @@ class ByMode(nn.Module):
         if self.training:
             return OrderedDict([("loss 0", self.b(h).square().mean()), ("loss 1", self.c(h).abs().mean())])
         return [{"boxes": self.b(h)}, {"scores": self.c(h).sigmoid()}]
+
+
+class Counted(Net):
+    """What it returns has a default that is a function anew each time, and depends on sizes and the mode."""
+
+    def __init__(self):
+        super().__init__(self.counted)
+
+    def counted(self, y, z):
+        return defaultdict(lambda: 0.5, y=y, z=z, count=len(y), drop=0.1 if self.training else 0.0)
+
+
+def test_a_default_that_is_made_in_the_call():
+    model = Counted()
+    result = compress_half(model, torch.randn(3, 4), sensitive=False, any_size=True)
+    for training in (True, False):
+        found = result.small.train(training)(torch.randn(5, 4).double())
+        assert (type(found), found["count"], found["drop"], found["none"]) == (
+            defaultdict,
+            5,
+            0.1 if training else 0.0,
+            0.5,
+        )
 
 
 def test_another_type_in_each_mode():
@@ -215,6 +305,19 @@ def test_a_backbone_inside(names):
     result = compress_half(Detector(names), torch.randn(2, 3, 16, 16), any_size=True)
     assert result.zigs == 8 + 12 + 16
     assert list(result.small(torch.randn(1, 3, 8, 8).double())) == list(names)
+
+
+class Cast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.b(self.a(x).to(float).relu().to(dtype=self.b.weight.dtype))
+
+
+def test_a_dtype_by_the_class_of_a_number():
+    assert compress_half(Cast(), torch.randn(3, 4)).zigs == 8
 
 
 def test_every_leaf_is_compared():

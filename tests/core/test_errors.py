@@ -246,8 +246,7 @@ def test_inputs_that_the_model_itself_refuses(model, inputs, message, caplog, ca
 def test_what_only_fake_tensors_cannot_do_is_no_mistake_of_the_inputs(caplog):
     class Numbers(nn.Sequential):
         def forward(self, x):
-            scale = float(x.detach().numpy().max())
-            return super().forward(x / scale)
+            return super().forward(x / float(x.detach().numpy().max()))
 
     with pytest.raises(fx_oto.TraceError, match="cannot be captured"):
         fx_oto.prepare(Numbers(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)), torch.rand(2, 8) + 1)

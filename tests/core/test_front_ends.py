@@ -530,8 +530,17 @@ def test_numbers_that_code_draws_are_not_baked_in(draw):
     random.seed(0)
     np.random.seed(0)
     state, other = random.getstate(), np.random.get_state()[1].copy()
-    with pytest.raises(fx_oto.TraceError, match="draws random numbers"):
-        fx_oto.trace(Rolling(draw, always=True), torch.randn(2, 6))
+    model, x = Rolling(draw, always=True), torch.randn(2, 6)
+    gm = fx_oto.trace(model, x)  # the statement that draws is called as a whole
+    assert state == random.getstate()
+    outputs = []
+    for module in (model, gm, gm):
+        if len(outputs) < 2:
+            random.seed(3), np.random.seed(3)
+        outputs.append(module(x))
+    torch.testing.assert_close(outputs[1], outputs[0])
+    assert not torch.allclose(outputs[2], outputs[1])
+    random.setstate(state), np.random.seed(0)
     with pytest.warns(fx_oto.FxOtoWarning, match=r"draws random numbers .*in evaluation mode"):
         gm = fx_oto.prepare(Rolling(draw, always=False), torch.randn(2, 6))
     assert fx_oto.partition(gm).num_zigs == 16
