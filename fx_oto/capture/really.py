@@ -79,7 +79,7 @@ class Evaluator(Writer):
         return self.held[str(node.target)] if node.op == "call_module" else None
 
     def _evaluate(self, node: Node, values: dict[Node, Any], given: dict[str, Any]) -> Any:
-        if node.meta.get("is_number"):
+        if _is_plain(node):
             return node.meta["val"]
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
         if node.op == "placeholder":
@@ -100,7 +100,7 @@ class Evaluator(Writer):
             node = waiting.pop()
             if node not in needed:
                 needed.add(node)
-                waiting.extend(() if node.meta.get("is_number") else node.all_input_nodes)
+                waiting.extend(() if _is_plain(node) else node.all_input_nodes)
         written = {id(one) for calls in self.calls.values() for call in calls for one in call.written}
         for node in needed:
             if node.op == "placeholder" or id(node.meta.get("val")) in written or is_random(node):
@@ -122,3 +122,8 @@ class _Refusing(TorchDispatchMode):
         if any(id(tensor) in self._held for tensor in tensor_leaves((args, kwargs))):
             raise TraceError("a method that would be called as a whole uses parameters of the model")
         return func(*args, **(kwargs or {}))
+
+
+def _is_plain(node: Node) -> bool:
+    """Whether a node returns a number, or several, which the run has found already."""
+    return "is_number" in node.meta and not tensor_leaves(node.meta["val"])
