@@ -30,13 +30,14 @@ class Claims:
         return {dim for (dim, size), (_, other) in pairs if size != other}
 
     def on(self, call: Call) -> str | None:
-        """``"any"``, ``"fixed: why"``, or None if nothing is said of the sizes that differ."""
+        """``"any"``, ``"fixed: why"``, ``"decided: why"``, or None if nothing is said of the sizes that differ."""
         changed = self.changed(call)
         said = [size for size in self._sizes if any(_is_part(dim, other) for dim in size.dims for other in changed)]
         if not said:
             return None
-        reasons = dict.fromkeys(size.fixed or size.decided for size in said if size.fixed or size.decided)
-        return f"fixed: {'; '.join(reasons)}" if reasons else "any"
+        fixed = dict.fromkeys(size.fixed for size in said if size.fixed)
+        decided = dict.fromkeys(size.decided for size in said if size.decided)
+        return f"fixed: {'; '.join(fixed)}" if fixed else f"decided: {'; '.join(decided)}" if decided else "any"
 
     @staticmethod
     def _dims(model: nn.Module, call: Call) -> Iterator[tuple[Dim, int]]:

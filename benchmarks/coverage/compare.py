@@ -116,7 +116,7 @@ def _try_all(built: Built, pair: Pair, record: Record, evaluation_only: bool) ->
 
 
 def _dynamic(pair: Pair, trial: str, call: Call, claims: Claims) -> str:
-    """``"any"`` if the capture leaves these sizes open and the compact network is exact, else why they are fixed.
+    """``"any"`` if the capture does not fix these sizes and the compact network is exact, else why they are fixed.
 
     Raises:
         UnlikeError: the capture says that they are open, and the compact network does not run.
@@ -129,7 +129,7 @@ def _dynamic(pair: Pair, trial: str, call: Call, claims: Claims) -> str:
             reason = f"{trial}: any size, it is said, but the compact model does not run: {refusal}"
             raise UnlikeError("failed", reason) from refusal
         return claim or f"fixed: {refusal}"
-    return claim or "any"
+    return claim if claim is not None and claim.startswith("fixed") else "any"
 
 
 def _taken(model: nn.Module, alternatives: Iterable[Inputs]) -> Call | None:

@@ -291,9 +291,7 @@ class _Pass:
         """Whether what a graph checks depends on the size; that two sizes are equal, where both follow it, does not."""
         asked, other = left.args[0], right.args[0]
         if self.decision is None and isinstance(asked, Node) and isinstance(other, Node) and self._vary(asked, other):
-            pairs = zip(_values(asked.args), _values(other.args), strict=False)
-            if asked.target not in (operator.eq, operator.ne) or any(a == b for a, b in pairs):
-                self.decision = Difference(left)
+            self.decision = Difference(left) if _may_decide(asked, other) else None
 
     def _vary(self, left: Node, right: Node) -> bool:
         """Whether a number, or one that it is made of, is another at the other size."""
@@ -346,6 +344,26 @@ class _Pass:
         if known.factor % size or left * self._size != right * size:
             return None
         return _Product(known.factor // size, (*known.groups, self._group))
+
+
+def _may_decide(left: Node, right: Node) -> bool:
+    """Whether what code asked may be answered otherwise at some size, though it was not at two."""
+    if left.target not in _COMPARISONS:
+        return True
+    same = [a == b for a, b in zip(_values(left.args), _values(right.args), strict=False)]
+    if left.target in (operator.eq, operator.ne) and not any(same):  # of two that follow the size
+        return False
+    return not (all(same) and _is_affine(left))
+
+
+def _is_affine(node: Node) -> bool:
+    """Whether it is made of sizes by sums and differences: what is alike at two sizes then always is."""
+    numbers = [read for read in node.all_input_nodes if read.meta.get("is_number")]
+    plain = node.target in (*_COMPARISONS, operator.add, operator.sub, operator.neg, "size")
+    return plain and all(map(_is_affine, numbers))
+
+
+_COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
 
 
 def _value(node: Node) -> Any:
