@@ -71,6 +71,8 @@ def cut_moves(call: OpCall, p: Propagation, layer: Layer) -> bool:
     node, source = p.fx_node, call.args[0]
     if op_name(node) not in _GIVEN or not _is_all(node, call):
         return False
+    if all(isinstance(size, int) and size >= 0 for size in _entries(node)):  # torch refuses more elements, or fewer
+        return False
     old = [_parts(p, node, source, dim) for dim in range(source.ndim)]
     sizes = [_product(parts) for parts in old]
     known = {name for size in sizes for name in size.powers}
@@ -89,8 +91,14 @@ def cut_moves(call: OpCall, p: Propagation, layer: Layer) -> bool:
 
 
 def spelled_out(node: Node) -> set[int]:
-    """The sizes that a reshape has as plain numbers: there code relies on what it reshapes being of one size."""
-    return {entry for entry in _entries(node) if isinstance(entry, int)} if op_name(node) in _GIVEN else set()
+    """How many elements are in what a reshape gives plain numbers for, from behind: code relies on these sizes."""
+    products, product = set[int](), 1
+    for entry in reversed(_entries(node) if op_name(node) in _GIVEN else []):
+        if not isinstance(entry, int) or entry < 0:
+            break
+        product *= entry
+        products.add(product)
+    return products
 
 
 def _read_by(node: Node) -> Any:

@@ -19,13 +19,13 @@ IMAGES_SPELLED_OUT = {
     "view of a literal": lambda h, x: h.view(-1, 192),
     "reshape of a product": lambda h, x: h.reshape(-1, WIDTH * 4 * 4),
     "by name": lambda h, x: torch.reshape(input=h, shape=(-1, WIDTH * 16)),
+    "literal images": lambda h, x: h.view(-1, WIDTH, 4, 4).flatten(2).mean(-1),
     "pooled once": lambda h, x: F.max_pool2d(h - 0.5, 4).view(-1, WIDTH),
 }
 IMAGES_MIXED = {
     "channels and height": lambda h, x: h.reshape(-1, WIDTH * h.shape[2]),
     "rows of channels": lambda h, x: h.view(-1, WIDTH),
     "flattened before": lambda h, x: h.flatten(1).reshape(-1, 96),
-    "literal images": lambda h, x: h.view(-1, WIDTH, 4, 4).flatten(2).mean(-1),
 }
 IMAGES_ALIKE = {
     "flattened": lambda h, x: h.flatten(2).mean(-1),
