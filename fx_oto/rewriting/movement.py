@@ -46,8 +46,9 @@ def gather(edit: Editor, node: Node) -> None:
     source: Any = node.args[0]
     for dim, kept in edit.cut(source).items():
         positions = _positions(edit, node, source, dim)
-        if torch.equal(positions, torch.arange(edit.shape(source)[dim])):
-            continue
+        whole = torch.equal(positions, torch.arange(edit.shape(source)[dim]))
+        if whole and not (op_name(node) == "narrow" and edit.argument(node, 1, "dim") % len(edit.shape(source)) == dim):
+            continue  # it selects along another dimension; a narrow says how long all of this one is
         _select(edit, node, source, dim, _places(positions, kept))
         return
 
