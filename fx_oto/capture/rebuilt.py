@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from itertools import takewhile
 from types import BuiltinFunctionType, FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
+from torch.fx import Node
+from torch.fx.node import base_types, map_arg
 
 from fx_oto.capture.whole import bound_in
 from fx_oto.errors import TraceError
+from fx_oto.graph import tensor_leaves
+from fx_oto.modules import is_torchs
 
-__all__ = ["Rebuilt", "is_its_fields", "is_spelled", "parts_of"]
+if TYPE_CHECKING:
+    from fx_oto.capture.writer import Writer
+
+__all__ = ["Rebuilt", "is_spelled", "node_of_object", "rebuilt"]
 
 
 class Rebuilt(nn.Module):
@@ -73,7 +82,7 @@ def _set_state(made: Any, state: Any) -> None:
         setattr(made, name, value)
 
 
-def parts_of(value: Any) -> tuple[Rebuilt, list[Any]]:
+def _parts_of(value: Any) -> tuple[Rebuilt, list[Any]]:
     """What makes an object again, and what of.
 
     Raises:
@@ -96,7 +105,7 @@ def parts_of(value: Any) -> tuple[Rebuilt, list[Any]]:
     return Rebuilt(make, fixed), parts
 
 
-def is_its_fields(value: Any) -> bool:
+def _is_its_fields(value: Any) -> bool:
     """Whether a dataclass does nothing but hold the fields that it is called with."""
     fields = dataclasses.fields(value)
     given = {field.name for field in fields if field.init}
@@ -109,3 +118,78 @@ def is_spelled(key: Any) -> bool:
     if type(key) is tuple:
         return all(map(is_spelled, key))
     return key is None or type(key) in (bool, int, float, str)
+
+
+def node_of_object(run: Writer, value: Any) -> Any:
+    """The node that makes an object; what a graph can hold as it is, is returned.
+
+    Raises:
+        TraceError: a graph can neither hold nor make it.
+    """
+    kind: Any = type(value)
+    if isinstance(value, (*base_types, range)) or value is ...:
+        return value
+    if hasattr(value, "item") and kind.__module__ == "numpy":
+        return value.item()
+    if is_torchs(kind) and hasattr(kind, "_fields") and not run.is_at_output:  # what layers take, such as packed
+        return kind(*map(run.nodes, value))
+    if call := _call_of(run, value):
+        node = _class_call(run, value, *call)
+        return rebuilt(run, value) if node is None else node
+    if _is_rebuilt(run, value):
+        return rebuilt(run, value)
+    if (kind.__module__ == "builtins" or is_torchs(kind)) and not isinstance(value, nn.Module | torch.Generator):
+        return value
+    raise TraceError(f"a graph cannot hold an object of class {kind.__name__}")
+
+
+def _call_of(run: Writer, value: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """What a class is called with to make an object again, where it is known; in order and by name."""
+    if type(value) is OrderedDict:
+        return ([(key, run.nodes(one)) for key, one in value.items()],), {}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return tuple(map(run.nodes, value)), {}
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return None
+    if isinstance(value, dict):  # a ModelOutput
+        return (), {key: run.nodes(one) for key, one in value.items()}
+    return ((), {key: run.nodes(one) for key, one in vars(value).items()}) if _is_its_fields(value) else None
+
+
+def _class_call(run: Writer, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node | None:
+    """The node that calls a class; None where pickle would not find the class, or make no node of the call."""
+    kind, used = type(value), list[Node]()
+    map_arg((args, kwargs), used.append)
+    if not used or is_torchs(kind) or "." in kind.__qualname__:
+        return None
+    node = run.create("call_function", kind, args, kwargs)
+    node.meta["val"], node.meta["is_wrapped"] = value, True
+    return node
+
+
+def _is_rebuilt(run: Writer, value: Any) -> bool:
+    """Whether an object is made again of what is in it."""
+    if isinstance(value, dict | list | tuple):
+        return True
+    if isinstance(value, type | FunctionType | BuiltinFunctionType):
+        return run.is_at_output
+    if callable(value) or isinstance(value, torch.Generator):
+        return False
+    kind = type(value)
+    if kind in (set, frozenset):
+        return run.is_at_output
+    if kind.__module__ == "builtins" or is_torchs(kind):
+        return bool(tensor_leaves(getattr(value, "__dict__", None)))
+    return run.is_at_output or bool(tensor_leaves(_parts_of(value)[1]))
+
+
+def rebuilt(run: Writer, value: Any) -> Node:
+    """The node that makes an object again."""
+    made, parts = _parts_of(value)
+    args = tuple(map(run.nodes, parts))
+    known = (name for name, one in run.constants.items() if isinstance(one, Rebuilt) and one.makes_as(made))
+    name = next(known, f"_rebuilt{len(run.constants)}")
+    run.held[name] = run.constants.setdefault(name, made)
+    node = run.create("call_module", name, args)
+    node.meta["val"] = value
+    return node

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from types import MethodType
 from typing import Any
 
 import torch
@@ -37,16 +36,15 @@ from fx_oto.capture.custom import custom_functions
 from fx_oto.capture.modes import active
 from fx_oto.capture.names import AnyNames
 from fx_oto.capture.numbers import Flag, Float, Int, Origin
+from fx_oto.capture.opaque import opaque_calls
 from fx_oto.capture.really import Evaluator
 from fx_oto.capture.refusals import DRAWS, ON_VALUES, NotCapturedError, NotHashedError, RandomError
 from fx_oto.capture.seen import SeenList, SeenTuple
-from fx_oto.capture.statements import StatementCall, failed_line, forward_without
+from fx_oto.capture.statements import failed_line
 from fx_oto.capture.whole import (
     GradientHook,
     LeafTracer,
-    MethodCall,
     Part,
-    WrappedFunction,
     bound_in,
     parts_in,
 )
@@ -151,7 +149,7 @@ class CaptureRun(Evaluator):
         yield torch.enable_grad()
         yield one_by_one()
         yield custom_functions(self)
-        yield self._whole_methods()
+        yield opaque_calls(self)
         yield _seeing_module_calls()
         if self.options.compiling:
             yield _said_to_compile()
@@ -165,7 +163,7 @@ class CaptureRun(Evaluator):
                 flag.run = self
                 module.__dict__["training"] = flag
         assigned = Assigned(self.subject)
-        with self._unseen():
+        with self.unseen():
             args, kwargs = Arguments.of(self.model, self.inputs).bind(self)
         active.run, self.fakes.above = self, self._aten
         result = self.model._call_impl(*args, **kwargs)
@@ -230,7 +228,7 @@ class CaptureRun(Evaluator):
         return func(*args, **kwargs)
 
     @contextmanager
-    def _unseen(self) -> Iterator[None]:
+    def unseen(self) -> Iterator[None]:
         """What torch is asked meanwhile is not the user's code."""
         self.depth += 1
         try:
@@ -390,7 +388,7 @@ class CaptureRun(Evaluator):
         self.fakes.note_literal(func, args)
         if self.depth or self.is_over:
             return self.fakes.call(func, self.fakes.faked(tuple(args)), self.fakes.faked(kwargs))
-        with self._unseen():
+        with self.unseen():
             args, kwargs = self.fakes.faked(tuple(args)), self.fakes.faked(dict(kwargs))
             last = next(reversed(self.graph.nodes), None)
             self.is_plain = False
@@ -428,77 +426,13 @@ class CaptureRun(Evaluator):
             node, args, kwargs, compute, last, module, anything=opaque or not is_torchs(type(module))
         )
 
-    @contextmanager
-    def _whole_methods(self) -> Iterator[None]:
-        """Let the methods that are called as a whole become nodes."""
-        methods = [part for part in self.options.opaque if isinstance(part, Part) and part.method != "forward"]
-        functions = [part for part in self.options.opaque if isinstance(part, WrappedFunction)]
-        own = self.model.__dict__
-        before = own.get("forward")
-        try:
-            if self.options.statements:
-                forward = forward_without(type(self.model), self.options.statements, self._call_statement)
-                own["forward"] = MethodType(forward, self.model)
-            for part in methods:
-                part.owner.__dict__[part.method] = partial(self._call_method, part)
-            for one in functions:
-                one.names[one.name] = one.seen_by(self, threading.get_ident())
-            yield
-        finally:
-            if self.options.statements:
-                own.pop("forward")
-                own.update({} if before is None else {"forward": before})
-            for part in methods:
-                part.owner.__dict__.pop(part.method, None)
-            for one in functions:
-                one.names[one.name] = one.function
-
-    def call_wrapped(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """A function that is marked with ``torch.fx.wrap`` is called, as a whole."""
-        with self._unseen():
-            last = next(reversed(self.graph.nodes), None)
-            self.is_plain = False
-            node = self.create("call_function", function, self.nodes(tuple(args)), self.nodes(dict(kwargs)))
-            node.meta["is_wrapped"] = True
-            return self.compute_node(node, args, kwargs, lambda a, k: function(*a, **k), last, anything=True)
-
-    def _call_method(self, part: Part, *args: Any, **kwargs: Any) -> Any:
-        method = getattr(type(part.owner), part.method)
-        if self.depth or self.is_over:
-            return method(part.owner, *args, **kwargs)
-        module = self.held.setdefault(part.target_in(self.model), MethodCall(part))
-        return self._call_opaque(part.target_in(self.model), module, args, kwargs)
-
-    def _call_statement(self, line: int, values: dict[str, Any]) -> Any:
-        """A statement of the model's own forward is called as a whole."""
-        others = {name: value for name, value in values.items() if isinstance(value, nn.Module) or callable(value)}
-        given = {name: value for name, value in values.items() if name not in others}
-        name = f"forward_line_{line}"
-        module = self.held.setdefault(name, StatementCall(type(self.model), line, tuple(given), others))
-        return self._call_opaque(name, module, tuple(given.values()), {})
-
-    def _call_opaque(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        last = next(reversed(self.graph.nodes), None)
-        node = self.create("call_module", name, self.nodes(args), self.nodes(kwargs))
-
-        def compute(given: Any, named: Any) -> Any:
-            value = module.forward(*given, **named)
-            held = {id(tensor) for tensor in self.fakes.named.values()}
-            if any(id(tensor) in held for call in self.fakes.calls for tensor in call.inputs):
-                raise TraceError("a method that would be called as a whole uses parameters of the model")
-            return value
-
-        self.is_plain = False
-        with self._unseen():
-            return self.compute_node(node, args, kwargs, compute, last, module, anything=True)
-
     def call_custom(self, function: Callable[..., Any], args: Any, compute: Callable[[Any, Any], Any]) -> Any:
         """A ``torch.autograd.Function`` is applied: as a node of the graph it keeps its own backward."""
         last = next(reversed(self.graph.nodes), None)
         self.is_plain = False
         node = self.create("call_function", function, self.nodes(tuple(args)))
         node.meta["is_wrapped"] = True
-        with self._unseen(), torch.set_grad_enabled(self._learns_now):  # torch calls it without gradients
+        with self.unseen(), torch.set_grad_enabled(self._learns_now):  # torch calls it without gradients
             return self.compute_node(node, args, {}, compute, last)
 
     def hook(self, hook: Callable[..., Any], tensor: Tensor) -> None:

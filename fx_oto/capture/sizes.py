@@ -1,42 +1,27 @@
-"""Which sizes of its inputs a graph takes: found by capturing the model a second time, at others.
-
-Code in C, such as ``range`` or ``math.sqrt``, is blind to what a number remembers, and hands out plain numbers. Where a
-capture at another size is the same, node by node, the graph holds for that size as well. A number that differs, but
-is in both captures what code was handed for the same remembered number, is computed in the graph from then on.
-"""
+"""Which sizes of its inputs a graph takes: found by capturing the model again, at others."""
 
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, Node
-from torch.fx.node import map_arg
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map_only
 
 from fx_oto.capture.arguments import Arguments
-from fx_oto.capture.numbers import Float, Int, Origin
+from fx_oto.capture.comparison import Comparison, Difference
+from fx_oto.capture.refusals import NotCapturedError
 from fx_oto.capture.run import CaptureRun
-from fx_oto.framework.context import ExampleInputs
-from fx_oto.graph import source_line
+from fx_oto.errors import InputError
+from fx_oto.framework.context import ExampleInputs, InputSize
 
-__all__ = ["Comparison", "Difference", "Group", "groups_of", "names_of", "resized"]
+if TYPE_CHECKING:
+    from fx_oto.capture.attempt import Attempt
 
-_FUNCTIONS: tuple[Callable[[Any], Any], ...] = (
-    math.sqrt,
-    math.log,
-    math.log2,
-    math.log10,
-    math.exp,
-    math.floor,
-    math.ceil,
-)
+__all__ = ["Group", "Sizes", "groups_of", "names_of", "resized"]
 
 
 @dataclass(frozen=True)
@@ -113,262 +98,98 @@ def names_of(model: nn.Module, inputs: ExampleInputs) -> list[str]:
     return [names.get(id(leaf), f"input {number}") for number, leaf in enumerate(leaves)]
 
 
-@dataclass(frozen=True)
-class Difference:
-    """The first place where two captures of a model differ.
+class Sizes:
+    """Which sizes of its inputs the graphs of an attempt take.
 
     Attributes:
-        node: of the first capture.
+        found: of each size.
+        larger: those of 1 that were captured larger.
+        rewritten: whether numbers in the graph have become computations.
     """
 
-    node: Node
+    def __init__(self, attempt: Attempt, runs: list[CaptureRun], handed: bool) -> None:
+        self._attempt, self._runs = attempt, runs
+        self._names = names_of(attempt.model, attempt.inputs)
+        self._others: dict[Group, list[CaptureRun]] = {}
+        self._comparisons = [Comparison(run) for run in runs]
+        self._fixed: list[tuple[Group, Difference]] = []
+        self.larger: dict[Group, int] = {}
+        found: list[InputSize] = []
+        for group in groups_of(attempt.inputs):
+            found += self._try(group) if handed or (group.size == 1 and len(runs) == 1) else [self._told(group)]
+        self.found = tuple(found)
+        self._on_larger = self._run_on_larger()
+        rewritten = [comparison.rewrite() for comparison in self._comparisons]
+        self.rewritten = any(rewritten) or bool(self._fixed)
+        for group, difference in self._fixed:  # not before: captures are compared node by node
+            for run in runs:
+                run.fix(group.dims, group.size, difference)
 
-    def __str__(self) -> str:
-        node = self.node
-        while not source_line(node) and node.prev.op != "root":  # such as a layer that a container calls
-            node = node.prev
-        where = source_line(node)
-        return f"{node.name} ({where})" if where else self.node.name
+    def _told(self, group: Group, fixed: str = "", decided: str = "") -> InputSize:
+        return InputSize(tuple((self._names[number], dim) for number, dim in group.dims), group.size, fixed, decided)
 
-    @property
-    def check(self) -> str:
-        """What the graph says where this is a decision that it checks; else empty."""
-        checks = [user for user in self.node.users if user.target is torch._assert]
-        return str(checks[0].args[1]) if checks else ""
+    def _try(self, group: Group) -> list[InputSize]:
+        difference: Difference | None = None
+        taken: int | None = None
+        others_differ = False
+        for size in group.others():
+            try:
+                others = self._attempt.others(resized(self._attempt.inputs, {group: size}))
+            except (NotCapturedError, InputError):  # the model does not take it
+                continue
+            if (found := self._compare(others, group, size)) is None:
+                self._others[group] = others
+                guessed, taken = taken is None and any(one.guesses for one in self._comparisons), size
+                difference = next(filter(None, (one.decision for one in self._comparisons)), difference)
+                if guessed:  # that a number follows the size must be so at another, too
+                    continue
+                break
+            difference, others_differ = difference or found, True
+            if not found.check or taken is not None:  # else code decides, and may decide otherwise at another size
+                taken = None
+                break
+        if taken is not None:
+            if group.size == 1:
+                self.larger[group] = taken
+            if others_differ and group.is_batch:
+                self._announce("batches that the model's code treats like those", group, difference)
+            return [self._told(group, decided=str(difference or ""))]
+        if difference is not None:
+            return [self._fix(group, difference)]
+        return [told for one in group.apart() for told in self._try(one)] or [self._told(group)]
 
-
-# What takes the place of a plain number: how it is computed, as a function of remembered numbers.
-_Place = tuple[Node, tuple[Any, ...]]
-
-
-@dataclass(frozen=True)
-class _OfHanded:
-    """A function of a number that code was handed.
-
-    Attributes:
-        function: the function.
-        event: which of the numbers that were handed out, in order.
-    """
-
-    function: Callable[[Any], Any]
-    event: int
-
-
-@dataclass(frozen=True)
-class _Product:
-    """A multiple of sizes of the inputs, which is what C code makes of shapes.
-
-    Attributes:
-        factor: the rest of the product.
-        groups: whose sizes are in it.
-    """
-
-    factor: int
-    groups: tuple[Group, ...]
-
-
-class Comparison:
-    """Compares a capture with others, at other sizes.
-
-    Args:
-        run: the capture. Plain numbers in its graph that differ in others, but that code was handed for numbers that
-            remember, or that are products of sizes in calls that torch's own C code makes, are computed once
-            ``rewrite`` is called.
-
-    Attributes:
-        guesses: how many such numbers the last comparison has found.
-        decision: a check in the graph of what depends on the size that the last comparison was at, if there is one.
-    """
-
-    def __init__(self, run: CaptureRun) -> None:
-        self._run = run
-        self._places: dict[_Place, _OfHanded | _Product] = {}
-        self.guesses = 0
-        self.decision: Difference | None = None
-
-    def with_other(self, other: CaptureRun, group: Group, size: int) -> Difference | None:
-        """The first place where a capture at another size differs; None if it is the same."""
-        found = _Pass(self._run, other, group, size, self._places)
-        mine, theirs = list(self._run.graph.nodes), list(other.graph.nodes)
-        for left, right in zip(mine, theirs, strict=False):
-            if not found.same_node(left, right):
-                return Difference(left)
-        if len(mine) != len(theirs):
-            return Difference(mine[min(len(mine), len(theirs)) - 1])
-        self._places |= found.places
-        self.guesses = len(found.places)
-        self.decision = found.decision
+    def _compare(self, others: list[CaptureRun], group: Group, size: int) -> Difference | None:
+        for comparison, other in zip(self._comparisons, others, strict=False):
+            if (difference := comparison.with_other(other, group, size)) is not None:
+                return difference
         return None
 
-    def rewrite(self) -> bool:
-        """Let the graph compute the numbers; returns whether there are any."""
-        by_node: dict[Node, dict[tuple[Any, ...], _OfHanded | _Product]] = {}
-        for (node, path), how in self._places.items():
-            by_node.setdefault(node, {})[path] = how
-        for node, places in by_node.items():
-            with self._run.graph.inserting_before(node):
-                node.args = self._put(node.args, (), places)
-                node.kwargs = self._put(dict(node.kwargs), ("kwargs",), places)
-        return bool(by_node)
+    def _fix(self, group: Group, difference: Difference) -> InputSize:
+        """Let the graphs check the size."""
+        self._fixed.append((group, difference))
+        told = self._told(group, str(difference))
+        if group.is_batch:
+            self._announce("batches", group, difference)
+        return told
 
-    def _put(self, value: Any, path: tuple[Any, ...], places: Mapping[tuple[Any, ...], Any]) -> Any:
-        if path in places:
-            return self._computed(places[path])
-        if isinstance(value, tuple | list):
-            parts = [self._put(one, (*path, i), places) for i, one in enumerate(value)]
-            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-        if isinstance(value, dict):
-            return {key: self._put(one, (*path, key), places) for key, one in value.items()}
-        if isinstance(value, slice):
-            return slice(*(self._put(getattr(value, key), (*path, key), places) for key in _SLICE))
-        return value
+    def _announce(self, batches: str, group: Group, difference: Difference | None) -> None:
+        self._runs[0].notes.append(
+            f"the graph takes {batches} of {group.size} only, for code makes Python numbers of the batch size, or "
+            f"decides by it: see {difference}. Other batches raise an error; give example inputs of the size that you "
+            "train with, or let the code leave sizes to torch, such as -1 in a reshape"
+        )
 
-    def _computed(self, how: _OfHanded | _Product) -> Node:
-        graph = self._run.graph
-        if isinstance(how, _OfHanded):
-            return _called(graph, how.function, self._rebuilt(self._run.events[how.event][0]))
-        number: Any = how.factor
-        for group in how.groups:
-            (place, dim), *_ = group.dims
-            number = _called(graph, operator.mul, self._run.size_of_input(place, dim), number)
-        return number  # type: ignore[no-any-return]
+    def run_on_larger(self) -> CaptureRun | None:
+        """The evaluation in which all sizes of 1 are larger; None if it is not the same."""
+        return self._on_larger
 
-    def _rebuilt(self, origin: Origin) -> Node:
-        """Nodes that compute a number, here, whether or not others do elsewhere."""
-        if origin.node is not None and origin.node.op == "placeholder":
-            return origin.node
-        args = tuple(self._rebuilt(one.origin) if isinstance(one, Int | Float) else one for one in origin.args)
-        graph = self._run.graph
-        if not isinstance(origin.function, str):
-            return _called(graph, origin.function, *args)
-        node = graph.call_method(origin.function, args)
-        found = getattr(args[0].meta["val"], origin.function)
-        node.meta["val"] = found(*map_arg(args[1:], _value)) if callable(found) else found
-        return node
-
-
-_SLICE = ("start", "stop", "step")
-
-
-def _called(graph: Graph, function: Callable[..., Any], *args: Any) -> Node:
-    node = graph.call_function(function, args)
-    node.meta["val"] = function(*map_arg(args, _value))
-    return node
-
-
-class _Pass:
-    """One comparison of two captures, node by node."""
-
-    def __init__(
-        self,
-        run: CaptureRun,
-        other: CaptureRun,
-        group: Group,
-        size: int,
-        known: Mapping[_Place, _OfHanded | _Product],
-    ) -> None:
-        self._group, self._size, self._known = group, size, known
-        self._run, self._other = run, other
-        self._twins: dict[Node, Node] = {}
-        self._node: Any = None
-        self.decision: Difference | None = None
-        self.places: dict[_Place, _OfHanded | _Product] = {}
-        self._pairs: list[tuple[Any, Any]] = []
-        if len(run.events) == len(other.events):
-            self._pairs = [(mine, theirs) for (_, mine), (_, theirs) in zip(run.events, other.events, strict=True)]
-
-    def same_node(self, left: Node, right: Node) -> bool:
-        """Whether two nodes call the same on the same."""
-        self._twins[right], self._node = left, left
-        if left.op != right.op or left.target != right.target:
-            return False
-        if left.target is operator.eq and any(user.target is torch._assert for user in left.users):
-            self._check(left, right)
-        both = (left.args, right.args, ()), (dict(left.kwargs), dict(right.kwargs), ("kwargs",))
-        return all(self._same(mine, theirs, path) for mine, theirs, path in both)
-
-    def _check(self, left: Node, right: Node) -> None:
-        """Whether what a graph checks depends on the size; that two sizes are equal, where both follow it, does not."""
-        asked, other = left.args[0], right.args[0]
-        if self.decision is None and isinstance(asked, Node) and isinstance(other, Node) and self._vary(asked, other):
-            self.decision = Difference(left) if _may_decide(asked, other) else None
-
-    def _vary(self, left: Node, right: Node) -> bool:
-        """Whether a number, or one that it is made of, is another at the other size."""
-        if not isinstance(left.meta.get("val"), Tensor) and left.meta.get("val") != right.meta.get("val"):
-            return True
-        pairs = zip(left.all_input_nodes, right.all_input_nodes, strict=False)
-        return any(self._vary(a, b) for a, b in pairs if a.meta.get("is_number"))
-
-    def _same(self, left: Any, right: Any, path: tuple[Any, ...]) -> bool:
-        if isinstance(left, Node) or type(left) is not type(right):
-            return isinstance(left, Node) and self._twins.get(right) is left
-        if isinstance(left, tuple | list):
-            pairs = enumerate(zip(left, right, strict=False))
-            return len(left) == len(right) and all(self._same(a, b, (*path, i)) for i, (a, b) in pairs)
-        if isinstance(left, dict):
-            return left.keys() == right.keys() and all(self._same(left[k], right[k], (*path, k)) for k in left)
-        if isinstance(left, slice):
-            return all(self._same(getattr(left, key), getattr(right, key), (*path, key)) for key in _SLICE)
-        if isinstance(left, int | float) and not isinstance(left, bool):
-            return self._same_number(left, right, (self._node, path))
-        return bool(left == right)
-
-    def _same_number(self, left: Any, right: Any, place: _Place) -> bool:
-        known = self._known.get(place)
-        if isinstance(known, _OfHanded):
-            return self._pairs != [] and known.function(self._pairs[known.event][1]) == right
-        if isinstance(known, _Product) and self._group in known.groups:
-            return bool(left * self._size == right * self._group.size)
-        if left == right or (math.isnan(left) and math.isnan(right)):
-            return True
-        how: _OfHanded | _Product | None = self._handed(left, right) if known is None else None
-        if how is None and isinstance(left, int) and isinstance(right, int):
-            how = self._multiple(left, right, known or _Product(left, ()))
-        if how is not None:
-            self.places[place] = how
-        return how is not None
-
-    def _handed(self, left: Any, right: Any) -> _OfHanded | None:
-        for event, (mine, theirs) in enumerate(self._pairs):
-            if mine != theirs and type(mine) in (int, float):
-                if (mine, theirs) == (left, right):
-                    return _OfHanded(type(left), event)
-                for function in _FUNCTIONS:
-                    if mine > 0 and theirs > 0 and (function(mine), function(theirs)) == (left, right):
-                        return _OfHanded(function, event)
-        return None
-
-    def _multiple(self, left: int, right: int, known: _Product) -> _Product | None:
-        size = self._group.size
-        if known.factor % size or left * self._size != right * size:
+    def _run_on_larger(self) -> CaptureRun | None:
+        if len(self.larger) <= 1:
+            return self._others[next(iter(self.larger))][0] if self.larger else None
+        try:
+            others = self._attempt.others(resized(self._attempt.inputs, self.larger))
+        except (NotCapturedError, InputError):
+            self.larger = {}
             return None
-        return _Product(known.factor // size, (*known.groups, self._group))
-
-
-def _may_decide(left: Node, right: Node) -> bool:
-    """Whether what code asked may be answered otherwise at some size, though it was not at two."""
-    if left.target not in _COMPARISONS:
-        return True
-    same = [a == b for a, b in zip(_values(left.args), _values(right.args), strict=False)]
-    if left.target in (operator.eq, operator.ne) and not any(same):  # of two that follow the size
-        return False
-    return not (all(same) and _is_affine(left))
-
-
-def _is_affine(node: Node) -> bool:
-    """Whether it is made of sizes by sums and differences: what is alike at two sizes then always is."""
-    numbers = [read for read in node.all_input_nodes if read.meta.get("is_number")]
-    plain = node.target in (*_COMPARISONS, operator.add, operator.sub, operator.neg, "size")
-    return plain and all(map(_is_affine, numbers))
-
-
-_COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
-
-
-def _value(node: Node) -> Any:
-    return node.meta["val"]
-
-
-def _values(args: Any) -> list[Any]:
-    return [one.meta.get("val") if isinstance(one, Node) else one for one in args]
+        same = len(others[0].graph.nodes) == len(self._runs[0].graph.nodes)
+        return others[0] if same else None

@@ -117,14 +117,14 @@ class WrappedFunction:
         """What the nodes that call it have as their target."""
         return self.function
 
-    def seen_by(self, run: Any, thread: int) -> Callable[..., Any]:
-        """The function, for the while of a run in a thread, of which it tells the run."""
+    def seen_by(self, run: Any, call: Callable[..., Any], thread: int) -> Callable[..., Any]:
+        """The function, for the while of a run in a thread, where ``call(function, args, kwargs)`` takes its place."""
 
         @functools.wraps(self.function)
         def tell(*args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() != thread or run.depth or run.is_over:
                 return self.function(*args, **kwargs)
-            return run.call_wrapped(self.function, args, kwargs)
+            return call(self.function, args, kwargs)
 
         return tell
 

@@ -6,10 +6,8 @@ import dataclasses
 import operator
 import os
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
@@ -17,23 +15,21 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph_module import _assign_attr
-from torch.fx.node import base_types, map_arg
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from fx_oto.capture.calls import LISTS
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Flag, Float, Int, Origin, remembered
-from fx_oto.capture.rebuilt import Rebuilt, is_its_fields, is_spelled, parts_of
+from fx_oto.capture.rebuilt import Rebuilt, is_spelled, node_of_object, rebuilt
 from fx_oto.capture.refusals import ON_VALUES, NotHashedError
 from fx_oto.capture.seen import SeenList, SeenTuple
 from fx_oto.capture.subject import Subject
 from fx_oto.capture.whole import Part, WrappedFunction
 from fx_oto.errors import TraceError
 from fx_oto.framework.context import ExampleInputs
-from fx_oto.graph import source_line, tensor_leaves, tensor_names
+from fx_oto.graph import source_line, tensor_names
 from fx_oto.modes import FLAG, TrainingFlag
-from fx_oto.modules import is_torchs
 from fx_oto.provenance.tape import Recording
 
 __all__ = ["Item", "Options", "Writer", "holder_of"]
@@ -190,7 +186,7 @@ class Writer(TorchFunctionMode):
         if isinstance(value, SeenList | SeenTuple):
             return value.node if value.is_as_it_was() else self.nodes(value.counted())
         if isinstance(value, torch.Size) and self.is_at_output:
-            return self._rebuilt(value)
+            return rebuilt(self, value)
         if isinstance(value, torch.Size) or type(value) in LISTS:
             made = [self.nodes(one) for one in value]
             return made if isinstance(value, list) else tuple(made)
@@ -198,72 +194,7 @@ class Writer(TorchFunctionMode):
             return slice(*map(self.nodes, (value.start, value.stop, value.step)))
         if type(value) is dict and all(map(is_spelled, value)):
             return {key: self.nodes(one) for key, one in value.items()}
-        return self._nodes_of_object(value)
-
-    def _nodes_of_object(self, value: Any) -> Any:
-        kind: Any = type(value)
-        if isinstance(value, (*base_types, range)) or value is ...:
-            return value
-        if hasattr(value, "item") and kind.__module__ == "numpy":
-            return value.item()
-        if is_torchs(kind) and hasattr(kind, "_fields") and not self.is_at_output:  # what layers take, such as packed
-            return kind(*map(self.nodes, value))
-        if call := self._call_of(value):
-            node = self._class_call(value, *call)
-            return self._rebuilt(value) if node is None else node
-        if self._is_rebuilt(value):
-            return self._rebuilt(value)
-        if (kind.__module__ == "builtins" or is_torchs(kind)) and not isinstance(value, nn.Module | torch.Generator):
-            return value
-        raise TraceError(f"a graph cannot hold an object of class {kind.__name__}")
-
-    def _call_of(self, value: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """What a class is called with to make an object again, where it is known; in order and by name."""
-        if type(value) is OrderedDict:
-            return ([(key, self.nodes(one)) for key, one in value.items()],), {}
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return tuple(map(self.nodes, value)), {}
-        if not dataclasses.is_dataclass(value) or isinstance(value, type):
-            return None
-        if isinstance(value, dict):  # a ModelOutput
-            return (), {key: self.nodes(one) for key, one in value.items()}
-        return ((), {key: self.nodes(one) for key, one in vars(value).items()}) if is_its_fields(value) else None
-
-    def _class_call(self, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node | None:
-        """The node that calls a class; None where pickle would not find the class, or make no node of the call."""
-        kind, used = type(value), list[Node]()
-        map_arg((args, kwargs), used.append)
-        if not used or is_torchs(kind) or "." in kind.__qualname__:
-            return None
-        node = self.create("call_function", kind, args, kwargs)
-        node.meta["val"], node.meta["is_wrapped"] = value, True
-        return node
-
-    def _is_rebuilt(self, value: Any) -> bool:
-        """Whether an object is made again of what is in it."""
-        if isinstance(value, dict | list | tuple):
-            return True
-        if isinstance(value, type | FunctionType | BuiltinFunctionType):
-            return self.is_at_output
-        if callable(value) or isinstance(value, torch.Generator):
-            return False
-        kind = type(value)
-        if kind in (set, frozenset):
-            return self.is_at_output
-        if kind.__module__ == "builtins" or is_torchs(kind):
-            return bool(tensor_leaves(getattr(value, "__dict__", None)))
-        return self.is_at_output or bool(tensor_leaves(parts_of(value)[1]))
-
-    def _rebuilt(self, value: Any) -> Node:
-        """The node that makes an object again."""
-        made, parts = parts_of(value)
-        args = tuple(map(self.nodes, parts))
-        known = (name for name, one in self.constants.items() if isinstance(one, Rebuilt) and one.makes_as(made))
-        name = next(known, f"_rebuilt{len(self.constants)}")
-        self.held[name] = self.constants.setdefault(name, made)
-        node = self.create("call_module", name, args)
-        node.meta["val"] = value
-        return node
+        return node_of_object(self, value)
 
     def node_of_tensor(self, tensor: Tensor) -> Node:
         """The node whose value a tensor is.

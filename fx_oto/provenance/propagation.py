@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Node
 
 from fx_oto.errors import FxOtoError
 from fx_oto.framework.context import Context
-from fx_oto.graph import behind, is_random, op_name, source_line, tensor_leaves
+from fx_oto.graph import op_name, source_line, tensor_leaves
 from fx_oto.modules import is_opaque
 from fx_oto.provenance.aliases import Aliases
 from fx_oto.provenance.atoms import Atoms
@@ -129,12 +129,6 @@ class Propagation:
     def varies(self, node: Node) -> bool:
         """Whether a node returns numbers, and others on inputs of other sizes."""
         return self._sizes.vary(node)
-
-    def draws_in_training(self) -> bool:
-        """Whether the value for training that the current node chooses from comes by random numbers."""
-        _, training, evaluation = self.fx_node.args
-        common, found = behind(evaluation), behind(training)
-        return any(is_random(node) for node in found - common)
 
     @property
     def reads_sizes(self) -> bool:

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 from torch.utils._pytree import tree_map
 
-from fx_oto.graph import tensor_leaves
+from fx_oto.graph import behind, is_random, tensor_leaves
 from fx_oto.provenance.labels import UNKNOWN, Layer, align, compress
 from fx_oto.provenance.propagation import FIXED, Propagation
 from fx_oto.provenance.tape import OpCall
@@ -125,7 +126,7 @@ def join(call: OpCall, p: Propagation) -> None:
     """
     _, *sides = call.args
     left, right = map(tensor_leaves, sides)
-    by_chance = p.draws_in_training()
+    by_chance = _draws_in_training(p.fx_node)
     if [t.shape for t in left] != [t.shape for t in right]:
         for value in (*left, *right):
             p.freeze_value(value, "training and evaluation return different things here")
@@ -135,6 +136,12 @@ def join(call: OpCall, p: Propagation) -> None:
         layers = combine(p, operands, one.ndim, (lambda values: values[1]) if by_chance else _agreed)
         for value in (one, other):
             p.put(value, layers)
+
+
+def _draws_in_training(node: Node) -> bool:
+    """Whether the value for training that ``by_mode`` chooses from comes by random numbers."""
+    _, training, evaluation = node.args
+    return any(map(is_random, behind(training) - behind(evaluation)))
 
 
 def _agreed(values: list[Tensor]) -> Tensor:

@@ -1,0 +1,172 @@
+"""One try to capture a model: its runs, the one graph of both modes, and the tape."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from fx_oto.capture.check import check_capture
+from fx_oto.capture.memory import Memory
+from fx_oto.capture.names import AnyNames
+from fx_oto.capture.rebuilt import Rebuilt
+from fx_oto.capture.refusals import NotCapturedError
+from fx_oto.capture.run import CaptureRun
+from fx_oto.capture.sizes import Group, Sizes, groups_of, resized
+from fx_oto.capture.subject import Subject
+from fx_oto.capture.whole import GradientHook, LeafTracer
+from fx_oto.capture.writer import Options, holder_of
+from fx_oto.errors import InputError
+from fx_oto.framework.context import Capture, ExampleInputs
+from fx_oto.graph import with_modes_of
+from fx_oto.modes import FLAG, TrainingFlag, merge_modes
+from fx_oto.provenance.tape import Recording, Tape, fake_run, record_tape
+from fx_oto.warn import warn
+
+__all__ = ["Attempt", "FixedByValuesError", "analysed_tape"]
+
+
+def analysed_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
+    """Record a graph's tape, with sizes of 1 in the example inputs replaced by larger ones where the graph allows.
+
+    A size of 1 hides what it is combined with. Multiply-adds are counted on the example inputs themselves.
+
+    Raises:
+        InputError: the example inputs do not fit the model; the text names node and source line.
+    """
+    tape = record_tape(gm, inputs)
+    larger: dict[Group, int] = {}
+    for group in groups_of(inputs):
+        if group.size == 1:
+            with suppress(InputError):
+                size = group.others()[0]
+                fake_run(gm, resized(inputs, {group: size}), nullcontext())
+                larger[group] = size
+    if larger:
+        with suppress(InputError):
+            return record_tape(gm, resized(inputs, larger)).counted_as(tape)
+        return record_tape(gm, inputs)
+    return tape
+
+
+class FixedByValuesError(Exception):
+    """Sizes are fixed where single functions are called as a whole, for their results depend on numbers."""
+
+
+@dataclass
+class Attempt:
+    """One try to capture a model.
+
+    Attributes:
+        subject: the model.
+        inputs: its example inputs.
+        options: how code is met that a capture has no other answer to.
+        both_modes: whether training is captured, or evaluation alone.
+        constants: tensors that are no module's, and what makes objects again, by their name in the graph.
+    """
+
+    subject: Subject
+    inputs: ExampleInputs
+    options: Options
+    both_modes: bool
+    constants: dict[str, Tensor | Rebuilt] = field(default_factory=dict)
+    _fakes: Recording | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
+        return self.subject.model
+
+    def result(self) -> tuple[GraphModule, Capture, Tape]:
+        """The graph, how it was captured, and its tape.
+
+        Raises:
+            NotCapturedError: the model's code does something that cannot be captured.
+            NotHashedError: it uses sizes as keys at a place where that is not allowed yet.
+            TraceError: the graph does not do what the model does.
+        """
+        runs = self._runs(self.inputs)
+        handed = any(run.handed for run in runs)
+        sizes = Sizes(self, runs, handed)
+        if (
+            self.options.op_level
+            and any(run.calls_functions_whole for run in runs)
+            and any(one.fixed for one in sizes.found)
+        ):
+            raise FixedByValuesError
+        gm, merged = self._joined(runs)
+        with_modes_of(gm, self.model)
+        tape = self._tape(gm, runs[0], sizes) if handed or not merged else analysed_tape(gm, self.inputs)
+        check_capture(gm, self.model, self.inputs, self.both_modes and not (len(runs) == 1 and runs[0].is_plain))
+        for note in dict.fromkeys(note for run in runs for note in run.notes):
+            warn(note)
+        called = {node.target for node in gm.graph.nodes if node.op in ("call_module", "call_function")}
+        names = [part.name_in(self.model) for part in self.options.opaque if part.target_in(self.model) in called]
+        names += [f"line {line} of forward" for line in self.options.statements]
+        names += [node.name for node in gm.graph.nodes if node.meta.get("asks_values") and node.target not in called]
+        return gm, Capture("fx_oto", tuple(names), sizes.found), tape
+
+    def _runs(self, inputs: ExampleInputs) -> list[CaptureRun]:
+        """Evaluation, and training where the code asks for the mode."""
+        evaluation = self._run(inputs, training=False)
+        again = self.both_modes and evaluation.asked
+        if not again:
+            return [evaluation]
+        try:
+            return [evaluation, self._run(inputs, training=True)]
+        except NotCapturedError as error:
+            error.in_training = not self.options.opaque
+            raise
+
+    def _run(self, inputs: ExampleInputs, training: bool) -> CaptureRun:
+        run = CaptureRun(training, self.subject, inputs, self.options, self.constants, self._fakes)
+        self._fakes = run.fakes
+        return run.run()
+
+    def others(self, inputs: ExampleInputs) -> list[CaptureRun]:
+        """The same on other inputs.
+
+        Raises:
+            NotCapturedError: the model does not take them.
+        """
+        return self._runs(inputs)
+
+    def _joined(self, runs: list[CaptureRun]) -> tuple[GraphModule, bool]:
+        """One graph of both modes, and whether they differ."""
+        if len(runs) == 1:
+            return runs[0].module(), False
+        evaluation, training = runs
+        for run in runs:
+            for hook in run.held.values():
+                if isinstance(hook, GradientHook):
+                    hook.only = run.training
+        held = {**evaluation.held, **training.held, FLAG: TrainingFlag()}
+        holder = holder_of(held)
+        train = GraphModule(holder, training.graph)
+        GraphModule(holder, evaluation.graph)
+        try:
+            graph = merge_modes(train.graph, evaluation.graph, holder, Memory(holder, self.inputs).reaches)
+        except InputError as error:
+            raise NotCapturedError(f"the graph of one mode does not run: {error}") from error
+        if graph is training.graph:
+            return evaluation.module(), False
+        graph._tracer_cls = LeafTracer
+        graph.set_codegen(AnyNames())
+        return GraphModule(holder, graph, type(self.model).__name__), True
+
+    def _tape(self, gm: GraphModule, run: CaptureRun, sizes: Sizes) -> Tape:
+        larger = resized(self.inputs, sizes.larger) if sizes.larger else None
+        if run.graph is not gm.graph:  # of both modes
+            tape = record_tape(gm, self.inputs)
+            return tape if larger is None else record_tape(gm, larger).counted_as(tape)
+        if not sizes.rewritten and larger is None:
+            return run.tape(gm)
+        tape = record_tape(gm, self.inputs) if sizes.rewritten else run.tape(gm)
+        if larger is None:
+            return tape
+        other = sizes.run_on_larger()
+        if other is None or sizes.rewritten:
+            return record_tape(gm, larger).counted_as(tape)
+        return other.tape(gm).counted_as(tape)

@@ -1,0 +1,83 @@
+"""What is called as a whole for a capture cannot look into it: methods, statements, functions of the model's code."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from fx_oto.capture.statements import StatementCall, forward_without
+from fx_oto.capture.whole import MethodCall, Part, WrappedFunction
+from fx_oto.errors import TraceError
+
+if TYPE_CHECKING:
+    from fx_oto.capture.run import CaptureRun
+
+__all__ = ["opaque_calls"]
+
+
+@contextmanager
+def opaque_calls(run: CaptureRun) -> Iterator[None]:
+    """Let what is called as a whole become nodes; what is set on modules for that, ``Subject.put_back`` takes back."""
+    methods = [part for part in run.options.opaque if isinstance(part, Part) and part.method != "forward"]
+    functions = [part for part in run.options.opaque if isinstance(part, WrappedFunction)]
+    if run.options.statements:
+        forward = forward_without(type(run.model), run.options.statements, partial(_call_statement, run))
+        run.model.__dict__["forward"] = MethodType(forward, run.model)
+    for part in methods:
+        part.owner.__dict__[part.method] = partial(_call_method, run, part)
+    try:
+        for one in functions:
+            one.names[one.name] = one.seen_by(run, partial(_call_wrapped, run), threading.get_ident())
+        yield
+    finally:
+        for one in functions:
+            one.names[one.name] = one.function
+
+
+def _call_wrapped(run: CaptureRun, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """A function that is marked with ``torch.fx.wrap`` is called, as a whole."""
+    with run.unseen():
+        last = next(reversed(run.graph.nodes), None)
+        run.is_plain = False
+        node = run.create("call_function", function, run.nodes(tuple(args)), run.nodes(dict(kwargs)))
+        node.meta["is_wrapped"] = True
+        return run.compute_node(node, args, kwargs, lambda a, k: function(*a, **k), last, anything=True)
+
+
+def _call_method(run: CaptureRun, part: Part, *args: Any, **kwargs: Any) -> Any:
+    method = getattr(type(part.owner), part.method)
+    if run.depth or run.is_over:
+        return method(part.owner, *args, **kwargs)
+    module = run.held.setdefault(part.target_in(run.model), MethodCall(part))
+    return _call_opaque(run, part.target_in(run.model), module, args, kwargs)
+
+
+def _call_statement(run: CaptureRun, line: int, values: dict[str, Any]) -> Any:
+    """A statement of the model's own forward is called as a whole."""
+    others = {name: value for name, value in values.items() if isinstance(value, nn.Module) or callable(value)}
+    given = {name: value for name, value in values.items() if name not in others}
+    name = f"forward_line_{line}"
+    module = run.held.setdefault(name, StatementCall(type(run.model), line, tuple(given), others))
+    return _call_opaque(run, name, module, tuple(given.values()), {})
+
+
+def _call_opaque(run: CaptureRun, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    last = next(reversed(run.graph.nodes), None)
+    node = run.create("call_module", name, run.nodes(args), run.nodes(kwargs))
+
+    def compute(given: Any, named: Any) -> Any:
+        value = module.forward(*given, **named)
+        held = {id(tensor) for tensor in run.fakes.named.values()}
+        if any(id(tensor) in held for call in run.fakes.calls for tensor in call.inputs):
+            raise TraceError("a method that would be called as a whole uses parameters of the model")
+        return value
+
+    run.is_plain = False
+    with run.unseen():
+        return run.compute_node(node, args, kwargs, compute, last, module, anything=True)
