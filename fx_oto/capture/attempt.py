@@ -111,7 +111,7 @@ class Attempt:
     def _runs(self, inputs: ExampleInputs) -> list[CaptureRun]:
         """Evaluation, and training where the code asks for the mode."""
         evaluation = self._run(inputs, training=False)
-        again = self.both_modes and evaluation.asked
+        again = self.both_modes and (evaluation.asked or self.subject.reads_mode)
         if not again:
             return [evaluation]
         try:

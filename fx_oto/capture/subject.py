@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import CodeType
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ class Subject:
         leaves: those that are called as a whole, by ``id``.
         tensors: the name of each tensor that they hold, by ``id``.
         namespaces: where its code finds functions.
+        reads_mode: whether its classes read ``training``, be it to compute with, which Python does not tell.
     """
 
     def __init__(self, model: nn.Module, put_back: Callable[[], None]) -> None:
@@ -33,6 +35,13 @@ class Subject:
         self.leaves = {id(module) for module in self.modules.values() if is_leaf(module)}
         self.tensors = _names_of_tensors(self.modules)
         self.namespaces = namespaces_of(model)
+        methods = (getattr(value, "__code__", None) for names in self.namespaces for value in names.values())
+        self.reads_mode = any(_reads_mode(code) for code in methods if isinstance(code, CodeType))
+
+
+def _reads_mode(code: CodeType) -> bool:
+    inside = (one for one in code.co_consts if isinstance(one, CodeType))
+    return "training" in code.co_names or any(map(_reads_mode, inside))
 
 
 def _names_of_tensors(modules: Mapping[str, nn.Module]) -> dict[int, str]:

@@ -225,3 +225,24 @@ def test_an_int_of_a_quotient_of_sizes(name):
     example, others = torch.randn(2, 8, 8, 4), [torch.randn(3, 8, 8, 4), torch.randn(1, 8, 12, 4)]
     found = holds(tokens_around(windows(COUNTS[name])), example, others, any_size=name != "math.trunc")
     assert not any(sized.is_batch for sized in found.checked)
+
+
+class Scaling(nn.Module):
+    """Computes with the mode itself, of which Python tells nobody."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.a, self.b, self.how = nn.Linear(4, 12), nn.Linear(12, 3), how
+
+    def forward(self, x):
+        h = torch.relu(self.a(x))
+        if self.how == "float on the left":
+            return self.b(h * (1 + 0.5 * self.training))
+        if self.how == "on the right":
+            return self.b(h * (self.training * 0.5 + 1))
+        return self.b(h * [1.0, 3.0][self.training])
+
+
+@pytest.mark.parametrize("how", ["float on the left", "on the right", "index"])
+def test_the_mode_as_a_number(how):
+    holds(Scaling(how), TOKENS, OTHER_TOKENS)
