@@ -83,12 +83,12 @@ def _ask_values(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
     if real is None:
         raise TraceError(ON_VALUES)
     name = name_of(func)
+    asked = "tolist" if name in _ALL else "item"
     with without_modes():
-        value = getattr(real, name)()
+        value, answer = getattr(real, name)(), getattr(real, asked)()
     if name == "item":
         return run.number(value, Origin("item", (node,)))
-    asked = "tolist" if name in _ALL else "item"
-    run.decided(Origin(asked, (node,)), getattr(real, asked)())
+    run.decided(Origin(asked, (node,)), answer)
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,7 +18,7 @@ from fx_oto.capture.statements import StatementCall
 from fx_oto.capture.whole import MethodCall
 from fx_oto.capture.writer import Writer
 from fx_oto.errors import TraceError
-from fx_oto.graph import is_random, tensor_leaves, tensor_names
+from fx_oto.graph import is_random, op_name, tensor_leaves, tensor_names
 from fx_oto.keeping import unwritten
 from fx_oto.provenance.flops import FUSED
 from fx_oto.provenance.tape import OpCall
@@ -95,14 +96,9 @@ class Evaluator(Writer):
     def constant(self, tensor: Tensor) -> Tensor | None:
         """The real content of a tensor that depends on no input but for its sizes."""
         wanted = self.node_of_tensor(tensor)
-        needed, waiting = set[Node](), [wanted]
-        while waiting:
-            node = waiting.pop()
-            if node not in needed:
-                needed.add(node)
-                waiting.extend(() if _is_plain(node) else node.all_input_nodes)
+        needed = _behind(wanted, lambda node: node.all_input_nodes)
         written = {id(one) for calls in self.calls.values() for call in calls for one in call.written}
-        for node in needed:
+        for node in _behind(wanted, _read_for_numbers):
             if node.op == "placeholder" or id(node.meta.get("val")) in written or is_random(node):
                 return None
         if not self._can_really():
@@ -122,6 +118,27 @@ class _Refusing(TorchDispatchMode):
         if any(id(tensor) in self._held for tensor in tensor_leaves((args, kwargs))):
             raise TraceError("a method that would be called as a whole uses parameters of the model")
         return func(*args, **(kwargs or {}))
+
+
+def _behind(wanted: Node, read_by: Callable[[Node], Iterable[Node]]) -> set[Node]:
+    """A node and those before it, up to numbers that are known."""
+    found, waiting = set[Node](), [wanted]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting.extend(() if _is_plain(node) else read_by(node))
+    return found
+
+
+def _read_for_numbers(node: Node) -> list[Node]:
+    """The nodes on whose content a node's value depends; of others it may take the form, as ``zeros_like`` does."""
+    name = op_name(node)
+    form = node.args[:1] if name in _LIKE else node.args[1:2] if name in ("to", "type_as") else ()
+    return [read for read in node.all_input_nodes if read not in form]
+
+
+_LIKE = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "new_tensor"}
 
 
 def _is_plain(node: Node) -> bool:

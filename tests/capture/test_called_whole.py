@@ -201,3 +201,53 @@ def test_statements_of_any_form():
     found = holds(InLoop(), EXAMPLE, OTHERS)
     assert len(fx_oto.Context.of(found.gm).capture.opaque) == 2
     assert {family.name for family in fx_oto.partition(found.gm).families} >= {"a.weight"}
+
+
+class Asking(nn.Module):
+    """Asks what is in tensors that depend on sizes and types alone."""
+
+    def __init__(self, question):
+        super().__init__()
+        self.a, self.b, self.question = nn.Linear(6, 16), nn.Linear(16, 4), question
+        self.register_buffer("table", torch.arange(12))
+
+    def forward(self, x):
+        h = F.relu(self.a(x))
+        return self.b(h * 2 if self.question(x, self) else h)
+
+
+QUESTIONS = {
+    "a causal mask, moved": lambda x, m: (torch.ones(x.size(1), x.size(1)).triu(1).to(x) == 0).tril().any(),
+    "of the type of another": lambda x, m: torch.zeros(3).type_as(x).sum() == 0,
+    "ones like the input": lambda x, m: torch.ones_like(x).all(),
+    "new_full": lambda x, m: x.new_full((2, x.size(1)), 3.0).max() > 2,
+    "a buffer": lambda x, m: (m.table[: x.size(1)] >= 0).all().item(),
+    "numpy": lambda x, m: m.table.numpy().sum() > 0,
+    "equal": lambda x, m: torch.equal(torch.zeros(x.size(1)), torch.zeros_like(x[0, :, 0]).to(torch.float32)),
+    "not": lambda x, m: not torch.zeros(1, x.size(1)).any(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*:fx_oto.FxOtoWarning")
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_what_depends_on_no_input_is_known(name):
+    found = holds(Asking(QUESTIONS[name]), EXAMPLE, OTHERS, any_size=False)
+    assert not fx_oto.Context.of(found.gm).capture.opaque
+    assert found.zigs == 16
+
+
+@pytest.mark.parametrize("causal", [None, True])
+def test_torchs_encoder_with_a_causal_mask_is_looked_into(causal):
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)
+            self.embed, self.layers, self.head = nn.Linear(6, 16), nn.TransformerEncoder(layer, 2), nn.Linear(16, 3)
+
+        def forward(self, x):
+            mask = nn.Transformer.generate_square_subsequent_mask(x.size(1)).to(x)
+            return self.head(self.layers(self.embed(x), mask=mask, is_causal=causal)[:, -1])
+
+    found = holds(Encoder(), EXAMPLE, OTHERS)
+    assert not fx_oto.Context.of(found.gm).capture.opaque
+    assert found.zigs >= 2 * (4 + 32)
