@@ -8,7 +8,7 @@ layers by value, defers choices that depend on later unions, and settles them at
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -155,6 +155,24 @@ class Propagation:
             return False
         read = self._sizes.by(self._nodes[self.node])
         return read is None or number in read or not read.issubset(call.numbers)
+
+    def vary_in(self, call: OpCall, row: Sequence[Any]) -> list[bool]:
+        """Of several numbers in a row, which ones may be others on inputs of other sizes.
+
+        Where the node gives the same row it tells which of them it reads; else each is judged by ``may_vary``.
+        """
+        given = [one for one in (*self.fx_node.args, *self.fx_node.kwargs.values()) if isinstance(one, tuple | list)]
+        same = [one for one in given if [_plain(part) for part in one] == list(row)]
+        if len(same) != 1 or self._sizes.by(self.fx_node) is None:
+            return [self.may_vary(call, number) for number in row]
+        return [isinstance(part, Node) and self._sizes.vary(part) for part in same[0]]
+
+    @property
+    def reads_single_sizes(self) -> bool:
+        """Whether the current node is, or may be, given such a number by itself, not in a row."""
+        given = (*self.fx_node.args, *self.fx_node.kwargs.values())
+        opaque = self._sizes.by(self.fx_node) is None
+        return opaque or any(isinstance(one, Node) and self._sizes.vary(one) for one in given)
 
     def made_by(self, value: Tensor) -> OpCall | None:
         """The call that made a tensor, if it is all that a function or method node does."""
@@ -483,3 +501,7 @@ def _uniform(tensor: Tensor, dim: int) -> Tensor:
 
 
 Rule = Callable[[OpCall, Propagation], None]
+
+
+def _plain(part: Any) -> Any:
+    return part.meta.get("val") if isinstance(part, Node) else part

@@ -81,10 +81,11 @@ def _at_varying_places(call: OpCall, p: Propagation) -> set[int]:
         return set()
     if call.name == "repeat":
         lead = len(call.args[1]) - ndim
-        return {i - lead for i, n in enumerate(call.args[1]) if i >= lead and p.may_vary(call, n)}
+        return {i - lead for i, varies in enumerate(p.vary_in(call, call.args[1])) if i >= lead and varies}
     if call.name == "roll":
         dims = call.arg("dims")
-        return {dim % ndim for dim, n in zip(dims, call.arg("shifts"), strict=False) if p.may_vary(call, n)}
+        shifts = p.vary_in(call, call.arg("shifts"))
+        return {dim % ndim for dim, varies in zip(dims, shifts, strict=False) if varies}
     names = [arg.name for arg in call.func._schema.arguments[1:]]
     along = next((name for name in names if name in ("dim", "dimension")), None)
     numbers = tree_leaves([call.arg(name) for name in names if name != along])
@@ -327,10 +328,11 @@ def pad(call: OpCall, p: Propagation) -> None:
     """Constant padding: a padded tracked dimension gets fresh atoms for its new indices."""
     source, amounts = call.args[0], call.args[1]
     value = float(call.arg("value") or 0.0)
-    if p.may_vary(call, call.arg("value")):
+    if p.reads_single_sizes and p.may_vary(call, call.arg("value")):
         value = math.nan
     around = {source.ndim - 1 - i: (amounts[2 * i], amounts[2 * i + 1]) for i in range(len(amounts) // 2)}
-    varying = {dim for dim, pair in around.items() if any(p.may_vary(call, n) for n in pair)}
+    vary = p.vary_in(call, amounts)
+    varying = {source.ndim - 1 - i for i in range(len(amounts) // 2) if vary[2 * i] or vary[2 * i + 1]}
     p.keep_along(source, varying, PLACE)
     around = {dim: pair for dim, pair in around.items() if any(pair) or dim in varying}
     if p.is_weight(source) and value == 0:

@@ -188,3 +188,26 @@ ELSEWHERE = {
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_lengths_and_batches_selected_by_sizes(name):
     holds(tokens_around(ELSEWHERE[name], WIDTH), EXAMPLE, OTHERS)
+
+
+# Along the length, by amounts of which some are 0 on the example, as the width's are always.
+PADS = {
+    "to a multiple, as windows are": lambda h, x: F.pad(h, (0, 0, 0, (5 - length(x) % 5) % 5)),
+    "to at least the example's": lambda h, x: F.pad(h, (0, 0, max(0, 5 - length(x)), 0)),
+    "by the batch": lambda h, x: F.pad(h, (0, 0, x.shape[0] - 2, 1)),
+    "by a list": lambda h, x: F.pad(h, [0, 0, *([length(x) - 2] * 2)]),
+    "by name": lambda h, x: F.pad(input=h, pad=(0, 0, 0, length(x) // 4)),
+    "with a size": lambda h, x: F.pad(h, (0, 0, 1, 0), value=length(x) - 5)[:, 1:],
+    "repeated": lambda h, x: h.repeat(1, length(x) - 1, 1)[:, : length(x)],
+    "rolled": lambda h, x: h.roll((length(x) - 5, 1), (1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in PADS if name != "with a size"])
+def test_amounts_that_are_sizes_keep_no_other_dimension_whole(name):
+    found = holds(tokens_around(lambda h, x: PADS[name](h - 0.5, x)), torch.randn(2, 5, 4), [torch.randn(3, 9, 4)])
+    assert found.zigs == 8 + WIDTH
+
+
+def test_a_padding_value_that_is_a_size_is_no_constant():
+    holds(tokens_around(lambda h, x: PADS["with a size"](h - 0.5, x)), torch.randn(2, 5, 4), [torch.randn(3, 9, 4)])
