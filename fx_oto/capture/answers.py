@@ -59,8 +59,7 @@ def _length(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
     run.refuse_values(tensor)
     run.handed = True
     n = int(tensor.shape[0])
-    run.events.append((_size_of(run, run.node_of_tensor(tensor), 0), n))
-    run.is_plain = False
+    run.handed_out(run.number(n, _size_of(run, run.node_of_tensor(tensor), 0)), n)
     return n
 
 

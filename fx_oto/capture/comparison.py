@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from fx_oto.capture.numbers import Float, Int, Origin
 from fx_oto.capture.run import CaptureRun
 from fx_oto.graph import source_line
 
@@ -116,8 +115,8 @@ class Comparison:
         found = _Pass(self._run, other, group, size, self._places)
         mine, theirs = list(self._run.graph.nodes), list(other.graph.nodes)
         for left, right in zip(mine, theirs, strict=False):
-            if not found.same_node(left, right):
-                return Difference(left)
+            if not found.same_node(left, right) and not left.meta.get("is_number"):  # which matters where it is read
+                return Difference(found.cause(left))
         if len(mine) != len(theirs):
             return Difference(mine[min(len(mine), len(theirs)) - 1])
         self._places |= found.places
@@ -151,25 +150,12 @@ class Comparison:
     def _computed(self, how: _OfHanded | _Product) -> Node:
         graph = self._run.graph
         if isinstance(how, _OfHanded):
-            return _called(graph, how.function, self._rebuilt(self._run.events[how.event][0]))
+            return _called(graph, how.function, self._run.events[how.event][0])
         number: Any = how.factor
         for group in how.groups:
             (place, dim), *_ = group.dims
             number = _called(graph, operator.mul, self._run.size_of_input(place, dim), number)
         return number  # type: ignore[no-any-return]
-
-    def _rebuilt(self, origin: Origin) -> Node:
-        """Nodes that compute a number, here, whether or not others do elsewhere."""
-        if origin.node is not None and origin.node.op == "placeholder":
-            return origin.node
-        args = tuple(self._rebuilt(one.origin) if isinstance(one, Int | Float) else one for one in origin.args)
-        graph = self._run.graph
-        if not isinstance(origin.function, str):
-            return _called(graph, origin.function, *args)
-        node = graph.call_method(origin.function, args)
-        found = getattr(args[0].meta["val"], origin.function)
-        node.meta["val"] = found(*map_arg(args[1:], _value)) if callable(found) else found
-        return node
 
 
 _SLICE = ("start", "stop", "step")
@@ -177,7 +163,7 @@ _SLICE = ("start", "stop", "step")
 
 def _called(graph: Graph, function: Callable[..., Any], *args: Any) -> Node:
     node = graph.call_function(function, args)
-    node.meta["val"] = function(*map_arg(args, _value))
+    node.meta["val"], node.meta["is_number"] = function(*map_arg(args, _value)), True
     return node
 
 
@@ -204,13 +190,20 @@ class _Pass:
 
     def same_node(self, left: Node, right: Node) -> bool:
         """Whether two nodes call the same on the same."""
-        self._twins[right], self._node = left, left
+        self._node = left
         if left.op != right.op or left.target != right.target:
             return False
         if left.target is operator.eq and any(user.target is torch._assert for user in left.users):
             self._check(left, right)
         both = (left.args, right.args, ()), (dict(left.kwargs), dict(right.kwargs), ("kwargs",))
-        return all(self._same(mine, theirs, path) for mine, theirs, path in both)
+        same = all(self._same(mine, theirs, path) for mine, theirs, path in both)
+        if same:
+            self._twins[left] = right
+        return same
+
+    def cause(self, node: Node) -> Node:
+        """The first of the nodes that lead to this one which differs."""
+        return next((self.cause(read) for read in node.all_input_nodes if read not in self._twins), node)
 
     def _check(self, left: Node, right: Node) -> None:
         """Whether what a graph checks depends on the size; that two sizes are equal, where both follow it, does not."""
@@ -227,7 +220,7 @@ class _Pass:
 
     def _same(self, left: Any, right: Any, path: tuple[Any, ...]) -> bool:
         if isinstance(left, Node) or type(left) is not type(right):
-            return isinstance(left, Node) and self._twins.get(right) is left
+            return isinstance(left, Node) and self._twins.get(left) is right
         if isinstance(left, tuple | list):
             pairs = enumerate(zip(left, right, strict=False))
             return len(left) == len(right) and all(self._same(a, b, (*path, i)) for i, (a, b) in pairs)
@@ -242,9 +235,9 @@ class _Pass:
     def _same_number(self, left: Any, right: Any, place: _Place) -> bool:
         known = self._known.get(place)
         if isinstance(known, _OfHanded):
-            return self._pairs != [] and known.function(self._pairs[known.event][1]) == right
-        if isinstance(known, _Product) and self._group in known.groups:
-            return bool(left * self._size == right * self._group.size)
+            return self._is_before(known.event) and known.function(self._pairs[known.event][1]) == right
+        if isinstance(known, _Product) and (power := sum(map(self._group.holds, known.groups))):
+            return bool(left * self._size**power == right * self._group.size**power)
         if left == right or (math.isnan(left) and math.isnan(right)):
             return True
         how: _OfHanded | _Product | None = self._handed(left, right) if known is None else None
@@ -256,13 +249,17 @@ class _Pass:
 
     def _handed(self, left: Any, right: Any) -> _OfHanded | None:
         for event, (mine, theirs) in enumerate(self._pairs):
-            if mine != theirs and type(mine) in (int, float):
+            if mine != theirs and type(mine) in (int, float) and self._is_before(event):
                 if (mine, theirs) == (left, right):
                     return _OfHanded(type(left), event)
                 for function in _FUNCTIONS:
                     if mine > 0 and theirs > 0 and (function(mine), function(theirs)) == (left, right):
                         return _OfHanded(function, event)
         return None
+
+    def _is_before(self, event: int) -> bool:
+        """Whether a number was handed out by now, and is computed alike in both captures."""
+        return self._pairs != [] and self._run.events[event][0] in self._twins
 
     def _multiple(self, left: int, right: int, known: _Product) -> _Product | None:
         size = self._group.size

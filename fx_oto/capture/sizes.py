@@ -38,6 +38,10 @@ class Group:
     size: int
     is_batch: bool = False
 
+    def holds(self, other: Group) -> bool:
+        """Whether the other's dimensions are among these."""
+        return set(other.dims) <= set(self.dims)
+
     def others(self) -> tuple[int, ...]:
         """Sizes to try instead, the likeliest to be taken first."""
         if self.size == 1:
@@ -98,6 +102,21 @@ def names_of(model: nn.Module, inputs: ExampleInputs) -> list[str]:
     return [names.get(id(leaf), f"input {number}") for number, leaf in enumerate(leaves)]
 
 
+@dataclass
+class _Trial:
+    """What captures at other sizes of a group have shown.
+
+    Attributes:
+        taken: the size at which one was the same.
+        difference: where code decides by the size, or depends on it.
+        differed: the captures that were not the same, and their size.
+    """
+
+    taken: int | None = None
+    difference: Difference | None = None
+    differed: tuple[list[CaptureRun], int] | None = None
+
+
 class Sizes:
     """Which sizes of its inputs the graphs of an attempt take.
 
@@ -121,7 +140,9 @@ class Sizes:
         self._on_larger = self._run_on_larger()
         rewritten = [comparison.rewrite() for comparison in self._comparisons]
         self.rewritten = any(rewritten) or bool(self._fixed)
-        for group, difference in self._fixed:  # not before: captures are compared node by node
+        for run in {*runs, *filter(None, [self._on_larger])}:  # not before: captures are compared node by node
+            run.forget_events()
+        for group, difference in self._fixed:
             for run in runs:
                 run.fix(group.dims, group.size, difference)
 
@@ -129,9 +150,21 @@ class Sizes:
         return InputSize(tuple((self._names[number], dim) for number, dim in group.dims), group.size, fixed, decided)
 
     def _try(self, group: Group) -> list[InputSize]:
-        difference: Difference | None = None
-        taken: int | None = None
-        others_differ = False
+        trial = self._trial(group)
+        difference = trial.difference
+        if trial.taken is not None:
+            if group.size == 1:
+                self.larger[group] = trial.taken
+            if trial.differed is not None and group.is_batch:
+                self._announce("batches that the model's code treats like those", group, difference)
+            return [self._told(group, decided=str(difference or ""))]
+        if difference is not None:
+            return self._apart(group, trial) or [self._fix(group, difference)]
+        return [told for one in group.apart() for told in self._try(one)] or [self._told(group)]
+
+    def _trial(self, group: Group) -> _Trial:
+        """Capture at other sizes, until it is known what follows them."""
+        trial = _Trial()
         for size in group.others():
             try:
                 others = self._attempt.others(resized(self._attempt.inputs, {group: size}))
@@ -139,24 +172,28 @@ class Sizes:
                 continue
             if (found := self._compare(others, group, size)) is None:
                 self._others[group] = others
-                guessed, taken = taken is None and any(one.guesses for one in self._comparisons), size
-                difference = next(filter(None, (one.decision for one in self._comparisons)), difference)
+                guessed = trial.taken is None and any(one.guesses for one in self._comparisons)
+                decision = next(filter(None, (one.decision for one in self._comparisons)), trial.difference)
+                trial.taken, trial.difference = size, decision
                 if guessed:  # that a number follows the size must be so at another, too
                     continue
                 break
-            difference, others_differ = difference or found, True
-            if not found.check or taken is not None:  # else code decides, and may decide otherwise at another size
-                taken = None
+            trial.difference, trial.differed = trial.difference or found, (others, size)
+            if not found.check or trial.taken is not None:  # else code decides, and may decide otherwise at another size
+                trial.taken = None
                 break
-        if taken is not None:
-            if group.size == 1:
-                self.larger[group] = taken
-            if others_differ and group.is_batch:
-                self._announce("batches that the model's code treats like those", group, difference)
-            return [self._told(group, decided=str(difference or ""))]
-        if difference is not None:
-            return [self._fix(group, difference)]
-        return [told for one in group.apart() for told in self._try(one)] or [self._told(group)]
+        return trial
+
+    def _apart(self, group: Group, trial: _Trial) -> list[InputSize]:
+        """Each dimension alone, where that explains how all together differ, as areas do; else nothing."""
+        told = []
+        for one in group.apart():
+            alone = self._trial(one)
+            if alone.taken is None:
+                return []
+            told.append(self._told(one, decided=str(alone.difference or "")))
+        same = trial.differed is not None and self._compare(trial.differed[0], group, trial.differed[1]) is None
+        return told if same else []
 
     def _compare(self, others: list[CaptureRun], group: Group, size: int) -> Difference | None:
         for comparison, other in zip(self._comparisons, others, strict=False):

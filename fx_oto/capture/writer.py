@@ -82,7 +82,7 @@ class Writer(TorchFunctionMode):
         held: what the graph's nodes refer to, by name.
         handed: whether code was given numbers made of sizes, or sequences as long as one.
         asked: whether code decided by the training mode.
-        events: plain numbers that code was given for those that remember, in order.
+        events: nodes of numbers that code was given as plain ones, and those, in order.
         notes: what its user should know of the capture.
         is_plain: whether it is a list of the calls that code made, with nothing that it might have decided.
         is_over: whether nothing is captured any more.
@@ -107,7 +107,7 @@ class Writer(TorchFunctionMode):
         self.held: dict[str, Any] = {}
         self.handed = self.asked = self.is_over = self.is_at_output = False
         self.is_plain = True
-        self.events: list[tuple[Origin, Any]] = []
+        self.events: list[tuple[Node, Any]] = []
         self.notes: list[str] = []
         self.depth = 0
         self.fakes = Recording(tensor_names(self.model)) if fakes is None else fakes
@@ -147,7 +147,7 @@ class Writer(TorchFunctionMode):
 
     def node_of(self, origin: Origin) -> Node:
         """The node that computes a number; made when somebody reads it."""
-        if origin.node is None:
+        if origin.node is None or origin.node._erased:
             origin.node = self.computed(origin)
         return origin.node
 
@@ -274,7 +274,7 @@ class Writer(TorchFunctionMode):
     def handed_out(self, number: Any, plain: Any) -> None:
         """Note a plain number, which may come back in the graph."""
         self.is_plain = False
-        self.events.append((number.origin, plain))
+        self.events.append((self.nodes(number), plain))
 
     def hashed(self, number: Any) -> None:
         """Check it, where that is allowed."""
@@ -348,10 +348,16 @@ class Writer(TorchFunctionMode):
         """The graph with what it refers to, in the model's present modes."""
         return GraphModule(holder_of(self.held), self.graph, type(self.model).__name__)
 
+    def forget_events(self) -> None:
+        """Take back the nodes of plain numbers that code was given."""
+        self.events = []
+        self.drop_unread_numbers()
+
     def drop_unread_numbers(self) -> None:
-        """Take back the nodes of numbers that nobody reads."""
+        """Take back the nodes of numbers that nobody reads, and that are no events."""
+        events = {node for node, _ in self.events}
         for node in reversed(list(self.graph.nodes)):
-            if not node.users and node.meta.get("is_number") and node.op not in ("placeholder", "output"):
+            if not node.users and node not in events and node.meta.get("is_number") and node.op not in ("placeholder", "output"):
                 self.graph.erase_node(node)
 
 

@@ -420,10 +420,11 @@ def laid_out(node: Node, value: Any) -> Any:
 
 
 def _used(node: Node, value: Any) -> list[Tensor]:
-    """The tensors of a node's value that other nodes read."""
+    """The tensors of a node's value that other nodes read; where none does, all, for it is called all the same."""
     items = [user.args[1] for user in node.users if user.target is operator.getitem]
     places = {item for item in items if isinstance(item, int)}
-    if isinstance(value, list | tuple) and len(places) == len(set(map(str, items))) and len(items) == len(node.users):
+    told = items and len(items) == len(node.users) and len(places) == len(set(map(str, items)))
+    if told and isinstance(value, list | tuple):
         value = [value[place] for place in places]
     return tensor_leaves(value)
 

@@ -166,6 +166,13 @@ def test_a_length_that_is_looked_at_fixes_no_batch(name):
     assert not any(sized.is_batch for sized in found.checked)
 
 
+
+
+def _mixed_with_batch(h, area):
+    rows = h.permute(0, 2, 3, 1).reshape(-1, h.shape[1]).relu()
+    return rows.view(int(rows.shape[0] / area), h.shape[2], h.shape[3], h.shape[1]).amax((1, 2))
+
+
 AREAS = {
     "mean times root of area": lambda h, x: h.mean((2, 3)) * (h.shape[2] * h.shape[3]) ** 0.5,
     "sum over area": lambda h, x: h.sum((2, 3)) / (x.shape[-1] * x.shape[-2]),
@@ -180,6 +187,8 @@ AREAS = {
     "interpolated to another's": lambda h, x: (F.interpolate(h[:, :, ::2], size=h.shape[2:]) * h).mean((2, 3)),
     "normalised over the shape": lambda h, x: F.layer_norm(h, h.shape[2:]).amax((2, 3)),
     "flattened area": lambda h, x: h.flatten(2).cumsum(2)[..., -1] / (x.shape[2] * x.shape[3]),
+    "batch out of a quotient by an area, in C": lambda h, x: _mixed_with_batch(h, h.shape[2:].numel()),
+    "batch out of a quotient by an area": lambda h, x: _mixed_with_batch(h, h.shape[2] * h.shape[3]),
     "positions": lambda h, x: (h * torch.linspace(-1, 1, x.shape[3], dtype=h.dtype)).sum((2, 3)),
     "grid": lambda h, x: (
         h * torch.stack(torch.meshgrid(torch.arange(x.shape[2]), torch.arange(x.shape[3]), indexing="ij")).sum(0)

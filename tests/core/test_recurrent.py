@@ -420,3 +420,21 @@ def test_training_to_a_target(kind):
     small, x = fx_oto.compress(gm).eval(), torch.randn(5, 9, 5)
     assert relative_error(model.eval()(x), small(x)) <= 1e-5
     assert small.get_submodule("recurrence").hidden_size < HIDDEN
+
+
+class Unread(nn.Module):
+    """A layer that is called, and whose several results nobody uses."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.embed, self.layer, self.head = nn.Linear(5, 6), layer, nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.embed(x))
+        self.layer(*(x,) * (3 if isinstance(self.layer, nn.MultiheadAttention) else 1))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("layer", [nn.MultiheadAttention(6, 2), *(make(kind, 6) for kind in KINDS)], ids=str)
+def test_a_layer_that_nobody_reads_loses_what_it_reads(layer):
+    compress_half(Unread(layer), TOKENS)

@@ -114,6 +114,11 @@ def test_found_by_chance(seed):
 
 
 FOUND = {
+    "a batch out of a quotient by an area": {"images": [("counted", 0)]},
+    "a recurrence that nothing reads": {
+        "images": [],
+        "tokens": [("activation", 0), ("activation", 0), ("activation", 0), ("recurrent", 3), ("activation", 0)],
+    },
     "attention with a single head": {"images": [], "tokens": [("encoder_layer", 819)]},
     "the class token of tokens that were mixed": {"images": [], "tokens": [("mixing", 258)]},
     "every other channel of a reshaped width, the rest is not read": {
