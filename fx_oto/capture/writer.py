@@ -355,9 +355,9 @@ class Writer(TorchFunctionMode):
 
     def drop_unread_numbers(self) -> None:
         """Take back the nodes of numbers that nobody reads, and that are no events."""
-        events = {node for node, _ in self.events}
+        kept = {node for node, _ in self.events}
         for node in reversed(list(self.graph.nodes)):
-            if not node.users and node not in events and node.meta.get("is_number") and node.op not in ("placeholder", "output"):
+            if not node.users and node.meta.get("is_number") and node.op.startswith("call_") and node not in kept:
                 self.graph.erase_node(node)
 
 

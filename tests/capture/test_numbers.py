@@ -166,8 +166,6 @@ def test_a_length_that_is_looked_at_fixes_no_batch(name):
     assert not any(sized.is_batch for sized in found.checked)
 
 
-
-
 def _mixed_with_batch(h, area):
     rows = h.permute(0, 2, 3, 1).reshape(-1, h.shape[1]).relu()
     return rows.view(int(rows.shape[0] / area), h.shape[2], h.shape[3], h.shape[1]).amax((1, 2))
