@@ -38,7 +38,7 @@ class DoubledLinear(torch.autograd.Function):
 
 
 class Doubled(nn.Module):
-    """Asks for values, so that no front end captures it."""
+    """Asks for values, so that it cannot be captured."""
 
     def __init__(self, inputs, outputs):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Ops of the user's: kinds of rules, both front ends, what a rule may say, and the errors."""
+"""Ops of the user's: kinds of rules, what a rule may say, and the errors."""
 
 import math
 

@@ -468,7 +468,6 @@ CASES = {
     "channels that nothing reads": (Half, image(), 0.32),
 }
 
-EXPORTED = "ignore:.*captured by torch.export instead:fx_oto.FxOtoWarning"
 RULES = "ignore:no rule is known:fx_oto.FxOtoWarning"
 # What is not solved yet, and why. A case that starts to pass fails here, so that its line is taken out.
 OPEN = {
@@ -486,14 +485,14 @@ def cases(unsolved):
     ]
 
 
-@pytest.mark.filterwarnings(EXPORTED, RULES)
+@pytest.mark.filterwarnings(RULES)
 @pytest.mark.parametrize("name", cases(OPEN))
 def test_exact_and_not_frozen_away(name):
     build, inputs, limit = CASES[name]
     assert compress_half(build(), inputs).params_left <= limit
 
 
-@pytest.mark.filterwarnings(EXPORTED, RULES)
+@pytest.mark.filterwarnings(RULES)
 @pytest.mark.parametrize("name", cases(AGAIN))
 def test_a_second_round_finds_what_the_first_has_left(name):
     build, inputs, _ = CASES[name]
@@ -576,7 +575,6 @@ def test_bfloat16():
     assert {tensor.dtype for tensor in small.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.filterwarnings(EXPORTED)
 @pytest.mark.parametrize(
     "wrap",
     [
