@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
+from explaining import portable
 from networks import Call
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -37,7 +38,8 @@ class Claims:
             return None
         fixed = dict.fromkeys(size.fixed for size in said if size.fixed)
         decided = dict.fromkeys(size.decided for size in said if size.decided)
-        return f"fixed: {'; '.join(fixed)}" if fixed else f"decided: {'; '.join(decided)}" if decided else "any"
+        said_of = {"fixed": fixed, "decided": decided}
+        return next((f"{how}: {portable('; '.join(why))}" for how, why in said_of.items() if why), "any")
 
     @staticmethod
     def _dims(model: nn.Module, call: Call) -> Iterator[tuple[Dim, int]]:

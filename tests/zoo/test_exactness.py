@@ -77,13 +77,24 @@ def test_paper(name, dtype):
     check(build(), size, dtype, limit)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("name", TORCHVISION)
-def test_torchvision(name, dtype):
+# Of what is like another of these, but takes long.
+LONG = ("vgg16", "inception_v3", "wide_resnet50_2")
+
+
+@pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow if x in LONG else ()) for x in TORCHVISION])
+def test_torchvision(name):
     from support.vision import build
 
     size, limit, options = TORCHVISION[name]
-    check(build(name.split()[0], **options), size, dtype, limit)
+    check(build(name.split()[0], **options), size, torch.float64, limit)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "convnext_tiny", "efficientnet_b0", "regnet_y_400mf"])
+def test_torchvision_in_float32(name):
+    from support.vision import build
+
+    size, limit, options = TORCHVISION[name]
+    check(build(name, **options), size, torch.float32, limit)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_tiny", "shufflenet_v2_x1_0"])
