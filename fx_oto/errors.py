@@ -186,12 +186,12 @@ class FxOtoWarning(UserWarning):
 
     Example:
         >>> import torch, warnings, fx_oto
-        >>> class Spectrum(torch.nn.Module):
+        >>> class Orthogonal(torch.nn.Module):
         ...     def forward(self, x):
-        ...         return torch.fft.rfft(x)
+        ...         return torch.linalg.qr(x).Q
         >>> with warnings.catch_warnings(record=True) as caught:
         ...     warnings.simplefilter("always", fx_oto.FxOtoWarning)
-        ...     gm = fx_oto.prepare(torch.nn.Sequential(torch.nn.Linear(4, 8), Spectrum()), torch.randn(2, 4))
+        ...     gm = fx_oto.prepare(torch.nn.Sequential(torch.nn.Linear(4, 8), Orthogonal()), torch.randn(2, 4))
         >>> print(caught[0].message)  # doctest: +ELLIPSIS
-        no rule is known for the op _fft_r2c ...: what enters it is kept whole. Teach it with fx_oto.register_rule, ...
+        no rule is known for the op linalg_qr ...: what enters it is kept whole. Teach it with fx_oto.register_rule, ...
     """

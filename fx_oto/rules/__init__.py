@@ -90,7 +90,9 @@ _BY_NAME: dict[str, Rule] = {
         pointwise.pointwise,
     ),
     **dict.fromkeys(
-        ("_softmax", "_safe_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "topk"), reductions.along
+        ("_softmax", "_safe_softmax", "_log_softmax", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp",
+         "sort", "topk", "_fft_r2c", "_fft_c2r", "_fft_c2c"),
+        reductions.along,
     ),
     **dict.fromkeys(("tril", "triu"), windows.triangle),
 }  # fmt: skip

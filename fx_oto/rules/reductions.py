@@ -18,6 +18,8 @@ __all__ = ["along", "put_results", "reduction"]
 _ZERO_TO_ZERO = {"sum", "nansum", "mean", "amax", "amin", "max", "min", "linalg_vector_norm", "norm", "prod"}
 _ZERO_TO_ZERO |= {"var", "std", "var_mean", "std_mean"}
 _NEUTRAL = {"sum", "nansum", "mean", "linalg_vector_norm", "norm"}
+# Of those that keep the dimension, the ones that map zeros to zero.
+_ZERO_OF_ZEROS = {"cumsum", "cummax", "cummin", "sort", "topk", "_fft_r2c", "_fft_c2r", "_fft_c2c"}
 # Those in which it counts, and how slicing sees to that.
 _COUNTING = {"mean": "mean", **dict.fromkeys(("var", "std", "var_mean", "std_mean"), "var")}
 
@@ -97,11 +99,11 @@ def _drop(tensor: Tensor, dims: set[int]) -> Tensor:
 
 
 def along(call: OpCall, p: Propagation) -> None:
-    """Softmax, cumulative sums, sorting: kept whole along their dimension, every other one passes."""
+    """Softmax, cumulative sums, sorting, Fourier transforms: kept whole along their dimensions, every other passes."""
     source = call.args[0]
-    dim = int(call.arg("dim")) % source.ndim
-    narrowed = p.narrow(p.layers(source), set(range(source.ndim)) - {dim}, f"{call.name} runs along it")
-    put_results(call, p, [_after(layer, call.name in ("cumsum", "sort", "topk")) for layer in narrowed])
+    others = set(range(source.ndim)) - _reduced(call, source.ndim)
+    narrowed = p.narrow(p.layers(source), others, f"{call.name} runs along it")
+    put_results(call, p, [_after(layer, call.name in _ZERO_OF_ZEROS) for layer in narrowed])
 
 
 def _after(layer: Layer, keeps_zero: bool) -> Layer:

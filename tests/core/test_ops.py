@@ -558,6 +558,17 @@ CASES = {
     "maximum over pixels": (two(lambda m, x: x.flatten(2).max(2)[0][..., None, None]), IMAGE, 8),
     "order of pixels": (two(lambda m, x: x.flatten(2).sort(2)[1].to(x.dtype).view(x.shape)), IMAGE, 0),
     "sorted pixels": (two(lambda m, x: x.flatten(2).sort(2)[0].view(x.shape).cumsum(3)), IMAGE, 8),
+    "largest so far": (two(lambda m, x: x.cummax(2)[0] + x.cummin(3)[0] * x.logcumsumexp(3)), IMAGE, 8),
+    "Fourier transform of pixels": (two(lambda m, x: torch.fft.fft2(x, norm="ortho").abs() + x), IMAGE, 8),
+    "Fourier transform of channels": (two(lambda m, x: torch.fft.fft(x, dim=1).real), IMAGE, 0),
+    "filter in the frequency domain": (
+        two(
+            lambda m, x: torch.fft.irfft2(torch.fft.rfft2(x) * torch.view_as_complex(m.w), s=x.shape[2:]),
+            w=param(8, 1, 1, 2),
+        ),
+        IMAGE,
+        8,
+    ),
     "broadcast": (
         Net(
             lambda m, x: m.b(m.a(x) * m.s(x.mean((2, 3)))[:, :, None, None] - 0.5 * m.a(x)),
