@@ -179,7 +179,7 @@ class _Pass:
         known: Mapping[_Place, _OfHanded | _Product],
     ) -> None:
         self._group, self._size, self._known = group, size, known
-        self._run, self._other = run, other
+        self._run = run
         self._twins: dict[Node, Node] = {}
         self._node: Any = None
         self.decision: Difference | None = None
