@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fx_oto.errors import InputError
 from fx_oto.framework.context import ExampleInputs
 from fx_oto.keeping import unwritten
-from fx_oto.provenance.fakes import ValuesAskedError
+from fx_oto.provenance.fakes import asks_values
 from fx_oto.provenance.flops import FUSED
 from fx_oto.provenance.tape import fake_run
 from fx_oto.tables import Tabular, macs_text, table
@@ -72,7 +72,7 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
     try:
         fake_run(model, inputs, counter)
     except InputError as error:
-        if not isinstance(error.__cause__, ValuesAskedError):
+        if not asks_values(error.__cause__):
             raise
         counter = FlopCounterMode(display=False, custom_mapping=FUSED)
         inputs = inputs.copied()

@@ -103,9 +103,11 @@ class Attempt:
         for note in dict.fromkeys(note for run in runs for note in run.notes):
             warn(note)
         called = {node.target for node in gm.graph.nodes if node.op in ("call_module", "call_function")}
-        names = [part.name_in(self.model) for part in self.options.opaque if part.target_in(self.model) in called]
+        opaque = {part.target_in(self.model): part.name_in(self.model) for part in self.options.opaque}
+        names = [name for target, name in opaque.items() if target in called]
         names += [f"line {line} of forward" for line in self.options.statements]
-        names += [node.name for node in gm.graph.nodes if node.meta.get("asks_values") and node.target not in called]
+        asking = [node.target for node in gm.graph.nodes if node.meta.get("asks_values")]
+        names += [target for target in asking if target in self.subject.modules and target not in opaque]
         return gm, Capture("fx_oto", tuple(names), sizes.found), tape
 
     def _runs(self, inputs: ExampleInputs) -> list[CaptureRun]:

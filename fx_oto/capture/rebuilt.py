@@ -131,8 +131,6 @@ def node_of_object(run: Writer, value: Any) -> Any:
         return value
     if hasattr(value, "item") and kind.__module__ == "numpy":
         return value.item()
-    if is_torchs(kind) and hasattr(kind, "_fields") and not run.is_at_output:  # what layers take, such as packed
-        return kind(*map(run.nodes, value))
     if call := _call_of(run, value):
         node = _class_call(run, value, *call)
         return rebuilt(run, value) if node is None else node

@@ -55,7 +55,7 @@ from fx_oto.graph import raised_at, tensor_leaves
 from fx_oto.keeping import evaluating, forget_parameters, without_backward_hooks
 from fx_oto.modules import is_torchs
 from fx_oto.norms import WholeNorms
-from fx_oto.provenance.fakes import ValuesAskedError
+from fx_oto.provenance.fakes import asks_values
 from fx_oto.provenance.leaves import LeafOp, leaf_of
 from fx_oto.provenance.recurrence import WholeRecurrence
 from fx_oto.provenance.tape import Tape, laid_out, one_by_one, tape_of_steps
@@ -188,7 +188,7 @@ class CaptureRun(Evaluator):
         where = f" at {line}" if (line := raised_at(error)) else self._in_module
         text = str(error) or type(error).__name__
         message = f"{type(self.model).__name__} cannot be captured{where}: {text}"
-        by_values = text == ON_VALUES or isinstance(error, ValuesAskedError)
+        by_values = text == ON_VALUES or asks_values(error)
         parts = tuple(parts_in(error.__traceback__, self.model, CaptureRun.call_module.__code__))
         refusal = NotCapturedError(message, parts, where, by_values)
         refusal.line = failed_line(error.__traceback__, type(self.model))
@@ -290,7 +290,7 @@ class CaptureRun(Evaluator):
         try:
             value = compute(args, kwargs)
         except Exception as error:
-            if not (anything or (self.options.op_level and isinstance(error, ValuesAskedError))):
+            if not (anything or (self.options.op_level and asks_values(error))):
                 self.forget_after(last)
                 raise
             value = self.really(node, module, (args, kwargs), error, last)

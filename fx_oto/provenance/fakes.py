@@ -13,11 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Fakes", "StandIns", "ValuesAskedError", "tensors_in"]
+__all__ = ["Fakes", "StandIns", "asks_values", "tensors_in"]
 
 _META = torch.device("meta")
 _CPU = torch.device("cpu")
@@ -25,12 +31,18 @@ _NORMS = {"aten::native_batch_norm", "aten::native_layer_norm", "aten::native_gr
 _POINTWISE = {"aten::hardswish", "aten::_prelu_kernel"}  # torch forgets to say so
 _LAYOUTS = {"memory_format", "layout", "out", "device"}
 _LIFTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
+_UNTOLD = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 # Shape, strides and type of a result.
 _Form = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 
 
 class ValuesAskedError(Exception):
-    """What an operator returns depends on the numbers in a tensor."""
+    """What an operator returns depends on the numbers in a tensor, or nobody has said on what."""
+
+
+def asks_values(error: BaseException | None) -> bool:
+    """Whether something failed for want of the numbers in a tensor; torch's own code may look for them by itself."""
+    return isinstance(error, ValuesAskedError) or "its data is not allocated" in str(error)
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -145,10 +157,12 @@ class Fakes(TorchDispatchMode):
         try:
             result = func(*_metas(args), **on_meta)
         except Exception as error:
-            if torch.Tag.dynamic_output_shape in func.tags:
+            if torch.Tag.dynamic_output_shape in func.tags or isinstance(error, _UNTOLD):
                 raise ValuesAskedError(f"the size of what {func} returns depends on the numbers in a tensor") from error
             if isinstance(error, NotImplementedError):
                 return self._as_torch(func, args, kwargs)
+            if func.namespace != "aten":  # an op of the user's, of which nobody may have said what it returns
+                raise ValuesAskedError(str(error)) from error
             raise
         traits = _traits(func)
         if key is not None and traits.returns_one and type(result) is Tensor:
@@ -165,8 +179,11 @@ class Fakes(TorchDispatchMode):
         return result
 
     def _as_torch(self, func: Any, args: Any, kwargs: Any) -> Any:
-        with self.torchs:
-            result = func(*args, **kwargs)
+        try:
+            with self.torchs:
+                result = func(*args, **kwargs)
+        except _UNTOLD as error:
+            raise ValuesAskedError(f"without the numbers in a tensor, nothing tells what {func} returns") from error
         for one in (*tensors_in(args), *tensors_in(result)):
             if isinstance(one, FakeTensor):
                 one.__dict__.pop("on_meta", None)

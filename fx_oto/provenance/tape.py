@@ -37,7 +37,7 @@ from fx_oto.keeping import evaluating, unchanged, uncompiled
 from fx_oto.modes import by_mode, written_in
 from fx_oto.modules import is_opaque
 from fx_oto.norms import WholeNorms
-from fx_oto.provenance.fakes import Fakes, StandIns, ValuesAskedError, tensors_in
+from fx_oto.provenance.fakes import Fakes, StandIns, asks_values, tensors_in
 from fx_oto.provenance.leaves import LeafOp, OpaqueOp, leaf_of
 from fx_oto.provenance.misfits import misfit
 from fx_oto.provenance.real_values import real_values, writes_into_input
@@ -289,16 +289,14 @@ def record_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
             _run_recorder(recorder, inputs)
         except InputError as error:
             node = recorder.current
-            if node is None or node.name in really or not (is_opaque(node, gm) or _asks_values(error)):
+            if node is None or node.name in really:
+                raise
+            if not (node.meta.get("asks_values") or is_opaque(node, gm) or asks_values(error.__cause__)):
                 raise
             node.meta["asks_values"] = True  # what it returns depends on the numbers in its inputs
             really = real_values(gm, inputs)
         else:
             return tape_of_steps(gm, recorder.mode, recorder.steps)
-
-
-def _asks_values(error: BaseException) -> bool:
-    return isinstance(error.__cause__, ValuesAskedError)
 
 
 Steps = Iterable[tuple[Node, list[OpCall], Any]]

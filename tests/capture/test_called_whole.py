@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from support.exactness import compress_half
 from support.kinds import holds
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fx_oto
 
@@ -251,3 +253,61 @@ def test_torchs_encoder_with_a_causal_mask_is_looked_into(causal):
     found = holds(Encoder(), EXAMPLE, OTHERS)
     assert not fx_oto.Context.of(found.gm).capture.opaque
     assert found.zigs >= 2 * (4 + 32)
+
+
+class Sentences(nn.Module):
+    """Words of several lengths, packed for the recurrence."""
+
+    def __init__(self, code):
+        super().__init__()
+        self.words, self.recurrence, self.code = nn.Embedding(20, 8), nn.LSTM(8, 6, batch_first=True), code
+        self.a, self.b = nn.Linear(6, 7), nn.Linear(7, 2)
+
+    def forward(self, words, lengths):
+        return self.b(torch.relu(self.a(self.code(self, self.words(words), lengths))))
+
+
+def _all_steps(model, x, lengths):
+    packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    return pad_packed_sequence(model.recurrence(packed)[0], batch_first=True)[0]
+
+
+def _last_step(model, x, lengths):
+    packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+    _, (state, _) = model.recurrence(packed)
+    return state[-1]
+
+
+def _sentences(lengths):
+    return torch.randint(0, 20, (len(lengths), max(lengths))), torch.tensor(lengths)
+
+
+@pytest.mark.filterwarnings("ignore:no rule is known for the op scatter_:fx_oto.FxOtoWarning")  # in torch's packing
+@pytest.mark.parametrize("code", [_all_steps, _last_step])
+def test_a_recurrence_on_packed_sequences(code):
+    others = [_sentences(lengths) for lengths in ([1, 5, 3, 3], [4, 7], [2, 2])]
+    found = compress_half(Sentences(code), _sentences([5, 3, 2]), others=others, any_size=True, sizes=1)
+    assert found.zigs == 7
+    assert "recurrence" in fx_oto.Context.of(found.gm).capture.opaque
+
+
+@torch.library.custom_op("capture::twice", mutates_args=())
+def twice(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+twice.register_autograd(lambda ctx, gradient: gradient * 2)
+
+
+def test_an_op_that_says_nothing_of_its_result():
+    """It has no fake kernel, so it is called as a whole."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.c(torch.relu(self.b(twice(self.a(x)))))
+
+    assert compress_half(Net(), torch.randn(3, 4)).zigs == 6
