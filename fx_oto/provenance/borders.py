@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from fx_oto.graph import tensor_leaves
+from fx_oto.modes import by_mode
 from fx_oto.modules import keeps_parameters_whole
 from fx_oto.provenance.tape import Tape
 
@@ -42,6 +43,7 @@ class Borders:
                 self._p.freeze_value(leaf, "it is part of the model's output")
         elif node.op.startswith("call_"):
             self._keep_inside_object(node, value)
+            self._keep_what_meets_training(node, value)
             if node.op == "call_module":
                 self._keep_module(str(node.target))
 
@@ -59,6 +61,13 @@ class Borders:
             for leaf in tensor_leaves(read.meta["val"]):
                 self._p.freeze_value(leaf, f"it goes into an object of class {type(value).__name__}, which is opaque")
 
+    def _keep_what_meets_training(self, node: Node, value: Any) -> None:
+        """The tape is one of evaluation: what a tensor meets that there is in training only, it does not show."""
+        if alone := [leaf for read in node.all_input_nodes for leaf in _in_training_only(read)]:
+            met = tensor_leaves([value, *(read.meta["val"] for read in node.all_input_nodes)])
+            for leaf in (*alone, *met):
+                self._p.freeze_value(leaf, "it meets a tensor that there is in training only")
+
     def _keep_module(self, target: str) -> None:
         module = self._gm.get_submodule(target)
         if keeps_parameters_whole(module):
@@ -66,3 +75,12 @@ class Borders:
             for parameter in module.parameters():
                 stand_in = self._tape.tensors[names[id(parameter)]]
                 self._p.freeze_value(stand_in, f"slicing does not know the module class {type(module).__name__}")
+
+
+def _in_training_only(node: Node) -> list[Tensor]:
+    """The tensors of ``by_mode`` where training has one and evaluation has a number, or None."""
+    if node.target is not by_mode:
+        return []
+    _, *sides = (tensor_leaves(one.meta["val"] if isinstance(one, Node) else one) for one in node.args)
+    training, evaluation = sides
+    return training if len(training) > len(evaluation) else []

@@ -115,6 +115,10 @@ def test_found_by_chance(seed):
 
 FOUND = {
     "a batch out of a quotient by an area": {"images": [("counted", 0)]},
+    "what training adds, which nothing reads": {
+        "images": [],
+        "tokens": [("activation", 0), ("activation", 0), ("activation", 0), ("trained", 162), ("activation", 0)],
+    },
     "a recurrence that nothing reads": {
         "images": [],
         "tokens": [("activation", 0), ("activation", 0), ("activation", 0), ("recurrent", 3), ("activation", 0)],

@@ -1,0 +1,48 @@
+"""Where one training mode has a tensor and the other a number, or nothing, both meet the same channels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.exactness import compress_half
+from torch import nn
+
+import fx_oto
+
+
+class Net(nn.Module):
+    """Linear layers around some code."""
+
+    def __init__(self, code):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+        self.inner, self.shift, self.code = nn.Linear(8, 8), nn.Parameter(torch.randn(8)), code
+
+    def forward(self, x):
+        return self.c(F.relu(self.b(self.code(self, self.a(x)))))
+
+
+CODES = {
+    "shift or 0": lambda m, h: h + (m.shift if m.training else 0),
+    "0 or shift": lambda m, h: h + (0 if m.training else m.shift),
+    "factor or 1": lambda m, h: h * (m.shift if m.training else 1),
+    "layer or 0": lambda m, h: h + (m.inner(h) if m.training else 0),
+    "0 or layer": lambda m, h: h + (0 if m.training else m.inner(h)),
+    "bias or None": lambda m, h: F.linear(h, m.inner.weight, bias=m.inner.bias if m.training else None),
+    "weight of a norm or None": lambda m, h: F.layer_norm(h, (8,), m.shift if m.training else None),
+    "a part more": lambda m, h: torch.cat([h, *([m.inner(h)] if m.training else [])], -1)[..., :8],
+    "nobody reads it": lambda m, h: (h + (m.shift if m.training else 0), h)[1],
+}
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_a_tensor_or_a_number(name):
+    found = compress_half(Net(CODES[name]), torch.randn(3, 4))
+    assert found.zigs >= 6
+
+
+def test_the_reason_is_told():
+    gm = fx_oto.prepare(Net(CODES["layer or 0"]), torch.randn(3, 4))
+    reasons = {axis.reason.why for axis in fx_oto.partition(gm).frozen if axis.tensor == "inner.weight"}
+    assert reasons == {"it meets a tensor that there is in training only"}
