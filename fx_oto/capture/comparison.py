@@ -101,13 +101,14 @@ class Comparison:
 
     Attributes:
         guesses: how many such numbers the last comparison has found.
+        rounds: whether code was given the same plain number for two that differ, in the last comparison.
         decision: a check in the graph of what depends on the size that the last comparison was at, if there is one.
     """
 
     def __init__(self, run: CaptureRun) -> None:
         self._run = run
         self._places: dict[_Place, _OfHanded | _Product] = {}
-        self.guesses = 0
+        self.guesses, self.rounds = 0, False
         self.decision: Difference | None = None
 
     def with_other(self, other: CaptureRun, group: Group, size: int) -> Difference | None:
@@ -120,7 +121,7 @@ class Comparison:
         if len(mine) != len(theirs):
             return Difference(mine[min(len(mine), len(theirs)) - 1])
         self._places |= found.places
-        self.guesses = len(found.places)
+        self.guesses, self.rounds = len(found.places), found.rounds()
         self.decision = found.decision
         return None
 
@@ -179,7 +180,7 @@ class _Pass:
         known: Mapping[_Place, _OfHanded | _Product],
     ) -> None:
         self._group, self._size, self._known = group, size, known
-        self._run = run
+        self._run, self._other = run, other
         self._twins: dict[Node, Node] = {}
         self._node: Any = None
         self.decision: Difference | None = None
@@ -187,6 +188,13 @@ class _Pass:
         self._pairs: list[tuple[Any, Any]] = []
         if len(run.events) == len(other.events):
             self._pairs = [(mine, theirs) for (_, mine), (_, theirs) in zip(run.events, other.events, strict=True)]
+
+    def rounds(self) -> bool:
+        """Whether code was given the same plain number for two that differ, as ``int(5 / 2)`` and ``int(4 / 2)`` are."""
+        return any(
+            mine == theirs and node.meta["val"] != twin.meta["val"]
+            for (node, mine), (twin, theirs) in zip(self._run.events, self._other.events, strict=False)
+        )
 
     def same_node(self, left: Node, right: Node) -> bool:
         """Whether two nodes call the same on the same."""

@@ -172,10 +172,10 @@ class Sizes:
                 continue
             if (found := self._compare(others, group, size)) is None:
                 self._others[group] = others
-                guessed = trial.taken is None and any(one.guesses for one in self._comparisons)
+                unsure = any(one.rounds or (trial.taken is None and one.guesses) for one in self._comparisons)
                 decision = next(filter(None, (one.decision for one in self._comparisons)), trial.difference)
                 trial.taken, trial.difference = size, decision
-                if guessed:  # that a number follows the size must be so at another, too
+                if unsure:  # that a number follows the size, or does not, must be so at another, too
                     continue
                 break
             trial.difference, trial.differed = trial.difference or found, (others, size)
@@ -192,8 +192,9 @@ class Sizes:
             if alone.taken is None:
                 return []
             told.append(self._told(one, decided=str(alone.difference or "")))
-        same = trial.differed is not None and self._compare(trial.differed[0], group, trial.differed[1]) is None
-        return told if same else []
+        if not told or trial.differed is None or self._compare(trial.differed[0], group, trial.differed[1]) is not None:
+            return []
+        return told
 
     def _compare(self, others: list[CaptureRun], group: Group, size: int) -> Difference | None:
         for comparison, other in zip(self._comparisons, others, strict=False):
