@@ -190,7 +190,7 @@ class _Pass:
             self._pairs = [(mine, theirs) for (_, mine), (_, theirs) in zip(run.events, other.events, strict=True)]
 
     def rounds(self) -> bool:
-        """Whether code was given the same plain number for two that differ, as ``int(5 / 2)`` and ``int(4 / 2)`` are."""
+        """Whether code was given one plain number for two that differ, as ``int(5 / 2)`` and ``int(4 / 2)`` are."""
         return any(
             mine == theirs and node.meta["val"] != twin.meta["val"]
             for (node, mine), (twin, theirs) in zip(self._run.events, self._other.events, strict=False)
