@@ -150,10 +150,14 @@ def _created(edit: Editor, node: Node, source: Node) -> set[int]:
 
 
 def check_sizes(edit: Editor, node: Node) -> None:
-    """Let the graph check that what is reshaped has the sizes, behind the cut dimension, that it was traced with."""
+    """Let the graph check that what is reshaped has the sizes that it was traced with, behind the cut dimension.
+
+    Of a cut dimension that is the last, before it.
+    """
     source: Any = node.args[0]
     shape = edit.shape(source)
-    for dim in range(min(edit.cut(source), default=len(shape)) + 1, len(shape)):
+    cut = min(edit.cut(source), default=len(shape))
+    for dim in range(cut + 1, len(shape)) or range(cut - 1, min(cut, len(shape) - 1)):
         text = f"the graph was captured where dimension {dim} of {source.name} was {shape[dim]}, which the code at "
         with edit.graph.inserting_before(node):
             size = edit.graph.call_method("size", (source, dim))

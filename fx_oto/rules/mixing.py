@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from fx_oto.provenance.tape import OpCall
 __all__ = ["cut_moves", "spelled_out"]
 
 _GIVEN = {"view", "reshape", "_unsafe_view", "view_as", "reshape_as", "unflatten"}
+_TURNING = ("transpose", "permute", "flatten", "movedim", "moveaxis", "swapaxes", "swapdims", "squeeze", "unsqueeze")
 _SLIDING = ("conv", "pool", "getitem", "slice", "narrow", "select", "view", "reshape", "unflatten", "unfold")
 
 
@@ -82,33 +84,42 @@ def cut_moves(call: OpCall, p: Propagation, layer: Layer) -> bool:
     if pinned := list((_product(sizes) / _product(new)).powers):  # torch refuses inputs for which they are others
         old = [[one.pinned(pinned) for one in parts] for parts in old]
         sizes, new = ([one.pinned(pinned) for one in some] for some in (sizes, new))
-    tails = [_product(new[dim:]) for dim in range(len(new) - 1, 0, -1)]
-    for dim in layer.dims:
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(sizes[:-1], new[:-1], strict=False))
+    first = len(list(alike))  # within what comes before, such as the batch, each reshape is one of the rest
+    known = {name for size in sizes[first:] for name in size.powers}
+    tails = [_product(new[dim:]) for dim in range(len(new) - 1, first, -1)]
+    for dim in (dim for dim in layer.dims if dim >= first):
         _, length, after = old[dim] if len(old[dim]) == 3 else (_Size(), sizes[dim], _Size())
         if _moves(after * _product(sizes[dim + 1 :]), length, tails, known):
             return True
     return False
 
 
-def spelled_out(node: Node) -> set[int]:
-    """How many elements are in what a reshape gives plain numbers for, from behind: code relies on these sizes."""
-    products, product = set[int](), 1
-    for entry in reversed(_entries(node) if op_name(node) in _GIVEN else []):
-        if not isinstance(entry, int) or entry < 0:
-            break
-        product *= entry
-        products.add(product)
+def spelled_out(node: Node, dims: int = 1) -> set[int]:
+    """How many elements are in what a reshape gives plain numbers for, in a row: code relies on these sizes.
+
+    Args:
+        node: the reshape.
+        dims: how many dimensions at least.
+    """
+    products, rows = set[int](), list[list[int]]()
+    for entry in _entries(node) if op_name(node) in _GIVEN else []:
+        rows = [[*row, entry] for row in [*rows, []]] if isinstance(entry, int) and entry >= 0 else []
+        products |= {math.prod(row) for row in rows if len(row) >= dims}
     return products
 
 
-def _read_by(node: Node) -> Any:
-    """What a node reshapes."""
-    return [*node.args[:1], *(node.kwargs[key] for key in ("input", "self") if key in node.kwargs)][0]
+def _read_by(node: Node) -> Node | None:
+    """The tensor that a node reshapes, or works on."""
+    first: Any = [*node.args[:1], *(node.kwargs[key] for key in ("input", "self") if key in node.kwargs), None][0]
+    if isinstance(first, Node) and op_name(first) == "unbind":
+        return _read_by(first)
+    return first if isinstance(first, Node) and isinstance(first.meta.get("val"), Tensor) else None
 
 
 def _is_all(node: Node, call: OpCall) -> bool:
     """Whether a call is all that a node does."""
-    ends = [one.meta["val"] for one in (_read_by(node), node)]
+    ends = [one.meta["val"] for one in (_read_by(node), node) if one is not None]
     return [one.shape for one in ends] == [call.args[0].shape, call.out.shape]
 
 
@@ -129,7 +140,7 @@ def _parts(p: Propagation, node: Node, source: Tensor, dim: int) -> list[_Size]:
     size = source.size(dim)
     if not p.is_fixed(source, dim):
         settled = size in p.fixed_sizes or _is_settled(_read_by(node), dim - source.ndim)
-        return [_Size(Fraction(size)) if settled else _Size.symbol(size)]
+        return [_Size(Fraction(size)) if settled else _of_dim(p, _read_by(node), dim)]
     layer = next((layer for layer in p.layers(source) if dim in layer.dims), None)
     if layer is None:
         return [_Size(Fraction(size))]
@@ -144,6 +155,52 @@ def _parts(p: Propagation, node: Node, source: Tensor, dim: int) -> list[_Size]:
     repeats = (_Size.symbol(n) if n > 1 else _Size() for n in (size // len(whole), each))
     before, after = repeats
     return [before, _Size(Fraction(channels)), after]
+
+
+def _of_dim(p: Propagation, node: Any, dim: int) -> _Size:
+    """The size of a dimension; of one that others were flattened into, the product of theirs."""
+    size = node.meta["val"].size(dim)
+    while (source := _read_by(node)) is not None:
+        value, name = source.meta["val"], op_name(node)
+        if (lost := _lost(node)) is not None:
+            dim, node = dim + (dim >= lost), source
+            continue
+        if name in _TURNING:
+            parts = _turned_into(node, value, dim)
+            whole = math.prod(value.size(one) for one in parts) == size
+            return _product([_of_dim(p, source, one) for one in parts]) if whole else _plain(p, size)
+        if name in _GIVEN:
+            sizes = [
+                _Size(Fraction(n)) if p.is_fixed(value, one) else _of_dim(p, source, one)
+                for one, n in enumerate(value.shape)
+            ]
+            new = _given(p, node, sizes, {symbol for one in sizes for symbol in one.powers})
+            return _plain(p, size) if new is None else new[dim]
+        if value.ndim != node.meta["val"].ndim or value.size(dim) != size:
+            break
+        node = source
+    return _plain(p, size)
+
+
+def _lost(node: Node) -> int | None:
+    """Which dimension a node takes one index of, if it does that."""
+    if op_name(node) != "getitem" or not isinstance(node.args[1], int):
+        return None
+    parts: Any = node.args[0]
+    if isinstance(parts.meta["val"], Tensor):
+        return 0
+    dim = parts.args[1] if len(parts.args) > 1 else parts.kwargs.get("dim", 0)
+    return int(dim) % (node.meta["val"].ndim + 1) if op_name(parts) == "unbind" else None
+
+
+def _turned_into(node: Node, value: Tensor, dim: int) -> list[int]:
+    """The dimensions of what a node turns or flattens that make up one of its own: its strides tell."""
+    stand_in = torch.empty(value.shape, device="meta")
+    kwargs = {key: one for key, one in node.kwargs.items() if key not in ("input", "self")}
+    turned = getattr(stand_in, op_name(node))(*node.args[1:], **kwargs)
+    begin, end = turned.stride(dim), turned.stride(dim) * turned.size(dim)
+    strides = [(one, stand_in.stride(one)) for one in range(value.ndim) if value.size(one) > 1]
+    return [one for one, stride in strides if begin <= stride and stride * value.size(one) <= end]
 
 
 def _is_settled(node: Any, back: int) -> bool:
@@ -215,21 +272,30 @@ def _read(p: Propagation, entry: Any) -> _Size | None:
     """A size that a node gives, None if torch is to find it."""
     if isinstance(entry, int):
         return _Size(Fraction(entry)) if entry >= 0 else None
-    if isinstance(entry, tuple):
-        node, dim = entry
-        value: Any = node.meta["val"]
-        if isinstance(value, Tensor):
-            return _Size(Fraction(value.shape[dim])) if p.is_fixed(value, dim) else _plain(p, value.shape[dim])
-        return _plain(p, value[dim]) if p.varies(node) else _Size(Fraction(int(value[dim])))
-    number: Any = entry.meta["val"]
-    if not p.varies(entry):
+    if isinstance(entry, Node):
+        return _computed(p, entry)
+    node, dim = entry
+    value: Any = node.meta["val"]
+    if isinstance(value, Tensor):
+        return _Size(Fraction(value.shape[dim])) if p.is_fixed(value, dim) else _of_dim(p, node, dim)
+    return _plain(p, value[dim]) if p.varies(node) else _Size(Fraction(int(value[dim])))
+
+
+def _computed(p: Propagation, node: Node) -> _Size | None:
+    """A number that a node computes."""
+    number: Any = node.meta["val"]
+    name, args = op_name(node), node.args
+    if not p.varies(node):
         return _Size(Fraction(int(number)))
-    name, args = op_name(entry), entry.args
+    if name == "int" and args:
+        return _read(p, args[0])
+    if name == "size" and len(args) == 2:
+        return _of_dim(p, args[0], int(args[1]))  # type: ignore[arg-type]
     if name in ("mul", "floordiv", "truediv") and len(args) == 2:
         left, right = _read(p, args[0]), _read(p, args[1])
         if left is not None and right is not None:
             return left * right if name == "mul" else left / right
-    return _read(p, args[0]) if name == "int" and args else _plain(p, number)
+    return _plain(p, number)
 
 
 def _plain(p: Propagation, value: Any) -> _Size:

@@ -123,9 +123,15 @@ def view(call: OpCall, p: Propagation) -> None:
 
 
 def _is_spelled_out(p: Propagation, source: Tensor, layer: Layer) -> bool:
-    """Whether code says how many elements channels and what is behind them are: then slicing can check it."""
+    """Whether code says how many elements channels and what is behind them are: then slicing can check it.
+
+    Of channels that are last, how many are before them, as where ``(B, 49, C)`` becomes ``(B, 7, 7, -1)``.
+    """
     dim = layer.dims[0]
-    spelled = math.prod(source.shape[dim:]) in spelled_out(p.fx_node) and dim < source.ndim - 1
+    if 0 < dim == source.ndim - 1:
+        spelled = source.size(dim - 1) in spelled_out(p.fx_node, 2)
+    else:
+        spelled = math.prod(source.shape[dim:]) in spelled_out(p.fx_node)
     return spelled and layer.labels.numel() == source.size(dim) and p.can_adjust("sizes")
 
 

@@ -21,6 +21,7 @@ IMAGES_SPELLED_OUT = {
     "by name": lambda h, x: torch.reshape(input=h, shape=(-1, WIDTH * 16)),
     "literal images": lambda h, x: h.view(-1, WIDTH, 4, 4).flatten(2).mean(-1),
     "pooled once": lambda h, x: F.max_pool2d(h - 0.5, 4).view(-1, WIDTH),
+    "a literal grid of tokens": lambda h, x: h.flatten(2).mT.reshape(batch(x), 4, 4, -1).flatten(1, 2),
 }
 IMAGES_MIXED = {
     "channels and height": lambda h, x: h.reshape(-1, WIDTH * h.shape[2]),
@@ -34,6 +35,8 @@ IMAGES_ALIKE = {
     "pooled to one": lambda h, x: F.adaptive_avg_pool2d(h, 1).view(-1, WIDTH),
     "mean of each": lambda h, x: h.mean((2, 3), keepdim=True).view(-1, WIDTH),
     "there and back": lambda h, x: h.flatten(1).view(batch(x), WIDTH, *h.shape[2:]).mean((2, 3)),
+    "tokens": lambda h, x: h.flatten(2).transpose(1, 2).reshape(batch(x), h.shape[2], h.shape[3], -1).flatten(1, 2),
+    "as many as tokens": lambda h, x: h.reshape(batch(x), -1, h.flatten(2).transpose(1, 2).shape[1]).mT,
     "windows": lambda h, x: (
         h.permute(0, 2, 3, 1)
         .reshape(batch(x), h.shape[2] // 2, 2, h.shape[3] // 2, 2, WIDTH)
@@ -71,6 +74,16 @@ def test_images(name, shape):
     assert (found.zigs == 20) is (name in IMAGES_ALIKE)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (4, 3, 4, 4)])
+def test_a_grid_of_what_unbind_gives(shape):
+    def code(h, x):
+        one, other = h.reshape(batch(x), 2, WIDTH // 2, -1).permute(1, 0, 3, 2).unbind(0)
+        return (one * other.sigmoid()).permute(0, 2, 1).reshape(batch(x), -1, h.shape[2], h.shape[3])
+
+    found = holds(images_around(lambda h, x: code(h, x).flatten(1).square().mean(-1), None), torch.randn(shape))
+    assert found.zigs == 14
+
+
 @pytest.mark.parametrize("name", IMAGES_SPELLED_OUT)
 def test_sizes_that_code_spells_out_are_checked(name):
     """What tutorials do: the channels go, and on larger images, which would be mixed up, the graph says so."""
@@ -78,7 +91,7 @@ def test_sizes_that_code_spells_out_are_checked(name):
     model = images_around(lambda h, x: (code(h, x).square() * 0.7).mean(-1), None)
     found = holds(model, torch.randn(2, 3, 4, 4), [torch.randn(2, 3, 8, 8)], any_size=False)
     assert found.zigs == 20
-    with pytest.raises(AssertionError, match=r"where dimension [23] of \w+ was \d.*test_reshapes.py:\d+ spells out"):
+    with pytest.raises(AssertionError, match=r"where dimension [123] of \w+ was \d.*test_reshapes.py:\d+ spells out"):
         found.small(torch.randn(2, 3, 8, 8, dtype=torch.float64))
 
 
