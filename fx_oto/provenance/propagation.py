@@ -75,7 +75,7 @@ class Propagation:
         self.call: OpCall | None = None
         self.node = ""
         self.as_whole = False
-        self.memo: dict[Any, Tensor] = {}
+        self.memo: dict[Any, Any] = {}
         self._gm, self._tape, self.rule_for = gm, tape, rule_for
         self._nodes: dict[str, Node] = {node.name: node for node in gm.graph.nodes}
         self._num_axis_atoms = 1

@@ -159,27 +159,36 @@ def _parts(p: Propagation, node: Node, source: Tensor, dim: int) -> list[_Size]:
 
 def _of_dim(p: Propagation, node: Any, dim: int) -> _Size:
     """The size of a dimension; of one that others were flattened into, the product of theirs."""
+    key = _of_dim, node, dim
+    if key not in p.memo:
+        p.memo[key] = _traced(p, node, dim) or _plain(p, node.meta["val"].size(dim))
+    found: _Size = p.memo[key]
+    return found
+
+
+def _traced(p: Propagation, node: Node, dim: int) -> _Size | None:
+    """The size of a dimension, from where it was turned, flattened or reshaped; None if it was not."""
     size = node.meta["val"].size(dim)
     while (source := _read_by(node)) is not None:
         value, name = source.meta["val"], op_name(node)
         if (lost := _lost(node)) is not None:
             dim, node = dim + (dim >= lost), source
-            continue
-        if name in _TURNING:
+        elif name in _TURNING:
             parts = _turned_into(node, value, dim)
             whole = math.prod(value.size(one) for one in parts) == size
-            return _product([_of_dim(p, source, one) for one in parts]) if whole else _plain(p, size)
-        if name in _GIVEN:
+            return _product([_of_dim(p, source, one) for one in parts]) if whole else None
+        elif name in _GIVEN:
             sizes = [
                 _Size(Fraction(n)) if p.is_fixed(value, one) else _of_dim(p, source, one)
                 for one, n in enumerate(value.shape)
             ]
             new = _given(p, node, sizes, {symbol for one in sizes for symbol in one.powers})
-            return _plain(p, size) if new is None else new[dim]
-        if value.ndim != node.meta["val"].ndim or value.size(dim) != size:
-            break
-        node = source
-    return _plain(p, size)
+            return None if new is None else new[dim]
+        elif value.ndim != node.meta["val"].ndim or value.size(dim) != size:
+            return None
+        else:
+            node = source
+    return None
 
 
 def _lost(node: Node) -> int | None:
