@@ -102,25 +102,26 @@ class Comparison:
     Attributes:
         guesses: how many such numbers the last comparison has found.
         rounds: whether code was given the same plain number for two that differ, in the last comparison.
+        places: the plain numbers that will be computed, and how.
         decision: a check in the graph of what depends on the size that the last comparison was at, if there is one.
     """
 
     def __init__(self, run: CaptureRun) -> None:
         self._run = run
-        self._places: dict[_Place, _OfHanded | _Product] = {}
+        self.places: Mapping[_Place, _OfHanded | _Product] = {}
         self.guesses, self.rounds = 0, False
         self.decision: Difference | None = None
 
     def with_other(self, other: CaptureRun, group: Group, size: int) -> Difference | None:
         """The first place where a capture at another size differs; None if it is the same."""
-        found = _Pass(self._run, other, group, size, self._places)
+        found = _Pass(self._run, other, group, size, self.places)
         mine, theirs = list(self._run.graph.nodes), list(other.graph.nodes)
         for left, right in zip(mine, theirs, strict=False):
             if not found.same_node(left, right) and not left.meta.get("is_number"):  # which matters where it is read
                 return Difference(found.cause(left))
         if len(mine) != len(theirs):
             return Difference(mine[min(len(mine), len(theirs)) - 1])
-        self._places |= found.places
+        self.places = {**self.places, **found.places}
         self.guesses, self.rounds = len(found.places), found.rounds()
         self.decision = found.decision
         return None
@@ -128,7 +129,7 @@ class Comparison:
     def rewrite(self) -> bool:
         """Let the graph compute the numbers; returns whether there are any."""
         by_node: dict[Node, dict[tuple[Any, ...], _OfHanded | _Product]] = {}
-        for (node, path), how in self._places.items():
+        for (node, path), how in self.places.items():
             by_node.setdefault(node, {})[path] = how
         for node, places in by_node.items():
             with self._run.graph.inserting_before(node):
@@ -260,8 +261,9 @@ class _Pass:
             if mine != theirs and type(mine) in (int, float) and self._is_before(event):
                 if (mine, theirs) == (left, right):
                     return _OfHanded(type(left), event)
-                for function in _FUNCTIONS:
-                    if mine > 0 and theirs > 0 and (function(mine), function(theirs)) == (left, right):
+                for function in _FUNCTIONS if mine > 0 and theirs > 0 else ():
+                    found = function(mine), function(theirs)
+                    if found == (left, right) and type(found[0]) is type(left):
                         return _OfHanded(function, event)
         return None
 

@@ -150,6 +150,7 @@ class Sizes:
         return InputSize(tuple((self._names[number], dim) for number, dim in group.dims), group.size, fixed, decided)
 
     def _try(self, group: Group) -> list[InputSize]:
+        before = [comparison.places for comparison in self._comparisons]
         trial = self._trial(group)
         difference = trial.difference
         if trial.taken is not None:
@@ -159,7 +160,11 @@ class Sizes:
                 self._announce("batches that the model's code treats like those", group, difference)
             return [self._told(group, decided=str(difference or ""))]
         if difference is not None:
-            return self._apart(group, trial) or [self._fix(group, difference)]
+            if told := self._apart(group, trial):
+                return told
+            for comparison, places in zip(self._comparisons, before, strict=True):  # which were guessed wrong
+                comparison.places = places
+            return [self._fix(group, difference)]
         return [told for one in group.apart() for told in self._try(one)] or [self._told(group)]
 
     def _trial(self, group: Group) -> _Trial:

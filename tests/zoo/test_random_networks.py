@@ -163,3 +163,8 @@ FOUND = {
 def test_found_by_chance_and_shortened(name, attention):
     """Each was a crash once, in one mode or both."""
     check(lambda: by_plan(**FOUND[name]), attention=attention)
+
+
+def test_found_by_chance_on_a_small_image():
+    """Half of two rows is one, which the logarithm of two is as well."""
+    check(lambda: by_plan(images=[], tokens=[("written", 115)]), (2, 4, 3, 3))
