@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
+from fx_oto.capture.arguments import check_length
 from fx_oto.capture.run import CaptureRun
-from fx_oto.graph import source_line
+from fx_oto.graph import op_name, source_line
 
 if TYPE_CHECKING:
     from fx_oto.capture.sizes import Group
@@ -111,6 +112,7 @@ class Comparison:
         self.places: Mapping[_Place, _OfHanded | _Product] = {}
         self.guesses, self.rounds = 0, False
         self.decision: Difference | None = None
+        self._counted: set[Node] = set()
 
     def with_other(self, other: CaptureRun, group: Group, size: int) -> Difference | None:
         """The first place where a capture at another size differs; None if it is the same."""
@@ -124,10 +126,11 @@ class Comparison:
         self.places = {**self.places, **found.places}
         self.guesses, self.rounds = len(found.places), found.rounds()
         self.decision = found.decision
+        self._counted |= found.counted
         return None
 
     def rewrite(self) -> bool:
-        """Let the graph compute the numbers; returns whether there are any."""
+        """Let the graph compute the numbers, and check how many parts there are; returns whether it does."""
         by_node: dict[Node, dict[tuple[Any, ...], _OfHanded | _Product]] = {}
         for (node, path), how in self.places.items():
             by_node.setdefault(node, {})[path] = how
@@ -135,7 +138,10 @@ class Comparison:
             with self._run.graph.inserting_before(node):
                 node.args = self._put(node.args, (), places)
                 node.kwargs = self._put(dict(node.kwargs), ("kwargs",), places)
-        return bool(by_node)
+        for node in self._counted:
+            with self._run.graph.inserting_before(node.next):
+                check_length(self._run, node, len(node.meta["val"]), f"{node.name} ({source_line(node)})")
+        return bool(by_node or self._counted)
 
     def _put(self, value: Any, path: tuple[Any, ...], places: Mapping[tuple[Any, ...], Any]) -> Any:
         if path in places:
@@ -160,6 +166,8 @@ class Comparison:
         return number  # type: ignore[no-any-return]
 
 
+# Those that return as many tensors as sizes say, and the place of the dimension among their arguments.
+_SPLITTING = {"split": 2, "unsafe_split": 2, "chunk": 2, "unsafe_chunk": 2, "tensor_split": 2, "unbind": 1}
 _SLICE = ("start", "stop", "step")
 
 
@@ -185,6 +193,7 @@ class _Pass:
         self._twins: dict[Node, Node] = {}
         self._node: Any = None
         self.decision: Difference | None = None
+        self.counted: set[Node] = set()
         self.places: dict[_Place, _OfHanded | _Product] = {}
         self._pairs: list[tuple[Any, Any]] = []
         if len(run.events) == len(other.events):
@@ -208,6 +217,9 @@ class _Pass:
         same = all(self._same(mine, theirs, path) for mine, theirs, path in both)
         if same:
             self._twins[left] = right
+            if _may_split_otherwise(left, right):
+                self.counted.add(left)
+                self.decision = self.decision or Difference(left)
         return same
 
     def cause(self, node: Node) -> Node:
@@ -276,6 +288,23 @@ class _Pass:
         if known.factor % size or left * self._size != right * size:
             return None
         return _Product(known.factor // size, (*known.groups, self._group))
+
+
+def _may_split_otherwise(left: Node, right: Node) -> bool:
+    """Whether what is split into as many parts as before may come in more, or fewer, at a third size.
+
+    That matters where the last part is read.
+    """
+    last = len(left.meta["val"]) - 1 if isinstance(left.meta.get("val"), tuple | list) else None
+    if all(user.target is operator.getitem and user.args[1] != last for user in left.users):
+        return False
+    place = None if left.op not in ("call_function", "call_method") else _SPLITTING.get(op_name(left))
+    if place is None:
+        return False
+    dim: Any = left.args[place] if len(left.args) > place else left.kwargs.get("dim", 0)
+    pairs = list(zip(left.all_input_nodes, right.all_input_nodes, strict=True))
+    (mine, theirs), *numbers = [(one.meta["val"], other.meta["val"]) for one, other in pairs]
+    return mine.shape[dim] != theirs.shape[dim] or any(one != other for one, other in numbers)
 
 
 def _may_decide(left: Node, right: Node) -> bool:

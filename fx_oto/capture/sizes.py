@@ -156,7 +156,8 @@ class Sizes:
         if trial.taken is not None:
             if group.size == 1:
                 self.larger[group] = trial.taken
-            if trial.differed is not None and group.is_batch:
+            splits = difference is not None and not difference.check
+            if group.is_batch and (trial.differed is not None or splits):
                 self._announce("batches that the model's code treats like those", group, difference)
             return [self._told(group, decided=str(difference or ""))]
         if difference is not None:

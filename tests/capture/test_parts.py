@@ -147,3 +147,40 @@ def test_a_fixed_number_of_steps_is_told_with_its_line(name):
         assert gm(torch.randn(4, 5, 4)).shape == (4, 2)
     else:
         torch.testing.assert_close(gm(x), model(x))
+
+
+class InParts(nn.Module):
+    """Parts of the batch, or of the sequence, one after the other."""
+
+    def __init__(self, split, dim):
+        super().__init__()
+        self.a, self.b, self.c, self.split, self.dim = nn.Linear(4, 16), nn.Linear(16, 8), nn.Linear(8, 2), split, dim
+
+    def forward(self, x):
+        return torch.cat([self.c(torch.relu(self.b(part))) for part in self.split(torch.relu(self.a(x)))], self.dim)
+
+
+FEW = {
+    "at most four examples": (lambda x: x.split(4), 0),
+    "torch.split": (lambda x: torch.split(x, split_size_or_sections=4), 0),
+    "steps, four by four": (lambda x: x.split(8, dim=1), 1),
+    "as many parts as examples": (lambda x: x.chunk(x.size(0), 1), 1),
+    "two parts of the sequence": (lambda x: torch.tensor_split(x, 2, dim=1), 1),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the graph takes batches that the model's code treats like those of 2 only")
+@pytest.mark.parametrize("name", FEW)
+def test_as_many_parts_at_two_sizes_may_be_more_at_a_third(name):
+    found = holds(InParts(*FEW[name]), EXAMPLE, [torch.randn(9, 5, 4), torch.randn(2, 11, 4)], any_size=False)
+    assert found.zigs == 24
+    assert name == "two parts of the sequence" or found.checked
+
+
+def test_a_batch_that_comes_in_parts_is_announced():
+    with pytest.warns(
+        fx_oto.FxOtoWarning, match=r"takes batches that .* like those of 2 only.* split \(.*test_parts.py"
+    ):
+        gm = fx_oto.prepare(InParts(*FEW["at most four examples"]), EXAMPLE)
+    with pytest.raises(AssertionError, match=r"the length of split \(.*test_parts.py:\d+\) was 1; trace it on such"):
+        gm(torch.randn(5, 5, 4))

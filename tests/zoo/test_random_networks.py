@@ -115,6 +115,7 @@ def test_found_by_chance(seed):
 
 FOUND = {
     "a batch out of a quotient by an area": {"images": [("counted", 0)]},
+    "as many chunks of three examples as of two": {"images": [("moved", 393)]},
     "a number that int cuts off": {"images": [("scaled", 233)]},
     "what training adds, which nothing reads": {
         "images": [],
