@@ -233,6 +233,8 @@ class _Merger:
         if alike and isinstance(left, tuple | list) and len(left) == len(right):
             parts = [self._join(a, b) for a, b in zip(left, right, strict=True)]
             return type(left)(*parts) if hasattr(left, "_fields") else type(left)(parts)
+        if alike and isinstance(left, slice):
+            return slice(*(self._join(getattr(left, key), getattr(right, key)) for key in ("start", "stop", "step")))
         if not isinstance(left, Node) and alike and _same(left, right):
             return left
         return self._choose(left, right)

@@ -116,6 +116,8 @@ def test_found_by_chance(seed):
 FOUND = {
     "a batch out of a quotient by an area": {"images": [("counted", 0)]},
     "as many chunks of three examples as of two": {"images": [("moved", 393)]},
+    "rows up to a size, where training goes another way": {"images": [("trained", 0)], "tokens": [("written", 764)]},
+    "rows from a size on, where training goes another way": {"images": [("trained", 0)], "tokens": [("written", 1)]},
     "a number that int cuts off": {"images": [("scaled", 233)]},
     "what training adds, which nothing reads": {
         "images": [],
