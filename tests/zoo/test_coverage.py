@@ -18,7 +18,7 @@ FAST = {
     "transformers": {"*"},
     "timm": {"convnext_zepto_rms", "dla46x_c", "edgenext_xx_small", "iformer_t", "mobilenetv3_small_050", "pvt_v2_b0"}
     | {"ghostnet_050", "starnet_s050", "vit_tiny_patch16_224"},
-    "torchvision": {"squeezenet1_1", "ssdlite320_*", "swin_t"},
+    "torchvision": {"squeezenet1_1", "swin_t"},
     "einops": {"*"},
     "peers": {"oto:demonet_*"},
 }

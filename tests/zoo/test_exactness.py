@@ -78,7 +78,7 @@ def test_paper(name, dtype):
 
 
 # Of what is like another of these, but takes long.
-LONG = ("vgg16", "inception_v3", "wide_resnet50_2")
+LONG = ("vgg16", "vgg16_bn", "inception_v3", "wide_resnet50_2", "efficientnet_v2_s", "fcn_resnet50")
 
 
 @pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow if x in LONG else ()) for x in TORCHVISION])
