@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from torch.fx.node import map_arg
 
 from fx_oto.capture.arguments import check_length
 from fx_oto.capture.run import CaptureRun
-from fx_oto.graph import op_name, source_line
+from fx_oto.graph import source_line
 
 if TYPE_CHECKING:
     from fx_oto.capture.sizes import Group
@@ -166,8 +166,6 @@ class Comparison:
         return number  # type: ignore[no-any-return]
 
 
-# Those that return as many tensors as sizes say, and the place of the dimension among their arguments.
-_SPLITTING = {"split": 2, "unsafe_split": 2, "chunk": 2, "unsafe_chunk": 2, "tensor_split": 2, "unbind": 1}
 _SLICE = ("start", "stop", "step")
 
 
@@ -295,16 +293,27 @@ def _may_split_otherwise(left: Node, right: Node) -> bool:
 
     That matters where the last part is read.
     """
-    last = len(left.meta["val"]) - 1 if isinstance(left.meta.get("val"), tuple | list) else None
-    if all(user.target is operator.getitem and user.args[1] != last for user in left.users):
+    parts: Any = left.meta.get("val")
+    if not isinstance(parts, tuple | list) or not all(isinstance(part, Tensor) for part in parts):
         return False
-    place = None if left.op not in ("call_function", "call_method") else _SPLITTING.get(op_name(left))
-    if place is None:
+    if all(user.target is operator.getitem and user.args[1] != len(parts) - 1 for user in left.users):
         return False
-    dim: Any = left.args[place] if len(left.args) > place else left.kwargs.get("dim", 0)
-    pairs = list(zip(left.all_input_nodes, right.all_input_nodes, strict=True))
-    (mine, theirs), *numbers = [(one.meta["val"], other.meta["val"]) for one, other in pairs]
-    return mine.shape[dim] != theirs.shape[dim] or any(one != other for one, other in numbers)
+    pairs = list(zip(_values(left.all_input_nodes), _values(right.all_input_nodes), strict=True))
+    whole = [(mine, theirs) for mine, theirs in pairs if isinstance(mine, Tensor)]
+    if len(whole) != 1 or not (dims := _split_along(whole[0][0], parts)):
+        return False
+    mine, theirs = (tensor.shape for tensor in whole[0])
+    numbers = [(one, other) for one, other in pairs if not isinstance(one, Tensor)]
+    return any(mine[dim] != theirs[dim] for dim in dims) or any(one != other for one, other in numbers)
+
+
+def _split_along(whole: Tensor, parts: Sequence[Tensor]) -> list[int]:
+    """The dimensions along which a tensor may have been split into parts: of a single part, any."""
+    if any(part.ndim != whole.ndim for part in parts):  # unbound: another size is another number of parts
+        return []
+    sizes = list(zip(whole.shape, *(part.shape for part in parts), strict=True))
+    cut = [dim for dim, (size, *of_parts) in enumerate(sizes) if any(one != size for one in of_parts)]
+    return [dim for dim in cut or range(whole.ndim) if len(cut) < 2 and sizes[dim][0] == sum(sizes[dim][1:])]
 
 
 def _may_decide(left: Node, right: Node) -> bool:
