@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from fx_oto.capture.arguments import check_length
+from fx_oto.capture.arguments import check_length, length
 from fx_oto.capture.run import CaptureRun
 from fx_oto.graph import source_line
 
@@ -139,8 +139,9 @@ class Comparison:
                 node.args = self._put(node.args, (), places)
                 node.kwargs = self._put(dict(node.kwargs), ("kwargs",), places)
         for node in self._counted:
-            with self._run.graph.inserting_before(node.next):
-                check_length(self._run, node, len(node.meta["val"]), f"{node.name} ({source_line(node)})")
+            if all(user.target is not length for user in node.users):
+                with self._run.graph.inserting_before(node.next):
+                    check_length(self._run, node, len(node.meta["val"]), f"{node.name} ({source_line(node)})")
         return bool(by_node or self._counted)
 
     def _put(self, value: Any, path: tuple[Any, ...], places: Mapping[tuple[Any, ...], Any]) -> Any:
@@ -291,12 +292,12 @@ class _Pass:
 def _may_split_otherwise(left: Node, right: Node) -> bool:
     """Whether what is split into as many parts as before may come in more, or fewer, at a third size.
 
-    That matters where the last part is read.
+    That matters where the last part is read; of a single one, where code counts how many there are.
     """
     parts: Any = left.meta.get("val")
     if not isinstance(parts, tuple | list) or not all(isinstance(part, Tensor) for part in parts):
         return False
-    if all(user.target is operator.getitem and user.args[1] != len(parts) - 1 for user in left.users):
+    if not any(user.target is length if len(parts) == 1 else _reads(user, len(parts) - 1) for user in left.users):
         return False
     pairs = list(zip(_values(left.all_input_nodes), _values(right.all_input_nodes), strict=True))
     whole = [(mine, theirs) for mine, theirs in pairs if isinstance(mine, Tensor)]
@@ -305,6 +306,11 @@ def _may_split_otherwise(left: Node, right: Node) -> bool:
     mine, theirs = (tensor.shape for tensor in whole[0])
     numbers = [(one, other) for one, other in pairs if not isinstance(one, Tensor)]
     return any(mine[dim] != theirs[dim] for dim in dims) or any(one != other for one, other in numbers)
+
+
+def _reads(user: Node, part: int) -> bool:
+    """Whether a node reads this part of its argument, or all."""
+    return user.target is not operator.getitem or bool(user.args[1] == part)
 
 
 def _split_along(whole: Tensor, parts: Sequence[Tensor]) -> list[int]:

@@ -362,9 +362,10 @@ class CaptureRun(Evaluator):
         parts = [self._bound_part(one, node, operator.getitem, i, given) for i, one in enumerate(value)]
         if type(value) not in LISTS:
             return value
-        if node.meta.get("asks_values"):
+        opaque = bool(node.meta.get("asks_values"))
+        self.handed |= not opaque  # perhaps as many as an input is long
+        if opaque or (len(parts) == 1 and node.op != "call_module"):  # of one part, code may read the first, or all
             return (SeenList if isinstance(value, list) else SeenTuple).of(self, node, parts)
-        self.handed = True  # perhaps as many as an input is long
         return type(value)(parts)
 
     def _bound_part(self, value: Any, parent: Node, read: Callable[..., Any], key: Any, given: set[int]) -> Any:

@@ -1,4 +1,4 @@
-"""Lists and tuples that opaque code returns, as long as its numbers say: where code counts them, the graph checks."""
+"""Lists and tuples as long as numbers say, such as those of opaque code: where code counts them, the graph checks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_flatten
 
 from fx_oto.capture.arguments import check_length
+from fx_oto.graph import source_line
 
 if TYPE_CHECKING:
     from fx_oto.capture.run import CaptureRun
@@ -45,7 +46,7 @@ class _Seen:
         """What it holds now, as an ordinary one, once the graph checks how long it was."""
         if not self.was_counted:
             self.was_counted = True
-            check_length(self.run, self.node, self.length, self.node.name)
+            check_length(self.run, self.node, self.length, f"{self.node.name} ({source_line(self.node)})")
         return self.kind(self.held())
 
     def _ask(self) -> None:
