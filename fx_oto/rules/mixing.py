@@ -112,7 +112,7 @@ def spelled_out(node: Node, dims: int = 1) -> set[int]:
 def _read_by(node: Node) -> Node | None:
     """The tensor that a node reshapes, or works on."""
     first: Any = [*node.args[:1], *(node.kwargs[key] for key in ("input", "self") if key in node.kwargs), None][0]
-    if isinstance(first, Node) and op_name(first) == "unbind":
+    if isinstance(first, Node) and isinstance(first.meta.get("val"), tuple | list):  # its parts, such as of a chunk
         return _read_by(first)
     return first if isinstance(first, Node) and isinstance(first.meta.get("val"), Tensor) else None
 
