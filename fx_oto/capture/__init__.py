@@ -117,19 +117,30 @@ def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capt
         return _captured(Subject(model, put_back), inputs)
 
 
+# Both modes rather than evaluation alone; single functions as a whole, larger pieces in which sizes may stay free where
+# they do not, and then single functions all the same.
+_PIECES = [(modes, *how) for modes in (True, False) for how in ((True, False), (False, True), (True, True))]
+
+
 def _captured(subject: Subject, inputs: ExampleInputs) -> tuple[GraphModule, Capture, Tape]:
     model = subject.model
     first: NotCapturedError | None = None
     options = Options()
-    for both_modes, op_level in ((True, True), (True, False), (False, True), (False, False)):
-        following: Options | None = replace(options, op_level=op_level, opaque=(), statements=(), watchful=False)
+    was_fixed = False
+    for both_modes, op_level, may_fix in _PIECES:
+        if op_level and may_fix and not was_fixed:
+            continue
+        following: Options | None = replace(
+            options, op_level=op_level, may_fix=may_fix, opaque=(), statements=(), watchful=False
+        )
         while following is not None:
             options = following
             try:
                 found = Attempt(subject, inputs, options, both_modes).result()
             except NotHashedError as error:
                 following = replace(options, hashable=options.hashable | {error.site})
-            except FixedByValuesError:  # in larger pieces, the sizes may stay free
+            except FixedByValuesError:
+                was_fixed = True
                 break
             except NotCapturedError as error:
                 if first is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 
@@ -85,16 +86,14 @@ class Attempt:
         Raises:
             NotCapturedError: the model's code does something that cannot be captured.
             NotHashedError: it uses sizes as keys at a place where that is not allowed yet.
+            FixedByValuesError: its sizes are fixed, and may not be.
             TraceError: the graph does not do what the model does.
         """
-        runs = self._runs(self.inputs)
+        runs = self.runs(self.inputs)
         handed = any(run.handed for run in runs)
         sizes = Sizes(self, runs, handed)
-        if (
-            self.options.op_level
-            and any(run.calls_functions_whole for run in runs)
-            and any(one.fixed for one in sizes.found)
-        ):
+        by_values = not self.options.may_fix and any(run.calls_functions_whole for run in runs)
+        if by_values and any(one.fixed for one in sizes.found):
             raise FixedByValuesError
         gm, merged = self._joined(runs)
         with_modes_of(gm, self.model)
@@ -102,16 +101,23 @@ class Attempt:
         check_capture(gm, self.model, self.inputs, self.both_modes and not (len(runs) == 1 and runs[0].is_plain))
         for note in dict.fromkeys(note for run in runs for note in run.notes):
             warn(note)
+        return gm, Capture("fx_oto", tuple(self._called_whole(gm)), sizes.found), tape
+
+    def _called_whole(self, gm: GraphModule) -> Iterator[str]:
+        """The names of what the graph calls as a whole."""
         called = {node.target for node in gm.graph.nodes if node.op in ("call_module", "call_function")}
         opaque = {part.target_in(self.model): part.name_in(self.model) for part in self.options.opaque}
-        names = [name for target, name in opaque.items() if target in called]
-        names += [f"line {line} of forward" for line in self.options.statements]
-        asking = [node.target for node in gm.graph.nodes if node.meta.get("asks_values")]
-        names += [target for target in asking if target in self.subject.modules and target not in opaque]
-        return gm, Capture("fx_oto", tuple(names), sizes.found), tape
+        yield from (name for target, name in opaque.items() if target in called)
+        yield from (f"line {line} of forward" for line in self.options.statements)
+        asking = (str(node.target) for node in gm.graph.nodes if node.meta.get("asks_values"))
+        yield from (target for target in asking if target in self.subject.modules and target not in opaque)
 
-    def _runs(self, inputs: ExampleInputs) -> list[CaptureRun]:
-        """Evaluation, and training where the code asks for the mode."""
+    def runs(self, inputs: ExampleInputs) -> list[CaptureRun]:
+        """Evaluation, and training where the code asks for the mode.
+
+        Raises:
+            NotCapturedError: the model's code does something that cannot be captured, or does not take the inputs.
+        """
         evaluation = self._run(inputs, training=False)
         again = self.both_modes and (evaluation.asked or self.subject.reads_mode)
         if not again:
@@ -126,14 +132,6 @@ class Attempt:
         run = CaptureRun(training, self.subject, inputs, self.options, self.constants, self._fakes)
         self._fakes = run.fakes
         return run.run()
-
-    def others(self, inputs: ExampleInputs) -> list[CaptureRun]:
-        """The same on other inputs.
-
-        Raises:
-            NotCapturedError: the model does not take them.
-        """
-        return self._runs(inputs)
 
     def _joined(self, runs: list[CaptureRun]) -> tuple[GraphModule, bool]:
         """One graph of both modes, and whether they differ."""

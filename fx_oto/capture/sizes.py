@@ -173,7 +173,7 @@ class Sizes:
         trial = _Trial()
         for size in group.others():
             try:
-                others = self._attempt.others(resized(self._attempt.inputs, {group: size}))
+                others = self._attempt.runs(resized(self._attempt.inputs, {group: size}))
             except (NotCapturedError, InputError):  # the model does not take it
                 continue
             if (found := self._compare(others, group, size)) is None:
@@ -231,7 +231,7 @@ class Sizes:
         if len(self.larger) <= 1:
             return self._others[next(iter(self.larger))][0] if self.larger else None
         try:
-            others = self._attempt.others(resized(self._attempt.inputs, self.larger))
+            others = self._attempt.runs(resized(self._attempt.inputs, self.larger))
         except (NotCapturedError, InputError):
             self.larger = {}
             return None

@@ -46,6 +46,7 @@ class Options:
         statements: lines of the model's ``forward`` at which statements begin that are called as a whole.
         hashable: places in the code where sizes may be used as keys.
         op_level: whether a single function whose result depends on numbers, even in size, is called as a whole.
+        may_fix: whether sizes may be fixed where functions are called as a whole.
         watchful: whether code that draws random numbers, which no graph sees, is looked for.
         compiling: whether code that asks is told that it is compiled, so that it asks for no values.
     """
@@ -54,6 +55,7 @@ class Options:
     statements: tuple[int, ...] = ()
     hashable: frozenset[Any] = frozenset()
     op_level: bool = False
+    may_fix: bool = True
     watchful: bool = False
     compiling: bool = False
 

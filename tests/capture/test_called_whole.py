@@ -282,13 +282,34 @@ def _sentences(lengths):
     return torch.randint(0, 20, (len(lengths), max(lengths))), torch.tensor(lengths)
 
 
-@pytest.mark.filterwarnings("ignore:no rule is known for the op scatter_:fx_oto.FxOtoWarning")  # in torch's packing
+PACKING = pytest.mark.filterwarnings("ignore:no rule is known for the op scatter_:fx_oto.FxOtoWarning")  # torch's own
+
+
+@PACKING
 @pytest.mark.parametrize("code", [_all_steps, _last_step])
 def test_a_recurrence_on_packed_sequences(code):
     others = [_sentences(lengths) for lengths in ([1, 5, 3, 3], [4, 7], [2, 2])]
     found = compress_half(Sentences(code), _sentences([5, 3, 2]), others=others, any_size=True, sizes=1)
     assert found.zigs == 7
     assert "recurrence" in fx_oto.Context.of(found.gm).capture.opaque
+
+
+def _packed_beside_a_loop(model, x, lengths):
+    """As what is packed is computed in the same statement, only the function can be called as a whole."""
+    packed = pack_padded_sequence(x * model.scale, lengths, batch_first=True, enforce_sorted=False)
+    _, (state, _) = model.recurrence(packed)
+    total = sum(torch.tanh(x[:, step, :6]) for step in range(x.size(1)))
+    return state[-1] + total
+
+
+@PACKING
+def test_functions_are_called_as_a_whole_also_where_sizes_are_fixed():
+    model = Sentences(_packed_beside_a_loop)
+    model.scale = nn.Parameter(torch.rand(8))
+    found = compress_half(model, _sentences([5, 3, 2]), others=[_sentences([1, 5, 3, 3])], sizes=1)
+    assert found.zigs == 7
+    (length,) = (size for size in fx_oto.Context.of(found.gm).capture.sizes if ("words", 1) in size.dims)
+    assert length.fixed
 
 
 @torch.library.custom_op("capture::twice", mutates_args=())
