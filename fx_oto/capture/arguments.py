@@ -20,6 +20,7 @@ from fx_oto.provenance.misfits import misfit
 
 if TYPE_CHECKING:
     from fx_oto.capture.run import CaptureRun
+    from fx_oto.capture.writer import Writer
 
 __all__ = ["Arguments", "check_length", "length"]
 
@@ -93,7 +94,7 @@ def _plain(value: Any) -> Any:
     return int(value) if type(value).__name__ == "Int" else float(value) if type(value).__name__ == "Float" else value
 
 
-def _check(run: CaptureRun, node: Node, value: Any, name: str) -> None:
+def _check(run: Writer, node: Node, value: Any, name: str) -> None:
     """Let the graph check that an argument is what it was, where that can be compared."""
     same = run.create("call_function", operator.eq, (node, value))
     same.meta["val"] = True
@@ -101,14 +102,14 @@ def _check(run: CaptureRun, node: Node, value: Any, name: str) -> None:
     run.create("call_function", torch._assert, (same, text)).meta["val"] = None
 
 
-def check_length(run: CaptureRun, node: Node, count: int, name: str) -> None:
+def check_length(run: Writer, node: Node, count: int, name: str) -> None:
     """Let the graph check that a list or tuple is as long as it was."""
     counted = run.create("call_function", length, (node,))
     counted.meta["val"], counted.meta["is_wrapped"] = count, True
     _check(run, counted, count, f"the length of {name}")
 
 
-def _check_keys(run: CaptureRun, node: Node, keys: list[Any], name: str) -> None:
+def _check_keys(run: Writer, node: Node, keys: list[Any], name: str) -> None:
     found = run.create("call_function", sorted_keys, (node,))
     found.meta["val"], found.meta["is_wrapped"] = sorted(keys, key=repr), True
     _check(run, found, sorted(keys, key=repr), f"what is in {name}")

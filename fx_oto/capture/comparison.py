@@ -97,8 +97,7 @@ class Comparison:
 
     Args:
         run: the capture. Plain numbers in its graph that differ in others, but that code was handed for numbers that
-            remember, or that are products of sizes in calls that torch's own C code makes, are computed once
-            ``rewrite`` is called.
+            remember, or that are products of sizes, are computed once ``rewrite`` is called.
 
     Attributes:
         guesses: how many such numbers the last comparison has found.

@@ -7,7 +7,6 @@ it lets be seen, such as in scripted code, is recorded as the ATen calls that it
 
 from __future__ import annotations
 
-import operator
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,14 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from fx_oto.capture import caches
 from fx_oto.capture.answers import ANSWERS, property_of_tensor
 from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.assigned import Assigned
 from fx_oto.capture.calls import (
-    LISTS,
     PLAIN,
     autocast,
     is_wrapped_by_functorch,
@@ -33,13 +31,12 @@ from fx_oto.capture.calls import (
     without_memory,
 )
 from fx_oto.capture.custom import custom_functions
+from fx_oto.capture.handing import Handing
 from fx_oto.capture.modes import active
 from fx_oto.capture.names import AnyNames
-from fx_oto.capture.numbers import Flag, Float, Int, Origin
+from fx_oto.capture.numbers import Flag, Float, Int
 from fx_oto.capture.opaque import opaque_calls
-from fx_oto.capture.really import Evaluator
 from fx_oto.capture.refusals import DRAWS, ON_VALUES, NotCapturedError, NotHashedError, RandomError
-from fx_oto.capture.seen import SeenList, SeenTuple
 from fx_oto.capture.statements import failed_line
 from fx_oto.capture.whole import (
     GradientHook,
@@ -48,17 +45,16 @@ from fx_oto.capture.whole import (
     bound_in,
     parts_in,
 )
-from fx_oto.capture.writer import Item
 from fx_oto.dice import Dice
 from fx_oto.errors import TraceError
-from fx_oto.graph import raised_at, tensor_leaves
+from fx_oto.graph import raised_at
 from fx_oto.keeping import evaluating, forget_parameters, without_backward_hooks
 from fx_oto.modules import is_torchs
 from fx_oto.norms import WholeNorms
 from fx_oto.provenance.fakes import asks_values
 from fx_oto.provenance.leaves import LeafOp, leaf_of
 from fx_oto.provenance.recurrence import WholeRecurrence
-from fx_oto.provenance.tape import Tape, laid_out, one_by_one, tape_of_steps
+from fx_oto.provenance.tape import Tape, one_by_one, tape_of_steps
 
 __all__ = ["CaptureRun"]
 
@@ -93,7 +89,7 @@ def _said_to_compile() -> Iterator[None]:
         torch.compiler.is_compiling = ask
 
 
-class CaptureRun(Evaluator):
+class CaptureRun(Handing):
     """Runs a model once and records what it does; ``run`` may be called once.
 
     Args:
@@ -107,8 +103,6 @@ class CaptureRun(Evaluator):
         self._whole = (WholeRecurrence(self.fakes.whole), WholeNorms(self.fakes.whole))
         self._dice: Dice | None = None
         self._names = {id(module): name for name, module in self.modules.items()}
-        self.gets_gradient = {id(fake) for fake in self.fakes.named.values() if self.fakes.real[id(fake)].requires_grad}
-        self._learning: dict[int, bool] = {}
         self._learns_now = True
         self._autocast = autocast()
         self._in_module = ""
@@ -273,117 +267,6 @@ class CaptureRun(Evaluator):
         finally:
             self.depth = depth
 
-    def compute_node(
-        self,
-        node: Node,
-        args: Any,
-        kwargs: Any,
-        compute: Callable[[Any, Any], Any],
-        last: Node | None,
-        module: nn.Module | None = None,
-        anything: bool = False,
-    ) -> Any:
-        """The value of a node, to be handed to the user's code."""
-        args, kwargs = without_memory(self.fakes.faked(tuple(args))), without_memory(self.fakes.faked(dict(kwargs)))
-        self.fakes.node, self.fakes.calls = node.name, []
-        dice = Dice(torchs=False) if anything else None
-        try:
-            value = compute(args, kwargs)
-        except Exception as error:
-            if not (anything or (self.options.op_level and asks_values(error))):
-                self.forget_after(last)
-                raise
-            value = self.really(node, module, (args, kwargs), error, last)
-        finally:
-            if dice is not None:  # the graph draws the numbers
-                dice.put_back()
-        return self._handed_over(node, args, kwargs, value, module)
-
-    def _handed_over(self, node: Node, args: Any, kwargs: Any, value: Any, module: nn.Module | None) -> Any:
-        given = {id(tensor) for tensor in tensor_leaves((args, kwargs))}
-        value = laid_out(node, value) if isinstance(value, Tensor) and node.op != "call_module" else value
-        value = self._bound(value, node, given)
-        node.meta["val"] = without_memory(value)
-        self.calls[node] = self.fakes.calls
-        tensors = tensor_leaves(value)
-        if not tensors and isinstance(value, Int | Float | torch.Size):
-            node.meta["is_number"] = True
-        if torch.is_grad_enabled():
-            self._note_gradients(tensors, given, module)
-        elif isinstance(value, Tensor) and value.is_floating_point() and not self._is_written(value):
-            value = self._detached(value, node)
-        return value
-
-    def _note_gradients(self, tensors: list[Tensor], given: set[int], module: nn.Module | None) -> None:
-        if not self.gets_gradient.isdisjoint(given) or (module is not None and self._learns(module)):
-            self.gets_gradient.update(id(tensor) for tensor in tensors if tensor.is_floating_point())
-
-    def _learns(self, module: nn.Module) -> bool:
-        if id(module) not in self._learning:
-            held = {id(self.fakes.of(parameter)) for parameter in module.parameters()}
-            self._learning[id(module)] = not self.gets_gradient.isdisjoint(held)
-        return self._learning[id(module)]
-
-    def _detached(self, value: Tensor, node: Node) -> Tensor:
-        """Under ``torch.no_grad`` a value is without gradient."""
-        detached = self.create("call_method", "detach", (node,))
-        self.fakes.node, self.fakes.calls = detached.name, []
-        fresh: Tensor = self.fakes.call(torch.ops.aten.detach.default, (value,), {})
-        detached.meta["val"] = fresh
-        self.calls[detached] = self.fakes.calls
-        self.put(fresh, detached)
-        return fresh
-
-    def _is_written(self, tensor: Tensor) -> bool:
-        return any(written is tensor for call in self.fakes.calls for written in call.written)
-
-    def _bound(self, value: Any, node: Node, given: set[int]) -> Any:
-        """Remember which node a value comes from; numbers in it remember it."""
-        if isinstance(value, Tensor):
-            value = self.fakes.of(value)
-            if id(value) in given and not self._is_written(value):  # in another mode it may be another tensor
-                value = self.fakes.call(torch.ops.aten.alias.default, (value,), {})
-            self.put(value, node)
-            return value
-        if isinstance(value, torch.Size):
-            self.handed = True
-            return torch.Size([self.number(n, Origin(operator.getitem, (node, i))) for i, n in enumerate(value)])
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            self.handed = True
-            return self.number(value, Origin(_itself, (node,), node))
-        if isinstance(value, tuple | list):
-            return self._bound_parts(value, node, given)
-        if isinstance(value, dict):
-            for key, one in value.items():
-                self._bound_part(one, node, operator.getitem, key, given)
-        return value
-
-    def _bound_parts(self, value: Any, node: Node, given: set[int]) -> Any:
-        parts = [self._bound_part(one, node, operator.getitem, i, given) for i, one in enumerate(value)]
-        if type(value) not in LISTS:
-            return value
-        opaque = bool(node.meta.get("asks_values"))
-        self.handed |= not opaque  # perhaps as many as an input is long
-        if opaque or (len(parts) == 1 and node.op != "call_module"):  # of one part, code may read the first, or all
-            return (SeenList if isinstance(value, list) else SeenTuple).of(self, node, parts)
-        return type(value)(parts)
-
-    def _bound_part(self, value: Any, parent: Node, read: Callable[..., Any], key: Any, given: set[int]) -> Any:
-        if isinstance(value, Tensor):
-            value = self.fakes.of(value)
-            if id(value) in given:
-                value = self.fakes.call(torch.ops.aten.alias.default, (value,), {})
-            self.places[id(value)] = Item(parent, read, key)
-            self._alive.append(value)
-            return value
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return self.number(value, Origin(read, (parent, key)))
-        if isinstance(value, tuple | list | dict) and tensor_leaves(value):
-            node = self.create("call_function", read, (parent, key))
-            node.meta["val"] = value
-            return self._bound(value, node, given)
-        return value
-
     def _aten(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An ATen call; those that no torch function makes that can be seen become nodes."""
         self.fakes.note_literal(func, args)
@@ -459,15 +342,3 @@ class CaptureRun(Evaluator):
         """
         if self.node_of_tensor(tensor) in self.by_values:
             raise TraceError(ON_VALUES)
-
-    def differentiable(self, tensor: Tensor) -> bool:
-        """Whether a tensor would require a gradient."""
-        return id(tensor) in self.gets_gradient
-
-    def mark_differentiable(self, tensor: Tensor) -> None:
-        """Note that a tensor requires a gradient."""
-        self.gets_gradient.add(id(tensor))
-
-
-def _itself(value: Any) -> Any:
-    return value

@@ -12,13 +12,13 @@ from fx_oto.capture.arguments import check_length
 from fx_oto.graph import source_line
 
 if TYPE_CHECKING:
-    from fx_oto.capture.run import CaptureRun
+    from fx_oto.capture.writer import Writer
 
 __all__ = ["SeenList", "SeenTuple"]
 
 
 class _Seen:
-    run: CaptureRun
+    run: Writer
     node: Node
     length: int
     parts: Any
@@ -26,7 +26,7 @@ class _Seen:
     was_counted: bool
 
     @classmethod
-    def of(cls, run: CaptureRun, node: Node, parts: list[Any]) -> Any:
+    def of(cls, run: Writer, node: Node, parts: list[Any]) -> Any:
         """What code is handed for the value of a node."""
         made = cls(parts)  # type: ignore[call-arg]
         made.run, made.node, made.length, made.was_counted = run, node, len(parts), False

@@ -156,6 +156,7 @@ class Sizes:
         if trial.taken is not None:
             if group.size == 1:
                 self.larger[group] = trial.taken
+            # Not what the graph checks already, but parts of which another batch may have more.
             splits = difference is not None and not difference.check
             if group.is_batch and (trial.differed is not None or splits):
                 self._announce("batches that the model's code treats like those", group, difference)

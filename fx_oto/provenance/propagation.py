@@ -8,10 +8,9 @@ layers by value, defers choices that depend on later unions, and settles them at
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -19,7 +18,6 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fx_oto.errors import FxOtoError
-from fx_oto.framework.context import Context
 from fx_oto.graph import op_name, source_line, tensor_leaves
 from fx_oto.modules import is_opaque
 from fx_oto.provenance.aliases import Aliases
@@ -90,7 +88,7 @@ class Propagation:
         self._origins = Origins(self.layers)
         self._borders = Borders(self, gm, tape)
         self._constants = Constants(tape, self._nodes, self.is_fixed)
-        self._sizes = SizesRead(gm, self._constants.without_inputs)
+        self.sizes = SizesRead(gm, self._constants.without_inputs, lambda: self.fx_node)
         self._resized: set[int] = set()
         self._before_products = before_products(tape, self._moves_data)
 
@@ -121,58 +119,10 @@ class Propagation:
         """The current node."""
         return self._nodes[self.node]
 
-    @cached_property
-    def fixed_sizes(self) -> frozenset[int]:
-        """Sizes of the example inputs for which the graph was captured, and which take no others."""
-        return frozenset(one.size for one in Context.of(self._gm).capture.sizes if one.fixed)
-
-    def varies(self, node: Node) -> bool:
-        """Whether a node returns numbers, and others on inputs of other sizes."""
-        return self._sizes.vary(node)
-
-    @property
-    def reads_sizes(self) -> bool:
-        """Whether the current node reads, or may read, a number that is made of the sizes of inputs."""
-        return self._sizes.by(self._nodes[self.node]) != frozenset()
-
-    @property
-    def sizes_are_signed(self) -> bool:
-        """Whether such a number may be negative on some inputs and not on others."""
-        return self._sizes.signed(self._nodes[self.node])
-
     @property
     def indexes(self) -> bool:
         """Whether the current node indexes with brackets; what it takes at places that vary is kept whole already."""
         return op_name(self._nodes[self.node]) in ("getitem", "setitem")
-
-    def may_vary(self, call: OpCall, number: Any) -> bool:
-        """Whether a number among a call's arguments may be another one on inputs of other sizes.
-
-        What it is made of cannot be seen: it is taken for one that the current node reads if it is equal to it, and
-        every number is where one that the node reads is missing, for then torch has computed with it.
-        """
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            return False
-        read = self._sizes.by(self._nodes[self.node])
-        return read is None or number in read or not read.issubset(call.numbers)
-
-    def vary_in(self, call: OpCall, row: Sequence[Any]) -> list[bool]:
-        """Of several numbers in a row, which ones may be others on inputs of other sizes.
-
-        Where the node gives the same row it tells which of them it reads; else each is judged by ``may_vary``.
-        """
-        given = [one for one in (*self.fx_node.args, *self.fx_node.kwargs.values()) if isinstance(one, tuple | list)]
-        same = [one for one in given if [_plain(part) for part in one] == list(row)]
-        if len(same) != 1 or self._sizes.by(self.fx_node) is None:
-            return [self.may_vary(call, number) for number in row]
-        return [isinstance(part, Node) and self._sizes.vary(part) for part in same[0]]
-
-    @property
-    def reads_single_sizes(self) -> bool:
-        """Whether the current node is, or may be, given such a number by itself, not in a row."""
-        given = (*self.fx_node.args, *self.fx_node.kwargs.values())
-        opaque = self._sizes.by(self.fx_node) is None
-        return opaque or any(isinstance(one, Node) and self._sizes.vary(one) for one in given)
 
     def made_by(self, value: Tensor) -> OpCall | None:
         """The call that made a tensor, if it is all that a function or method node does."""
@@ -226,7 +176,7 @@ class Propagation:
     def put_weight(self, value: Tensor) -> None:
         """Remember that a value is a parameter that was only moved around."""
         self._weights.add(id(value))
-        if self.reads_sizes or (self.call and any(id(read) in self._resized for read in self.call.inputs)):
+        if self.sizes.are_read or (self.call and any(id(read) in self._resized for read in self.call.inputs)):
             self._resized.add(id(value))
 
     def put_region(self, value: Tensor, region: Region) -> None:
@@ -421,7 +371,7 @@ class Propagation:
         elif node.op == "output":
             self._check_outdated(tensor_leaves(value))
         self._borders.keep(node, value)
-        if (indexed := indexed_at(node, self._sizes.vary)) is not None:
+        if (indexed := indexed_at(node, self.sizes.vary)) is not None:
             self._keep_indexed(indexed[0].meta["val"], indexed[1])
 
     def _keep_indexed(self, source: Any, dims: list[int]) -> None:
@@ -501,7 +451,3 @@ def _uniform(tensor: Tensor, dim: int) -> Tensor:
 
 
 Rule = Callable[[OpCall, Propagation], None]
-
-
-def _plain(part: Any) -> Any:
-    return part.meta.get("val") if isinstance(part, Node) else part

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from fx_oto.framework.context import Context
 from fx_oto.graph import op_name
 from fx_oto.modes import by_mode, written_in
 from fx_oto.modules import is_opaque
+from fx_oto.provenance.tape import OpCall
 
 __all__ = ["PLACE", "SizesRead", "indexed_at", "numbers_in"]
 
@@ -25,27 +28,69 @@ class SizesRead:
     Args:
         gm: the GraphModule.
         is_constant: whether a node, given by name, returns the same whatever the inputs are.
+        current: the node that is being analysed.
     """
 
-    def __init__(self, gm: GraphModule, is_constant: Callable[[str], bool]) -> None:
-        self._gm, self._is_constant = gm, is_constant
+    def __init__(self, gm: GraphModule, is_constant: Callable[[str], bool], current: Callable[[], Node]) -> None:
+        self._gm, self._is_constant, self._current = gm, is_constant, current
         self._read: dict[str, frozenset[float] | None] = {}
         self._signs: dict[str, bool] = {}
 
-    def by(self, node: Node) -> frozenset[float] | None:
-        """The numbers, on the example inputs; None of code that may ask for sizes itself."""
-        if node.name not in self._read:
-            asks = is_opaque(node, self._gm) and node.target not in (by_mode, written_in)
-            self._read[node.name] = None if asks else self._among(node)
-        return self._read[node.name]
+    @cached_property
+    def fixed(self) -> frozenset[int]:
+        """Sizes of the example inputs for which the graph was captured, and which take no others."""
+        return frozenset(one.size for one in Context.of(self._gm).capture.sizes if one.fixed)
 
     def vary(self, node: Node) -> bool:
         """Whether a node returns numbers, and others on inputs of other sizes."""
         return any(True for _ in numbers_in(node.meta.get("val"))) and not self._is_constant(node.name)
 
-    def signed(self, node: Node) -> bool:
-        """Whether one of them may be negative on some inputs and not on others."""
-        return any(self.vary(read) and not self._same_sign(read) for read in node.all_input_nodes)
+    @property
+    def are_read(self) -> bool:
+        """Whether the current node reads, or may read, a number that is made of the sizes of inputs."""
+        return self._by(self._current()) != frozenset()
+
+    @property
+    def are_read_singly(self) -> bool:
+        """Whether the current node is, or may be, given such a number by itself, not in a row."""
+        node = self._current()
+        given = (*node.args, *node.kwargs.values())
+        return self._by(node) is None or any(isinstance(one, Node) and self.vary(one) for one in given)
+
+    @property
+    def are_signed(self) -> bool:
+        """Whether such a number may be negative on some inputs and not on others."""
+        return any(self.vary(read) and not self._same_sign(read) for read in self._current().all_input_nodes)
+
+    def may_vary(self, call: OpCall, number: Any) -> bool:
+        """Whether a number among a call's arguments may be another one on inputs of other sizes.
+
+        What it is made of cannot be seen: it is taken for one that the current node reads if it is equal to it, and
+        every number is where one that the node reads is missing, for then torch has computed with it.
+        """
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            return False
+        read = self._by(self._current())
+        return read is None or number in read or not read.issubset(call.numbers)
+
+    def vary_in(self, call: OpCall, row: Sequence[Any]) -> list[bool]:
+        """Of several numbers in a row, which ones may be others on inputs of other sizes.
+
+        Where the node gives the same row it tells which of them it reads; else each is judged by ``may_vary``.
+        """
+        node = self._current()
+        given = [one for one in (*node.args, *node.kwargs.values()) if isinstance(one, tuple | list)]
+        same = [one for one in given if [_plain(part) for part in one] == list(row)]
+        if len(same) != 1 or self._by(node) is None:
+            return [self.may_vary(call, number) for number in row]
+        return [isinstance(part, Node) and self.vary(part) for part in same[0]]
+
+    def _by(self, node: Node) -> frozenset[float] | None:
+        """The numbers that a node reads, on the example inputs; None of code that may ask for sizes itself."""
+        if node.name not in self._read:
+            asks = is_opaque(node, self._gm) and node.target not in (by_mode, written_in)
+            self._read[node.name] = None if asks else self._among(node)
+        return self._read[node.name]
 
     def _same_sign(self, number: Node) -> bool:
         """Sizes are positive, and so is what is made of them without a difference."""
@@ -108,3 +153,7 @@ def _consumed(entry: Any) -> int:
 def _nodes_in(entry: Any) -> list[Node]:
     parts = (entry.start, entry.stop, entry.step) if isinstance(entry, slice) else (entry,)
     return [part for part in parts if isinstance(part, Node)]
+
+
+def _plain(part: Any) -> Any:
+    return part.meta.get("val") if isinstance(part, Node) else part

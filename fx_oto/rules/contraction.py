@@ -32,7 +32,7 @@ def add_matmul(call: OpCall, p: Propagation) -> None:
     """``addmm``, ``baddbmm``: a product plus a bias."""
     bias, left, right = call.args[:3]
     scales = (call.arg("beta"), call.arg("alpha"))
-    scale_is_one = scales == (1, 1) and not any(p.may_vary(call, scale) for scale in scales)
+    scale_is_one = scales == (1, 1) and not any(p.sizes.may_vary(call, scale) for scale in scales)
     product = Operand(call.out.shape, _product(p, left, right, foldable=scale_is_one))
     layers = _add(p, product, Operand.of(p, bias), call.out.ndim)
     p.put(call.out, layers if scale_is_one else [Layer(one.labels, zero_stays(one.removed)) for one in layers])
@@ -155,7 +155,7 @@ def convolution(call: OpCall, p: Propagation) -> None:
     kernel = _channels(p, [layer for layer in p.layers(weight) if layer not in window])
     sides = [Operand(source.shape[:2], inputs), Operand(weight.shape[:2], kernel, p.is_weight(weight))]
     if groups == 1:
-        padded = any(n or p.may_vary(call, n) for n in call.arg("padding"))
+        padded = any(n or p.sizes.may_vary(call, n) for n in call.arg("padding"))
         foldable = p.is_weight(weight) and not transposed and not padded
         layers = contract(p, sides, ("bc", "co" if transposed else "oc"), "bo", foldable)
     else:

@@ -139,7 +139,7 @@ def _parts(p: Propagation, node: Node, source: Tensor, dim: int) -> list[_Size]:
     """The size of a dimension: one factor, or three: repeats of all channels, channels, repeats of each."""
     size = source.size(dim)
     if not p.is_fixed(source, dim):
-        settled = size in p.fixed_sizes or _is_settled(_read_by(node), dim - source.ndim)
+        settled = size in p.sizes.fixed or _is_settled(_read_by(node), dim - source.ndim)
         return [_Size(Fraction(size)) if settled else _of_dim(p, _read_by(node), dim)]
     layer = next((layer for layer in p.layers(source) if dim in layer.dims), None)
     if layer is None:
@@ -287,14 +287,14 @@ def _read(p: Propagation, entry: Any) -> _Size | None:
     value: Any = node.meta["val"]
     if isinstance(value, Tensor):
         return _Size(Fraction(value.shape[dim])) if p.is_fixed(value, dim) else _of_dim(p, node, dim)
-    return _plain(p, value[dim]) if p.varies(node) else _Size(Fraction(int(value[dim])))
+    return _plain(p, value[dim]) if p.sizes.vary(node) else _Size(Fraction(int(value[dim])))
 
 
 def _computed(p: Propagation, node: Node) -> _Size | None:
     """A number that a node computes."""
     number: Any = node.meta["val"]
     name, args = op_name(node), node.args
-    if not p.varies(node):
+    if not p.sizes.vary(node):
         return _Size(Fraction(int(number)))
     if name == "int" and args:
         return _read(p, args[0])
@@ -308,4 +308,4 @@ def _computed(p: Propagation, node: Node) -> _Size | None:
 
 
 def _plain(p: Propagation, value: Any) -> _Size:
-    return _Size(Fraction(int(value))) if value in p.fixed_sizes or value == 0 else _Size.symbol(int(value))
+    return _Size(Fraction(int(value))) if value in p.sizes.fixed or value == 0 else _Size.symbol(int(value))

@@ -77,19 +77,19 @@ def _at_varying_places(call: OpCall, p: Propagation) -> set[int]:
     if call.name == "diagonal":  # as long as the shorter of two
         both = {call.arg("dim1") % ndim, call.arg("dim2") % ndim}
         return set() if all(p.is_fixed(source, dim) for dim in both) else both
-    if not p.reads_sizes or p.indexes or call.func.name() in _SIZE_FREE:
+    if not p.sizes.are_read or p.indexes or call.func.name() in _SIZE_FREE:
         return set()
     if call.name == "repeat":
         lead = len(call.args[1]) - ndim
-        return {i - lead for i, varies in enumerate(p.vary_in(call, call.args[1])) if i >= lead and varies}
+        return {i - lead for i, varies in enumerate(p.sizes.vary_in(call, call.args[1])) if i >= lead and varies}
     if call.name == "roll":
         dims = call.arg("dims")
-        shifts = p.vary_in(call, call.arg("shifts"))
+        shifts = p.sizes.vary_in(call, call.arg("shifts"))
         return {dim % ndim for dim, varies in zip(dims, shifts, strict=False) if varies}
     names = [arg.name for arg in call.func._schema.arguments[1:]]
     along = next((name for name in names if name in ("dim", "dimension")), None)
     numbers = tree_leaves([call.arg(name) for name in names if name != along])
-    if not any(p.may_vary(call, n) for n in numbers):
+    if not any(p.sizes.may_vary(call, n) for n in numbers):
         return set()
     return set(range(ndim)) if along is None else {call.arg(along) % ndim}
 
@@ -317,7 +317,7 @@ def create(call: OpCall, p: Propagation) -> None:
     """Factories (``zeros``, ``arange``, ``randn`` …): fresh atoms for every dimension."""
     worth = {"zeros": 0.0, "new_zeros": 0.0, "ones": 1.0, "new_ones": 1.0}.get(call.name)
     if call.name in ("full", "new_full") and isinstance(value := call.arg("fill_value"), int | float):
-        worth = None if p.may_vary(call, value) else float(value)
+        worth = None if p.sizes.may_vary(call, value) else float(value)
     removed = UNKNOWN if worth is None else torch.tensor(worth, dtype=torch.float64)
     for out in call.outputs:
         p.put(out, _fresh(p, out, range(out.ndim), removed))
@@ -334,10 +334,10 @@ def pad(call: OpCall, p: Propagation) -> None:
     """Constant padding: a padded tracked dimension gets fresh atoms for its new indices."""
     source, amounts = call.args[0], call.args[1]
     value = float(call.arg("value") or 0.0)
-    if p.reads_single_sizes and p.may_vary(call, call.arg("value")):
+    if p.sizes.are_read_singly and p.sizes.may_vary(call, call.arg("value")):
         value = math.nan
     around = {source.ndim - 1 - i: (amounts[2 * i], amounts[2 * i + 1]) for i in range(len(amounts) // 2)}
-    vary = p.vary_in(call, amounts)
+    vary = p.sizes.vary_in(call, amounts)
     varying = {source.ndim - 1 - i for i in range(len(amounts) // 2) if vary[2 * i] or vary[2 * i + 1]}
     p.keep_along(source, varying, PLACE)
     around = {dim: pair for dim, pair in around.items() if any(pair) or dim in varying}

@@ -68,14 +68,16 @@ def pointwise(call: OpCall, p: Propagation) -> None:
 
 def with_other_sizes(call: OpCall, p: Propagation) -> list[OpCall]:
     """The same call on inputs of other sizes: with other numbers in the place of those that may be made of sizes."""
-    if not p.reads_sizes:
+    if not p.sizes.are_read:
         return []
 
     def changed(change: Callable[[float], float]) -> tuple[Any, Any]:
-        args, kwargs = tree_map(lambda leaf: change(leaf) if p.may_vary(call, leaf) else leaf, (call.args, call.kwargs))
+        args, kwargs = tree_map(
+            lambda leaf: change(leaf) if p.sizes.may_vary(call, leaf) else leaf, (call.args, call.kwargs)
+        )
         return args, kwargs
 
-    changes = _OTHER_SIZES + _OTHER_SIGNS if p.sizes_are_signed else _OTHER_SIZES
+    changes = _OTHER_SIZES + _OTHER_SIGNS if p.sizes.are_signed else _OTHER_SIZES
     return [replace(call, args=args, kwargs=kwargs) for args, kwargs in map(changed, changes)]
 
 

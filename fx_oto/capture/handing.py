@@ -1,0 +1,159 @@
+"""What calls return, on its way to the code that called: it remembers its node, and whether a gradient reaches it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from fx_oto.capture.calls import LISTS, without_memory
+from fx_oto.capture.numbers import Float, Int, Origin
+from fx_oto.capture.really import Evaluator
+from fx_oto.capture.seen import SeenList, SeenTuple
+from fx_oto.capture.writer import Item
+from fx_oto.dice import Dice
+from fx_oto.graph import tensor_leaves
+from fx_oto.provenance.fakes import asks_values
+from fx_oto.provenance.tape import laid_out
+
+__all__ = ["Handing"]
+
+
+class Handing(Evaluator):
+    """Computes what the calls of a model return, and hands it to its code.
+
+    Attributes:
+        gets_gradient: the tensors that would require a gradient, by ``id``.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.gets_gradient = {id(fake) for fake in self.fakes.named.values() if self.fakes.real[id(fake)].requires_grad}
+        self._learning: dict[int, bool] = {}
+
+    def compute_node(
+        self,
+        node: Node,
+        args: Any,
+        kwargs: Any,
+        compute: Callable[[Any, Any], Any],
+        last: Node | None,
+        module: nn.Module | None = None,
+        anything: bool = False,
+    ) -> Any:
+        """The value of a node, to be handed to the user's code."""
+        args, kwargs = without_memory(self.fakes.faked(tuple(args))), without_memory(self.fakes.faked(dict(kwargs)))
+        self.fakes.node, self.fakes.calls = node.name, []
+        dice = Dice(torchs=False) if anything else None
+        try:
+            value = compute(args, kwargs)
+        except Exception as error:
+            if not (anything or (self.options.op_level and asks_values(error))):
+                self.forget_after(last)
+                raise
+            value = self.really(node, module, (args, kwargs), error, last)
+        finally:
+            if dice is not None:  # the graph draws the numbers
+                dice.put_back()
+        return self._handed_over(node, args, kwargs, value, module)
+
+    def _handed_over(self, node: Node, args: Any, kwargs: Any, value: Any, module: nn.Module | None) -> Any:
+        given = {id(tensor) for tensor in tensor_leaves((args, kwargs))}
+        value = laid_out(node, value) if isinstance(value, Tensor) and node.op != "call_module" else value
+        value = self._bound(value, node, given)
+        node.meta["val"] = without_memory(value)
+        self.calls[node] = self.fakes.calls
+        tensors = tensor_leaves(value)
+        if not tensors and isinstance(value, Int | Float | torch.Size):
+            node.meta["is_number"] = True
+        if torch.is_grad_enabled():
+            self._note_gradients(tensors, given, module)
+        elif isinstance(value, Tensor) and value.is_floating_point() and not self._is_written(value):
+            value = self._detached(value, node)
+        return value
+
+    def _note_gradients(self, tensors: list[Tensor], given: set[int], module: nn.Module | None) -> None:
+        if not self.gets_gradient.isdisjoint(given) or (module is not None and self._learns(module)):
+            self.gets_gradient.update(id(tensor) for tensor in tensors if tensor.is_floating_point())
+
+    def _learns(self, module: nn.Module) -> bool:
+        if id(module) not in self._learning:
+            held = {id(self.fakes.of(parameter)) for parameter in module.parameters()}
+            self._learning[id(module)] = not self.gets_gradient.isdisjoint(held)
+        return self._learning[id(module)]
+
+    def _detached(self, value: Tensor, node: Node) -> Tensor:
+        """Under ``torch.no_grad`` a value is without gradient."""
+        detached = self.create("call_method", "detach", (node,))
+        self.fakes.node, self.fakes.calls = detached.name, []
+        fresh: Tensor = self.fakes.call(torch.ops.aten.detach.default, (value,), {})
+        detached.meta["val"] = fresh
+        self.calls[detached] = self.fakes.calls
+        self.put(fresh, detached)
+        return fresh
+
+    def _is_written(self, tensor: Tensor) -> bool:
+        return any(written is tensor for call in self.fakes.calls for written in call.written)
+
+    def _bound(self, value: Any, node: Node, given: set[int]) -> Any:
+        """Remember which node a value comes from; numbers in it remember it."""
+        if isinstance(value, Tensor):
+            value = self.fakes.of(value)
+            if id(value) in given and not self._is_written(value):  # in another mode it may be another tensor
+                value = self.fakes.call(torch.ops.aten.alias.default, (value,), {})
+            self.put(value, node)
+            return value
+        if isinstance(value, torch.Size):
+            self.handed = True
+            return torch.Size([self.number(n, Origin(operator.getitem, (node, i))) for i, n in enumerate(value)])
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            self.handed = True
+            return self.number(value, Origin(_itself, (node,), node))
+        if isinstance(value, tuple | list):
+            return self._bound_parts(value, node, given)
+        if isinstance(value, dict):
+            for key, one in value.items():
+                self._bound_part(one, node, operator.getitem, key, given)
+        return value
+
+    def _bound_parts(self, value: Any, node: Node, given: set[int]) -> Any:
+        parts = [self._bound_part(one, node, operator.getitem, i, given) for i, one in enumerate(value)]
+        if type(value) not in LISTS:
+            return value
+        opaque = bool(node.meta.get("asks_values"))
+        self.handed |= not opaque  # perhaps as many as an input is long
+        if opaque or (len(parts) == 1 and node.op != "call_module"):  # of one part, code may read the first, or all
+            return (SeenList if isinstance(value, list) else SeenTuple).of(self, node, parts)
+        return type(value)(parts)
+
+    def _bound_part(self, value: Any, parent: Node, read: Callable[..., Any], key: Any, given: set[int]) -> Any:
+        if isinstance(value, Tensor):
+            value = self.fakes.of(value)
+            if id(value) in given:
+                value = self.fakes.call(torch.ops.aten.alias.default, (value,), {})
+            self.places[id(value)] = Item(parent, read, key)
+            self._alive.append(value)
+            return value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return self.number(value, Origin(read, (parent, key)))
+        if isinstance(value, tuple | list | dict) and tensor_leaves(value):
+            node = self.create("call_function", read, (parent, key))
+            node.meta["val"] = value
+            return self._bound(value, node, given)
+        return value
+
+    def differentiable(self, tensor: Tensor) -> bool:
+        """Whether a tensor would require a gradient."""
+        return id(tensor) in self.gets_gradient
+
+    def mark_differentiable(self, tensor: Tensor) -> None:
+        """Note that a tensor requires a gradient."""
+        self.gets_gradient.add(id(tensor))
+
+
+def _itself(value: Any) -> Any:
+    return value
