@@ -362,8 +362,14 @@ class Owning(Postprocessing):
 
 
 def test_a_method_with_parameters_is_not_called_as_a_whole():
-    with pytest.raises(fx_oto.TraceError, match=r"cannot be captured at .*test_front_ends.py:\d+"):
-        fx_oto.prepare(Owning(), torch.randn(5, 4))
+    torch.manual_seed(0)
+    model, x = Owning().double().eval(), torch.randn(5, 4, dtype=torch.float64)
+    with pytest.warns(fx_oto.FxOtoWarning, match=r"batches of 5 only.*test_front_ends.py:\d+"):
+        gm = fx_oto.prepare(model, x)  # each row is selected by itself
+    assert capture(gm).opaque == ()
+    fx_oto.partition(gm).zero_(0.5)
+    other = torch.randn(5, 4, dtype=torch.float64)
+    torch.testing.assert_close(fx_oto.compress(gm)(other), model(other), rtol=1e-10, atol=1e-12)
 
 
 class Nested(nn.Module):
