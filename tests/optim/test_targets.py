@@ -38,13 +38,10 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("optimizer", ["DHSPG", "HESSO"])
-@pytest.mark.parametrize("lam", [None, 1e-9, 1e3])
+@pytest.mark.parametrize(("optimizer", "lam"), [("DHSPG", None), ("DHSPG", 1e-9), ("DHSPG", 1e3), ("HESSO", None)])
 @pytest.mark.parametrize("quantity", ["group_sparsity", "params", "macs"])
-@pytest.mark.parametrize("name", NETWORKS)
-def test_what_is_asked_is_reached_within_the_price_of_one_group(name, quantity, lam, optimizer):
-    if optimizer == "HESSO" and lam is not None:
-        pytest.skip("HESSO has no λ")
+@pytest.mark.parametrize("name", ["demo", "carn", pytest.param("unets", marks=pytest.mark.slow)])
+def test_what_is_asked_is_reached_within_the_price_of_one_group(name, quantity, optimizer, lam):
     torch.manual_seed(0)
     make, shape = NETWORKS[name]
     model, image = make(), torch.randn(shape)
@@ -69,7 +66,7 @@ def test_prices_are_those_of_the_compact_model():
     """On random networks; where a channel is kept so that something of a value is left, a little more remains."""
     image = torch.randn(2, 4, 6, 6)
     compared = 0
-    for seed in range(40):
+    for seed in range(20):
         torch.manual_seed(seed)
         model = by_seed(seed)
         gm = fx_oto.prepare(model, image)
@@ -84,7 +81,7 @@ def test_prices_are_those_of_the_compact_model():
             assert zigs.macs.left(zigs.removed()) == compact.macs, seed
             assert zigs.params.left(zigs.removed()) <= compact.params, seed  # what is folded becomes a bias
             compared += 1
-    assert compared > 20
+    assert compared > 10
 
 
 def test_groups_that_take_part_in_less_work_are_priced_apart():

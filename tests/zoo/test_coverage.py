@@ -15,10 +15,26 @@ COVERAGE = Path(__file__).parents[2] / "benchmarks" / "coverage"
 ZOOS = ("torchvision", "timm", "transformers", "einops", "peers")
 # What is small enough to be tested always.
 FAST = {
-    "transformers": {"*"},
+    "transformers": {
+        "albert",
+        "b*",
+        "c*",
+        "d*",
+        "electra",
+        "gpt*",
+        "llama",
+        "mamba",
+        "mixtral",
+        "opt",
+        "qwen3",
+        "r*",
+        "s*",
+        "t5",
+    }
+    | {"vit", "w*"},
     "timm": {"convnext_zepto_rms", "dla46x_c", "edgenext_xx_small", "iformer_t", "mobilenetv3_small_050", "pvt_v2_b0"}
     | {"ghostnet_050", "starnet_s050", "vit_tiny_patch16_224"},
-    "torchvision": {"squeezenet1_1", "swin_t"},
+    "torchvision": {"squeezenet1_1"},
     "einops": {"*"},
     "peers": {"oto:demonet_*"},
 }

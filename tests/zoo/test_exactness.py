@@ -70,7 +70,13 @@ def check(model, size, dtype, limit):
         assert axis.reason.node, axis
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+BOTH = [
+    pytest.param(torch.float64, id="float64"),
+    pytest.param(torch.float32, id="float32", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("dtype", BOTH)
 @pytest.mark.parametrize("name", PAPER)
 def test_paper(name, dtype):
     build, size, limit = PAPER[name]
@@ -78,7 +84,8 @@ def test_paper(name, dtype):
 
 
 # Of what is like another of these, but takes long.
-LONG = ("vgg16", "vgg16_bn", "inception_v3", "wide_resnet50_2", "efficientnet_v2_s", "fcn_resnet50")
+LONG = {"vgg16", "vgg16_bn", "inception_v3", "wide_resnet50_2", "efficientnet_v2_s", "fcn_resnet50"}
+LONG |= {"deeplabv3_resnet50", "googlenet", "inception_v3 without auxiliary heads", "resnext50_32x4d", "mnasnet1_0"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow if x in LONG else ()) for x in TORCHVISION])
@@ -89,7 +96,7 @@ def test_torchvision(name):
     check(build(name.split()[0], **options), size, torch.float64, limit)
 
 
-IN_FLOAT32 = ("resnet18", "densenet121", "convnext_tiny", "efficientnet_b0", "regnet_y_400mf")
+IN_FLOAT32 = ("resnet18", "efficientnet_b0")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +109,9 @@ def test_torchvision_in_float32(name):
     check(build(name.split()[0], **options), size, torch.float32, limit)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "convnext_tiny", "shufflenet_v2_x1_0"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "shufflenet_v2_x1_0", pytest.param("convnext_tiny", marks=pytest.mark.slow)]
+)
 def test_exported_graph_has_the_same_groups_and_is_exact(name):
     from support.vision import build
 
@@ -120,7 +129,7 @@ def test_exported_graph_has_the_same_groups_and_is_exact(name):
         torch.testing.assert_close(small(other), model(other), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("dtype", BOTH)
 def test_a_vision_transformer_is_pruned_whole(dtype):
     """Nothing is kept but the image, the classes and the places of the tokens."""
     from support.vision import small_vit

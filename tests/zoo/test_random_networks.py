@@ -50,7 +50,7 @@ def test_exact_on_images(**plan):
     check(lambda: by_plan(**plan))
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=40, derandomize=True, deadline=None)
 @given(st.fixed_dictionaries(ON_TOKENS), ATTENTION)
 def test_exact_on_tokens(plan, attention):
     check(lambda: by_plan(**plan), attention=attention)
@@ -71,7 +71,7 @@ def check_at_any_size(plan, shape, attention):
     check(lambda: by_plan(**plan), shape, attention=attention)
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=70, derandomize=True, deadline=None)
 @given(ANY, SHAPES, ATTENTION)
 def test_exact_at_any_size(plan, shape, attention):
     check_at_any_size(plan, shape, attention)
