@@ -23,8 +23,8 @@ from support.networks import Bottleneck, Decoder, ResNet
 from tabulate import tabulate
 
 import fx_oto
-from fx_oto.timing import in_turns
-from passes import PhysicalSlicing, Verification
+from fx_oto.passes import PhysicalSlicing, Verification
+from fx_oto.reports.timing import in_turns
 
 NETWORKS = ("mobilenet_v3_large", "resnet50", "densenet121", "convnext_tiny")
 ROUNDS = 9

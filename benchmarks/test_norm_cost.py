@@ -22,8 +22,8 @@ from tabulate import tabulate
 from torch import nn
 
 import fx_oto
-from fx_oto.norms import LayerNormOver, layer_norm_over
-from fx_oto.timing import in_turns
+from fx_oto.nn.norms import LayerNormOver, layer_norm_over
+from fx_oto.reports.timing import in_turns
 
 ROUNDS = 15
 

@@ -23,7 +23,7 @@ from support.vision import build, small_vit
 from tabulate import tabulate
 
 import fx_oto
-from fx_oto.timing import in_turns
+from fx_oto.reports.timing import in_turns
 
 STRIDE, STRIDES = 16, 3
 SGD = (torch.optim.SGD, {"lr": 1e-3, "momentum": 0.9})

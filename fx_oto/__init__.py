@@ -10,30 +10,30 @@
 - To see what can go, why the rest cannot, and what was done: ``partition``, its ``explain`` and ``draw``, ``report``.
 - To measure: ``cost`` (parameters and multiply-adds), ``latency``, and ``sensitivity``, which tries prunings out.
 - To draw: ``draw_graph``, ``plot_widths``, ``plot_tradeoff``.
-- Passes of your own: ``default_pipeline``, ``Pipeline``, ``Pass``, ``Analysis``, the decorators ``transformation`` and
-  ``analysis``, ``register_pass`` and ``registered_passes``; ``testing.check_pass`` tests them.
+- Passes of your own: ``default_pipeline``, ``Pipeline``, ``Pass``, ``Analysis``, the decorators
+  ``transformation_pass`` and ``analysis_pass``, ``register_pass`` and ``registered_passes``; ``testing.check_pass``
+  tests them.
 - Ops and modules of your own: ``register_rule`` and ``register_leaf`` with one of ``kinds``, ``registered_rules``,
   ``unregister_rule``, ``temporary_rules``.
 
 What these return shows itself: print it, or let a notebook show it. Every error descends from ``FxOtoError``.
 
-Everything public is reachable from here. Names are loaded when they are first used, so that ``passes``, which
-stands on the core of this package, can be imported before or after it.
+Everything public is reachable from here. Names are loaded when they are first used, so that what needs no torch, such
+as ``python -m fx_oto --help``, does not wait for it.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fx_oto import testing
+    from fx_oto.analysis.dependencies import Dependencies, Reason
     from fx_oto.api import compress, default_pipeline, prepare
     from fx_oto.capture import trace
-    from fx_oto.costs import Cost, cost
-    from fx_oto.errors import (
+    from fx_oto.core.context import Capture, Context, ExampleInputs, InputSize
+    from fx_oto.core.errors import (
         FxOtoError,
         FxOtoWarning,
         InputError,
@@ -48,71 +48,77 @@ if TYPE_CHECKING:
         TrainingError,
         VerificationError,
     )
-    from fx_oto.framework.authoring import analysis, register_pass, registered_passes, transformation
-    from fx_oto.framework.context import Capture, Context, ExampleInputs, InputSize
+    from fx_oto.core.records import PassRecord, Snapshot
+    from fx_oto.framework.authoring import analysis_pass, register_pass, registered_passes, transformation_pass
     from fx_oto.framework.pipeline import Pipeline
-    from fx_oto.framework.records import PassRecord, Snapshot
-    from fx_oto.framework.reports import Report, report
     from fx_oto.framework.stages import Analysis, Pass
-    from fx_oto.groups.drawings import draw_graph
-    from fx_oto.groups.explanations import AxisExplanation, Cause, Explanation
-    from fx_oto.groups.prices import Price
-    from fx_oto.groups.sensitivities import Sensitivity, Trial
-    from fx_oto.groups.widths import plot_widths
-    from fx_oto.groups.zigs import Family, FrozenAxis, Partition, Slot, partition
+    from fx_oto.framework.trajectory import Trajectory
+    from fx_oto.ops.custom import (
+        kinds,
+        register_leaf,
+        register_rule,
+        registered_rules,
+        temporary_rules,
+        unregister_rule,
+    )
     from fx_oto.optim.dhspg import DHSPG
     from fx_oto.optim.hesso import HESSO
     from fx_oto.optim.saliency import ZIGStatistics
     from fx_oto.optim.sparsifier import GroupSparseOptimizer
-    from fx_oto.pictures.charts import plot_tradeoff
-    from fx_oto.pictures.picture import Picture
-    from fx_oto.provenance.dependencies import Dependencies, Reason
-    from fx_oto.rules import kinds, register_leaf, register_rule, registered_rules, temporary_rules, unregister_rule
-    from fx_oto.timing import LatencyComparison, ModelLatency, latency
-    from fx_oto.trajectory import Trajectory
-    from fx_oto.whatif import sensitivity
-    from passes.dependency_analysis import DependencyAnalysis
-    from passes.mask_insertion import MaskInsertion
-    from passes.physical_slicing import PhysicalSlicing, SlicingPlan
-    from passes.verification import Verification, VerificationReport
-    from passes.zig_partition import ZIGPartition
+    from fx_oto.optim.whatif import sensitivity
+    from fx_oto.passes.dependency_analysis import DependencyAnalysis
+    from fx_oto.passes.mask_insertion import MaskInsertion
+    from fx_oto.passes.physical_slicing import PhysicalSlicing, SlicingPlan
+    from fx_oto.passes.verification import Verification, VerificationReport
+    from fx_oto.passes.zig_partition import ZIGPartition
+    from fx_oto.reports.costs import Cost, cost
+    from fx_oto.reports.explanation import AxisExplanation, Cause, Explanation
+    from fx_oto.reports.report import Report, report
+    from fx_oto.reports.sensitivity import Sensitivity, Trial
+    from fx_oto.reports.timing import LatencyComparison, ModelLatency, latency
+    from fx_oto.viz.charts import plot_tradeoff
+    from fx_oto.viz.drawings import draw_graph
+    from fx_oto.viz.picture import Picture
+    from fx_oto.viz.widths import plot_widths
+    from fx_oto.zigs.partition import Family, FrozenAxis, Partition, Slot, partition
+    from fx_oto.zigs.prices import Price
 
 __version__ = "0.1.0"
 
 _HOMES = (
     "fx_oto.api",
     "fx_oto.framework.authoring",
-    "fx_oto.framework.context",
-    "fx_oto.costs",
-    "fx_oto.provenance.dependencies",
-    "fx_oto.groups.drawings",
-    "fx_oto.errors",
-    "fx_oto.groups.explanations",
+    "fx_oto.core.context",
+    "fx_oto.reports.costs",
+    "fx_oto.analysis.dependencies",
+    "fx_oto.viz.drawings",
+    "fx_oto.core.errors",
+    "fx_oto.reports.explanation",
     "fx_oto.optim.dhspg",
     "fx_oto.optim.hesso",
     "fx_oto.optim.saliency",
     "fx_oto.optim.sparsifier",
-    "fx_oto.pictures.charts",
-    "fx_oto.pictures.picture",
+    "fx_oto.viz.charts",
+    "fx_oto.viz.picture",
     "fx_oto.framework.pipeline",
-    "fx_oto.groups.prices",
-    "fx_oto.framework.records",
-    "fx_oto.framework.reports",
-    "fx_oto.rules",
+    "fx_oto.zigs.prices",
+    "fx_oto.core.records",
+    "fx_oto.reports.report",
+    "fx_oto.ops.custom",
     "fx_oto.framework.stages",
     "fx_oto.testing",
-    "fx_oto.groups.sensitivities",
-    "fx_oto.timing",
+    "fx_oto.reports.sensitivity",
+    "fx_oto.reports.timing",
     "fx_oto.capture",
-    "fx_oto.trajectory",
-    "fx_oto.whatif",
-    "fx_oto.groups.widths",
-    "fx_oto.groups.zigs",
-    "passes.dependency_analysis",
-    "passes.mask_insertion",
-    "passes.physical_slicing",
-    "passes.verification",
-    "passes.zig_partition",
+    "fx_oto.framework.trajectory",
+    "fx_oto.optim.whatif",
+    "fx_oto.viz.widths",
+    "fx_oto.zigs.partition",
+    "fx_oto.passes.dependency_analysis",
+    "fx_oto.passes.mask_insertion",
+    "fx_oto.passes.physical_slicing",
+    "fx_oto.passes.verification",
+    "fx_oto.passes.zig_partition",
 )
 
 __all__ = [
@@ -167,7 +173,7 @@ __all__ = [
     "VerificationReport",
     "ZIGPartition",
     "ZIGStatistics",
-    "analysis",
+    "analysis_pass",
     "compress",
     "cost",
     "default_pipeline",
@@ -188,27 +194,9 @@ __all__ = [
     "temporary_rules",
     "testing",
     "trace",
-    "transformation",
+    "transformation_pass",
     "unregister_rule",
 ]
-
-
-def _check_passes() -> None:
-    """The sibling package has a name that others may have, too.
-
-    Raises:
-        ImportError: another one comes first.
-    """
-    mine, spec = Path(__file__).resolve().parents[1] / "passes" / "__init__.py", find_spec("passes")
-    found = spec and spec.origin
-    if not found or Path(found).resolve() != mine:
-        raise ImportError(
-            f"fx_oto needs its sibling package passes, in {mine.parent}; what Python finds by that name is {found}. "
-            "Give that another name, or put its folder behind fx_oto's in sys.path"
-        )
-
-
-_check_passes()
 
 
 def __getattr__(name: str) -> Any:

@@ -8,22 +8,22 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule
 
+from fx_oto.analysis.engine import Attention
 from fx_oto.capture import trace
-from fx_oto.errors import MissingResultError, SettingsError
-from fx_oto.framework.context import Context
+from fx_oto.core.context import Context
+from fx_oto.core.errors import MissingResultError, SettingsError
+from fx_oto.core.fx_utils import patterns_in
+from fx_oto.core.records import PassRecord
+from fx_oto.core.warn import warn
 from fx_oto.framework.pipeline import Pipeline
-from fx_oto.framework.records import PassRecord
-from fx_oto.graph import patterns_in
-from fx_oto.groups.zigs import partition
+from fx_oto.framework.trajectory import Trajectory
 from fx_oto.optim.dhspg import DHSPG
-from fx_oto.provenance.propagation import Attention
-from fx_oto.trajectory import Trajectory
-from fx_oto.warn import warn
-from passes.dependency_analysis import DependencyAnalysis
-from passes.mask_insertion import MaskInsertion
-from passes.physical_slicing import PhysicalSlicing
-from passes.verification import Verification
-from passes.zig_partition import ZIGPartition
+from fx_oto.passes.dependency_analysis import DependencyAnalysis
+from fx_oto.passes.mask_insertion import MaskInsertion
+from fx_oto.passes.physical_slicing import PhysicalSlicing
+from fx_oto.passes.verification import Verification
+from fx_oto.passes.zig_partition import ZIGPartition
+from fx_oto.zigs.partition import partition
 
 __all__ = ["compress", "default_pipeline", "prepare"]
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from fx_oto.analysis.tape import record_tape
 from fx_oto.capture import trace
-from fx_oto.costs import cost
-from fx_oto.errors import InputError
-from fx_oto.framework.context import Context, ExampleInputs
+from fx_oto.core.context import Context, ExampleInputs
+from fx_oto.core.errors import InputError
 from fx_oto.framework.stages import Analysis, Stage
-from fx_oto.provenance.tape import record_tape
+from fx_oto.reports.costs import cost
 
 __all__ = ["check_pass", "randomise"]
 

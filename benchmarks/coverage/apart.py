@@ -74,7 +74,7 @@ class _Child:
     def _place(self) -> str:
         """The innermost line of this project at which the child was stopped."""
         for file, line, function in re.findall(r'File "(.+)", line (\d+) in (\w+)', self.trace.read_text()):
-            if file.startswith((str(ROOT / "fx_oto"), str(ROOT / "passes"))):
+            if file.startswith(str(ROOT / "fx_oto")):
                 return f" [{Path(file).relative_to(ROOT)}:{line} {function}]"
         return ""
 

@@ -18,9 +18,7 @@ def explained(error: BaseException) -> str:
     while isinstance(error, fx_oto.PassError) and error.__cause__ is not None:
         error = error.__cause__
     ours = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename.startswith((str(ROOT / "fx_oto"), str(ROOT / "passes")))
+        frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(str(ROOT / "fx_oto"))
     ]
     where = f" [{ours[-1].filename}:{ours[-1].lineno}]" if ours else ""
     return portable(f"{type(error).__name__}: {' '.join(str(error).split())[:420]}{where}")

@@ -12,6 +12,8 @@ from torch.fx import GraphModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
+from fx_oto.analysis.misfits import misfit
+from fx_oto.analysis.tape import Tape, fake_run
 from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.attempt import Attempt, FixedByValuesError, analysed_tape
 from fx_oto.capture.refusals import NotCapturedError, NotHashedError, RandomError
@@ -19,17 +21,15 @@ from fx_oto.capture.statements import statement_at
 from fx_oto.capture.subject import Subject
 from fx_oto.capture.whole import LeafTracer
 from fx_oto.capture.writer import Options
-from fx_oto.dice import Dice
-from fx_oto.errors import InputError, TraceError
-from fx_oto.framework.context import Capture, Context, ExampleInputs
-from fx_oto.framework.records import PassRecord
-from fx_oto.graph import graph_copy, one_at_a_time, quiet_fakes, raised_at, tensor_leaves, tensor_names
-from fx_oto.groups.explanations import Untraced
-from fx_oto.keeping import unchanged, uncollected, uncompiled, unwritten
-from fx_oto.masks import MASKS, drop_masks
-from fx_oto.provenance.misfits import misfit
-from fx_oto.provenance.tape import Tape, fake_run
-from fx_oto.warn import warn
+from fx_oto.core.context import Capture, Context, ExampleInputs
+from fx_oto.core.errors import InputError, TraceError
+from fx_oto.core.fx_utils import graph_copy, one_at_a_time, quiet_fakes, raised_at, tensor_leaves, tensor_names
+from fx_oto.core.masks import MASKS, drop_masks
+from fx_oto.core.preserve import unchanged, uncollected, uncompiled, unwritten
+from fx_oto.core.random_state import Dice
+from fx_oto.core.records import PassRecord
+from fx_oto.core.warn import warn
+from fx_oto.reports.explanation import Untraced
 
 __all__ = ["LeafTracer", "analysed_tape", "trace"]
 

@@ -15,8 +15,8 @@ from fx_oto.capture.calls import TENSORS, name_of, without_memory
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Origin
 from fx_oto.capture.refusals import ON_VALUES
-from fx_oto.errors import TraceError
-from fx_oto.graph import op_name
+from fx_oto.core.errors import TraceError
+from fx_oto.core.fx_utils import op_name
 
 if TYPE_CHECKING:
     from fx_oto.capture.run import CaptureRun

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from fx_oto.analysis.misfits import misfit
 from fx_oto.capture.numbers import Origin
-from fx_oto.errors import TraceError
-from fx_oto.framework.context import ExampleInputs
-from fx_oto.provenance.misfits import misfit
+from fx_oto.core.context import ExampleInputs
+from fx_oto.core.errors import TraceError
 
 if TYPE_CHECKING:
     from fx_oto.capture.run import CaptureRun

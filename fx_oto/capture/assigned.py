@@ -9,8 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 
 from fx_oto.capture.subject import Subject
-from fx_oto.graph import op_name
-from fx_oto.modes import IN_PLACE
+from fx_oto.core.fx_utils import op_name
+from fx_oto.nn.modes import IN_PLACE
 
 if TYPE_CHECKING:
     from fx_oto.capture.run import CaptureRun

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from fx_oto.analysis.tape import Recording, Tape, fake_run, record_tape
 from fx_oto.capture.check import check_capture
 from fx_oto.capture.memory import Memory
 from fx_oto.capture.names import AnyNames
@@ -19,12 +20,11 @@ from fx_oto.capture.sizes import Group, Sizes, groups_of, resized
 from fx_oto.capture.subject import Subject
 from fx_oto.capture.whole import GradientHook, LeafTracer
 from fx_oto.capture.writer import Options, holder_of
-from fx_oto.errors import InputError
-from fx_oto.framework.context import Capture, ExampleInputs
-from fx_oto.graph import with_modes_of
-from fx_oto.modes import FLAG, TrainingFlag, merge_modes
-from fx_oto.provenance.tape import Recording, Tape, fake_run, record_tape
-from fx_oto.warn import warn
+from fx_oto.core.context import Capture, ExampleInputs
+from fx_oto.core.errors import InputError
+from fx_oto.core.fx_utils import with_modes_of
+from fx_oto.core.warn import warn
+from fx_oto.nn.modes import FLAG, TrainingFlag, merge_modes
 
 __all__ = ["Attempt", "FixedByValuesError", "analysed_tape"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from fx_oto.modules import is_torchs
+from fx_oto.nn.modules import is_torchs
 
 __all__ = ["empty", "namespaces_of"]
 

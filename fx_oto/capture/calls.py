@@ -11,8 +11,8 @@ from torch.overrides import is_tensor_method_or_property
 
 from fx_oto.capture.numbers import Flag, Float, Int
 from fx_oto.capture.seen import SeenList, SeenTuple
-from fx_oto.graph import tensor_leaves
-from fx_oto.modes import IN_PLACE
+from fx_oto.core.fx_utils import tensor_leaves
+from fx_oto.nn.modes import IN_PLACE
 
 __all__ = [
     "LISTS",

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from fx_oto.dice import Dice
-from fx_oto.errors import TraceError
-from fx_oto.framework.context import ExampleInputs
-from fx_oto.graph import tensor_leaves, tensor_names
-from fx_oto.keeping import evaluating, unwritten
+from fx_oto.core.context import ExampleInputs
+from fx_oto.core.errors import TraceError
+from fx_oto.core.fx_utils import tensor_leaves, tensor_names
+from fx_oto.core.preserve import evaluating, unwritten
+from fx_oto.core.random_state import Dice
 
 __all__ = ["check_capture"]
 

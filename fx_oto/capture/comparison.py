@@ -20,7 +20,7 @@ from torch.fx.node import map_arg
 
 from fx_oto.capture.arguments import check_length, length
 from fx_oto.capture.run import CaptureRun
-from fx_oto.graph import source_line
+from fx_oto.core.fx_utils import source_line
 
 if TYPE_CHECKING:
     from fx_oto.capture.sizes import Group

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd import Function
 
-from fx_oto.modules import is_torchs
+from fx_oto.nn.modules import is_torchs
 
 if TYPE_CHECKING:
     from fx_oto.capture.run import CaptureRun

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from fx_oto.analysis.fakes import asks_values
+from fx_oto.analysis.tape import laid_out
 from fx_oto.capture.calls import LISTS, without_memory
 from fx_oto.capture.numbers import Float, Int, Origin
 from fx_oto.capture.really import Evaluator
 from fx_oto.capture.seen import SeenList, SeenTuple
 from fx_oto.capture.writer import Item
-from fx_oto.dice import Dice
-from fx_oto.graph import tensor_leaves
-from fx_oto.provenance.fakes import asks_values
-from fx_oto.provenance.tape import laid_out
+from fx_oto.core.fx_utils import tensor_leaves
+from fx_oto.core.random_state import Dice
 
 __all__ = ["Handing"]
 

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
-from fx_oto.framework.context import ExampleInputs
-from fx_oto.graph import op_name, tensor_leaves
-from fx_oto.modes import says_in_place
-from fx_oto.modules import is_opaque
-from fx_oto.provenance.aliases import storage_of
-from fx_oto.provenance.leaves import OpaqueOp
-from fx_oto.provenance.tape import record_tape
+from fx_oto.analysis.aliases import storage_of
+from fx_oto.analysis.tape import record_tape
+from fx_oto.core.context import ExampleInputs
+from fx_oto.core.fx_utils import op_name, tensor_leaves
+from fx_oto.nn.leaves import OpaqueOp
+from fx_oto.nn.modes import says_in_place
+from fx_oto.nn.modules import is_opaque
 
 __all__ = ["Memory"]
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from fx_oto.capture.statements import StatementCall, forward_without
 from fx_oto.capture.whole import MethodCall, Part, WrappedFunction
-from fx_oto.errors import TraceError
+from fx_oto.core.errors import TraceError
 
 if TYPE_CHECKING:
     from fx_oto.capture.run import CaptureRun

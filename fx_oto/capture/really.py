@@ -12,16 +12,16 @@ from torch.fx import Node
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from fx_oto.analysis.flops import FUSED
+from fx_oto.analysis.tape import OpCall
 from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.statements import StatementCall
 from fx_oto.capture.whole import MethodCall
 from fx_oto.capture.writer import Writer
-from fx_oto.errors import TraceError
-from fx_oto.graph import is_random, op_name, tensor_leaves, tensor_names
-from fx_oto.keeping import unwritten
-from fx_oto.provenance.flops import FUSED
-from fx_oto.provenance.tape import OpCall
+from fx_oto.core.errors import TraceError
+from fx_oto.core.fx_utils import is_random, op_name, tensor_leaves, tensor_names
+from fx_oto.core.preserve import unwritten
 
 __all__ = ["Evaluator"]
 

@@ -16,9 +16,9 @@ from torch.fx import Node
 from torch.fx.node import base_types, map_arg
 
 from fx_oto.capture.whole import bound_in
-from fx_oto.errors import TraceError
-from fx_oto.graph import tensor_leaves
-from fx_oto.modules import is_torchs
+from fx_oto.core.errors import TraceError
+from fx_oto.core.fx_utils import tensor_leaves
+from fx_oto.nn.modules import is_torchs
 
 if TYPE_CHECKING:
     from fx_oto.capture.writer import Writer

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from fx_oto.capture.whole import Part, WrappedFunction
-from fx_oto.errors import TraceError
+from fx_oto.core.errors import TraceError
 
 __all__ = ["DRAWS", "ON_VALUES", "NotCapturedError", "NotHashedError", "RandomError"]
 

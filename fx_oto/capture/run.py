@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from fx_oto.analysis.fakes import asks_values
+from fx_oto.analysis.tape import Tape, one_by_one, tape_of_steps
 from fx_oto.capture import caches
 from fx_oto.capture.answers import ANSWERS, property_of_tensor
 from fx_oto.capture.arguments import Arguments
@@ -45,16 +47,14 @@ from fx_oto.capture.whole import (
     bound_in,
     parts_in,
 )
-from fx_oto.dice import Dice
-from fx_oto.errors import TraceError
-from fx_oto.graph import raised_at
-from fx_oto.keeping import evaluating, forget_parameters, without_backward_hooks
-from fx_oto.modules import is_torchs
-from fx_oto.norms import WholeNorms
-from fx_oto.provenance.fakes import asks_values
-from fx_oto.provenance.leaves import LeafOp, leaf_of
-from fx_oto.provenance.recurrence import WholeRecurrence
-from fx_oto.provenance.tape import Tape, one_by_one, tape_of_steps
+from fx_oto.core.errors import TraceError
+from fx_oto.core.fx_utils import raised_at
+from fx_oto.core.preserve import evaluating, forget_parameters, without_backward_hooks
+from fx_oto.core.random_state import Dice
+from fx_oto.nn.leaves import LeafOp, leaf_of
+from fx_oto.nn.modules import is_torchs
+from fx_oto.nn.norms import WholeNorms
+from fx_oto.nn.recurrence import WholeRecurrence
 
 __all__ = ["CaptureRun"]
 

@@ -9,7 +9,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_flatten
 
 from fx_oto.capture.arguments import check_length
-from fx_oto.graph import source_line
+from fx_oto.core.fx_utils import source_line
 
 if TYPE_CHECKING:
     from fx_oto.capture.writer import Writer

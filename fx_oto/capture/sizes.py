@@ -15,8 +15,8 @@ from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.comparison import Comparison, Difference
 from fx_oto.capture.refusals import NotCapturedError
 from fx_oto.capture.run import CaptureRun
-from fx_oto.errors import InputError
-from fx_oto.framework.context import ExampleInputs, InputSize
+from fx_oto.core.context import ExampleInputs, InputSize
+from fx_oto.core.errors import InputError
 
 if TYPE_CHECKING:
     from fx_oto.capture.attempt import Attempt

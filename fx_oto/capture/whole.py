@@ -15,8 +15,8 @@ from torch.fx._symbolic_trace import _wrapped_fns_to_patch
 from torch.jit import ScriptModule
 
 from fx_oto.capture.names import AnyNames
-from fx_oto.modules import holds_layers, is_torchs
-from fx_oto.provenance.leaves import leaf_of
+from fx_oto.nn.leaves import leaf_of
+from fx_oto.nn.modules import holds_layers, is_torchs
 
 __all__ = [
     "METHOD",

@@ -18,6 +18,7 @@ from torch.fx.graph_module import _assign_attr
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from fx_oto.analysis.tape import Recording
 from fx_oto.capture.calls import LISTS
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Flag, Float, Int, Origin, remembered
@@ -26,11 +27,10 @@ from fx_oto.capture.refusals import ON_VALUES, NotHashedError
 from fx_oto.capture.seen import SeenList, SeenTuple
 from fx_oto.capture.subject import Subject
 from fx_oto.capture.whole import Part, WrappedFunction
-from fx_oto.errors import TraceError
-from fx_oto.framework.context import ExampleInputs
-from fx_oto.graph import source_line, tensor_names
-from fx_oto.modes import FLAG, TrainingFlag
-from fx_oto.provenance.tape import Recording
+from fx_oto.core.context import ExampleInputs
+from fx_oto.core.errors import TraceError
+from fx_oto.core.fx_utils import source_line, tensor_names
+from fx_oto.nn.modes import FLAG, TrainingFlag
 
 __all__ = ["Item", "Options", "Writer", "holder_of"]
 

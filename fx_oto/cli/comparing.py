@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from fx_oto.cli.tables import table
-from fx_oto.costs import Cost, cost
+from fx_oto.core.context import ExampleInputs
+from fx_oto.core.tables import macs_text
 from fx_oto.demo.measure import file_size
-from fx_oto.framework.context import ExampleInputs
-from fx_oto.tables import macs_text
-from fx_oto.timing import latency
+from fx_oto.reports.costs import Cost, cost
+from fx_oto.reports.timing import latency
 
 __all__ = ["Measured", "before_and_after", "measure"]
 

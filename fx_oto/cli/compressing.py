@@ -34,15 +34,15 @@ from fx_oto.cli.saving import Saved, check_output, save
 from fx_oto.cli.subject import build_inputs, build_model
 from fx_oto.cli.tables import wrapped
 from fx_oto.cli.values import assignments
-from fx_oto.errors import FxOtoError, InputError, NothingToCompressError, SettingsError
-from fx_oto.framework.context import Context
-from fx_oto.framework.reports import Report, report
-from fx_oto.groups.widths import plot_widths
-from fx_oto.groups.zigs import partition
+from fx_oto.core.context import Context
+from fx_oto.core.errors import FxOtoError, InputError, NothingToCompressError, SettingsError
 from fx_oto.optim.dhspg import DHSPG
 from fx_oto.optim.hesso import HESSO
 from fx_oto.optim.sparsifier import GroupSparseOptimizer
-from passes.verification import VerificationReport
+from fx_oto.passes.verification import VerificationReport
+from fx_oto.reports.report import Report, report
+from fx_oto.viz.widths import plot_widths
+from fx_oto.zigs.partition import partition
 
 __all__ = ["TARGETS", "Compression", "compress"]
 

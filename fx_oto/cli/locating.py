@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fx_oto.errors import FxOtoError, InputError
+from fx_oto.core.errors import FxOtoError, InputError
 
 __all__ = ["did_you_mean", "failed", "locate"]
 

@@ -20,7 +20,7 @@ import fx_oto
 from fx_oto.cli import texts
 from fx_oto.cli.subject import add_model_options
 from fx_oto.cli.tables import wrapped
-from fx_oto.errors import FxOtoError, FxOtoWarning
+from fx_oto.core.errors import FxOtoError, FxOtoWarning
 
 __all__ = ["main"]
 

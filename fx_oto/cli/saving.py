@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fx_oto.errors import InputError, VerificationError
-from fx_oto.framework.context import ExampleInputs
-from fx_oto.keeping import evaluating
-from passes.verification import relative_error
+from fx_oto.core.context import ExampleInputs
+from fx_oto.core.errors import InputError, VerificationError
+from fx_oto.core.preserve import evaluating
+from fx_oto.passes.verification import relative_error
 
 __all__ = ["Saved", "check_output", "save"]
 

@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_map_only
 
 from fx_oto.cli.locating import failed, locate
 from fx_oto.cli.values import assignments, read_inputs
-from fx_oto.errors import InputError
-from fx_oto.framework.context import ExampleInputs
-from fx_oto.masks import MASKS
+from fx_oto.core.context import ExampleInputs
+from fx_oto.core.errors import InputError
+from fx_oto.core.masks import MASKS
 
 __all__ = ["add_model_options", "build_inputs", "build_model"]
 

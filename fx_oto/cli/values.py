@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fx_oto.cli.locating import did_you_mean
-from fx_oto.errors import InputError, SettingsError
-from fx_oto.framework.context import ExampleInputs
+from fx_oto.core.context import ExampleInputs
+from fx_oto.core.errors import InputError, SettingsError
 
 __all__ = ["assignments", "read_inputs"]
 

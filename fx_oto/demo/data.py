@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fx_oto.errors import InputError
+from fx_oto.core.errors import InputError
 
 __all__ = ["Images", "digits", "fashion_mnist", "read_idx"]
 

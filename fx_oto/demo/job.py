@@ -16,11 +16,11 @@ from torch import nn
 from torch.fx import GraphModule
 
 import fx_oto
+from fx_oto.core.progress import progress
+from fx_oto.core.tables import macs_text
 from fx_oto.demo.data import Images, digits, fashion_mnist
 from fx_oto.demo.measure import file_size
 from fx_oto.demo.network import ResidualNet
-from fx_oto.progress import progress
-from fx_oto.tables import macs_text
 
 __all__ = ["Outcome", "add_options", "run"]
 

@@ -8,17 +8,17 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from fx_oto.errors import PassError
-from fx_oto.framework.context import Context
+from fx_oto.core.context import Context
+from fx_oto.core.errors import PassError
 from fx_oto.framework.stages import Analysis, Pass, Stage
 
 _OPEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _OPTIONS = (inspect.Parameter.KEYWORD_ONLY, *_OPEN)
 
-__all__ = ["analysis", "as_stage", "register_pass", "registered_passes", "transformation"]
+__all__ = ["analysis_pass", "as_stage", "register_pass", "registered_passes", "transformation_pass"]
 
 
-def transformation(
+def transformation_pass(
     function: Callable[..., GraphModule | None] | None = None,
     *,
     name: str | None = None,
@@ -40,7 +40,7 @@ def transformation(
 
     Example:
         >>> import torch, fx_oto
-        >>> @fx_oto.transformation
+        >>> @fx_oto.transformation_pass
         ... def relu_to_silu(gm):
         ...     found = gm.graph.find_nodes(op="call_function", target=torch.relu)
         ...     for node in found:
@@ -52,7 +52,7 @@ def transformation(
     return _made_of(function, Pass, "transform", name, requires=requires, provides=provides, preserves=preserves)
 
 
-def analysis(
+def analysis_pass(
     function: Callable[..., object] | None = None,
     *,
     name: str | None = None,
@@ -74,7 +74,7 @@ def analysis(
         >>> @dataclass(frozen=True)
         ... class Depth:
         ...     nodes: int
-        >>> @fx_oto.analysis
+        >>> @fx_oto.analysis_pass
         ... def depth(gm) -> Depth:
         ...     return Depth(len(gm.graph.nodes))
         >>> depth.provides
@@ -146,7 +146,11 @@ def as_stage(given: Any) -> Stage:
             raise PassError(_nameless(type(given)))
         return given
     hint = f"an object of the class, {given.__name__}(…)" if isinstance(given, type) else "one"
-    hint = "@fx_oto.transformation or @fx_oto.analysis to make a pass of a function" if _is_function(given) else hint
+    hint = (
+        "@fx_oto.transformation_pass or @fx_oto.analysis_pass to make a pass of a function"
+        if _is_function(given)
+        else hint
+    )
     raise PassError(f"a pipeline holds passes, found {given!r}: give {hint}")
 
 
@@ -162,7 +166,8 @@ def register_pass(kind: Any) -> Any:
     """Decorator: list a pass by its name, under which pipelines then take it.
 
     Args:
-        kind: a class whose options all have defaults, or what ``fx_oto.transformation`` and ``fx_oto.analysis`` make.
+        kind: a class whose options all have defaults, or what ``fx_oto.transformation_pass`` and
+            ``fx_oto.analysis_pass`` make.
 
     Raises:
         PassError: it is no pass or has no name, or another pass has that name.
@@ -170,7 +175,7 @@ def register_pass(kind: Any) -> Any:
     Example:
         >>> import fx_oto
         >>> @fx_oto.register_pass
-        ... @fx_oto.transformation
+        ... @fx_oto.transformation_pass
         ... def drop_dead_code(gm):
         ...     return gm if gm.graph.eliminate_dead_code() else None
         >>> pipeline = fx_oto.default_pipeline().insert_before("dependency-analysis", "drop-dead-code")
@@ -181,7 +186,7 @@ def register_pass(kind: Any) -> Any:
     if not issubclass(stage, Stage):
         raise PassError(
             f"register_pass takes a subclass of fx_oto.Pass or fx_oto.Analysis, found {kind!r}: of a function, "
-            "@fx_oto.transformation or @fx_oto.analysis below it makes one"
+            "@fx_oto.transformation_pass or @fx_oto.analysis_pass below it makes one"
         )
     name = getattr(stage, "name", None)
     if not name:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.fx import Graph, GraphModule, Node
 
-from fx_oto.graph import with_modes_of
+from fx_oto.core.fx_utils import with_modes_of
 
 __all__ = ["assembled", "copied_graph", "draft_of"]
 

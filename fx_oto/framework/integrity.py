@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_structure
 
-from fx_oto.errors import InputError, PassError
-from fx_oto.framework.context import ExampleInputs
-from fx_oto.graph import described, graph_copy, tensor_leaves
-from fx_oto.interpreting import PlainInterpreter, run_graph
-from fx_oto.modules import is_opaque
-from fx_oto.provenance.tape import Tape, fake_run, record_tape
+from fx_oto.analysis.tape import Tape, fake_run, record_tape
+from fx_oto.core.context import ExampleInputs
+from fx_oto.core.errors import InputError, PassError
+from fx_oto.core.fx_utils import described, graph_copy, tensor_leaves
+from fx_oto.core.interpreter import PlainInterpreter, run_graph
+from fx_oto.nn.modules import is_opaque
 
 __all__ = ["REMEDY", "check_integrity", "check_notes"]
 

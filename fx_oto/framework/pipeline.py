@@ -9,13 +9,13 @@ from typing import Any
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassResult
 
-from fx_oto.errors import FxOtoError, PassError
+from fx_oto.core.context import Context
+from fx_oto.core.errors import FxOtoError, PassError
+from fx_oto.core.preserve import on_cpu, uncollected
+from fx_oto.core.records import PassRecord
+from fx_oto.core.tables import Tabular, table
 from fx_oto.framework.authoring import as_stage
-from fx_oto.framework.context import Context
-from fx_oto.framework.records import PassRecord
 from fx_oto.framework.stages import Pass, Stage, Verify, missing, provider
-from fx_oto.keeping import on_cpu, uncollected
-from fx_oto.tables import Tabular, table
 
 __all__ = ["Pipeline"]
 

@@ -17,14 +17,14 @@ import torch
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassResult
 
-from fx_oto.errors import FxOtoError, FxOtoWarning, MissingResultError, PassError
-from fx_oto.framework.context import Context
+from fx_oto.analysis.tape import Tape
+from fx_oto.core.context import Context
+from fx_oto.core.errors import FxOtoError, FxOtoWarning, MissingResultError, PassError
+from fx_oto.core.fx_utils import graph_copy, tensor_names
+from fx_oto.core.memory import PeakMemory
+from fx_oto.core.records import PassRecord, Snapshot
 from fx_oto.framework.drafts import draft_of
 from fx_oto.framework.integrity import REMEDY, check_integrity, check_notes
-from fx_oto.framework.memory import PeakMemory
-from fx_oto.framework.records import PassRecord, Snapshot
-from fx_oto.graph import graph_copy, tensor_names
-from fx_oto.provenance.tape import Tape
 
 __all__ = ["Analysis", "Pass", "Stage", "Verify", "missing", "provider"]
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fx_oto.errors import SettingsError
-from fx_oto.graph import tensor_names
-from fx_oto.groups.zigs import Family, Partition
+from fx_oto.core.errors import SettingsError
+from fx_oto.core.fx_utils import tensor_names
+from fx_oto.core.warn import warn
 from fx_oto.optim.limits import check_patterns
-from fx_oto.warn import warn
+from fx_oto.zigs.partition import Family, Partition
 
 __all__ = ["build_base", "check_covered", "check_keywords", "check_unchanged", "left_alone", "warn_of_idle"]
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.optim import Optimizer
 
-from fx_oto.errors import SettingsError
+from fx_oto.core.errors import SettingsError
+from fx_oto.core.warn import warn
 from fx_oto.optim.rows import Rows
 from fx_oto.optim.schedule import Period
 from fx_oto.optim.sparsifier import GroupSparseOptimizer
-from fx_oto.warn import warn
 
 __all__ = ["DHSPG", "Dual", "Moments", "dual_step"]
 

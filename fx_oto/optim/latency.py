@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fx_oto.errors import FxOtoWarning
-from fx_oto.framework.context import Context
-from fx_oto.groups.zigs import partition
-from fx_oto.timing import latency
-from passes.physical_slicing import PhysicalSlicing
+from fx_oto.core.context import Context
+from fx_oto.core.errors import FxOtoWarning
+from fx_oto.passes.physical_slicing import PhysicalSlicing
+from fx_oto.reports.timing import latency
+from fx_oto.zigs.partition import partition
 
 __all__ = ["Latency"]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
-from fx_oto.errors import SettingsError
-from fx_oto.groups.zigs import Family
+from fx_oto.core.errors import SettingsError
+from fx_oto.zigs.partition import Family
 
 __all__ = ["Limits", "PerFamily", "check_patterns", "portions"]
 

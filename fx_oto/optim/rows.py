@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fx_oto.graph import tensor_names
-from fx_oto.groups.zigs import Family
-from fx_oto.masks import mask_of
+from fx_oto.core.fx_utils import tensor_names
+from fx_oto.core.masks import mask_of
 from fx_oto.optim.saliency import ZIGStatistics
+from fx_oto.zigs.partition import Family
 
 __all__ = ["Rows"]
 

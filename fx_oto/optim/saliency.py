@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from fx_oto.errors import SettingsError
-from fx_oto.groups.zigs import Family
+from fx_oto.core.errors import SettingsError
+from fx_oto.zigs.partition import Family
 
 __all__ = ["CRITERIA", "Criterion", "ZIGStatistics", "criterion"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fx_oto.errors import SettingsError
+from fx_oto.core.errors import SettingsError
 
 __all__ = ["Period", "Schedule"]
 

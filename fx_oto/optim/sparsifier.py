@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.optim import Optimizer
 
-from fx_oto.errors import InputError, SettingsError, TrainingError
-from fx_oto.framework.context import Context
-from fx_oto.graph import patterns_in, tensor_names
-from fx_oto.groups.zigs import partition
+from fx_oto.core.context import Context
+from fx_oto.core.errors import InputError, SettingsError, TrainingError
+from fx_oto.core.fx_utils import patterns_in, tensor_names
+from fx_oto.core.progress import StepsBar
+from fx_oto.framework.trajectory import Trajectory
 from fx_oto.optim.checks import build_base, check_covered, check_keywords, check_unchanged, left_alone, warn_of_idle
 from fx_oto.optim.limits import PerFamily
 from fx_oto.optim.rows import Rows
@@ -24,8 +25,7 @@ from fx_oto.optim.saliency import Criterion, ZIGStatistics, criterion
 from fx_oto.optim.schedule import Period, Schedule
 from fx_oto.optim.selection import select
 from fx_oto.optim.targets import find_target, in_words, limits_for
-from fx_oto.progress import StepsBar
-from fx_oto.trajectory import Trajectory
+from fx_oto.zigs.partition import partition
 
 __all__ = ["GroupSparseOptimizer"]
 

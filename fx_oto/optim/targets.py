@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fx_oto.errors import SettingsError
-from fx_oto.groups.prices import Price, Quantity
-from fx_oto.groups.zigs import Family, Partition
+from fx_oto.core.errors import SettingsError
 from fx_oto.optim.latency import Latency
 from fx_oto.optim.limits import Limits, PerFamily
+from fx_oto.zigs.partition import Family, Partition
+from fx_oto.zigs.prices import Price, Quantity
 
 __all__ = ["Target", "find_target", "in_words", "limits_for"]
 

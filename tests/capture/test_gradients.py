@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import fx_oto
-from fx_oto.framework.context import ExampleInputs
+from fx_oto.core.context import ExampleInputs
 
 EXAMPLE, OTHERS = torch.randn(2, 5, 4), [torch.randn(3, 9, 4)]
 

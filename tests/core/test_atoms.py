@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fx_oto.provenance.atoms import Atoms
-from fx_oto.provenance.labels import Layer, compress, reshape, varying
+from fx_oto.analysis.atoms import Atoms
+from fx_oto.analysis.labels import Layer, compress, reshape, varying
 
 PAIRS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), max_size=60)
 

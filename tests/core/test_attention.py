@@ -9,7 +9,7 @@ from support.exactness import compress_half, randomise
 from torch import nn
 
 import fx_oto
-from fx_oto.attention import FewerHeads
+from fx_oto.nn.attention import FewerHeads
 
 WIDTH, HEADS = 24, 4
 

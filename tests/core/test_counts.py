@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import fx_oto
-from fx_oto.graph import unfused_attention
+from fx_oto.core.fx_utils import unfused_attention
 
 IMAGE, TOKENS = torch.randn(2, 3, 16, 16), torch.randn(2, 7, 8)
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import fx_oto
 from fx_oto import kinds
-from fx_oto.masks import MASKS
+from fx_oto.core.masks import MASKS
 
 TOKENS = torch.randn(2, 5, 12)
 IMAGE = torch.randn(2, 3, 8, 8)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import fx_oto
-from fx_oto import timing
+from fx_oto.reports import timing
 
 CALLS = []
 

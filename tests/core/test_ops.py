@@ -9,8 +9,8 @@ from support.exactness import compress_half, randomise, to_double
 from torch import nn
 
 import fx_oto
-from fx_oto.masks import mask_of
-from passes.verification import relative_error
+from fx_oto.core.masks import mask_of
+from fx_oto.passes.verification import relative_error
 
 
 class Net(nn.Module):

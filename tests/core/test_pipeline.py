@@ -246,7 +246,7 @@ def test_a_pass_that_breaks_the_graph_is_named_with_node_and_remedy(stage, text)
 def made_of_reshape(name, sizes, of=-1):
     """A pass that puts a reshape to these sizes behind a node."""
 
-    @fx_oto.transformation(name=name)
+    @fx_oto.transformation_pass(name=name)
     def stage(gm):
         node = [node for node in gm.graph.nodes if node.op == "call_module"][of]
         with gm.graph.inserting_after(node):
@@ -304,7 +304,7 @@ def test_what_is_no_graph_module_is_named():
 
 
 def test_a_change_that_is_not_returned_is_named():
-    @fx_oto.transformation
+    @fx_oto.transformation_pass
     def forgetful(gm):
         SwapReLU().transform(gm, None)
 
@@ -398,7 +398,7 @@ def test_passes_in_conflict_are_named():
         ),
         (
             names_of,
-            r"found <function names_of .*: give @fx_oto.transformation or @fx_oto.analysis to make a",
+            r"found <function names_of .*: give @fx_oto.transformation_pass or @fx_oto.analysis_pass to make a",
         ),
         (
             "absent",
@@ -426,12 +426,12 @@ def test_registering():
 
 
 def test_functions_become_passes():
-    @fx_oto.transformation(requires=(NodeCount,), preserves=(NodeCount,))
+    @fx_oto.transformation_pass(requires=(NodeCount,), preserves=(NodeCount,))
     def swap(gm, context):
         assert context.get(NodeCount).count == 6
         return SwapReLU().transform(gm, context)
 
-    @fx_oto.analysis
+    @fx_oto.analysis_pass
     def count_nodes_again(gm) -> NodeCount:
         return NodeCount(len(gm.graph.nodes))
 
@@ -443,12 +443,12 @@ def test_functions_become_passes():
         fx_oto.PassError, match=r"a function of \(gm\) or \(gm, context\); 'three' takes \(gm, context, more\): for"
     ):
 
-        @fx_oto.transformation
+        @fx_oto.transformation_pass
         def three(gm, context, more): ...
 
     with pytest.raises(fx_oto.PassError, match=r"'mute' must say what it returns.*def mute\(gm\) -> MyResult"):
 
-        @fx_oto.analysis
+        @fx_oto.analysis_pass
         def mute(gm): ...
 
 
@@ -543,13 +543,13 @@ def test_a_result_class_may_be_local_and_named_as_text():
     def count(gm: Missing) -> Local:  # noqa: F821 - as if imported for type checking alone
         return Local(len(gm.graph.nodes))
 
-    assert fx_oto.analysis(count).provides == (Local,)
+    assert fx_oto.analysis_pass(count).provides == (Local,)
 
     def lost(gm) -> NoSuchClass:  # noqa: F821
         return None
 
     with pytest.raises(fx_oto.PassError, match=r"the analysis 'lost' must say what it returns.*found NoSuchClass"):
-        fx_oto.analysis(lost)
+        fx_oto.analysis_pass(lost)
 
 
 def test_a_function_with_options_is_no_pass():
@@ -561,7 +561,7 @@ def test_a_function_with_options_is_no_pass():
 
     for function in (by_default, by_name):
         with pytest.raises(fx_oto.PassError, match=r"takes \(gm, .*factor.*\): for options, write a class with fields"):
-            fx_oto.transformation(function)
+            fx_oto.transformation_pass(function)
 
 
 @dataclass(frozen=True)
@@ -637,7 +637,7 @@ def test_a_pass_that_writes_into_the_users_model_is_named(honest):
 
 
 def test_a_pass_may_run_others_which_are_recorded_before_it():
-    @fx_oto.transformation(provides=(fx_oto.Dependencies, fx_oto.Partition))
+    @fx_oto.transformation_pass(provides=(fx_oto.Dependencies, fx_oto.Partition))
     def all_at_once(gm):
         return default_pipeline().run(gm)
 

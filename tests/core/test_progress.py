@@ -13,8 +13,8 @@ import torch
 from support.training import prepared, train
 
 import fx_oto
+from fx_oto.core.progress import SWITCH, progress
 from fx_oto.optim.latency import Latency
-from fx_oto.progress import SWITCH, progress
 
 
 class Terminal(io.StringIO):
@@ -25,9 +25,9 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def stream(monkeypatch, request):
     found = getattr(request, "param", io.StringIO)()
-    monkeypatch.setattr("fx_oto.progress.sys", SimpleNamespace(stderr=found))
+    monkeypatch.setattr("fx_oto.core.progress.sys", SimpleNamespace(stderr=found))
     monkeypatch.delenv(SWITCH, raising=False)
-    monkeypatch.setattr("fx_oto.progress._PATIENCE", 0)
+    monkeypatch.setattr("fx_oto.core.progress._PATIENCE", 0)
     return found
 
 
@@ -67,7 +67,7 @@ def test_the_environment_asks_for_all_and_an_argument_counts_more(stream, monkey
 
 @pytest.mark.parametrize("stream", [Terminal], indirect=True)
 def test_what_is_done_at_once_shows_nothing(stream, monkeypatch):
-    monkeypatch.setattr("fx_oto.progress._PATIENCE", 1000)
+    monkeypatch.setattr("fx_oto.core.progress._PATIENCE", 1000)
     work()
     assert stream.getvalue() == ""
 

@@ -12,10 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import fx_oto
-from fx_oto.masks import mask_of
-from fx_oto.provenance.flops import FUSED
-from fx_oto.provenance.tape import Tape
-from passes.verification import relative_error
+from fx_oto.analysis.flops import FUSED
+from fx_oto.analysis.tape import Tape
+from fx_oto.core.masks import mask_of
+from fx_oto.passes.verification import relative_error
 
 TOKENS = torch.randn(4, 6, 5)
 HIDDEN = 8

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fx_oto
-from fx_oto.framework.memory import PeakMemory
+from fx_oto.core.memory import PeakMemory
 
 IMAGE = torch.randn(2, 3, 16, 16)
 
@@ -153,7 +153,7 @@ def test_the_html_folds_out_each_pass(compressed):
 
 
 def test_names_of_users_do_not_become_html():
-    @fx_oto.transformation(name="<b>loud</b>")
+    @fx_oto.transformation_pass(name="<b>loud</b>")
     def loud(gm):
         return None
 
@@ -239,7 +239,7 @@ def test_peak_memory_is_seen():
 
 
 def test_a_pass_that_takes_memory_says_so():
-    @fx_oto.transformation
+    @fx_oto.transformation_pass
     def greedy(gm):
         torch.ones(256 * 2**20, dtype=torch.uint8).add_(1).add_(1).add_(1).add_(1).sum()
 

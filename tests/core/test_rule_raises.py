@@ -8,7 +8,7 @@ from support.exactness import randomise
 from torch import nn
 
 import fx_oto
-from fx_oto import rules
+from fx_oto.ops import table
 
 
 class Three(nn.Module):
@@ -24,7 +24,7 @@ class Three(nn.Module):
     "error", [IndexError("tuple index out of range"), RuntimeError("two\nlines"), AssertionError()]
 )
 def test_what_the_call_touches_stays_and_the_rest_goes(monkeypatch, error):
-    found = rules.rule_for
+    found = table.rule_for
 
     def failing(op):
         def rule(call, p):
@@ -32,7 +32,7 @@ def test_what_the_call_touches_stays_and_the_rest_goes(monkeypatch, error):
 
         return rule if "erf" in str(op) else found(op)
 
-    monkeypatch.setattr("passes.dependency_analysis.rule_for", failing)
+    monkeypatch.setattr("fx_oto.passes.dependency_analysis.rule_for", failing)
     model = randomise(Three().double()).eval()
     x = torch.randn(5, 4, dtype=torch.float64)
     gm = fx_oto.prepare(model, x)

@@ -17,7 +17,7 @@ from support.training import IMAGE, make_net
 from torch import nn
 
 import fx_oto
-from fx_oto.masks import mask_of
+from fx_oto.core.masks import mask_of
 
 IMAGES = torch.randn(4, 3, 8, 8, dtype=torch.float64)
 TOKENS = torch.randn(3, 5, 8, dtype=torch.float64)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import fx_oto
-from fx_oto.tables import Tabular
+from fx_oto.core.tables import Tabular
 
 IMAGE = torch.randn(2, 3, 12, 12)
 
@@ -142,7 +142,7 @@ def test_a_loss_that_is_no_number_is_null():
 
 
 def test_a_bar_in_a_cell_stays_in_it():
-    @fx_oto.transformation(name="a|b")
+    @fx_oto.transformation_pass(name="a|b")
     def nothing(gm):
         return None
 

@@ -28,33 +28,33 @@ def drop(gm, kind):
     return gm if found else None
 
 
-@fx_oto.transformation
+@fx_oto.transformation_pass
 def drop_identity(gm):
     return drop(gm, nn.Identity)
 
 
-@fx_oto.transformation
+@fx_oto.transformation_pass
 def drop_relu(gm):
     return drop(gm, nn.ReLU)
 
 
-@fx_oto.transformation
+@fx_oto.transformation_pass
 def drop_dropout(gm):
     return drop(gm, nn.Dropout)
 
 
-@fx_oto.transformation
+@fx_oto.transformation_pass
 def scale_shared_weights(gm):
     gm.get_submodule("0").weight.data.mul_(1.5)  # behind the back of the count of writes
     return gm
 
 
-@fx_oto.transformation
+@fx_oto.transformation_pass
 def change_shared_module(gm):
     gm.get_submodule("0").padding = (1, 1)
 
 
-@fx_oto.transformation
+@fx_oto.transformation_pass
 def never_done(gm):
     out = gm.graph.output_node()
     with gm.graph.inserting_before(out):
@@ -62,7 +62,7 @@ def never_done(gm):
     return gm
 
 
-@fx_oto.transformation
+@fx_oto.transformation_pass
 def by_chance(gm):
     out = gm.graph.output_node()
     with gm.graph.inserting_before(out):

@@ -16,8 +16,8 @@ from support.exactness import compress_half
 from torch import nn
 
 import fx_oto
-from fx_oto.graph import source_line
-from fx_oto.modes import TrainingFlag
+from fx_oto.core.fx_utils import source_line
+from fx_oto.nn.modes import TrainingFlag
 
 
 class Modal(nn.Module):

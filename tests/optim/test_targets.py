@@ -14,11 +14,11 @@ from support.training import IMAGE, make_net, prepared, train
 from torch import nn
 
 import fx_oto
-from fx_oto.groups.zigs import Partition
 from fx_oto.optim.latency import Latency
 from fx_oto.optim.limits import Limits
 from fx_oto.optim.selection import select
 from fx_oto.optim.targets import Target
+from fx_oto.zigs.partition import Partition
 
 WINDOW = {"start_step": 1, "end_step": 5, "saliency_batches": 1}
 

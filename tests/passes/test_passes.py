@@ -13,9 +13,9 @@ from support.networks import DemoNet
 from torch import nn
 
 import fx_oto
-import passes
+import fx_oto.passes
 from fx_oto.api import default_pipeline
-from fx_oto.masks import mask_of
+from fx_oto.core.masks import mask_of
 from fx_oto.testing import check_pass
 
 IMAGE = torch.randn(2, 3, 16, 16, dtype=torch.float64)
@@ -43,8 +43,8 @@ def test_preparing_passes(stage, traced):
 
 def test_slicing_and_verification(prepared):
     fx_oto.partition(prepared).zero_(0.5)
-    small = check_pass(passes.PhysicalSlicing(), prepared)
-    assert passes.Verification(prepared)(small).graph_module is small
+    small = check_pass(fx_oto.passes.PhysicalSlicing(), prepared)
+    assert fx_oto.passes.Verification(prepared)(small).graph_module is small
     report = fx_oto.Context.of(small).get(fx_oto.VerificationReport)
     assert report.error <= report.tolerance == 1e-10
 
@@ -72,12 +72,12 @@ def test_the_compact_model_owns_its_parameters(prepared):
 
 def test_verification_names_the_first_node_that_differs(prepared):
     fx_oto.partition(prepared).zero_(0.5)
-    small = passes.PhysicalSlicing()(prepared).graph_module
+    small = fx_oto.passes.PhysicalSlicing()(prepared).graph_module
     with torch.no_grad():
         small.get_parameter("conv3.weight").mul_(1.01)
     text = r"first at node 'conv3' \(Conv2d at .*networks\.py:\d+\)\. Nothing was changed: please report this model"
     with pytest.raises(fx_oto.VerificationError, match=text):
-        passes.Verification(prepared)(small)
+        fx_oto.passes.Verification(prepared)(small)
 
 
 class Sampling(nn.Module):

@@ -12,7 +12,7 @@ from support.vision import build
 from torch import nn
 
 import fx_oto
-from fx_oto.pictures.style import family_colour
+from fx_oto.viz.style import family_colour
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from support.vision import build, torchvision_models
 from torch import nn
 
 import fx_oto
-from fx_oto.pictures import strip
-from fx_oto.pictures.style import DARK, FROZEN, family_colour, text_width
+from fx_oto.viz import strip
+from fx_oto.viz.style import DARK, FROZEN, family_colour, text_width
 
 
 def residual():

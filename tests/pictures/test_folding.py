@@ -11,7 +11,7 @@ from support.pictures import check_legible, lines_of
 from torch import nn
 
 import fx_oto
-from fx_oto.pictures.folding import folded, labelled, span
+from fx_oto.viz.folding import folded, labelled, span
 
 
 class Loop(nn.Module):

@@ -8,9 +8,9 @@ from support.pictures import check_legible, texts
 from torch import nn
 
 import fx_oto
-from fx_oto.groups.sensitivities import Sensitivity, Trial
-from fx_oto.pictures.picture import drawing
-from fx_oto.pictures.style import clipped, printable, text_width
+from fx_oto.reports.sensitivity import Sensitivity, Trial
+from fx_oto.viz.picture import drawing
+from fx_oto.viz.style import clipped, printable, text_width
 
 NAMES = {
     "maths": "$a_{1}^2$",

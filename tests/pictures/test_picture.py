@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import fx_oto
-from fx_oto.pictures.lanes import columns, interval_lanes, value_lanes
-from fx_oto.pictures.style import DARK, FROZEN, clipped, family_colour, text_width
+from fx_oto.viz.lanes import columns, interval_lanes, value_lanes
+from fx_oto.viz.style import DARK, FROZEN, clipped, family_colour, text_width
 
 PREPARED = """
 import sys, torch, fx_oto

@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 
-from fx_oto.errors import FxOtoError
+from fx_oto.core.errors import FxOtoError
 
 _SECTION = re.compile(r"^(\w+):$")
 _ENTRY = re.compile(r"^    (\w+): ?(.*)$")

@@ -12,8 +12,8 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 import fx_oto
-from fx_oto.framework.context import ExampleInputs
-from passes.verification import relative_error
+from fx_oto.core.context import ExampleInputs
+from fx_oto.passes.verification import relative_error
 
 RARE = 1e-300  # a probability that never happens, of a dropout that is still there
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from fx_oto.framework.context import ExampleInputs
+from fx_oto.core.context import ExampleInputs
 from support.seen import see
 
 Place = tuple[int, int]  # the how manieth tensor of the inputs, which of its dimensions

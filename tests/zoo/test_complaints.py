@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils._pytree import register_pytree_node
 
 import fx_oto
-from passes.verification import relative_error
+from fx_oto.passes.verification import relative_error
 
 TOKENS, WIDTH = 9, 16
 

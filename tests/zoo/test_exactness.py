@@ -8,7 +8,7 @@ from support import networks
 from support.exactness import compress_half, randomise
 
 import fx_oto
-from fx_oto.provenance.propagation import FIXED
+from fx_oto.analysis.engine import FIXED
 
 PLAIN = 0.40  # at most this share of the parameters is left of plain convolutional networks
 

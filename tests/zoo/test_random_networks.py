@@ -13,7 +13,7 @@ from support.random_tokens import TOKENS
 from support.sizes import takes
 
 import fx_oto
-from fx_oto.framework.context import ExampleInputs
+from fx_oto.core.context import ExampleInputs
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:every channel of node:fx_oto.FxOtoWarning"),

@@ -1,0 +1,205 @@
+"""Choices that depend on all other unions: which axis of a grid survives.
+
+A tensor can only lose whole slices. Where labels form a grid (groups × channels, heads × widths), all but
+one axis must be united; which one survives is chosen by whichever leaves more units to remove. The choice on one
+grid can make the choice on another, so they are made after everything else: grouped contractions first, in
+order, then rectangles and what crosses them to a fixpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fx_oto.analysis.atoms import Atoms
+from fx_oto.analysis.dependencies import Reason
+from fx_oto.analysis.labels import compress, varying
+
+__all__ = ["Crossing", "Grouped", "Obligation", "Rectangle", "settle"]
+
+
+@dataclass(frozen=True, eq=False)
+class Rectangle:
+    """These labels must vary along at most one dimension."""
+
+    labels: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Crossing:
+    """A grid that is combined elementwise with something that varies along one of its axes only.
+
+    If that axis survives, or the grid only goes as one, they are united; if another one does, what is combined with
+    the grid is kept whole.
+
+    Attributes:
+        grid: atoms that vary along several dimensions.
+        thin: atoms that vary along one of them, with as many dimensions.
+        reason: why they are kept whole.
+    """
+
+    grid: Tensor
+    thin: Tensor
+    reason: Reason
+
+
+@dataclass(frozen=True, eq=False)
+class Grouped:
+    """A contraction in G independent groups: either whole groups go, or the same positions in every group.
+
+    Attributes:
+        inputs: atoms of the input channels, shape ``(G, inputs per group)``, or None where untracked.
+        outputs: atoms of the output channels, shape ``(G, outputs per group)``.
+        shared: atoms of the weight's axis that all groups share, shape ``(per group,)``, or None if of size 1.
+        shared_by_inputs: whether that axis belongs to the inputs (convolution) or the outputs (transposed).
+        reason: why that axis is kept whole when whole groups go.
+    """
+
+    inputs: Tensor | None
+    outputs: Tensor
+    shared: Tensor | None
+    shared_by_inputs: bool
+    reason: Reason
+
+    def groups(self) -> list[tuple[Tensor, Tensor]]:
+        """Unions that make whole groups the units."""
+        assert self.inputs is not None
+        lead = self.outputs[:, :1]
+        return [(self.outputs, lead), (self.inputs, lead)]
+
+    def positions(self) -> list[tuple[Tensor, Tensor]]:
+        """Unions that make positions inside the groups the units."""
+        unions = [(self.outputs, self.outputs[:1])]
+        if self.inputs is not None:
+            unions.append((self.inputs, self.inputs[:1]))
+        side = self.inputs if self.shared_by_inputs else self.outputs
+        if side is not None and self.shared is not None:
+            unions.append((side[0], self.shared))
+        return unions
+
+
+Obligation = Rectangle | Crossing | Grouped
+
+
+def settle(atoms: Atoms, obligations: Sequence[Obligation], frozen: list[tuple[Tensor, Reason]]) -> None:
+    """Meet every obligation, by unions in ``atoms`` and additions to ``frozen``, until nothing changes."""
+    if obligations:
+        _Closure(atoms, frozen).run(obligations)
+
+
+class _Closure:
+    def __init__(self, atoms: Atoms, frozen: list[tuple[Tensor, Reason]]) -> None:
+        self.atoms, self.frozen = atoms, frozen
+        self.rectangles: list[Tensor] = []
+        labels = torch.cat([labels for labels, _ in frozen] or [torch.zeros(0, dtype=torch.int64)])
+        self.dead = labels.unique()
+        self._table: Tensor | None = None
+
+    def run(self, obligations: Sequence[Obligation]) -> None:
+        for grid in obligations:
+            if isinstance(grid, Grouped):
+                self._meet_grouped(grid)
+        rectangles = [one.labels for one in obligations if isinstance(one, Rectangle)]
+        crossings = [one for one in obligations if isinstance(one, Crossing)]
+        rectangles += [crossing.grid for crossing in crossings]
+        self.rectangles = list({id(labels): labels for labels in rectangles}.values())
+        self._firsts = torch.tensor([int(labels[(0,) * labels.ndim]) for labels in self.rectangles], dtype=torch.int64)
+        while any(map(self._meet_rectangle, self.rectangles)) or any(map(self._meet_crossing, crossings)):
+            pass
+
+    def _meet_crossing(self, crossing: Crossing) -> bool:
+        """Once the grid varies along one axis; returns whether anything had to be done."""
+        grid, thin = self._units(crossing.grid), self._units(crossing.thin)
+        if not thin.any():
+            return False
+        if varying(compress(grid)) in ((), varying(crossing.thin)):  # in none: all of the grid goes, or stays
+            left, right = torch.broadcast_tensors(grid, thin)
+            if torch.equal(left, right):
+                return False
+            self._unite_or_freeze(crossing)
+        else:
+            self._freeze(crossing.thin, crossing.reason)
+        return True
+
+    def _unite_or_freeze(self, crossing: Crossing) -> None:
+        grid, thin = torch.broadcast_tensors(crossing.grid, crossing.thin)
+        self._freeze(torch.where(self._units(grid) == 0, thin, 0), crossing.reason)
+        self._freeze(torch.where(self._units(thin) == 0, grid, 0), crossing.reason)
+        self._unite(grid, thin)
+
+    def _unite(self, left: Tensor, right: Tensor) -> None:
+        self.atoms.unite(left, right)
+        self._table = None
+
+    def _freeze(self, labels: Tensor, reason: Reason) -> None:
+        if labels.any():
+            self.frozen.append((labels.reshape(-1), reason))
+            self.dead = torch.cat([self.dead, labels[labels > 0]])
+            self._table = None
+
+    def _meet_rectangle(self, labels: Tensor) -> bool:
+        axes = varying(compress(self._units(labels)))
+        if len(axes) < 2:
+            return False
+        # the last axis of equals: parts come before the widths of parts
+        options = [[(labels, labels.narrow(axis, 0, 1)) for axis in axes if axis != keep] for keep in reversed(axes)]
+        parts = self._parts(labels)
+        for union in max(options, key=lambda unions: (self._leaves_parts(unions, parts), self._count(unions))):
+            self._unite(*union)
+        return True
+
+    def _parts(self, labels: Tensor) -> list[Tensor]:
+        """Units of the values that are parts of this one, such as queries, keys and values of a fused projection."""
+        whole = self._units(labels).unique()
+        begin_inside = torch.isin(self._units(self._firsts), whole).tolist()
+        candidates = (one for one, inside in zip(self.rectangles, begin_inside, strict=True) if inside)
+        smaller = [self._units(one) for one in candidates if one.numel() < labels.numel()]
+        return [units for units in smaller if (units != units.reshape(-1)[0]).any() and torch.isin(units, whole).all()]
+
+    def _leaves_parts(self, unions: list[tuple[Tensor, Tensor]], parts: list[Tensor]) -> bool:
+        """Whether no part would become a single unit: something of each has to be left."""
+        names, roots = self._merged(unions)
+        return all(len(roots[torch.searchsorted(names, units)].unique()) > 1 for units in parts)
+
+    def _meet_grouped(self, grid: Grouped) -> None:
+        chosen = grid.positions()
+        if grid.inputs is not None and self._groups_leave_more(grid, grid.inputs):
+            chosen = grid.groups()
+            if grid.shared is not None:
+                self._freeze(grid.shared, grid.reason)
+        for union in chosen:
+            self._unite(*union)
+
+    def _groups_leave_more(self, grid: Grouped, inputs: Tensor) -> bool:
+        units = self._count(grid.groups())
+        most = inputs.shape[1] + grid.outputs.shape[1]  # positions cannot leave more
+        return units > most or units > self._count(grid.positions())
+
+    def _units(self, labels: Tensor) -> Tensor:
+        """Root of each label, 0 for what is frozen."""
+        if self._table is None:
+            roots = self.atoms.roots()
+            dead = torch.zeros(len(roots), dtype=torch.bool)
+            dead[roots[self.dead]] = True
+            self._table = torch.where(dead[roots], 0, roots)
+        return self._table[labels]
+
+    def _count(self, unions: list[tuple[Tensor, Tensor]]) -> int:
+        """How many removable units these unions would leave."""
+        names, roots = self._merged(unions)
+        return int((~torch.isin(roots.unique(), roots[names == 0])).sum())
+
+    def _merged(self, unions: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The units that take part in these unions, ascending, and a number for each: alike where they would unite."""
+        sides = [torch.broadcast_tensors(*union) for union in unions]
+        flat = self._units(torch.cat([side.reshape(-1) for pair in sides for side in pair]))
+        names, index = flat.unique(return_inverse=True)
+        trial = Atoms()
+        stand_ins = trial.fresh(len(names))
+        parts = stand_ins[index].split([side.numel() for pair in sides for side in pair])
+        for left, right in zip(parts[::2], parts[1::2], strict=True):
+            trial.unite(left, right)
+        return names, trial.find(stand_ins)

@@ -1,0 +1,126 @@
+"""Values that are the same in every call of a model: buffers, and what is computed from them and from sizes alone.
+
+Their real content is computed when a rule asks for it, by making the recorded calls once more on real tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx import Node
+from torch.utils._pytree import tree_map_only
+
+from fx_oto.analysis.aliases import storage_of
+from fx_oto.analysis.tape import OpCall, Tape, tensors_in
+from fx_oto.core.fx_utils import op_name
+
+__all__ = ["Constants"]
+
+_PLAIN = (torch.device, torch.dtype, torch.layout, torch.memory_format, str)
+
+
+class Constants:
+    """What is known of the values on a tape before any input is.
+
+    Args:
+        tape: the recorded calls.
+        nodes: the FX nodes, by name.
+        is_fixed: whether a dimension of a value has the same size whatever the inputs are.
+    """
+
+    def __init__(self, tape: Tape, nodes: dict[str, Node], is_fixed: Callable[[Tensor, int], bool]) -> None:
+        self._tape, self._is_fixed = tape, is_fixed
+        self._unjudged = iter(nodes.values())
+        self._judged: dict[str, bool] = {}
+        self._known: dict[int, Tensor | None] = {}
+        self._read: dict[int, Tensor] = {}
+
+    def read_of(self, buffers: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Copies of those buffers whose content was asked for."""
+        return {name: buffer.clone() for name, buffer in buffers if id(buffer) in self._read}
+
+    def content(self, value: Any) -> Tensor | None:
+        """The real content of a tensor, None where it is not constant or not a tensor."""
+        if not isinstance(value, Tensor):
+            return None
+        if id(value) not in self._known:
+            self._known[id(value)] = self._find(value)
+        return self._known[id(value)]
+
+    @cached_property
+    def _calls(self) -> dict[int, OpCall]:
+        return {id(out): call for _, calls, _ in self._tape.steps for call in calls for out in call.outputs}
+
+    @cached_property
+    def _written(self) -> set[int]:
+        """Storages that some call writes into: of a buffer, the next call of the model may find another content."""
+        return {storage_of(tensor) for _, calls, _ in self._tape.steps for call in calls for tensor in call.written}
+
+    def _find(self, value: Tensor) -> Tensor | None:
+        if value.requires_grad or storage_of(value) in self._written:
+            return None
+        if not isinstance(value, FakeTensor) or id(value) in self._tape.constants:
+            found = self._tape.constants.get(id(value), value)
+            self._read[id(found)] = found
+            return found
+        call = self._calls.get(id(value))
+        if call is None or not _repeatable(call.func) or not self.without_inputs(call.node):
+            return None
+        real = {id(tensor): self.content(tensor) for tensor in call.inputs}
+        if any(tensor is None for tensor in real.values()):
+            return None
+        args, kwargs = tree_map_only(Tensor, lambda t: real[id(t)], (call.args, call.kwargs))
+        try:
+            with torch.no_grad():
+                results = tensors_in([call.func(*args, **kwargs)])
+        except NotImplementedError:  # a kernel of the user's for another device
+            return None
+        return next(result for out, result in zip(call.outputs, results, strict=True) if out is value)
+
+    def without_inputs(self, name: str) -> bool:
+        """Whether a node reads nothing but constants and sizes that are fixed; nodes are judged in order, each once."""
+        while name not in self._judged:
+            node = next(self._unjudged)
+            self._judged[node.name] = self._judge(node)
+        return self._judged[name]
+
+    def _judge(self, node: Node) -> bool:
+        value = node.meta["val"]
+        if isinstance(value, _PLAIN) or (node.op == "get_attr" and not isinstance(value, FakeTensor)):
+            return True
+        if node.op == "get_attr":
+            return id(value) in self._tape.constants
+        if (sizes := _sizes_read(node)) is not None:
+            source, dims = sizes
+            return all(self._is_fixed(source.meta["val"], dim) for dim in dims)
+        plain = node.op in ("call_function", "call_method")
+        return plain and all(self._judged[read.name] for read in node.all_input_nodes)
+
+
+def _sizes_read(node: Node) -> tuple[Node, list[int]] | None:
+    """The tensor and its dimensions whose sizes a node returns, None where that is not all it does."""
+    if not node.op.startswith("call_") or not node.args or not isinstance(source := node.args[0], Node):
+        return None
+    name, where = op_name(node), node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    if isinstance(source.meta["val"], Tensor):
+        dims = list(range(source.meta["val"].ndim))
+        if name == "getattr" and where == "shape":
+            return source, dims
+        if name in ("size", "sym_size") and (where is None or isinstance(where, int)):
+            return source, dims if where is None else [dims[where]]
+    elif name == "getitem" and isinstance(where, int | slice) and (whole := _sizes_read(source)):
+        part = whole[1][where]
+        return whole[0], part if isinstance(part, list) else [part]
+    return None
+
+
+def _repeatable(func: Any) -> bool:
+    """Whether an operator returns the same whenever it is given the same."""
+    if not isinstance(func, torch._ops.OpOverload) or func._schema.is_mutable:
+        return False
+    return torch.Tag.nondeterministic_seeded not in func.tags and "empty" not in func._schema.name

@@ -1,0 +1,453 @@
+"""The engine of dependency analysis: it plays the ATen tape on provenance layers.
+
+Each rule (``fx_oto.ops``) is handed one ATen call and this engine, and says what the call does to labels:
+which it unites, which it freezes and why, what it lets through. The engine owns the union-find, remembers
+layers by value, defers choices that depend on later unions, and settles them at the end.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from fx_oto.analysis.aliases import Aliases
+from fx_oto.analysis.atoms import Atoms
+from fx_oto.analysis.boundaries import Borders
+from fx_oto.analysis.closure import Crossing, Grouped, Rectangle, settle
+from fx_oto.analysis.constants import Constants
+from fx_oto.analysis.dependencies import ADJUSTABLE, Adjustment, Axis, Dependencies, Reason, Work
+from fx_oto.analysis.findings import Findings
+from fx_oto.analysis.heads import before_products
+from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer, laid_along
+from fx_oto.analysis.origins import Origins
+from fx_oto.analysis.rectangles import keep_rectangles
+from fx_oto.analysis.regions import Region
+from fx_oto.analysis.sizes import PLACE, SizesRead, indexed_at
+from fx_oto.analysis.tape import OpCall, Tape, macs_of
+from fx_oto.core.errors import FxOtoError
+from fx_oto.core.fx_utils import op_name, source_line, tensor_leaves
+from fx_oto.nn.leaves import OpaqueOp
+from fx_oto.nn.modules import is_opaque
+
+__all__ = ["FIXED", "SLIDES", "Attention", "Propagation", "Rule", "Said"]
+
+_log = logging.getLogger(__name__)
+
+# What attention loses: whole heads, or the same part of the width of every head.
+Attention = Literal["heads", "head_dim"]
+# The commonest reason to keep something whole.
+FIXED = "it is combined with a tensor that is kept whole, such as the input"
+SLIDES = "a convolution slides along it"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Said:
+    """What a rule has said: the values that it gave layers, and the atoms that it kept whole, ``(n,)`` each time."""
+
+    put: list[Tensor]
+    frozen: list[Tensor]
+
+
+class Propagation:
+    """State of one analysis; rules call its methods.
+
+    Args:
+        gm: the GraphModule, for source lines and leaf modules.
+        tape: its ATen calls.
+        rule_for: finds the rule of an operator.
+        attention: what attention loses, ``"heads"`` or ``"head_dim"``.
+    """
+
+    def __init__(
+        self, gm: GraphModule, tape: Tape, rule_for: Callable[[Any], Rule], attention: Attention = "heads"
+    ) -> None:
+        self.atoms = Atoms()
+        self.attention = attention
+        self.call: OpCall | None = None
+        self.node = ""
+        self.as_whole = False
+        self.memo: dict[Any, Any] = {}
+        self._gm, self._tape, self.rule_for = gm, tape, rule_for
+        self._nodes: dict[str, Node] = {node.name: node for node in gm.graph.nodes}
+        self._num_axis_atoms = 1
+        self._put: list[Tensor] = []
+        self._layers: dict[int, tuple[Layer, ...]] = {}
+        self._weights: set[int] = set()
+        self._made: dict[int, OpCall] = {}
+        self._made_up: set[int] = set()
+        self._regions: dict[int, Region] = {}
+        self._found = Findings()
+        self._aliases = Aliases()
+        self._origins = Origins(self.layers)
+        self._borders = Borders(self, gm, tape)
+        self._constants = Constants(tape, self._nodes, self.is_fixed)
+        self.sizes = SizesRead(gm, self._constants.without_inputs, lambda: self.fx_node)
+        self._resized: set[int] = set()
+        self._before_products = before_products(tape, self._moves_data)
+
+    # -- what rules read -------------------------------------------------------------------------------
+
+    def layers(self, value: Any) -> tuple[Layer, ...]:
+        """The layers of a tensor; none when it is untracked or not a tensor."""
+        return self._layers.get(id(value), ())
+
+    def is_weight(self, value: Any) -> bool:
+        """Whether a tensor is a parameter, or one that was only moved around."""
+        return id(value) in self._weights
+
+    def constant(self, value: Tensor) -> Tensor | None:
+        """The real content of a tensor that is the same in every call, None for any other."""
+        return self._constants.content(value)
+
+    def is_fixed(self, value: Tensor, dim: int) -> bool:
+        """Whether a dimension has the size of a parameter's or buffer's, and so the same in every call."""
+        layers = [layer for layer in self.layers(value) if dim in layer.dims]
+        if value.ndim and (self.is_weight(value) or not layers):
+            return self.is_weight(value) and id(value) not in self._resized
+        roots = [self.atoms.find(layer.labels) for layer in layers]
+        return any(bool(((root > 0) & (root < self._num_axis_atoms)).all()) for root in roots)
+
+    @property
+    def fx_node(self) -> Node:
+        """The current node."""
+        return self._nodes[self.node]
+
+    @property
+    def indexes(self) -> bool:
+        """Whether the current node indexes with brackets; what it takes at places that vary is kept whole already."""
+        return op_name(self._nodes[self.node]) in ("getitem", "setitem")
+
+    def made_by(self, value: Tensor) -> OpCall | None:
+        """The call that made a tensor, if it is all that a function or method node does."""
+        return self._made.get(id(value))
+
+    def region(self, value: Tensor) -> Region | None:
+        """The movement region that a tensor is part of."""
+        return self._regions.get(id(value))
+
+    def loses(self, value: Tensor) -> Attention | None:
+        """What goes of a grid of heads and widths that a value may hold; None if no attention follows at once."""
+        return self.attention if id(value) in self._before_products else None
+
+    @property
+    def rewritable(self) -> bool:
+        """Whether slicing can rewrite what the current node computes: not inside opaque leaves and users' ops."""
+        return not self.as_whole and not is_opaque(self._nodes[self.node], self._gm)
+
+    def can_adjust(self, kind: str) -> bool:
+        """Whether slicing can make the current node compute differently: see ``Adjustment.kind``."""
+        node = self._nodes[self.node]
+        if kind == "fold" and node.op != "call_module":  # the contribution is computed from the parameter itself
+            weight = [*node.args[1:2], node.kwargs.get("weight")][0]
+            if not isinstance(weight, Node) or weight.op != "get_attr":
+                return False
+        return self.rewritable and op_name(node).lower() in ADJUSTABLE[kind]
+
+    # -- what rules say --------------------------------------------------------------------------------
+
+    def put(self, value: Tensor, layers: Iterable[Layer]) -> None:
+        """Give a value its layers; those that do not vary are frozen, for they cannot be cut out."""
+        kept = []
+        self._put.append(value)
+        for layer in layers:
+            if layer.dims:
+                kept.append(layer)
+            else:
+                self.freeze(layer.labels, "a single index is selected, and nothing of it would be left")
+        self._layers[id(value)] = tuple(kept)
+
+    def made_up(self, size: int) -> Tensor:
+        """Atoms for a dimension that an op creates, such as ``expand``; shape ``(size,)``."""
+        atoms = self.atoms.fresh(size)
+        self._made_up.add(int(atoms[0]))
+        return atoms
+
+    def is_made_up(self, layer: Layer) -> bool:
+        """Whether a layer belongs to a dimension that an op created."""
+        return layer.labels.numel() > 0 and int(layer.labels.min()) in self._made_up
+
+    def put_weight(self, value: Tensor) -> None:
+        """Remember that a value is a parameter that was only moved around."""
+        self._weights.add(id(value))
+        if self.sizes.are_read or (self.call and any(id(read) in self._resized for read in self.call.inputs)):
+            self._resized.add(id(value))
+
+    def put_region(self, value: Tensor, region: Region) -> None:
+        """Remember that a value is part of a movement region."""
+        self._regions[id(value)] = region
+
+    def put_gather(self, value: Tensor, entry: Tensor, dim: int, positions: Tensor) -> None:
+        """Remember that a value is ``entry.index_select(dim, positions)``."""
+        self._found.selected[id(value)] = (entry, dim, positions)
+
+    def unite(self, left: Tensor, right: Tensor, why: str = "it is combined with something that is kept whole") -> None:
+        """Couple atoms elementwise under broadcasting; what meets atom 0 is frozen."""
+        if left is right:
+            return
+        for one, other in ((left, right), (right, left)):
+            if not one.all():
+                self.freeze(torch.where(one == 0, other, 0), why)
+        self.atoms.unite(left, right)
+
+    def freeze(self, labels: Tensor, why: str) -> None:
+        """Keep whole the classes of these atoms."""
+        labels = labels.reshape(-1)
+        if labels.any():
+            self._found.frozen.append((labels, self.reason(why)))
+
+    def freeze_where(self, bad: Tensor, labels: Tensor, why: str) -> None:
+        """Keep whole the classes of those atoms for which ``bad``, broadcastable to them, is true."""
+        if bad.any():
+            self.freeze(torch.where(bad, labels, 0), why)
+
+    def freeze_value(self, value: Any, why: str) -> None:
+        """Keep whole everything that a value depends on."""
+        for layer in self.layers(value):
+            self.freeze(layer.labels, why)
+
+    def keep_along(self, value: Any, dims: Collection[int], why: str) -> None:
+        """Keep whole what varies along some dimensions of a value; what varies along others may go."""
+        layers = self.layers(value)
+        if dims and layers:
+            self.put(value, self.narrow(layers, set(range(value.ndim)).difference(dims), why))
+
+    def produce(self, labels: Tensor) -> None:
+        """Mark atoms whose indices are variables that the zero-invariant group drives to zero."""
+        self._found.producers.append((self.node, labels.reshape(-1)))
+
+    def consume(self, labels: Tensor) -> None:
+        """Mark atoms whose indices are only summed over here: cut with their group, but not driven to zero."""
+        self._found.consumed.append(labels.reshape(-1))
+
+    def slide(self, labels: Tensor) -> None:
+        """Mark atoms of a weight's axes along which a convolution slides: they stay, whatever else reads the weight."""
+        labels = labels.reshape(-1)
+        self._found.consumed.append(labels)
+        self._found.kernels.append((labels[labels > 0], self.reason(SLIDES)))
+
+    def rectangle(self, labels: Tensor) -> None:
+        """Ask that whatever is removed from these labels leaves a rectangle."""
+        if not labels.all():  # a part of each slice stays
+            self.freeze(labels, FIXED)
+            return
+        self._found.obligations.append(Rectangle(labels))
+
+    def grouped(self, grid: Grouped) -> None:
+        """Ask that a grouped contraction stays a grid of equal groups."""
+        self._found.obligations.append(grid)
+
+    def crossing(self, grid: Tensor, thin: Tensor) -> None:
+        """Combine a grid with what varies along one of its axes only, whichever axis survives."""
+        self._found.obligations.append(Crossing(grid, thin, self.reason(FIXED)))
+
+    def work(self, macs: int, layers: Iterable[Layer], others: Iterable[tuple[Layer, int]] = ()) -> None:
+        """Note a contraction that the current call makes.
+
+        Args:
+            macs: its multiply-adds.
+            layers: along the axes that it runs over, each axis once.
+            others: that it runs over as well, along one of their dimensions, if it is that one which is cut.
+        """
+        self._found.contracting.add(self.node)
+        macs, layers = self._tape.on_example(self.node, macs), tuple(layers)
+        operands = [(one.labels, one.dims) for one in layers] + [(one.labels, (dim,)) for one, dim in others]
+        self._found.works.append(Work(macs, tuple(one.labels.reshape(-1) for one in layers), tuple(operands)))
+
+    def mixes(self) -> None:
+        """Note that what the current node returns at one index may depend on what it is given at others."""
+        self._found.contracting.add(self.node)
+
+    @contextmanager
+    def watched(self) -> Iterator[Said]:
+        """Note what is said in a while: which values get layers, and which labels are kept whole."""
+        refused = len(self._found.frozen)
+        told = Said([], [])
+        self._put = told.put
+        yield told
+        told.frozen.extend(labels for labels, _ in self._found.frozen[refused:])
+
+    def keep_unequal(self, left: Tensor, right: Tensor) -> None:
+        """Ask that something of ``right`` is put back if as much as of ``left`` would be left of it."""
+        self._found.unequal.append((left, right))
+
+    def narrow_to(self, layer: Layer, dims: Iterable[int], why: str) -> Layer | None:
+        """Restrict a layer to some dimensions: along the others its labels are united.
+
+        Returns:
+            The layer with size 1 along every other dimension, or None (and frozen) if it does not vary along ``dims``.
+        """
+        keep = set(dims)
+        if not keep.intersection(layer.dims):
+            self.freeze(layer.labels, why)
+            return None
+        labels, removed = layer.labels, layer.removed
+        for dim in layer.dims:
+            if dim not in keep:
+                self.unite(labels, labels.narrow(dim, 0, 1))
+                labels = labels.narrow(dim, 0, 1)
+        for dim, size in enumerate(removed.shape):
+            if size > 1 and dim not in keep:
+                removed = torch.where(_uniform(removed, dim), removed.narrow(dim, 0, 1), UNKNOWN)
+        return Layer(labels, removed)
+
+    def narrow(self, layers: Iterable[Layer], dims: Collection[int], why: str) -> list[Layer]:
+        """``narrow_to`` for several layers, without those that do not vary along ``dims``."""
+        narrowed = [self.narrow_to(layer, dims, why) for layer in layers]
+        return [layer for layer in narrowed if layer is not None]
+
+    def adjust(self, kind: str, labels: Tensor, removed: Tensor = ZERO) -> None:
+        """Ask slicing to compute the current node over the original count, or with a corrected bias."""
+        if not self.can_adjust(kind):
+            self.freeze(labels, f"the {kind} over it is computed in a way that slicing cannot rewrite")
+            return
+        labels = labels.reshape(-1)
+        self._found.adjustments.append(Adjustment(kind, self.node, labels, removed.reshape(-1).expand(labels.shape)))
+
+    def unknown_op(self, name: str) -> None:
+        """Note that the current call has no rule and something tracked enters it."""
+        reason = self.reason(f"no rule is known for the op {name}")
+        self._found.unknown.setdefault((name, reason.source), reason)
+
+    def reason(self, why: str) -> Reason:
+        """``why``, with op, node and source line of the current call."""
+        node = self._nodes.get(self.node)
+        if node is None:
+            return Reason(why)
+        op = self.call.name if self.call is not None else op_name(node)
+        since = self._origins.behind(self.call) if why == FIXED else None
+        return Reason(why, op, node.name, source_line(node), since)
+
+    # -- the run ---------------------------------------------------------------------------------------
+
+    def run(self) -> Dependencies:
+        """Play the tape, settle the deferred choices, and report."""
+        axes = self._parameter_axes()
+        self._aliases.add(self._tape.tensors.values())
+        for name, calls, value in self._tape.steps:
+            self.node, self.call = name, None
+            self._enter(self._nodes[name], value)
+            for self.call in calls:
+                self._play(self.call)
+            if len(calls) == 1 and self._nodes[name].op in ("call_function", "call_method"):
+                self._made.update((id(out), calls[0]) for out in calls[0].outputs[:1])
+            self._found.values[name] = tuple(self.layers(leaf) for leaf in tensor_leaves(value))
+        self.node, self.call = "", None
+        self._borders.keep_unread()
+        gathers = self._found.gathers(self._tape)
+        keep_rectangles(self, self._nodes.values(), self._found.values, gathers)
+        self._found.keep_kernels(self.atoms.roots())
+        settle(self.atoms, self._found.obligations, self._found.frozen)
+        self._found.keep_kernels(self.atoms.roots())  # choices may have tied them to something
+        contents = self._constants.read_of(self._gm.named_buffers())
+        return self._found.dependencies(self.atoms.roots(), axes, gathers, contents)
+
+    def _parameter_axes(self) -> tuple[Axis, ...]:
+        axes = []
+        parameters = dict(self._gm.named_parameters())
+        for name, tensor in self._tape.tensors.items():
+            layers = []
+            for dim, size in enumerate(tensor.shape):
+                atoms = self.atoms.fresh(size)
+                axes.append(Axis(name, dim, int(atoms[0]) if size else len(self.atoms), size))
+                if size > 1:
+                    worth = ZERO if name in parameters else UNKNOWN
+                    layers.append(Layer.uniform(laid_along(atoms, dim, tensor.ndim), worth))
+            self._layers[id(tensor)] = tuple(layers)
+            self._weights.add(id(tensor))
+        self._num_axis_atoms = len(self.atoms)
+        return tuple(axes)
+
+    def _enter(self, node: Node, value: Any) -> None:
+        if node.op == "placeholder":
+            why = f"it is the model's input {node.target!r}"
+            self._origins.begin(tensor_leaves(value), Reason(why, node=node.name))
+        elif node.op == "output":
+            self._check_outdated(tensor_leaves(value))
+        self._borders.keep(node, value)
+        if (indexed := indexed_at(node, self.sizes.vary)) is not None:
+            self._keep_indexed(indexed[0].meta["val"], indexed[1])
+
+    def _keep_indexed(self, source: Any, dims: list[int]) -> None:
+        """Along these dimensions, on other inputs other parts are taken; of a list, other tensors."""
+        if isinstance(source, Tensor):
+            self.keep_along(source, dims, PLACE)
+        elif dims:
+            parts = [self.layers(part) for part in tensor_leaves(source)]
+            labels = [layer.labels for layers in parts for layer in layers]
+            if any(len(layers) != 1 or not torch.equal(layers[0].labels, labels[0]) for layers in parts):
+                for one in labels:
+                    self.freeze(one, PLACE)
+
+    def _play(self, call: OpCall) -> None:
+        self._check_outdated(call.inputs)
+        rule = self.rule_for(call.func)
+        if not self._moves_data(call):
+            for value in call.inputs:
+                for layer in self.layers(value):
+                    if len(layer.dims) > 1:
+                        self.rectangle(layer.labels)
+        written, refused = call.written, len(self._found.frozen)
+        before = [self.layers(target) for target in written]
+        try:
+            rule(call, self)
+            if macs := macs_of(call):
+                self.work(macs, *self._contracted(call, rule))
+        except FxOtoError:  # what a user taught does not fit
+            raise
+        except Exception as error:
+            self._keep_touched(call, error)
+        self._origins.pass_on(call, [reason for _, reason in self._found.frozen[refused:]])
+        for target, layers in zip(written, before, strict=True):
+            self._aliases.write(target, layers, self.layers(target))
+        self._aliases.add(call.outputs)
+
+    def _keep_touched(self, call: OpCall, error: Exception) -> None:
+        """A rule has failed: nothing that the call touches can go, and nothing is known of what it returns."""
+        _log.debug("the rule of %s failed at node %s", call.name, self.node, exc_info=error)
+        what = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        for value in (*call.inputs, *call.outputs):
+            self.freeze_value(value, f"the rule of the op {call.name} failed on it ({what})")
+        for out in call.outputs:
+            self.put(out, ())
+
+    def _moves_data(self, call: OpCall) -> bool:
+        return bool(getattr(self.rule_for(call.func), "moves_data", False))
+
+    def _contracted(self, call: OpCall, rule: Rule) -> tuple[list[Layer], list[tuple[Layer, int]]]:
+        """Layers along the axes that a contraction runs over, each axis once; and others, see ``work``."""
+        if hasattr(rule, "contracted"):
+            return list(rule.contracted(call, self)), []
+        if isinstance(call.func, OpaqueOp):
+            return [], []
+        if call.name == "convolution":
+            images = [(layer, 0) for layer in self.layers(call.args[0]) if 0 in layer.dims]
+            return list(self.layers(call.args[1])), images
+        operands = [arg for arg in call.args[:3] if isinstance(arg, Tensor)][-2:]
+        if len(operands) < 2 or not operands[1].ndim:
+            return [], []
+        left, right = (self.layers(operand) for operand in operands)
+        last = operands[1].ndim - 1
+        inner = [layer for layer in right if last > 0 and last in layer.dims]
+        grids = [(layer, last) for layer in inner if len(layer.dims) > 1]
+        return [*left, *(layer for layer in inner if layer.dims == (last,))], grids
+
+    def _check_outdated(self, values: Iterable[Any]) -> None:
+        """What is read must not have changed behind its layers."""
+        for value in values:
+            if (target := self._aliases.written_through(value)) is not None:
+                for alias in (value, target):
+                    self.freeze_value(alias, "it was written in place through a view before it is read here")
+
+
+def _uniform(tensor: Tensor, dim: int) -> Tensor:
+    return (tensor == tensor.narrow(dim, 0, 1)).all(dim, keepdim=True)
+
+
+Rule = Callable[[OpCall, Propagation], None]

@@ -1,0 +1,227 @@
+"""What the passes learn about a GraphModule, in one typed, immutable object: ``gm.meta["fx_oto"]``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_map_only
+
+from fx_oto.core.errors import InputError, MissingResultError
+from fx_oto.core.fx_utils import tensor_leaves
+from fx_oto.core.records import PassRecord
+
+__all__ = ["Capture", "Context", "ExampleInputs", "InputSize"]
+
+_KEY = "fx_oto"
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class ExampleInputs:
+    """The arguments of one call of the model, as given by the user.
+
+    Attributes:
+        args: the positional ones.
+        kwargs: those by keyword.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> given = fx_oto.ExampleInputs.of(((torch.zeros(2, 4),), {"mask": None}))
+        >>> len(given.args), given.kwargs
+        (1, {'mask': None})
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, inputs: Any) -> ExampleInputs:
+        """Read what a user passes.
+
+        Args:
+            inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or ``(args, kwargs)``.
+
+        Raises:
+            InputError: it is something else.
+        """
+        if isinstance(inputs, ExampleInputs):
+            return inputs
+        if isinstance(inputs, dict):
+            return cls((), dict(inputs))
+        if isinstance(inputs, tuple | list):
+            if len(inputs) == 2 and isinstance(inputs[0], tuple | list) and isinstance(inputs[1], dict):
+                return cls(tuple(inputs[0]), dict(inputs[1]))
+            return cls(tuple(inputs))
+        if isinstance(inputs, Tensor):
+            return cls((inputs,))
+        raise InputError(
+            "example_inputs must be a tensor, a tuple of positional arguments, a dict of keyword arguments, or "
+            f"(args, kwargs); found {type(inputs).__name__}"
+        )
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        """What was given if it is nothing but whole numbers, such as a shape where a tensor of it was meant."""
+        plain = bool(self.args) and not self.kwargs and all(type(value) is int for value in self.args)
+        return self.args if plain else ()
+
+    def copied(self) -> ExampleInputs:
+        """The same with tensors of their own, which a model may write into."""
+        args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), (self.args, self.kwargs))
+        return ExampleInputs(args, kwargs)
+
+    def doubled(self) -> ExampleInputs:
+        """Twice the batch: of each tensor whose first dimension is as long as that of the first tensor that has one."""
+        sizes = [tensor.size(0) for tensor in tensor_leaves((self.args, self.kwargs)) if tensor.ndim]
+
+        def double(tensor: Tensor) -> Tensor:
+            return torch.cat([tensor, tensor]) if tensor.ndim and tensor.size(0) == sizes[0] else tensor
+
+        args, kwargs = tree_map_only(Tensor, double, (self.args, self.kwargs))
+        return ExampleInputs(args, kwargs)
+
+
+@dataclass(frozen=True)
+class InputSize:
+    """A size of the example inputs, and whether the graph takes others.
+
+    Attributes:
+        dims: the dimensions that are of this size together: of each the input's name and the dimension.
+        size: in the example inputs.
+        fixed: why the graph takes no other, with the line in the user's code; empty if it takes others.
+        decided: where code decides by it, if the graph takes only those for which it decides alike.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> print(fx_oto.Context.of(fx_oto.trace(torch.nn.Linear(4, 8), torch.randn(2, 4))).capture.sizes[0])
+        input[0]: any
+    """
+
+    dims: tuple[tuple[str, int], ...]
+    size: int
+    fixed: str = ""
+    decided: str = ""
+
+    def __str__(self) -> str:
+        where = ", ".join(f"{name}[{dim}]" for name, dim in self.dims)
+        if self.fixed:
+            return f"{where}: fixed at {self.size}, by {self.fixed}"
+        return f"{where}: those like {self.size} for {self.decided}" if self.decided else f"{where}: any"
+
+
+@dataclass(frozen=True)
+class Capture:
+    """How a model became a graph.
+
+    Attributes:
+        front_end: ``"fx_oto"``, or ``"GraphModule"`` if it was one.
+        opaque: submodules, methods and functions that are called as a whole, by name.
+        sizes: of the example inputs: which of them the graph takes others for. Empty for a GraphModule.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> print(fx_oto.Context.of(gm).capture)
+        captured by fx_oto; sizes: input[0]: any; input[1]: any
+    """
+
+    front_end: str
+    opaque: tuple[str, ...] = ()
+    sizes: tuple[InputSize, ...] = ()
+
+    def __str__(self) -> str:
+        opaque = f"; called as a whole: {', '.join(self.opaque)}" if self.opaque else ""
+        sizes = f"; sizes: {'; '.join(map(str, self.sizes))}" if self.sizes else ""
+        return f"captured by {self.front_end}{opaque}{sizes}"
+
+
+@dataclass(frozen=True)
+class Context:
+    """How the model was captured, the example inputs, and the results of analyses, by type.
+
+    A transformation that changes the graph replaces the context by one that keeps only what it preserves.
+
+    Attributes:
+        inputs: of one call of the model.
+        capture: how it became a graph.
+        results: of analyses, by type; read them with ``get``.
+        records: one for each pass that was run, in order.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> gm = fx_oto.prepare(torch.nn.Linear(4, 8), torch.randn(2, 4))
+        >>> context = fx_oto.Context.of(gm)
+        >>> context.capture.front_end, len(context.records), context.get(fx_oto.Partition).num_zigs
+        ('fx_oto', 3, 0)
+    """
+
+    inputs: ExampleInputs
+    capture: Capture
+    results: dict[type, Any] = field(default_factory=dict)
+    records: tuple[PassRecord, ...] = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Context:
+        """Copies of a GraphModule share what never changes, which is all but the record of a training that goes on."""
+        shared = {kind: copy.deepcopy(one, memo) if _changes(one) else one for kind, one in self.results.items()}
+        return replace(self, results=shared)
+
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[()]]:
+        """Pickle drops it, as torch.fx drops the metadata of the nodes that it speaks of."""
+        return dict, ()
+
+    @classmethod
+    def of(cls, gm: nn.Module) -> Context:
+        """The context of ``gm``, a GraphModule that was traced or prepared.
+
+        Raises:
+            MissingResultError: the module carries none.
+        """
+        context = gm.meta.get(_KEY) if isinstance(gm, GraphModule) else None
+        if not isinstance(context, Context):
+            raise MissingResultError(
+                f"expected a GraphModule that fx_oto has traced, found {type(gm).__name__} without fx_oto's data in "
+                "gm.meta; call fx_oto.prepare(model, example_inputs) first (copy.deepcopy keeps it, pickle does not)"
+            )
+        return context
+
+    def attach(self, gm: GraphModule) -> GraphModule:
+        """Make this the context of ``gm`` and return ``gm``."""
+        gm.meta[_KEY] = self
+        return gm
+
+    def get(self, kind: type[_Result]) -> _Result:
+        """The result of the type ``kind``.
+
+        Raises:
+            MissingResultError: no pass has provided it; the text names the pass that does.
+        """
+        if kind not in self.results:
+            provider = getattr(kind, "provided_by", "an analysis")
+            raise MissingResultError(
+                f"no {kind.__name__} is known for this GraphModule: run the pass {provider!r} first, "
+                "or fx_oto.prepare, which runs every pass up to the masks"
+            )
+        found: _Result = self.results[kind]
+        return found
+
+    def provide(self, result: object) -> Context:
+        """A context that also holds ``result``."""
+        return replace(self, results={**self.results, type(result): result})
+
+    def keep(self, kinds: Iterable[type]) -> Context:
+        """A context that holds only the results of the types in ``kinds``."""
+        kept = set(kinds)
+        return replace(self, results={kind: value for kind, value in self.results.items() if kind in kept})
+
+
+def _changes(result: Any) -> bool:
+    """Whether a result is one that is written on after it was provided: a dataclass that is not frozen."""
+    settings = getattr(type(result), "__dataclass_params__", None)
+    return settings is not None and not settings.frozen

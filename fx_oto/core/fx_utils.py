@@ -1,0 +1,239 @@
+"""Small helpers on FX graphs and modules that the rest of the library shares."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import RLock
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+from torch.utils._pytree import tree_leaves
+
+from fx_oto.core.errors import InputError
+
+__all__ = [
+    "bare_name",
+    "behind",
+    "check_has_numbers",
+    "clone_module",
+    "described",
+    "file_shown",
+    "graph_copy",
+    "is_random",
+    "one_at_a_time",
+    "op_name",
+    "patterns_in",
+    "quiet_fakes",
+    "raised_at",
+    "source_line",
+    "tensor_leaves",
+    "tensor_names",
+    "unfused_attention",
+    "with_modes_of",
+    "with_modules",
+]
+
+# Tracing, and running on fake tensors, set switches of the whole process, such as which attention kernel torch takes,
+# and ask whether random numbers were drawn: threads take turns.
+one_at_a_time = RLock()
+
+_NO_TENSORS = (int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device)
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+# Of this library, what runs a user's code.
+_NOT_USERS = (_TORCH, *(str(Path(__file__).parent / name) for name in ("capture", "provenance", "graph.py")))
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def behind(value: Any) -> set[Node]:
+    """The nodes that a value in a graph is computed from, and they themselves."""
+    found, waiting = set[Node](), [one for one in tree_leaves(value) if isinstance(one, Node)]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting.extend(node.all_input_nodes)
+    return found
+
+
+def is_random(node: Node) -> bool:
+    """Whether a node draws random numbers, as its name says."""
+    name = str(node.target)
+    return any(word in name for word in ("rand", "dropout", "bernoulli", "normal_", "uniform_", "multinomial"))
+
+
+def source_line(node: Node) -> str:
+    """Where in the user's source a node was traced: ``"path/net.py:12"``, or ``""`` when not recorded."""
+    frames = _FRAME.findall(node.stack_trace or "")
+    users = [frame for frame in frames if not frame[0].startswith(_TORCH)] or frames
+    return f"{file_shown(users[-1][0])}:{users[-1][1]}" if users else ""
+
+
+def raised_at(error: BaseException) -> str:
+    """Where in the user's code an error arose: ``"path/net.py:12 (x = self.a(x))"``, or ``""`` if it was in none."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_USERS)]
+    return f"{file_shown(frames[-1].filename)}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
+
+
+@contextmanager
+def quiet_fakes() -> Iterator[None]:
+    """Keep torch from logging what does not run on fake tensors, traceback by traceback: it will be explained."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def file_shown(path: str) -> str:
+    """A source file as its reader knows it: a cell of a notebook, whose file is made up, by its prompt, ``"In[3]"``."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    name_of = getattr(getattr(shell, "compile", None), "format_code_name", None)
+    found = None if name_of is None else name_of(path)
+    return path if found is None else str(found[1])
+
+
+def op_name(node: Node) -> str:
+    """The bare name of what a node calls, the same for ``torch.relu``, ``x.relu()`` and ``aten.relu``."""
+    if node.op == "call_module":
+        return type(_submodule(node)).__name__
+    if isinstance(node.target, torch._ops.OpOverload):
+        return bare_name(str(node.target._schema.name))
+    if isinstance(node.target, torch._ops.OpOverloadPacket):
+        return bare_name(str(node.target._qualified_op_name))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return name.strip("_") if name.startswith("__") else name
+
+
+def bare_name(qualified: str) -> str:
+    """An operator's name: of torch's own without the namespace, of any other in full, for it may mean anything."""
+    namespace, _, name = qualified.partition("::")
+    return name if namespace in ("aten", "prims") else qualified
+
+
+def described(node: Node) -> str:
+    """A node as errors name it: ``"node 'conv' (Conv2d at path/net.py:12)"``."""
+    return f"node {node.name!r} ({op_name(node)} at {source_line(node) or 'no source line'})"
+
+
+def _submodule(node: Node) -> nn.Module:
+    owner = node.graph.owning_module
+    assert owner is not None
+    return owner.get_submodule(str(node.target))
+
+
+@contextmanager
+def unfused_attention() -> Iterator[None]:
+    """Keep torch's transformer modules from calling one kernel for a whole layer."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def graph_copy(gm: GraphModule) -> GraphModule:
+    """A GraphModule with a graph and a tree of its own that shares the input's leaf modules, parameters and buffers."""
+    graph = Graph(tracer_cls=gm.graph._tracer_cls)
+    renamed: dict[Node, Node] = {}
+    output = graph.graph_copy(gm.graph, renamed)
+    old = next(node for node in gm.graph.nodes if node.op == "output")
+    renamed[old] = graph.output(output)
+    for before, after in renamed.items():
+        after.meta = dict(before.meta)
+    graph.set_codegen(copy.copy(gm.graph._codegen))
+    new = with_modes_of(GraphModule(gm, graph, gm.__class__.__name__), gm)
+    new.meta = dict(gm.meta)
+    return new
+
+
+def with_modes_of(new: GraphModule, old: nn.Module) -> GraphModule:
+    """Give a GraphModule the ``training`` flags of the module that it was made from."""
+    modes = {name: child.training for name, child in old.named_modules(remove_duplicate=False)}
+    for name, child in new.named_modules(remove_duplicate=False):
+        child.training = modes.get(name, old.training)
+    return new
+
+
+def clone_module(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Copy a module tree without copying its tensors: each parameter and buffer becomes ``replace(tensor)``.
+
+    What occurs twice in the original, a module or a tensor, occurs twice in the copy.
+    """
+    modules: dict[nn.Module, nn.Module] = {}
+
+    def clone(old: nn.Module) -> nn.Module:
+        if old in modules:
+            return modules[old]
+        if isinstance(old, torch.jit.ScriptModule):  # whose tensors are out of reach
+            return copy.deepcopy(old)
+        new = old.__new__(type(old))
+        shared = (dict, list, set)  # hooks and the like: a change of the copy's must not reach the original's
+        new.__dict__.update({k: copy.copy(v) if isinstance(v, shared) else v for k, v in old.__dict__.items()})
+        new.__dict__.pop("_compiled_call_impl", None)  # which would call the original
+        modules[old] = new
+        for registry in ("_parameters", "_buffers"):
+            tensors = old.__dict__[registry]
+            new.__dict__[registry] = {key: None if t is None else replace(t) for key, t in tensors.items()}
+        new.__dict__["_modules"] = {key: child and clone(child) for key, child in old._modules.items()}
+        for key, value in old.__dict__.items():
+            if isinstance(value, MethodType) and value.__self__ is old:
+                new.__dict__[key] = MethodType(value.__func__, new)
+        return new
+
+    return clone(module)
+
+
+def tensor_names(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters, then buffers, by name; a tensor under several names is listed under its first."""
+    return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def check_has_numbers(model: nn.Module, doing: str) -> None:
+    """Refuse a model on the meta device, whose tensors have shapes alone, for what reads or writes numbers.
+
+    Raises:
+        InputError: a parameter or buffer is there.
+    """
+    empty = [name for name, tensor in tensor_names(model).items() if tensor.is_meta]
+    if empty:
+        raise InputError(
+            f"{doing} needs a model with numbers, but {len(empty)} of its tensors are on the meta device, "
+            f"such as {empty[0]!r}: give it memory with model.to_empty(device='cpu') and weights with "
+            "model.load_state_dict(…), then prepare or measure it"
+        )
+
+
+def tensor_leaves(value: Any) -> list[Tensor]:
+    """The tensors in a value of any structure, in order."""
+    if isinstance(value, Tensor):  # as most are
+        return [value]
+    if type(value) in (tuple, list):
+        return [leaf for one in value for leaf in tensor_leaves(one)]
+    if type(value) in _NO_TENSORS:
+        return []
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def with_modules(name: str) -> list[str]:
+    """The name of a tensor, and those of the modules that hold it, outermost first."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+
+
+def patterns_in(given: str | Iterable[str]) -> tuple[str, ...]:
+    """Glob patterns as a user gives them: a string is one of them, not its letters."""
+    return (given,) if isinstance(given, str) else tuple(given)

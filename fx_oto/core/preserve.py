@@ -1,0 +1,262 @@
+"""Trying something out on a model and leaving it as it was."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FunctionType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
+
+from fx_oto.core.random_state import Dice
+
+__all__ = [
+    "evaluating",
+    "forget_parameters",
+    "kept",
+    "memory_of",
+    "on_cpu",
+    "unchanged",
+    "uncollected",
+    "unwritten",
+    "without_backward_hooks",
+]
+
+
+@contextmanager
+def evaluating(module: nn.Module, training: bool = False) -> Iterator[None]:
+    """Put a module and its children in one mode for a while, then restore each child's own."""
+    before = [(child, child.training) for child in module.modules()]
+    try:
+        for child, _ in before:
+            _set_mode(child, training)
+        yield
+    finally:
+        for child, mode in before:
+            _set_mode(child, mode)
+
+
+def _set_mode(module: nn.Module, training: bool) -> None:
+    if "training" in module.__dict__:  # as assignment would, which takes its time
+        module.__dict__["training"] = training
+    else:
+        module.training = training
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Leave garbage for later: looking through all that a process holds takes as long as what is done meanwhile."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """Let tensors be made where analysis works, whatever the user has made the default device."""
+    if torch.get_default_device().type == "cpu":
+        yield
+        return
+    with torch.device("cpu"):
+        yield
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Let what ``torch.compile`` has compiled, or would, run as it is written."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and to load it takes long
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
+def unchanged(model: nn.Module, but: tuple[str, ...] = ()) -> Iterator[Callable[[], None]]:
+    """Take back what code sets on modules, and in what they hold, but for the model's own names that begin so.
+
+    Tensors are not copied: what is written into them stays.
+
+    Yields:
+        A function that takes it back at once, as often as is wanted.
+    """
+    before = [(held, tuple(held.items() if isinstance(held, dict) else held)) for held in _changeable(model)]
+
+    def put_back() -> None:
+        for held, content in before:
+            kept: dict[str, Any] = {}
+            if but and (held is vars(model) or held is model._modules):
+                kept = {key: value for key, value in held.items() if key.startswith(but)}
+            held.clear()
+            (held.extend if isinstance(held, list | deque) else held.update)(content)
+            if kept:
+                held.update({key: value for key, value in kept.items() if key not in held})
+
+    try:
+        yield put_back
+    finally:
+        put_back()
+
+
+def forget_parameters(model: nn.Module) -> None:
+    """Let modules forget what they keep in evaluation of their parameters, as they do when training begins."""
+    changing = [module for module in model.modules() if type(module).train is not nn.Module.train]
+    if changing:
+        with evaluating(model, True):
+            for module in changing:
+                module.train(True)
+
+
+@contextmanager
+def without_backward_hooks(model: nn.Module) -> Iterator[None]:
+    """Let modules be called on tensors that no gradient will come to."""
+    before = [(module.__dict__, name) for module in model.modules() for name in _BACKWARD if module.__dict__.get(name)]
+    hooks = [held[name] for held, name in before]
+    try:
+        for held, name in before:
+            held[name] = OrderedDict()
+        yield
+    finally:
+        for (held, name), own in zip(before, hooks, strict=True):
+            held[name] = own
+
+
+@contextmanager
+def unwritten(model: nn.Module, training: bool = False) -> Iterator[None]:
+    """Run a model in one mode, without gradients, and leave it as it was.
+
+    Taken back is what it writes into its buffers and other tensors but parameters, and sets on its modules.
+    """
+    held = {id(tensor): tensor for tensor in (*model.buffers(), *_plain_tensors(model))}.values()
+    before = [(memory, memory.clone()) for memory in (memory_of(tensor.data) for tensor in held)]
+    counted = tuple(tensor for tensor in held if not tensor.is_inference())
+    try:
+        with unchanged(model), evaluating(model, training), torch.no_grad(), _unsafe_preserve_version_counter(counted):
+            yield
+    finally:
+        for memory, content in before:
+            memory.copy_(content)
+
+
+def memory_of(tensor: Tensor) -> Tensor:
+    """The same memory, no element of which is met twice, as in what was expanded: so it can be written."""
+    tensor = tensor.detach()
+    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
+_BACKWARD = ("_backward_hooks", "_backward_pre_hooks")
+
+# What every module has; of it, what forward may change.
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _plain_tensors(model: nn.Module) -> list[Tensor]:
+    """Those in the attributes of modules, and in what they hold, that are no parameters."""
+    values = (value for held in _changeable(model) for value in (held.values() if isinstance(held, dict) else held))
+    return [value for value in values if isinstance(value, Tensor) and not isinstance(value, nn.Parameter)]
+
+
+def _changeable(model: nn.Module) -> list[Any]:
+    """The attributes of modules, and all containers and objects of Python classes that can be reached from them."""
+    found: dict[int, Any] = {}
+    waiting: list[Any] = [model]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, nn.Module):
+            held = vars(value)
+            if id(held) not in found:
+                registries = [one for name in _OF_EVERY_MODULE if isinstance(one := held.get(name), dict)]
+                found |= {id(one): one for one in (held, *registries)}
+                waiting.extend(held[name] for name in held.keys() - _OF_EVERY_MODULE)
+                waiting.extend(value.children())
+            continue
+        if _is_plain_object(value):
+            value = vars(value)
+        if id(value) in found or not isinstance(value, dict | list | set | deque | tuple):
+            continue
+        found[id(value)] = value
+        waiting.extend(value.values() if isinstance(value, dict) else value)
+    return [held for held in found.values() if not isinstance(held, tuple)]
+
+
+def _is_plain_object(value: Any) -> bool:
+    ours = type(value).__module__.split(".")[0] in ("torch", "fx_oto")
+    opaque = ours or isinstance(value, Tensor | type | ModuleType | FunctionType | BaseException)
+    return not opaque and type(getattr(value, "__dict__", None)) is dict
+
+
+@contextmanager
+def kept(module: nn.Module) -> Iterator[Callable[[], None]]:
+    """Afterwards everything of a module is as it was, bit for bit, whatever is done to it and however that ends.
+
+    That is: parameters, buffers and gradients, where they lie, ``requires_grad``, what is set on modules such as
+    ``training``, and the states of the generators of random numbers of torch, Python and NumPy. One copy of the
+    tensors is held meanwhile.
+
+    Yields:
+        A function that puts the tensors and the random numbers back at once, as often as is wanted; what is set on
+        modules is taken back at the end alone.
+    """
+    tensors = [_Kept(tensor) for tensor in (*module.parameters(), *module.buffers())]
+    dice, devices = Dice(), _device_states(module)
+
+    @torch.no_grad()
+    def put_back() -> None:
+        for tensor in tensors:
+            tensor.put_back()
+        dice.put_back()
+        for device, state in devices.items():
+            torch.get_device_module(device).set_rng_state(state, device)
+
+    with unchanged(module):
+        try:
+            yield put_back
+        finally:
+            put_back()
+
+
+class _Kept:
+    """A tensor, its gradient, and copies of their content."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.data, self.requires_grad = tensor, tensor.data, tensor.requires_grad
+        self.grad = tensor.grad if tensor.is_leaf else None
+        written = [memory_of(held) for held in (tensor, self.grad) if held is not None]
+        self.contents = [(memory, memory.clone()) for memory in written]
+
+    def put_back(self) -> None:
+        if self._moved():
+            self.tensor.data = self.data
+        for memory, content in self.contents:
+            memory.copy_(content)
+        if self.tensor.is_leaf:
+            self.tensor.requires_grad_(self.requires_grad)
+            self.tensor.grad = self.grad
+
+    def _moved(self) -> bool:
+        """Whether it lies elsewhere now, as after ``model.half()``."""
+        now, then = self.tensor, self.data
+        same = (now.device, now.dtype, now.shape) == (then.device, then.dtype, then.shape)
+        return not same or now.data_ptr() != then.data_ptr()
+
+
+def _device_states(module: nn.Module) -> dict[torch.device, Any]:
+    devices = {tensor.device for tensors in (module.parameters(), module.buffers()) for tensor in tensors}
+    return {
+        device: torch.get_device_module(device).get_rng_state(device)
+        for device in devices
+        if device.type not in ("cpu", "meta")
+    }

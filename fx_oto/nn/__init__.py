@@ -1,0 +1,1 @@
+"""What compact models compute with, and what is known of modules that are called as a whole."""

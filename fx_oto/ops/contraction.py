@@ -1,0 +1,216 @@
+"""Rules for contractions: each is *pointwise multiply, then sum*.
+
+The channels that are summed over tie the input to the weight's input axis; the weight's other axis makes the
+output's channels. A sum loses nothing when what is removed is worth 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fx_oto.analysis.closure import Grouped
+from fx_oto.analysis.engine import FIXED, SLIDES, Propagation
+from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer, align, zero_stays
+from fx_oto.analysis.tape import OpCall
+from fx_oto.ops.pointwise import Operand, combine
+
+__all__ = ["add_matmul", "contract", "convolution", "embedding", "lift", "matmul"]
+
+_NOT_ZERO = "its value is not zero once removed, and the sum over it would change"
+
+
+def matmul(call: OpCall, p: Propagation) -> None:
+    """``mm``, ``bmm``, ``mv``, ``dot`` and their like."""
+    left, right = call.args[:2]
+    p.put(call.out, _product(p, left, right))
+
+
+def add_matmul(call: OpCall, p: Propagation) -> None:
+    """``addmm``, ``baddbmm``: a product plus a bias."""
+    bias, left, right = call.args[:3]
+    scales = (call.arg("beta"), call.arg("alpha"))
+    scale_is_one = scales == (1, 1) and not any(p.sizes.may_vary(call, scale) for scale in scales)
+    product = Operand(call.out.shape, _product(p, left, right, foldable=scale_is_one))
+    layers = _add(p, product, Operand.of(p, bias), call.out.ndim)
+    p.put(call.out, layers if scale_is_one else [Layer(one.labels, zero_stays(one.removed)) for one in layers])
+
+
+def _product(p: Propagation, left: Tensor, right: Tensor, foldable: bool = True) -> list[Layer]:
+    batch = "ab"[: max(left.ndim, right.ndim) - 2]
+    rows, columns = ("n" if left.ndim > 1 else ""), ("m" if right.ndim > 1 else "")
+    terms = (batch[: max(left.ndim - 2, 0)] + rows + "k", batch[: max(right.ndim - 2, 0)] + "k" + columns)
+    sides = [Operand.of(p, left), Operand.of(p, right)]
+    if batch and p.attention == "head_dim" and not any(side.weight for side in sides):
+        sides = [_alike_in_all_heads(p, side, len(batch)) for side in sides]
+    return contract(p, sides, terms, batch + rows + columns, foldable and p.is_weight(right))
+
+
+def _alike_in_all_heads(p: Propagation, side: Operand, batch: int) -> Operand:
+    """Where labels form a grid of heads, which the product is batched over, and widths: all heads lose the same."""
+    widths = range(batch, len(side.shape))
+    layers = [
+        p.narrow_to(layer, widths, "") if len(layer.dims) > 1 and layer.dims[0] < batch else layer
+        for layer in side.layers
+    ]
+    return Operand(side.shape, [layer for layer in layers if layer is not None])
+
+
+def contract(
+    p: Propagation, sides: Sequence[Operand], terms: tuple[str, str], result: str, foldable: bool
+) -> list[Layer]:
+    """Layers of ``einsum("terms[0],terms[1]->result")``.
+
+    Args:
+        p: the engine.
+        sides: the two operands; a weight's columns are only read, never driven to zero.
+        terms: a letter for each dimension of each side.
+        result: a letter for each dimension of the result.
+        foldable: whether a constant contribution of removed channels can move into a bias.
+    """
+    letters = result + "".join(letter for letter in dict.fromkeys(terms[0]) if letter not in result)
+    lifted = [lift(p, side, term, letters, len(result)) for side, term in zip(sides, terms, strict=True)]
+    product = combine(p, lifted, len(letters), _times, may_cross=False)
+    return [total for layer in product if (total := _sum_out(p, layer, lifted[0], len(result), foldable))]
+
+
+def lift(p: Propagation, side: Operand, term: str, letters: str, kept: int) -> Operand:
+    """An operand with a dimension for each of ``letters``, in their order: of size 1 where ``term`` lacks it."""
+    order = [term.index(letter) for letter in letters if letter in term]
+    entries = tuple(slice(None) if letter in term else None for letter in letters)
+    layers = [layer.map(lambda t: t.permute(order)[entries]) for layer in side.layers]
+    if side.weight:
+        layers = [_as_weight(p, layer, kept) for layer in layers]
+    return Operand([side.shape[term.index(letter)] if letter in term else 1 for letter in letters], layers)
+
+
+def _as_weight(p: Propagation, layer: Layer, kept: int) -> Layer:
+    """A weight's rows are variables; its columns are only read, so nothing makes them zero."""
+    if all(dim < kept for dim in layer.dims):
+        p.produce(layer.labels)
+        return layer
+    p.consume(layer.labels)
+    return Layer.uniform(layer.labels)
+
+
+def _times(values: list[Tensor]) -> Tensor:
+    left, right = values
+    zero = (left == 0) | (right == 0)
+    return torch.where(zero, ZERO, left * right)
+
+
+def _sum_out(p: Propagation, layer: Layer, left: Operand, kept: int, foldable: bool) -> Layer | None:
+    """Sum over the dimensions from ``kept`` on."""
+    survives = [dim for dim in layer.dims if dim < kept]
+    if not survives:
+        _consume(p, layer, left, foldable)
+        return None
+    narrowed = p.narrow_to(layer, survives, "")
+    assert narrowed is not None
+    removed = zero_stays(narrowed.removed)
+    shape = narrowed.labels.shape[:kept]
+    return Layer(narrowed.labels.reshape(shape), removed.reshape(removed.shape[:kept]))
+
+
+def _consume(p: Propagation, layer: Layer, left: Operand, foldable: bool) -> None:
+    bad = layer.removed != 0
+    if not bad.any():
+        return
+    inputs = next((mine for mine in left.layers if mine.dims == layer.dims), None)
+    worth = UNKNOWN if inputs is None else inputs.removed
+    if foldable and p.can_adjust("fold") and inputs is not None and not worth.isnan().any():
+        p.adjust("fold", inputs.labels, worth)
+    else:
+        p.freeze_where(bad, layer.labels, _NOT_ZERO)
+
+
+def _add(p: Propagation, value: Operand, bias: Operand, ndim: int) -> list[Layer]:
+    return combine(p, [value, bias], ndim, lambda values: values[0] + values[1])
+
+
+def embedding(call: OpCall, p: Propagation) -> None:
+    """Rows of a table: the table's columns become the result's last dimension."""
+    weight, indices = call.args[:2]
+    layers = []
+    for layer in p.layers(weight):
+        if layer.dims == (1,):
+            p.produce(layer.labels)
+            layers.append(layer.map(lambda t: align(t, indices.ndim + 1)))
+        else:
+            p.freeze(layer.labels, "it is the vocabulary that indices look up")
+    p.put(call.out, layers)
+
+
+def convolution(call: OpCall, p: Propagation) -> None:
+    """Convolution in any number of dimensions, transposed, grouped or depthwise."""
+    source, weight, bias = call.args[:3]
+    transposed, groups = call.arg("transposed"), call.arg("groups")
+    spatial = source.ndim - 2
+    inputs = _channels(p, p.layers(source))
+    window = [layer for layer in p.layers(weight) if p.is_weight(weight) and min(layer.dims) >= 2]
+    for layer in window:
+        p.slide(layer.labels)
+    kernel = _channels(p, [layer for layer in p.layers(weight) if layer not in window])
+    sides = [Operand(source.shape[:2], inputs), Operand(weight.shape[:2], kernel, p.is_weight(weight))]
+    if groups == 1:
+        padded = any(n or p.sizes.may_vary(call, n) for n in call.arg("padding"))
+        foldable = p.is_weight(weight) and not transposed and not padded
+        layers = contract(p, sides, ("bc", "co" if transposed else "oc"), "bo", foldable)
+    else:
+        by_image = p.narrow([layer for layer in inputs if 0 in layer.dims], (0,), "")
+        sides[0] = Operand(source.shape[:2], [layer for layer in inputs if layer.dims == (1,)])
+        layers = _grouped(p, sides, groups, transposed, call.out.size(1))
+        layers += [Layer(layer.labels, zero_stays(layer.removed)) for layer in by_image]
+    if bias is not None:
+        layers = _add(p, Operand(call.out.shape[:2], layers), Operand.of(p, bias), 2)
+    p.put(call.out, [layer.map(lambda t: t[(...,) + (None,) * spatial]) for layer in layers])
+
+
+def _channels(p: Propagation, layers: Sequence[Layer]) -> list[Layer]:
+    """Layers along batch and channels; what varies over the window only is summed, and kept whole."""
+    narrowed = p.narrow(layers, (0, 1), SLIDES)
+    return [layer.map(lambda t: t.reshape(t.shape[:2])) for layer in narrowed]
+
+
+def _grouped(p: Propagation, sides: Sequence[Operand], groups: int, transposed: bool, width: int) -> list[Layer]:
+    """Input and output channels stay a grid of groups; the weight's second axis is shared by all groups."""
+    inputs, kernel = sides
+    incoming, rows, shared = _along(inputs.layers, 1), _along(kernel.layers, 0), _along(kernel.layers, 1)
+    if rows is None or not kernel.weight or not p.rewritable:
+        refusal = "a grouped convolution has a computed weight, or a number of groups that slicing cannot rewrite"
+        for layer in (*inputs.layers, *kernel.layers):
+            p.freeze(layer.labels, refusal)
+        return []
+    if incoming is None:  # an input that is kept whole keeps what reads it
+        read = rows if transposed else shared
+        if read is not None:
+            p.freeze(read.labels, FIXED)
+    else:
+        p.freeze_where(incoming.removed != 0, incoming.labels, _NOT_ZERO)
+    outgoing = _outgoing(p, incoming, rows, shared, width) if transposed else rows.labels.reshape(-1)
+    read, made = (rows, shared) if transposed else (shared, rows)
+    if read is not None:
+        p.consume(read.labels)
+    if made is not None:
+        p.produce(made.labels)
+    grid = None if incoming is None else incoming.labels.reshape(groups, -1)
+    common = None if shared is None else shared.labels.reshape(-1)
+    why = p.reason("whole groups of the convolution can go, so each group keeps all its channels")
+    p.grouped(Grouped(grid, outgoing.view(groups, -1), common, not transposed, why))
+    return [Layer.uniform(outgoing.view(1, -1), ZERO)]
+
+
+def _outgoing(p: Propagation, incoming: Layer | None, rows: Layer, shared: Layer | None, width: int) -> Tensor:
+    """Output channels of a transposed convolution, whose weight has one row for each input channel."""
+    outgoing = p.atoms.fresh(width)
+    if incoming is not None:
+        p.unite(incoming.labels.reshape(-1), rows.labels.reshape(-1))
+    elif shared is None:
+        p.freeze(outgoing, "each group has one output, and its input is kept whole")
+    return outgoing
+
+
+def _along(layers: Sequence[Layer], dim: int) -> Layer | None:
+    return next((layer for layer in layers if layer.dims == (dim,)), None)

@@ -1,0 +1,160 @@
+"""The rule for users' ops that work element by element: running them tells what removed channels become."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fx_oto.analysis.engine import Propagation
+from fx_oto.analysis.labels import UNKNOWN, ZERO
+from fx_oto.analysis.tape import OpCall
+from fx_oto.core.errors import RuleError
+from fx_oto.ops.contraction import lift
+from fx_oto.ops.custom.equations import Equation, operands_of
+from fx_oto.ops.custom.running import run_on
+from fx_oto.ops.pointwise import Operand, agreed, combine, number, with_other_sizes
+
+__all__ = ["Elementwise"]
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """See ``elementwise``."""
+
+    equation: Equation | None
+    zero_if: tuple[str, ...]
+
+    mixing = False
+
+    def __call__(self, call: OpCall, p: Propagation) -> None:
+        """The rule."""
+        operands = [(name, tensor) for name, tensor in operands_of(call) if tensor is not None]
+        if len(operands) != len(call.inputs):
+            raise RuleError(
+                f"{call.name} is given tensors in a container, which elementwise cannot tell apart: hand them over one "
+                "by one, or use another kind"
+            )
+        terms, result = self._terms(call, operands)
+        if len(set("".join(terms)) - set(result)):
+            raise RuleError(f"{self!r}: every letter must be in the result; for sums, use contraction or like")
+        lifted = [
+            lift(p, Operand.of(p, tensor), term, result, len(result))
+            for (_, tensor), term in zip(operands, terms, strict=True)
+        ]
+        if not any(operand.layers for operand in lifted):
+            return
+        zeroing = [place for place, (name, _) in enumerate(operands) if name in self.zero_if]
+        if len(zeroing) < len(self.zero_if):
+            raise RuleError(
+                f"zero_if={self.zero_if} names what {call.name} does not have: it has "
+                f"{', '.join(name for name, _ in operands) or 'no tensors'}"
+            )
+        known = {
+            place: content
+            for place, (_, t) in enumerate(operands)
+            if (content := number(p, t, len(result))) is not None
+        }
+        shapes = [operand.shape for operand in lifted]
+        calls = [call, *with_other_sizes(call, p)]
+        for which, out in enumerate(call.outputs):
+            trials = [_Trial(one, terms, result, shapes, zeroing, known, which) for one in calls]
+            p.put(out, combine(p, lifted, len(result), partial(_worth_in_all, trials)))
+
+    def _terms(self, call: OpCall, operands: Sequence[tuple[str, Tensor]]) -> tuple[list[str], str]:
+        if self.equation is not None:
+            terms, result = self.equation.fitted(call, operands)
+        else:
+            result = "abcdefghijklmnopqrstuvwxyz"[: call.out.ndim]
+            terms = [result[len(result) - min(tensor.ndim, len(result)) :] for _, tensor in operands]
+        shapes = [tuple(tensor.shape) for _, tensor in operands]
+        try:
+            spread = [
+                [dict(zip(term, shape, strict=True)).get(letter, 1) for letter in result]
+                for term, shape in zip(terms, shapes, strict=True)
+            ]
+            expected = torch.broadcast_shapes(*spread)
+        except (RuntimeError, ValueError):
+            expected = torch.Size((-1,))
+        if any(out.shape != expected for out in call.outputs):
+            found = ", ".join(str(tuple(out.shape)) for out in call.outputs)
+            raise RuleError(
+                f"elementwise expects results of the shape that {', '.join(map(str, shapes))} broadcast to, found "
+                f"{found}: give an equation such as 'bc...,c->bc...', or use another kind"
+            )
+        return terms, result
+
+    def __repr__(self) -> str:
+        given = [] if self.equation is None else [repr(self.equation.text)]
+        return f"elementwise({', '.join(given + ([f'zero_if={self.zero_if}'] if self.zero_if else []))})"
+
+
+def _worth_in_all(trials: Sequence[_Trial], values: list[Tensor]) -> Tensor:
+    return agreed([trial.worth(values) for trial in trials])
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """An op that is run on removed values, to see what they become."""
+
+    call: OpCall
+    terms: Sequence[str]
+    result: str
+    shapes: Sequence[Sequence[int]]
+    zeroing: Sequence[int]
+    known: Mapping[int, Tensor]
+    which: int
+
+    def worth(self, values: list[Tensor]) -> Tensor:
+        """What the result is worth where the operands are worth this, NaN for unknown."""
+        values = [self.known.get(place, value) for place, value in enumerate(values)]
+        spread = torch.broadcast_tensors(*values)
+        unknown = torch.stack([value.isnan() for value in spread]).any(0)
+        zero = torch.zeros_like(unknown)
+        for place in self.zeroing:
+            zero |= spread[place] == 0
+        if (unknown & ~zero).all():
+            return UNKNOWN.view((1,) * len(self.result))
+        found = self._run(values, unknown.shape)
+        if found is None:
+            return torch.where(zero, ZERO, UNKNOWN)
+        if (zero & (found != 0)).any():
+            raise RuleError(
+                f"zero_if says that {self.call.name} is 0 where {self._zero_names()} is 0, but it is "
+                f"{float(found[zero & (found != 0)][0]):.3g} for some numbers: drop zero_if"
+            )
+        undefined = found.isnan() & ~unknown & ~zero
+        worth = torch.where(undefined, torch.full((), math.inf, dtype=torch.float64), found)
+        return torch.where(zero, ZERO, torch.where(unknown, UNKNOWN, worth))
+
+    def _zero_names(self) -> str:
+        operands = [name for name, tensor in operands_of(self.call) if tensor is not None]
+        return " or ".join(operands[place] for place in self.zeroing)
+
+    def _run(self, values: list[Tensor], shape: torch.Size) -> Tensor | None:
+        """The result for two choices of what is unknown; NaN where they differ although nothing is."""
+        unknown = torch.stack([value.isnan() for value in torch.broadcast_tensors(*values)]).any(0)
+        results = []
+        for seed in (1, 2):
+            generator = torch.Generator().manual_seed(seed)
+            given = [self._operand(place, value, shape, generator) for place, value in enumerate(values)]
+            outputs = run_on(self.call, given, seed=seed)
+            if outputs is None or len(outputs) <= self.which or outputs[self.which].shape != shape:
+                return None
+            results.append(outputs[self.which].double())
+        both = (results[0] == results[1]) | (results[0].isnan() & results[1].isnan())
+        found: Tensor = torch.where(both | unknown, results[0], UNKNOWN)
+        return None if (~both & ~unknown).any() else found
+
+    def _operand(self, place: int, value: Tensor, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        """A real tensor in the op's own layout: as small as the removed values, random where they are unknown."""
+        sizes = [size if full > 1 else 1 for size, full in zip(shape, self.shapes[place], strict=True)]
+        wide = value.expand(sizes).to(torch.float64)
+        filled = torch.where(wide.isnan(), torch.rand(sizes, generator=generator, dtype=torch.float64) + 0.5, wide)
+        letters = [letter for letter in self.result if letter in self.terms[place]]
+        kept = filled.reshape([size for letter, size in zip(self.result, sizes, strict=True) if letter in letters])
+        return kept.permute([letters.index(letter) for letter in self.terms[place]]).contiguous()

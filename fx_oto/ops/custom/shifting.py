@@ -1,0 +1,201 @@
+"""The rule for users' ops that move elements: one run on numbered elements tells where they go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fx_oto.analysis.engine import Propagation
+from fx_oto.analysis.labels import Layer, compress, laid_along
+from fx_oto.analysis.sizes import PLACE
+from fx_oto.analysis.tape import OpCall
+from fx_oto.core.errors import RuleError
+from fx_oto.ops.custom.running import run_on
+from fx_oto.ops.pointwise import with_other_sizes
+
+__all__ = ["Movement"]
+
+
+@dataclass(frozen=True)
+class Movement:
+    """See ``fx_oto.kinds.movement``."""
+
+    move: Callable[..., Any] | None = None
+
+    mixing = False
+
+    def __call__(self, call: OpCall, p: Propagation) -> None:
+        """The rule."""
+        if len(call.inputs) != 1:
+            raise RuleError(f"movement expects one tensor, {call.name} has {len(call.inputs)}: use another kind")
+        source = call.inputs[0]
+        numbers = torch.arange(source.numel()).view(source.shape)
+        moved = self._run(call, numbers)
+        if (
+            moved is None
+            or not self._moves_alike(call, numbers, moved)
+            or [one.shape for one in moved] != [out.shape for out in call.outputs]
+        ):
+            why = (
+                f"{call.name} does not return the numbered elements that it is given, each always in the same place: "
+                "if it only moves them, give its rule movement(move=…)"
+            )
+            p.freeze_value(source, why)
+            for out in call.outputs:
+                p.put(out, ())
+            return
+        if any(not _same(self._run(one, numbers), moved) for one in with_other_sizes(call, p)):
+            p.keep_along(source, range(source.ndim), PLACE)
+        shift = _Shift(call, p, moved, lambda cut: self._run(call, cut))
+        weight = p.is_weight(source)
+        for which, out in enumerate(call.outputs):
+            p.put(out, [layer for one in p.layers(source) if (layer := shift.after(one, which)) is not None])
+            if weight:
+                p.put_weight(out)
+
+    def _moves_alike(self, call: OpCall, numbers: Tensor, moved: Sequence[Tensor]) -> bool:
+        """Whether it moves other numbers, and after other draws, in the same way: neither sorts nor shuffles."""
+        order = torch.randperm(numbers.numel(), generator=torch.Generator().manual_seed(0))
+        again = self._run(call, order.view(numbers.shape), seed=1)
+        return again is not None and all(
+            torch.equal(order[one], other) for one, other in zip(moved, again, strict=True)
+        )
+
+    def _run(self, call: OpCall, numbers: Tensor, seed: int = 0) -> list[Tensor] | None:
+        """Where each element of each result comes from."""
+        for counted in (numbers + 1, (numbers + 1).double()):
+            results = run_on(call, [counted], self.move, seed)
+            if results is None:
+                continue
+            found = [result.long() - 1 for result in results]
+            if _lossless(results, found, numbers):
+                return found
+        return None
+
+    def __repr__(self) -> str:
+        return "movement()" if self.move is None else f"movement({getattr(self.move, '__name__', self.move)})"
+
+
+def _same(found: Sequence[Tensor] | None, expected: Sequence[Tensor]) -> bool:
+    return found is not None and len(found) == len(expected) and all(map(torch.equal, found, expected))
+
+
+def _lossless(results: Sequence[Tensor], found: Sequence[Tensor], numbers: Tensor) -> bool:
+    """Whether the results hold numbers of elements, and the type can hold them all."""
+    if not numbers.numel():
+        return True
+    top = int(numbers.max()) + 1
+    for result, positions in zip(results, found, strict=True):
+        if result.is_floating_point() and top >= 1 / torch.finfo(result.dtype).eps:
+            return False
+        if (
+            not torch.equal((positions + 1).to(result.dtype), result)
+            or (positions < 0).any()
+            or (positions >= top).any()
+        ):
+            return False
+    return True
+
+
+@dataclass(eq=False)
+class _Shift:
+    """A movement whose every element is known.
+
+    Attributes:
+        moved: for each result, where each of its elements lies in the flattened source.
+        run: what the op makes of other numbers.
+    """
+
+    call: OpCall
+    p: Propagation
+    moved: Sequence[Tensor]
+    run: Callable[[Tensor], list[Tensor] | None]
+    selecting: bool = field(default=False, init=False)
+
+    def after(self, layer: Layer, which: int) -> Layer | None:
+        """The layer of a result, along the dimensions of which slices can go; None where there are none."""
+        worth = layer.removed
+        result = Layer(
+            self._follow(layer.labels, which),
+            self._follow(worth, which) if worth.numel() > 1 else worth.reshape((1,) * self.moved[which].ndim),
+        )
+        fitting = [dim for dim in result.dims if self._fits(layer.labels, which, dim)]
+        if len(fitting) == len(result.dims) or self._selects(layer, result):
+            return result
+        why = f"{self.call.name} does not do to a smaller tensor what it does to this one"
+        return self.p.narrow_to(result, fitting, why)
+
+    def _follow(self, labels: Tensor, which: int) -> Tensor:
+        return compress(labels.expand(self.call.inputs[0].shape).reshape(-1)[self.moved[which]])
+
+    def _fits(self, labels: Tensor, which: int, dim: int) -> bool:
+        """Whether the op, run on what is left of its input once slices of a result are gone, returns what is left."""
+        results = [self._follow(labels, place) for place in range(len(self.moved))]
+        tried = False
+        for gone in _slices(results[which], dim):
+            kept = [_rectangle(one, gone) for one in (labels, *results)]
+            left = self._left(kept) if None not in kept else None
+            if left is None:
+                return False
+            tried = True
+        return tried
+
+    def _left(self, kept: Sequence[Any]) -> list[Tensor] | None:
+        """What the op returns for what is kept of its input, if it is what is kept of its results."""
+        shape = self.call.inputs[0].shape
+        numbers = _taken(torch.arange(shape.numel()).view(shape), kept[0])
+        expected = [_taken(one, index) for one, index in zip(self.moved, kept[1:], strict=True)]
+        found = self.run(numbers) if numbers.numel() else None
+        return found if _same(found, expected) else None
+
+    def _selects(self, before: Layer, after: Layer) -> bool:
+        """Whether it is a selection along one dimension, which slicing can put in its place; notes that it is."""
+        source, p = self.call.inputs[0], self.p
+        alone = before.dims == after.dims and len(before.dims) == len(self.moved) == 1 and not self.selecting
+        if not alone or not p.rewritable or self.moved[0].ndim != source.ndim:
+            return False
+        dim = before.dims[0]
+        for other, size in enumerate(source.shape):
+            line = laid_along(torch.arange(size), other, source.ndim)
+            found = self._follow(line, 0)
+            if other == dim and found.numel() == found.size(dim):
+                positions = found.reshape(-1)
+            elif other == dim or size != self.moved[0].size(other) or not torch.equal(found, compress(line)):
+                return False
+        self.selecting = True
+        p.put_gather(self.call.out, source, dim, positions)
+        return True
+
+
+def _slices(labels: Tensor, dim: int) -> Iterator[Tensor]:
+    """Labels of some of the slices along a dimension, never all: those that go in a trial."""
+    size = labels.size(dim)
+    half = torch.randperm(size, generator=torch.Generator().manual_seed(size))
+    for places in ([0], [size - 1], half[: size // 2].tolist(), half[size // 2 :].tolist(), half[1:].tolist()):
+        gone = labels.index_select(dim, torch.tensor(places)).unique()
+        gone = gone[gone > 0]
+        if gone.numel() and not torch.isin(labels, gone).all():
+            yield gone
+
+
+def _rectangle(labels: Tensor, gone: Tensor) -> list[Tensor | None] | None:
+    """For each dimension, the indices that stay once some labels are gone, None for all; None if no rectangle stays."""
+    stays = ~torch.isin(labels, gone)
+    kept: list[Tensor | None] = []
+    inner = stays
+    for dim in range(labels.ndim):
+        others = [one for one in range(labels.ndim) if one != dim]
+        index = (stays.any(others) if others else stays).nonzero().reshape(-1)
+        kept.append(index if labels.size(dim) > 1 else None)
+        inner = inner.index_select(dim, index)
+    return kept if inner.numel() and inner.all() else None
+
+
+def _taken(tensor: Tensor, kept: Sequence[Tensor | None]) -> Tensor:
+    for dim, index in enumerate(kept):
+        tensor = tensor if index is None else tensor.index_select(dim, index)
+    return tensor

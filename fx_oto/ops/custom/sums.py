@@ -1,0 +1,139 @@
+"""The rule for users' ops that multiply and sum, as an equation says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import flop_registry
+
+from fx_oto.analysis.engine import Propagation
+from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer
+from fx_oto.analysis.tape import OpCall
+from fx_oto.core.errors import RuleError
+from fx_oto.ops.contraction import contract, lift
+from fx_oto.ops.custom.equations import Equation, keep_others, operands_of
+from fx_oto.ops.pointwise import Operand, combine
+
+__all__ = ["Sum", "check_sum"]
+
+
+def check_sum(read: Equation) -> None:
+    """Whether a rule can follow an equation.
+
+    Raises:
+        RuleError: it is no product, or sums over what its first two terms do not share.
+    """
+    first = set(read.terms[0])
+    factors = [term for term, added in zip(read.terms, read.added, strict=True) if not added]
+    if read.added[0] or len(factors) < 2:
+        raise RuleError(
+            f"{read.text!r}: expected a product of two tensors or more; for fewer, elementwise() or like(…)"
+        )
+    for term in read.terms[1:]:
+        if extra := set(term) - set(read.result) - (first if term is factors[1] else set()):
+            raise RuleError(
+                f"{sorted(extra)[0]!r} in the term {term!r} of {read.text!r} is summed over, but not in the first two "
+                "terms: only what these share can be"
+            )
+
+
+@dataclass(frozen=True)
+class Sum:
+    """See ``contraction``."""
+
+    equation: Equation
+    of: tuple[str, ...]
+    activation: Callable[[Tensor], Tensor] | None
+
+    mixing = True
+
+    def __call__(self, call: OpCall, p: Propagation) -> None:
+        """The rule."""
+        operands, terms, result = self._fitted(call)
+        keep_others(call, p, operands)
+        sides = [None if tensor is None else Operand.of(p, tensor) for _, tensor in operands]
+        first, second, *rest = [place for place, added in enumerate(self.equation.added) if not added]
+        one, other = sides[first], sides[second]
+        assert one is not None
+        assert other is not None
+        layers = contract(p, (one, other), (terms[first], terms[second]), result, False)
+        for place in (*rest, *(place for place, added in enumerate(self.equation.added) if added)):
+            if (side := sides[place]) is None:
+                continue
+            lifted = lift(p, side, terms[place], result, len(result))
+            together = _plus if self.equation.added[place] else _times
+            layers = combine(p, [Operand(call.out.shape, layers), lifted], len(result), together)
+        p.put(call.out, [self._activated(layer) for layer in layers])
+
+    def contracted(self, call: OpCall, p: Propagation) -> list[Layer]:
+        """Layers along the axes that it runs over, each axis once."""
+        operands, terms, _ = self._fitted(call)
+        found, seen = [], set[str]()
+        for (_, tensor), term in zip(operands, terms, strict=True):
+            new = set(term) - seen
+            for layer in p.layers(tensor):
+                if {term[dim] for dim in layer.dims} <= new:
+                    found.append(layer)
+            seen |= set(term)
+        return found
+
+    def flops(self, call: OpCall) -> int:
+        """Twice the product of all sizes."""
+        operands, terms, _ = self._fitted(call)
+        sizes: dict[str, int] = {}
+        for (_, tensor), term in zip(operands, terms, strict=True):
+            for letter, size in zip(term, () if tensor is None else tensor.shape, strict=False):
+                sizes[letter] = max(size, sizes.get(letter, 1))
+        return 2 * math.prod(sizes.values())
+
+    def registered_for(self, op: Any) -> None:
+        """Let torch count what an op multiplies, unless it does already."""
+        packet = getattr(op, "_overloadpacket", None)
+        known = flop_registry.get(packet)
+        if packet is None or (known is not None and not hasattr(known, "contraction")):
+            return
+
+        def formula(*args: Any, out_val: Any, **kwargs: Any) -> int:
+            outputs = (out_val,) if isinstance(out_val, Tensor) else tuple(out_val)
+            try:
+                return self.flops(OpCall("", op, args, kwargs, outputs))
+            except RuleError:
+                return 0  # the analysis says what does not fit, and where
+
+        formula.contraction = self  # type: ignore[attr-defined]
+        flop_registry[packet] = formula
+
+    def _fitted(self, call: OpCall) -> tuple[list[tuple[str, Tensor | None]], list[str], str]:
+        operands = operands_of(call, self.of)
+        while len(operands) < len(self.equation.terms) and self.equation.added[len(operands)]:
+            operands.append(("an absent bias", None))
+        for (name, tensor), added in zip(operands, self.equation.added, strict=False):
+            if tensor is None and not added:
+                raise RuleError(f"{name} of {call.name} is None, but {self.equation.text!r} multiplies by it")
+        return operands, *self.equation.fitted(call, operands)
+
+    def _activated(self, layer: Layer) -> Layer:
+        if self.activation is None:
+            return layer
+        removed = torch.where(layer.removed.isnan(), UNKNOWN, self.activation(torch.nan_to_num(layer.removed)))
+        return Layer(layer.labels, removed)
+
+    def __repr__(self) -> str:
+        given = [repr(self.equation.text)] + ([f"of={self.of}"] if self.of else [])
+        if self.activation is not None:
+            given.append(f"activation={getattr(self.activation, '__name__', self.activation)}")
+        return f"contraction({', '.join(given)})"
+
+
+def _plus(values: list[Tensor]) -> Tensor:
+    return values[0] + values[1]
+
+
+def _times(values: list[Tensor]) -> Tensor:
+    left, right = values
+    return torch.where((left == 0) | (right == 0), ZERO, left * right)

@@ -1,0 +1,439 @@
+"""Rules for ops that only move data: the op itself is run on the labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from fx_oto.analysis.engine import FIXED, Propagation
+from fx_oto.analysis.labels import UNKNOWN, Layer, compress, laid_along, reshape, runs, zero_stays
+from fx_oto.analysis.regions import Region
+from fx_oto.analysis.sizes import PLACE
+from fx_oto.analysis.tape import OpCall, tensors_in
+from fx_oto.ops.reshape.mixing import cut_moves, spelled_out
+
+__all__ = [
+    "as_complex",
+    "as_real",
+    "concatenate",
+    "create",
+    "expand",
+    "identity",
+    "index",
+    "movement",
+    "pad",
+    "roll",
+    "slide",
+    "view",
+]
+
+_Rule = TypeVar("_Rule", bound=Callable[[OpCall, Propagation], None])
+_Move = Callable[[Tensor], list[Tensor]]
+_MIXED = "it is mixed with a dimension whose size may be another one on other inputs"
+# Ops that take no size, so that code around them which slicing cannot rewrite may still call them.
+_SIZE_FREE = {"aten::permute", "aten::transpose.int", "aten::t", "aten::unsqueeze", "aten::squeeze.dim", "aten::alias"}
+
+
+def _moves_data(rule: _Rule) -> _Rule:
+    """Mark a rule under which labels may form grids: nothing is asked of them until another op reads them."""
+    rule.moves_data = True  # type: ignore[attr-defined]
+    return rule
+
+
+@_moves_data
+def identity(call: OpCall, p: Propagation) -> None:
+    """Copies and casts: the same layers."""
+    source = call.args[0]
+    p.put(call.out, p.layers(source))
+    if p.is_weight(source):
+        p.put_weight(call.out)
+    if region := p.region(source):
+        p.put_region(call.out, region)
+
+
+@_moves_data
+def movement(call: OpCall, p: Propagation) -> None:
+    """Any op that moves elements of one tensor: permute, slice, split, flip, roll, pixel shuffle and more."""
+    source = call.args[0]
+    p.keep_along(source, _at_varying_places(call, p), PLACE)
+
+    def move(labels: Tensor) -> list[Tensor]:
+        args = (labels.expand(source.shape), *call.args[1:])
+        return [compress(moved) for moved in tensors_in([call.func(*args, **call.kwargs)])]
+
+    _follow(call, p, source, move)
+
+
+def _at_varying_places(call: OpCall, p: Propagation) -> set[int]:
+    """The dimensions of the first argument along which inputs of other sizes move other elements, or further."""
+    source = call.args[0]
+    ndim = source.ndim
+    if call.name == "diagonal":  # as long as the shorter of two
+        both = {call.arg("dim1") % ndim, call.arg("dim2") % ndim}
+        return set() if all(p.is_fixed(source, dim) for dim in both) else both
+    if not p.sizes.are_read or p.indexes or call.func.name() in _SIZE_FREE:
+        return set()
+    if call.name == "repeat":
+        lead = len(call.args[1]) - ndim
+        return {i - lead for i, varies in enumerate(p.sizes.vary_in(call, call.args[1])) if i >= lead and varies}
+    if call.name == "roll":
+        dims = call.arg("dims")
+        shifts = p.sizes.vary_in(call, call.arg("shifts"))
+        return {dim % ndim for dim, varies in zip(dims, shifts, strict=False) if varies}
+    names = [arg.name for arg in call.func._schema.arguments[1:]]
+    along = next((name for name in names if name in ("dim", "dimension")), None)
+    numbers = tree_leaves([call.arg(name) for name in names if name != along])
+    if not any(p.sizes.may_vary(call, n) for n in numbers):
+        return set()
+    return set(range(ndim)) if along is None else {call.arg(along) % ndim}
+
+
+@_moves_data
+def roll(call: OpCall, p: Propagation) -> None:
+    """``roll``: along a tracked dimension slicing can select, but not together with another one."""
+    source, dims = call.args[0], [dim % call.out.ndim for dim in call.arg("dims")]
+    if len(dims) != 1:
+        for layer in p.layers(source):
+            if not dims or set(dims).intersection(layer.dims):
+                p.freeze(layer.labels, "it is rolled together with another dimension")
+    movement(call, p)
+
+
+@_moves_data
+def view(call: OpCall, p: Propagation) -> None:
+    """Reshapes: only the dimensions that are merged or split, and vary, are touched."""
+    source = call.args[0]
+    if source.numel() == 0:
+        p.freeze_value(source, "it is reshaped without elements")
+        return
+    _keep_mixed(p, source, call.out)
+    for layer in p.layers(source):
+        if cut_moves(call, p, layer):
+            if _is_spelled_out(p, source, layer):
+                p.adjust("sizes", layer.labels.reshape(-1))
+            else:
+                p.freeze(layer.labels, _MIXED)
+    _follow(call, p, source, lambda labels: [reshape(labels, source.shape, call.out.shape)])
+
+
+def _is_spelled_out(p: Propagation, source: Tensor, layer: Layer) -> bool:
+    """Whether code says how many elements channels and what is behind them are: then slicing can check it.
+
+    Of channels that are last, how many are before them, as where ``(B, 49, C)`` becomes ``(B, 7, 7, -1)``.
+    """
+    dim = layer.dims[0]
+    if 0 < dim == source.ndim - 1:
+        spelled = source.size(dim - 1) in spelled_out(p.fx_node, 2)
+    else:
+        spelled = math.prod(source.shape[dim:]) in spelled_out(p.fx_node)
+    return spelled and layer.labels.numel() == source.size(dim) and p.can_adjust("sizes")
+
+
+def _keep_mixed(p: Propagation, source: Tensor, out: Tensor) -> None:
+    """Keep whole what a reshape cuts at places that have nothing to do with where it begins.
+
+    Where a sequence ``(B, T, 8)`` becomes ``(B, 8, T)`` by a reshape, channel ``c`` of step ``t`` goes to where
+    ``8 t + c`` falls in rows of ``T``: which channels share a row depends on ``T``. Where ``(B, 8)`` becomes
+    ``(2 B, 4)``, they are halves of each 8, whatever ``B`` is.
+    """
+    for left, right in runs(source.shape, out.shape):
+        if len(left) < 2 or len(right) < 2:
+            continue
+        ends = [math.prod(out.shape[dim] for dim in right[place:]) for place in range(1, len(right))]
+        for layer in p.layers(source):
+            for dim in (dim for dim in left if layer.labels.size(dim) > 1):
+                inner = math.prod(source.shape[other] for other in left if other > dim)
+                end = inner * source.size(dim)
+                if any(inner < one < end and end % one for one in ends):
+                    p.freeze(layer.labels, _MIXED)
+
+
+def _follow(call: OpCall, p: Propagation, source: Tensor, move: _Move) -> None:
+    layers: Sequence[Layer] = p.layers(source)
+    if p.is_weight(source):
+        for out in call.outputs:
+            p.put_weight(out)
+    if not layers:
+        return
+    if any(out.dtype != source.dtype for out in call.outputs):
+        p.freeze_value(source, "its bits are read as another type")
+        return
+    if not p.rewritable and call.func.name() not in _SIZE_FREE:
+        p.freeze_value(source, "it is reshaped inside an opaque function, into which slicing does not see")
+    region = p.region(source)
+    results = [_run(layer, move, len(call.outputs)) for layer in layers]
+    if region is None and any(
+        len(layer.dims) == 1 and _is_grid(result) for layer, result in zip(layers, results, strict=True)
+    ):
+        region, layers = _open_region(p, source, layers, results)
+        results = [_run(layer, move, len(call.outputs)) for layer in layers]
+    moved = [_run(layer, move, len(call.outputs)) for layer in region.coordinates] if region else []
+    for i, out in enumerate(call.outputs):
+        p.put(out, _of_their_own(p, [result[i] for result in results]))
+        if region is not None:
+            now = replace(region, coordinates=tuple(result[i] for result in moved))
+            _continue_region(p, source, out, now)
+
+
+def _of_their_own(p: Propagation, layers: Sequence[Layer]) -> list[Layer]:
+    """A created dimension, such as the repeats of a head, stays whole once it is merged into a tracked one."""
+    merged = [
+        layer
+        for layer in layers
+        if p.is_made_up(layer)
+        and any(set(layer.dims) & set(other.dims) and not p.is_made_up(other) for other in layers)
+    ]
+    for layer in merged:
+        p.freeze(layer.labels, FIXED)
+    return [layer for layer in layers if layer not in merged]
+
+
+def _run(layer: Layer, move: _Move, count: int) -> list[Layer]:
+    labels = move(layer.labels)
+    if layer.removed.numel() > 1:
+        return [Layer(*pair) for pair in zip(labels, move(layer.removed), strict=True)]
+    return [Layer(moved, layer.removed.reshape((1,) * moved.ndim)) for moved in labels[:count]]
+
+
+def _is_grid(results: list[Layer]) -> bool:
+    return any(len(layer.dims) > 1 for layer in results)
+
+
+def _open_region(
+    p: Propagation, source: Tensor, layers: Sequence[Layer], results: list[list[Layer]]
+) -> tuple[Region, list[Layer]]:
+    """Give the split dimension fresh atoms, so that each index can be told from every other."""
+    chosen = next(i for i, layer in enumerate(layers) if len(layer.dims) == 1 and _is_grid(results[i]))
+    layer = layers[chosen]
+    dim = layer.dims[0]
+    atoms = p.atoms.fresh(source.size(dim))
+    fresh = atoms.view(layer.labels.shape)
+    p.unite(fresh, layer.labels)
+    renamed = [Layer(fresh, layer.removed) if i == chosen else other for i, other in enumerate(layers)]
+    return Region.begin(source, dim, atoms), renamed
+
+
+def _continue_region(p: Propagation, source: Tensor, out: Tensor, region: Region) -> None:
+    inside = [layer for layer in p.layers(out) if region.holds(layer)]
+    if any(len(layer.dims) > 1 for layer in inside):
+        p.put_region(out, region)
+        return
+    if inside and region.ends_in(out):
+        positions = inside[0].labels.reshape(-1) - region.atoms[0]
+        p.put_gather(out, region.entry, region.dim, positions)
+        return
+    for layer in (*p.layers(source), *inside):
+        if region.holds(layer):
+            p.rectangle(layer.labels)
+
+
+@_moves_data
+def concatenate(call: OpCall, p: Propagation) -> None:
+    """``cat``: labels are concatenated as the values are; what has none gets atom 0."""
+    tensors = [t for t in call.args[0] if t.numel()]
+    dim = call.arg("dim") % call.out.ndim
+    p.put(call.out, _joined(p, tensors, [p.layers(t) for t in tensors], dim))
+    if all(p.is_weight(t) for t in tensors):
+        p.put_weight(call.out)
+
+
+@_moves_data
+def stack(call: OpCall, p: Propagation) -> None:
+    """``stack``: ``cat`` along a new dimension."""
+    tensors = call.args[0]
+    dim = call.arg("dim") % call.out.ndim
+    lifted = [[layer.map(lambda t: t.unsqueeze(dim)) for layer in p.layers(t)] for t in tensors]
+    p.put(call.out, _joined(p, [t.unsqueeze(dim) for t in tensors], lifted, dim))
+    if all(p.is_weight(t) for t in tensors):
+        p.put_weight(call.out)
+
+
+def _joined(p: Propagation, tensors: Sequence[Tensor], layers: Sequence[Sequence[Layer]], dim: int) -> list[Layer]:
+    joined = []
+    for dims in _clusters([layer.dims for operand in layers for layer in operand]):
+        fitting = [[layer for layer in operand if dims.intersection(layer.dims)] for operand in layers]
+        chosen = [found[0] if found else None for found in fitting]
+        for extra in (layer for found in fitting for layer in found[1:]):
+            p.freeze(extra.labels, "two of its dimensions are tied together")
+        present = [layer for layer in chosen if layer is not None]
+        if dim not in dims:
+            joined += _across(p, present, len(present) == len(chosen))
+            continue
+        spread = [[1 if layer is None else layer.labels.size(d) for layer in chosen] for d in range(tensors[0].ndim)]
+        shape = [max(sizes) for sizes in spread]
+        labels, removed = [], []
+        for tensor, layer in zip(tensors, chosen, strict=True):
+            shape[dim] = tensor.size(dim)
+            labels.append(
+                torch.zeros((), dtype=torch.int64).expand(shape) if layer is None else layer.labels.expand(shape)
+            )
+            removed.append(UNKNOWN.expand(shape) if layer is None else layer.removed.expand(shape))
+        joined.append(Layer(compress(torch.cat(labels, dim)), compress(torch.cat(removed, dim))))
+    return joined
+
+
+def _across(p: Propagation, layers: Sequence[Layer], everywhere: bool) -> list[Layer]:
+    """Parts that are joined along another dimension than the one they vary along lose the same slices, or none."""
+    if not everywhere:
+        for layer in layers:
+            p.freeze(layer.labels, FIXED)
+        return []
+    for layer in layers[1:]:
+        p.unite(layers[0].labels, layer.labels)
+    removed = layers[0].removed
+    if any(not torch.equal(*torch.broadcast_tensors(removed, layer.removed)) for layer in layers[1:]):
+        return [Layer.uniform(layers[0].labels)]
+    return [layers[0]]
+
+
+def _clusters(all_dims: Sequence[tuple[int, ...]]) -> list[set[int]]:
+    """Sets of dimensions that some layer ties together."""
+    clusters: list[set[int]] = []
+    for dims in map(set, all_dims):
+        touching = [cluster for cluster in clusters if cluster & dims]
+        clusters = [cluster for cluster in clusters if not cluster & dims] + [dims.union(*touching)]
+    return clusters
+
+
+def expand(call: OpCall, p: Propagation) -> None:
+    """``expand``: every dimension it creates gets atoms of its own, to follow what it is combined with."""
+    source, out = call.args[0], call.out
+    lead = out.ndim - source.ndim
+    old = [1] * lead + list(source.shape)
+    if p.is_weight(source):
+        p.put_weight(out)
+    layers = [layer.map(lambda t: t[(None,) * lead]) for layer in p.layers(source)]
+    created = [d for d in range(out.ndim) if old[d] == 1 and out.size(d) > 1]
+    p.put(out, layers + _fresh(p, out, created, UNKNOWN))
+
+
+def create(call: OpCall, p: Propagation) -> None:
+    """Factories (``zeros``, ``arange``, ``randn`` …): fresh atoms for every dimension."""
+    worth = {"zeros": 0.0, "new_zeros": 0.0, "ones": 1.0, "new_ones": 1.0}.get(call.name)
+    if call.name in ("full", "new_full") and isinstance(value := call.arg("fill_value"), int | float):
+        worth = None if p.sizes.may_vary(call, value) else float(value)
+    removed = UNKNOWN if worth is None else torch.tensor(worth, dtype=torch.float64)
+    for out in call.outputs:
+        p.put(out, _fresh(p, out, range(out.ndim), removed))
+
+
+def _fresh(p: Propagation, out: Tensor, dims: Sequence[int], removed: Tensor) -> list[Layer]:
+    if not p.rewritable:
+        return []
+    lengths = {dim: out.size(dim) for dim in dims if out.size(dim) > 1}
+    return [Layer.uniform(laid_along(p.made_up(n), dim, out.ndim), removed) for dim, n in lengths.items()]
+
+
+def pad(call: OpCall, p: Propagation) -> None:
+    """Constant padding: a padded tracked dimension gets fresh atoms for its new indices."""
+    source, amounts = call.args[0], call.args[1]
+    value = float(call.arg("value") or 0.0)
+    if p.sizes.are_read_singly and p.sizes.may_vary(call, call.arg("value")):
+        value = math.nan
+    around = {source.ndim - 1 - i: (amounts[2 * i], amounts[2 * i + 1]) for i in range(len(amounts) // 2)}
+    vary = p.sizes.vary_in(call, amounts)
+    varying = {source.ndim - 1 - i for i in range(len(amounts) // 2) if vary[2 * i] or vary[2 * i + 1]}
+    p.keep_along(source, varying, PLACE)
+    around = {dim: pair for dim, pair in around.items() if any(pair) or dim in varying}
+    if p.is_weight(source) and value == 0:
+        p.put_weight(call.out)
+    layers = []
+    for layer in p.layers(source):
+        removed = torch.where(layer.removed == value, layer.removed, UNKNOWN) if around else layer.removed
+        tracked = [dim for dim in layer.dims if dim in around]
+        if tracked and (len(layer.dims) > 1 or not p.rewritable or min(around[tracked[0]]) < 0):
+            p.freeze(layer.labels, "it is padded along a tracked dimension")
+        elif tracked:
+            layers.append(_padded(layer, tracked[0], around[tracked[0]], value, p))
+        else:
+            layers.append(Layer(layer.labels, removed))
+    p.put(call.out, layers)
+
+
+def _padded(layer: Layer, dim: int, around: tuple[int, int], value: float, p: Propagation) -> Layer:
+    def grow(tensor: Tensor, make: Callable[[list[int]], Tensor]) -> Tensor:
+        shape = list(tensor.shape)
+        parts = []
+        for amount in around:
+            shape[dim] = amount
+            parts.append(make(list(shape)))
+        return torch.cat([parts[0], tensor, parts[1]], dim)
+
+    def atoms(shape: list[int]) -> Tensor:
+        return p.atoms.fresh(shape[dim]).view(shape)
+
+    removed = layer.removed.expand(layer.labels.shape)
+    return Layer(
+        grow(layer.labels, atoms),
+        compress(grow(removed, lambda shape: torch.full(shape, value, dtype=torch.float64))),
+    )
+
+
+@_moves_data
+def index(call: OpCall, p: Propagation) -> None:
+    """Indexing by tensors: along a tracked dimension the indices must be constants of the model."""
+    source = call.args[0]
+    real = [p.constant(t) for t in call.inputs[1:]]
+    known = all(t is not None for t in real)
+    if (not known or len(real) > 1) and any(_reads(call, layer) for layer in p.layers(source)):
+        p.freeze_value(source, "it is indexed by several tensors, or by one that depends on data")
+        return
+    for tensor in call.inputs[1:]:
+        p.freeze_value(tensor, "it tells which elements are taken")
+    constants = iter(real)
+
+    def stand_in(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        content = next(constants)
+        return torch.zeros(leaf.shape, dtype=torch.int64) if content is None else content.cpu()
+
+    rest = tree_map(stand_in, call.args[1:])
+
+    def move(labels: Tensor) -> list[Tensor]:
+        return [compress(call.func(labels.expand(source.shape), *rest))]
+
+    _follow(call, p, source, move)
+
+
+def as_complex(call: OpCall, p: Propagation) -> None:
+    """``view_as_complex``: the real and the imaginary part go together."""
+    last, layers = call.out.ndim, []
+    for layer in p.layers(call.args[0]):
+        if together := p.narrow_to(layer, range(last), "it is one part of a complex number"):
+            layers.append(Layer(together.labels.squeeze(last), zero_stays(together.removed).squeeze(last)))
+    p.put(call.out, layers)
+
+
+def as_real(call: OpCall, p: Propagation) -> None:
+    """``view_as_real``: both parts are what the number was."""
+    layers = p.layers(call.args[0])
+    p.put(call.out, [Layer(one.labels.unsqueeze(-1), zero_stays(one.removed).unsqueeze(-1)) for one in layers])
+
+
+def negate_parts(call: OpCall, p: Propagation) -> None:
+    """``conj``, of which torch makes a view: zero stays zero."""
+    p.put(call.out, [Layer(layer.labels, zero_stays(layer.removed)) for layer in p.layers(call.args[0])])
+
+
+@_moves_data
+def slide(call: OpCall, p: Propagation) -> None:
+    """``Tensor.unfold``: windows along one dimension, whose size and step slicing does not change."""
+    dim = call.arg("dimension") % max(call.args[0].ndim, 1)
+    for layer in p.layers(call.args[0]):
+        if dim in layer.dims:
+            p.freeze(layer.labels, "a window slides along it")
+    movement(call, p)
+
+
+def _reads(call: OpCall, layer: Layer) -> bool:
+    """Whether a tensor of indices applies to a dimension along which the layer varies."""
+    if call.name == "index_select":
+        return call.args[1] % layer.labels.ndim in layer.dims
+    return any(which is not None and dim in layer.dims for dim, which in enumerate(call.args[1]))

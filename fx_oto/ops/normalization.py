@@ -1,0 +1,143 @@
+"""Rules for normalisations: what their statistics run over decides what can go.
+
+Statistics per channel lose nothing. Statistics over channels stay exact when they still divide by the
+original count, which slicing sees to; whole norm groups need not even that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fx_oto.analysis.engine import FIXED, Propagation
+from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer, laid_along, zero_stays
+from fx_oto.analysis.tape import OpCall
+
+__all__ = ["batch_norm", "group_norm", "layer_norm", "weight_norm"]
+
+_NOT_ZERO = "its value is not zero once removed, and the statistics over it would change"
+
+
+def batch_norm(call: OpCall, p: Propagation) -> None:
+    """Statistics per channel (dimension 1): input, affine and running statistics are coupled."""
+    source, weight, bias = call.args[:3]
+    statistics = [t for t in call.inputs if t is not source and t is not weight and t is not bias]
+    of_the_data = _of_the_data(call)
+    layers, summed = [], []
+    for layer in p.layers(source):
+        if of_the_data and not statistics and 1 not in layer.dims:
+            _over_original_count(p, layer)
+            summed.append(Layer.uniform(layer.labels))
+            continue
+        narrowed = p.narrow_to(layer, (1,), "its statistics are taken along it")
+        if narrowed is not None:
+            worth = narrowed.removed.reshape(-1) if of_the_data else UNKNOWN
+            layers.append(Layer(narrowed.labels, _affine(p, weight, bias, narrowed, 1, worth)))
+            for tensor in statistics:
+                _couple(p, tensor, narrowed.labels.reshape(-1))
+    _keep_unmatched(p, (weight, bias, *statistics), layers)
+    p.put(call.out, layers + summed)
+
+
+def _of_the_data(call: OpCall) -> bool:
+    """Whether a batch norm takes its statistics from what it normalises, so that zeros stay zeros."""
+    by_name = {argument.name for argument in call.func._schema.arguments}
+    running = call.arg("running_mean") if "running_mean" in by_name else None
+    training = call.arg("training") if "training" in by_name else "no_training" not in call.name
+    return (running is None or bool(training)) and call.arg("epsilon" if "epsilon" in by_name else "eps") > 0
+
+
+def layer_norm(call: OpCall, p: Propagation) -> None:
+    """Statistics over the last dimensions."""
+    source, shape, weight, bias = call.args[:4]
+    first = source.ndim - len(shape)
+    layers = []
+    for tracked in p.layers(source):
+        layer = tracked
+        if p.loses(call.out) == "heads" and min(layer.dims) < first:
+            layer = p.narrow_to(tracked, range(first), "") or tracked
+        if all(dim < first for dim in layer.dims):
+            layers.append(Layer.uniform(layer.labels))
+            continue
+        narrowed = p.narrow_to(layer, range(first, source.ndim), "")
+        assert narrowed is not None
+        if len(shape) > 1:
+            p.freeze(narrowed.labels, "a norm runs over several dimensions")
+        _over_original_count(p, narrowed)
+        layers.append(Layer(narrowed.labels, _affine(p, weight, bias, narrowed, source.ndim - 1)))
+    _keep_unmatched(p, (weight, bias), [layer for layer in layers if source.ndim - 1 in layer.dims])
+    p.put(call.out, layers)
+
+
+def group_norm(call: OpCall, p: Propagation) -> None:
+    """Statistics over channel groups: whole groups can go, and single channels if there is one group."""
+    source, weight, bias = call.args[:3]
+    groups = call.arg("group")
+    layers = []
+    for narrowed in p.narrow(p.layers(source), (1,), "its statistics are taken along it"):
+        worth = UNKNOWN
+        if groups == 1:
+            _over_original_count(p, narrowed)
+        else:
+            grid = narrowed.labels.reshape(groups, -1)
+            p.unite(grid, grid[:, :1])
+            worth = narrowed.removed.reshape(-1) if call.arg("eps") > 0 else UNKNOWN
+            if not p.can_adjust("norm"):
+                p.freeze(grid, "it is normalised in groups in a way that slicing cannot rewrite")
+        layers.append(Layer(narrowed.labels, _affine(p, weight, bias, narrowed, 1, worth)))
+    _keep_unmatched(p, (weight, bias), layers)
+    p.put(call.out, layers)
+
+
+def weight_norm(call: OpCall, p: Propagation) -> None:
+    """``g · v / ‖v‖``: ``g`` is what makes a slice zero, for where ``v`` were zero, too, there would be 0 / 0.
+
+    What ``v`` loses along the other dimensions is zero, and adds nothing to the norm.
+    """
+    v, g, dim = call.args[0], call.args[1], int(call.arg("dim"))
+    layers = []
+    for layer in p.layers(v):
+        if dim not in layer.dims:
+            p.freeze_where(layer.removed != 0, layer.labels, _NOT_ZERO)
+            layers.append(Layer(layer.labels, zero_stays(layer.removed)))
+        elif (narrowed := p.narrow_to(layer, (dim,), "")) is not None:
+            worth = _couple(p, g, narrowed.labels.reshape(-1))
+            p.consume(narrowed.labels)
+            layers.append(Layer(narrowed.labels, laid_along(zero_stays(worth), dim, v.ndim)))
+    p.put(call.out, layers)
+
+
+def _over_original_count(p: Propagation, layer: Layer) -> None:
+    p.freeze_where(layer.removed != 0, layer.labels, _NOT_ZERO)
+    p.adjust("norm", layer.labels)
+
+
+def _affine(
+    p: Propagation, weight: Tensor | None, bias: Tensor | None, layer: Layer, dim: int, normalised: Tensor = UNKNOWN
+) -> Tensor:
+    """Couple a norm's weight and bias; the removed value of its result, normalised · weight + bias."""
+    worth = UNKNOWN if weight is None else _couple(p, weight, layer.labels.reshape(-1))
+    shift = ZERO if bias is None else _couple(p, bias, layer.labels.reshape(-1))
+    scaled = torch.where((worth == 0) | (normalised == 0), ZERO, UNKNOWN)
+    return laid_along(scaled + shift, dim, layer.labels.ndim)
+
+
+def _couple(p: Propagation, tensor: Tensor, labels: Tensor) -> Tensor:
+    """Unite a per-channel tensor with the channels; its removed value, unknown if it is untracked."""
+    layers = p.layers(tensor)
+    if not layers:
+        if tensor.numel() > 1:
+            p.freeze(labels, FIXED)
+        return UNKNOWN
+    p.unite(labels, layers[0].labels.reshape(-1))
+    if p.is_weight(tensor):
+        p.produce(layers[0].labels)
+    return layers[0].removed.reshape(-1)
+
+
+def _keep_unmatched(p: Propagation, tensors: Sequence[Tensor | None], layers: Sequence[Layer]) -> None:
+    if not layers:
+        for tensor in tensors:
+            p.freeze_value(tensor, FIXED)

@@ -1,0 +1,342 @@
+"""Rules for elementwise ops: layers that vary along a common dimension are united."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.utils._pytree import tree_map
+
+from fx_oto.analysis.engine import FIXED, Propagation
+from fx_oto.analysis.labels import UNKNOWN, Layer, align, compress
+from fx_oto.analysis.tape import OpCall
+from fx_oto.core.fx_utils import behind, is_random, tensor_leaves
+
+__all__ = ["Operand", "agreed", "combine", "glu", "join", "number", "overwrite", "pointwise", "with_other_sizes"]
+
+# Ops in which an operand that is known can decide the result, whatever the others are: 0 · x, 0 / x, where(x, a, a).
+_ABSORBING = {"mul", "div", "where", "masked_fill", "addcmul", "addcdiv", "lerp", "native_dropout", "_prelu_kernel"}
+_IGNORING = {"zeros_like", "ones_like", "full_like", "fill", "zero"}
+# Stand-ins for an operand that is not known, in these ops.
+_PROBES = torch.tensor([-1.3, 0.7, 2.9, -41.0, 33.0], dtype=torch.float64, device="cpu")
+# What a number made of sizes may be on other inputs.
+_OTHER_SIZES: list[Callable[[float], float]] = [
+    lambda n: 2 * n + 1,
+    lambda n: 5 * n + 2,
+    lambda n: 1 if isinstance(n, int) else n / 9,
+]
+_OTHER_SIGNS: list[Callable[[float], float]] = [lambda n: n - 1, lambda n: -3 * n - 1]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operand:
+    """A tensor operand: its shape and layers, and whether it is a parameter."""
+
+    shape: Sequence[int]
+    layers: Sequence[Layer]
+    weight: bool = False
+
+    @classmethod
+    def of(cls, p: Propagation, tensor: Tensor) -> Operand:
+        """A tensor as it is."""
+        return cls(tensor.shape, p.layers(tensor), p.is_weight(tensor))
+
+
+def pointwise(call: OpCall, p: Propagation) -> None:
+    """Any elementwise op, under broadcasting."""
+    tensors = call.inputs
+    if not any(p.layers(t) for t in tensors):
+        return
+    operands = [Operand.of(p, t) for t in tensors]
+    known = {i: content for i, t in enumerate(tensors) if (content := number(p, t, call.out.ndim)) is not None}
+
+    calls = [call, *with_other_sizes(call, p)]
+
+    def worth(values: list[Tensor]) -> Tensor:
+        filled = [known.get(i, value) for i, value in enumerate(values)]
+        return agreed([_evaluate(one, filled, p.memo) for one in calls])
+
+    layers = combine(p, operands, call.out.ndim, worth)
+    for out in call.outputs:
+        p.put(out, layers)
+
+
+def with_other_sizes(call: OpCall, p: Propagation) -> list[OpCall]:
+    """The same call on inputs of other sizes: with other numbers in the place of those that may be made of sizes."""
+    if not p.sizes.are_read:
+        return []
+
+    def changed(change: Callable[[float], float]) -> tuple[Any, Any]:
+        args, kwargs = tree_map(
+            lambda leaf: change(leaf) if p.sizes.may_vary(call, leaf) else leaf, (call.args, call.kwargs)
+        )
+        return args, kwargs
+
+    changes = _OTHER_SIZES + _OTHER_SIGNS if p.sizes.are_signed else _OTHER_SIZES
+    return [replace(call, args=args, kwargs=kwargs) for args, kwargs in map(changed, changes)]
+
+
+def agreed(ways: Sequence[Tensor]) -> Tensor:
+    """What is left, where that is the same in every way; NaN where it is not."""
+    removed = ways[0]
+    for other in ways[1:]:
+        removed = torch.where((removed == other) | (ways[0] == math.inf), removed, UNKNOWN)
+    return removed
+
+
+def number(p: Propagation, tensor: Tensor, ndim: int) -> Tensor | None:
+    """The content of a constant of one element, such as a bound or a temperature in a buffer."""
+    content = p.constant(tensor) if tensor.numel() == 1 else None
+    return None if content is None else content.to("cpu", torch.float64).reshape((1,) * ndim)
+
+
+def glu(call: OpCall, p: Propagation) -> None:
+    """``glu``: the first half times the sigmoid of the second, so their channels are coupled in pairs."""
+    source = call.args[0]
+    dim = int(call.arg("dim")) % source.ndim
+    width = call.out.size(dim)
+
+    def half(which: int) -> Operand:
+        layers = [
+            layer.map(lambda t: t.narrow(dim, which * width, width) if t.size(dim) > 1 else t)
+            for layer in p.layers(source)
+        ]
+        return Operand(call.out.shape, layers)
+
+    def worth(values: list[Tensor]) -> Tensor:
+        return torch.where(values[0] == 0, values[0], values[0] * values[1].sigmoid())
+
+    p.put(call.out, combine(p, [half(0), half(1)], source.ndim, worth))
+
+
+def overwrite(call: OpCall, p: Propagation) -> None:
+    """``copy_``: the second operand's values in the place of the first."""
+    operands = [Operand.of(p, t) for t in call.inputs[:2]]
+    p.put(call.out, combine(p, operands, call.out.ndim, lambda values: values[1]))
+
+
+def join(call: OpCall, p: Propagation) -> None:
+    """``by_mode``: a value that is one of two: the labels of both are united.
+
+    What it is worth once removed is known where both modes say the same; where training draws random numbers, which
+    are never the same, what evaluation says.
+    """
+    _, *sides = call.args
+    left, right = map(tensor_leaves, sides)
+    by_chance = _draws_in_training(p.fx_node)
+    if [t.shape for t in left] != [t.shape for t in right]:
+        for value in (*left, *right):
+            p.freeze_value(value, "training and evaluation return different things here")
+        return
+    for one, other in zip(left, right, strict=True):
+        operands = [Operand.of(p, t) for t in (one, other)]
+        layers = combine(p, operands, one.ndim, (lambda values: values[1]) if by_chance else _agreed)
+        for value in (one, other):
+            p.put(value, layers)
+
+
+def _draws_in_training(node: Node) -> bool:
+    """Whether the value for training that ``by_mode`` chooses from comes by random numbers."""
+    _, training, evaluation = node.args
+    return any(map(is_random, behind(training) - behind(evaluation)))
+
+
+def _agreed(values: list[Tensor]) -> Tensor:
+    return torch.where(values[0] == values[1], values[1], UNKNOWN)
+
+
+def combine(
+    p: Propagation,
+    operands: Sequence[Operand],
+    ndim: int,
+    worth: Callable[[list[Tensor]], Tensor],
+    *,
+    may_cross: bool = True,
+) -> list[Layer]:
+    """Layers of an elementwise result.
+
+    Args:
+        p: the engine.
+        operands: the tensors that are combined under broadcasting.
+        ndim: dimensions of the result.
+        worth: the op on removed values, one tensor for each operand, NaN for unknown.
+        may_cross: whether a grid that meets what varies along one of its axes only may keep another axis.
+    """
+    groups = _group([_whole(p, operand) for operand in operands], ndim)
+    layers = []
+    for dims, members in groups:
+        members.sort(key=lambda member: -len(member[1].dims))
+        labels, thin = members[0][1].labels, _thin(members, operands, ndim) if may_cross else []
+        removed = _removed(operands, members, thin, ndim, worth)
+        if thin and not (removed == 0).all():  # what is removed depends on which axis survives
+            thin = []
+            removed = _removed(operands, members, thin, ndim, worth)
+        p.freeze_where(removed == math.inf, labels, "once zero, it would be 0 / 0 or the like")
+        for member in members[1:]:
+            couple = p.crossing if member in thin else p.unite
+            couple(labels, member[1].labels)
+        present = {position for position, _ in members}
+        absent = [operand.shape for position, operand in enumerate(operands) if position not in present]
+        free = {dim for dim in dims if not any(_spans(shape, ndim, {dim}) for shape in absent)}
+        whole = Layer(labels, removed)
+        result = whole if free == dims else p.narrow_to(whole, free, FIXED)
+        if result is None:
+            continue  # untracked, like what it is combined with
+        for position, layer in members:
+            if operands[position].weight:
+                p.produce(layer.labels)
+        layers.append(result)
+    return layers
+
+
+def _thin(members: Sequence[tuple[int, Layer]], operands: Sequence[Operand], ndim: int) -> list[tuple[int, Layer]]:
+    """Those that vary along one dimension, where the first varies along several, over which they are broadcast."""
+    grid = set(members[0][1].dims)
+    tracked: dict[int, set[int]] = {}
+    for position, layer in members:
+        tracked.setdefault(position, set()).update(layer.dims)
+    return [
+        (position, layer)
+        for position, layer in members
+        if len(layer.dims) == 1 < len(grid) and not _spans(operands[position].shape, ndim, grid - tracked[position])
+    ]
+
+
+def _removed(
+    operands: Sequence[Operand],
+    members: Sequence[tuple[int, Layer]],
+    thin: Sequence[tuple[int, Layer]],
+    ndim: int,
+    worth: Callable[[list[Tensor]], Tensor],
+) -> Tensor:
+    """What is left of what goes, whichever axis of a grid survives; NaN where that makes a difference.
+
+    A bias of shape (heads, width) loses its rows where whole heads go, and its columns where a part of their width
+    does: queries that are zero stay zero with it either way. One of shape (heads, 1) stays where a part of the width
+    goes.
+    """
+    fat = [member for member in members if member not in thin]
+    axes = [(dim,) for dim in members[0][1].dims] if thin else [()]
+    ways = []
+    for axis in axes:
+        known = fat + [member for member in thin if member[1].dims == axis]
+        ways.append(worth([_worth(position, known, ndim) for position in range(len(operands))]))
+    return agreed(ways)
+
+
+def _whole(p: Propagation, operand: Operand) -> Operand:
+    """Without grids of which a part is kept whole: no slice of them can go."""
+    partly = [layer for layer in operand.layers if len(layer.dims) > 1 and not layer.labels.all()]
+    for layer in partly:
+        p.freeze(layer.labels, FIXED)
+    return Operand(operand.shape, [layer for layer in operand.layers if layer not in partly], operand.weight)
+
+
+def _group(operands: Sequence[Operand], ndim: int) -> list[tuple[set[int], list[tuple[int, Layer]]]]:
+    """Layers of all operands, grouped so that those that vary along a common dimension are together."""
+    groups: list[tuple[set[int], list[tuple[int, Layer]]]] = []
+    for position, operand in enumerate(operands):
+        for layer in operand.layers:
+            aligned = Layer(align(layer.labels, ndim), align(layer.removed, ndim))
+            dims, members = set(aligned.dims), [(position, aligned)]
+            apart = []
+            for group in groups:
+                if group[0] & dims:
+                    dims, members = dims | group[0], group[1] + members
+                else:
+                    apart.append(group)
+            groups = [*apart, (dims, members)]
+    return groups
+
+
+def _spans(shape: Sequence[int], ndim: int, dims: set[int]) -> bool:
+    lead = ndim - len(shape)
+    return any(dim >= lead and shape[dim - lead] > 1 for dim in dims)
+
+
+def _worth(position: int, members: list[tuple[int, Layer]], ndim: int) -> Tensor:
+    mine = [layer.removed for place, layer in members if place == position]
+    if len(mine) > 1 and all(bool((removed == 0).all()) for removed in mine):
+        return mine[0]
+    return mine[0] if len(mine) == 1 else UNKNOWN.view((1,) * ndim)
+
+
+def _evaluate(call: OpCall, values: list[Tensor], memo: dict[Any, Tensor]) -> Tensor:
+    """Run the op on removed values; where an unknown one decides the result, it is unknown."""
+    name = call.name.removesuffix("_")
+    if torch.Tag.nondeterministic_seeded in call.func.tags:
+        zero = (values[0] == 0) & (name in ("native_dropout", "dropout"))
+        return torch.where(zero, values[0], UNKNOWN)
+    absorbs = name in _IGNORING or (name in _ABSORBING and not all(bool(value.isnan().all()) for value in values))
+    if not absorbs:
+        unknown = torch.stack(torch.broadcast_tensors(*[value.isnan() for value in values])).any(0)
+        if unknown.any():
+            known = _probe(call, [torch.nan_to_num(value) for value in values]) if not unknown.all() else UNKNOWN
+            return torch.where(unknown, UNKNOWN, known)
+    if any(value.numel() > 1 for value in values):
+        return _probe(call, values)
+    key = _key(call, values)
+    if key not in memo:
+        memo[key] = _probe(call, values)
+    return memo[key]
+
+
+def _key(call: OpCall, values: list[Tensor]) -> Any:
+    arguments = (*call.args, *call.kwargs.items())
+    settings = tuple(str(leaf.dtype if isinstance(leaf, Tensor) else leaf) for leaf in arguments)
+    return call.func, settings, tuple(str(value.item()) for value in values), values[0].ndim
+
+
+def _probe(call: OpCall, values: list[Tensor]) -> Tensor:
+    unknown = UNKNOWN.view((1,) * values[0].ndim)
+    remaining = iter(range(len(values)))
+
+    def fill(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        position = next(remaining)
+        value = values[position].unsqueeze(0)
+        probes = _PROBES.roll(position).view(-1, *[1] * (value.ndim - 1))
+        if leaf.dtype.is_complex:
+            return torch.where(value.isnan(), probes * (1 + 0.5j), value)
+        filled = torch.where(value.isnan(), probes, value)
+        if leaf.dtype is torch.bool:
+            return filled > 0
+        return filled if leaf.dtype.is_floating_point else filled.to(leaf.dtype)
+
+    args, kwargs = tree_map(fill, (call.args, {k: v for k, v in call.kwargs.items() if k != "dtype"}))
+    try:
+        results = _real(_functional(call.func)(*args, **kwargs))
+    except (RuntimeError, TypeError, NotImplementedError):
+        return unknown
+    if results.size(0) != len(_PROBES):  # nothing unknown came in, or the op ignores its operands
+        results = results.expand(len(_PROBES), *results.shape[1:])
+    agree = (results == results[0]).all(0)
+    known = torch.where(agree, results[0], UNKNOWN)
+    if not any(value.isnan().any() for value in values):  # what is no number, although all is known
+        known = torch.where(results[0].isnan(), math.inf, known)
+    return compress(known)
+
+
+def _real(results: Tensor) -> Tensor:
+    """Results as numbers; a complex one that is not real is unknown."""
+    if results.is_complex():
+        return torch.where(results.imag == 0, results.real, UNKNOWN).to(torch.float64)
+    return results.to(torch.float64)
+
+
+def _functional(func: Any) -> Any:
+    """The op that returns what an in-place one writes."""
+    if not func._schema.is_mutable:
+        return func
+    name = func._schema.name.split("::")[1]
+    packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
+    overload = getattr(packet, func._overloadname, None)
+    if overload is None:
+        raise NotImplementedError(f"{func} has no functional form")
+    return overload

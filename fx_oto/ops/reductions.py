@@ -1,0 +1,117 @@
+"""Rules for ops that run along dimensions: sums and means, softmax, sorting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fx_oto.analysis.engine import Propagation
+from fx_oto.analysis.labels import UNKNOWN, Layer, zero_stays
+from fx_oto.analysis.tape import OpCall
+
+__all__ = ["along", "put_results", "reduction"]
+
+# Reductions that map zeros to zero; of these, the ones to which an element worth 0 adds nothing.
+_ZERO_TO_ZERO = {"sum", "nansum", "mean", "amax", "amin", "max", "min", "linalg_vector_norm", "norm", "prod"}
+_ZERO_TO_ZERO |= {"var", "std", "var_mean", "std_mean"}
+_NEUTRAL = {"sum", "nansum", "mean", "linalg_vector_norm", "norm"}
+# Of those that keep the dimension, the ones that map zeros to zero.
+_ZERO_OF_ZEROS = {"cumsum", "cummax", "cummin", "sort", "topk", "_fft_r2c", "_fft_c2r", "_fft_c2c"}
+# Those in which it counts, and how slicing sees to that.
+_COUNTING = {"mean": "mean", **dict.fromkeys(("var", "std", "var_mean", "std_mean"), "var")}
+
+
+def reduction(call: OpCall, p: Propagation) -> None:
+    """``sum``, ``mean``, ``amax`` …: dimensions that are not tracked simply go."""
+    source = call.args[0]
+    dims = _reduced(call, source.ndim)
+    keepdim = bool(_optional(call, "keepdim"))
+    layers, absorbed = [], []
+    for layer in p.layers(source):
+        survives = [dim for dim in layer.dims if dim not in dims]
+        widths = dims.intersection(layer.dims) if p.loses(call.out) == "head_dim" else set()
+        if not survives or widths:
+            absorbed.append(p.narrow_to(layer, widths, "") or layer if widths else layer)
+            continue
+        narrowed = p.narrow_to(layer, survives, "")
+        assert narrowed is not None
+        result = _after(narrowed, call.name in _ZERO_TO_ZERO) if call.name != "mean" else narrowed
+        layers.append(result.map(lambda t: t if keepdim else _drop(t, dims)))
+    for layer in absorbed:
+        if call.name == "mean" and len(absorbed) == 1 and (layer.removed != 0).any() and _alike(p, source, layer):
+            p.adjust("mean", layer.labels, UNKNOWN)
+        else:
+            _absorb(call, p, layer)
+    put_results(call, p, layers)
+
+
+def _alike(p: Propagation, value: Tensor, layer: Layer) -> bool:
+    """Whether every removed element is worth the same, whatever that is: ``0 - mean``, say, or its square.
+
+    Then slicing can compute that worth beside the value, by the same elementwise ops on what they are made from.
+    """
+    if len(layer.dims) != 1 or layer.removed.numel() > 1:
+        return False
+    if not layer.removed.isnan().any():
+        return True
+    call = p.made_by(value)
+    tags = set() if call is None or call.mutates else set(getattr(call.func, "tags", ()))
+    if call is None or torch.Tag.pointwise not in tags or torch.Tag.nondeterministic_seeded in tags:
+        return False
+    back = value.ndim - layer.dims[0]
+    varying = [t for t in call.inputs if t.ndim >= back and t.size(-back) > 1]
+    mine = [[one for one in p.layers(t) if t.ndim - back in one.dims] for t in varying]
+    return all(len(found) == 1 and _alike(p, t, found[0]) for t, found in zip(varying, mine, strict=True))
+
+
+def _absorb(call: OpCall, p: Propagation, layer: Layer) -> None:
+    """Everything tracked by this layer is reduced away."""
+    order = _optional(call, "ord") or _optional(call, "p") or 2
+    if call.name not in _NEUTRAL | _COUNTING.keys() or order < 0:
+        p.freeze(layer.labels, f"{call.name} runs over it")
+        return
+    p.freeze_where(
+        layer.removed != 0, layer.labels, "its value is not zero once removed, and the sum over it would change"
+    )
+    if kind := _COUNTING.get(call.name):
+        p.adjust(kind, layer.labels)
+
+
+def _optional(call: OpCall, name: str) -> Any:
+    try:
+        return call.arg(name)
+    except KeyError:
+        return None
+
+
+def _reduced(call: OpCall, ndim: int) -> set[int]:
+    dims = _optional(call, "dim")
+    if dims is None or dims == []:
+        return set(range(ndim))
+    return {int(d) % ndim for d in (dims if isinstance(dims, Iterable) else [dims])}
+
+
+def _drop(tensor: Tensor, dims: set[int]) -> Tensor:
+    return tensor.reshape([size for dim, size in enumerate(tensor.shape) if dim not in dims])
+
+
+def along(call: OpCall, p: Propagation) -> None:
+    """Softmax, cumulative sums, sorting, Fourier transforms: kept whole along their dimensions, every other passes."""
+    source = call.args[0]
+    others = set(range(source.ndim)) - _reduced(call, source.ndim)
+    narrowed = p.narrow(p.layers(source), others, f"{call.name} runs along it")
+    put_results(call, p, [_after(layer, call.name in _ZERO_OF_ZEROS) for layer in narrowed])
+
+
+def _after(layer: Layer, keeps_zero: bool) -> Layer:
+    return Layer(layer.labels, zero_stays(layer.removed)) if keeps_zero else Layer.uniform(layer.labels)
+
+
+def put_results(call: OpCall, p: Propagation, layers: Sequence[Layer]) -> None:
+    """Layers of the results; indices beside the first are not known once their channel is removed."""
+    for position, out in enumerate(call.outputs):
+        known = position == 0 or out.is_floating_point()
+        p.put(out, layers if known else [Layer.uniform(one.labels) for one in layers])

@@ -1,0 +1,1 @@
+"""Ops that read their elements in another shape."""

@@ -1,0 +1,311 @@
+"""Reshapes whose cuts move: whether each channel goes to the same place on inputs of other sizes.
+
+Sizes are products of numbers and of symbols, one for each size that inputs of other sizes change. Where
+``(B, 16, H, W)`` becomes ``(-1, 512)``, rows end after 512 elements and channels after ``H W`` of them: on other
+images another mix of channels is in a row. Where it becomes ``(B, -1)``, each row ends with the last channel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from fx_oto.analysis.engine import Propagation
+from fx_oto.analysis.labels import Layer
+from fx_oto.analysis.tape import OpCall
+from fx_oto.core.fx_utils import op_name
+
+__all__ = ["cut_moves", "spelled_out"]
+
+_GIVEN = {"view", "reshape", "_unsafe_view", "view_as", "reshape_as", "unflatten"}
+_TURNING = ("transpose", "permute", "flatten", "movedim", "moveaxis", "swapaxes", "swapdims", "squeeze", "unsqueeze")
+_SLIDING = ("conv", "pool", "getitem", "slice", "narrow", "select", "view", "reshape", "unflatten", "unfold")
+
+
+@dataclass(frozen=True)
+class _Size:
+    """A number times powers of symbols; a symbol is named by what it is on the example inputs."""
+
+    number: Fraction = Fraction(1)
+    powers: dict[Any, int] = field(default_factory=dict)
+
+    @classmethod
+    def symbol(cls, name: Any) -> _Size:
+        return cls(Fraction(1), {name: 1})
+
+    def __mul__(self, other: _Size) -> _Size:
+        return self._with(other, self.number * other.number, 1)
+
+    def __truediv__(self, other: _Size) -> _Size:
+        return self._with(other, self.number / other.number, -1)
+
+    def _with(self, other: _Size, number: Fraction, sign: int) -> _Size:
+        names = self.powers.keys() | other.powers.keys()
+        powers = {name: self.powers.get(name, 0) + sign * other.powers.get(name, 0) for name in names}
+        return _Size(number, {name: power for name, power in powers.items() if power})
+
+    def is_whole(self) -> bool:
+        """Whether it is a whole number on all inputs."""
+        return self.number.denominator == 1 and all(power > 0 for power in self.powers.values())
+
+    def pinned(self, names: Sequence[Any]) -> _Size:
+        """The same where some symbols are numbers."""
+        number = math.prod(
+            (Fraction(name) ** self.powers[name] for name in names if name in self.powers), start=self.number
+        )
+        return _Size(number, {name: power for name, power in self.powers.items() if name not in names})
+
+
+def _product(sizes: Sequence[_Size]) -> _Size:
+    return math.prod(sizes, start=_Size())
+
+
+def cut_moves(call: OpCall, p: Propagation, layer: Layer) -> bool:
+    """Whether a reshape cuts what varies along a layer at places that depend on the sizes of inputs."""
+    node, source = p.fx_node, call.args[0]
+    if op_name(node) not in _GIVEN or not _is_all(node, call):
+        return False
+    if all(isinstance(size, int) and size >= 0 for size in _entries(node)):  # torch refuses more elements, or fewer
+        return False
+    old = [_parts(p, node, source, dim) for dim in range(source.ndim)]
+    sizes = [_product(parts) for parts in old]
+    known = {name for size in sizes for name in size.powers}
+    new = _given(p, node, sizes, known)
+    if new is None:
+        return False
+    if pinned := list((_product(sizes) / _product(new)).powers):  # torch refuses inputs for which they are others
+        old = [[one.pinned(pinned) for one in parts] for parts in old]
+        sizes, new = ([one.pinned(pinned) for one in some] for some in (sizes, new))
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(sizes[:-1], new[:-1], strict=False))
+    first = len(list(alike))  # within what comes before, such as the batch, each reshape is one of the rest
+    known = {name for size in sizes[first:] for name in size.powers}
+    tails = [_product(new[dim:]) for dim in range(len(new) - 1, first, -1)]
+    for dim in (dim for dim in layer.dims if dim >= first):
+        _, length, after = old[dim] if len(old[dim]) == 3 else (_Size(), sizes[dim], _Size())
+        if _moves(after * _product(sizes[dim + 1 :]), length, tails, known):
+            return True
+    return False
+
+
+def spelled_out(node: Node, dims: int = 1) -> set[int]:
+    """How many elements are in what a reshape gives plain numbers for, in a row: code relies on these sizes.
+
+    Args:
+        node: the reshape.
+        dims: how many dimensions at least.
+    """
+    products, rows = set[int](), list[list[int]]()
+    for entry in _entries(node) if op_name(node) in _GIVEN else []:
+        rows = [[*row, entry] for row in [*rows, []]] if isinstance(entry, int) and entry >= 0 else []
+        products |= {math.prod(row) for row in rows if len(row) >= dims}
+    return products
+
+
+def _read_by(node: Node) -> Node | None:
+    """The tensor that a node reshapes, or works on."""
+    first: Any = [*node.args[:1], *(node.kwargs[key] for key in ("input", "self") if key in node.kwargs), None][0]
+    if isinstance(first, Node) and isinstance(first.meta.get("val"), tuple | list):  # its parts, such as of a chunk
+        return _read_by(first)
+    return first if isinstance(first, Node) and isinstance(first.meta.get("val"), Tensor) else None
+
+
+def _is_all(node: Node, call: OpCall) -> bool:
+    """Whether a call is all that a node does."""
+    ends = [one.meta["val"] for one in (_read_by(node), node) if one is not None]
+    return [one.shape for one in ends] == [call.args[0].shape, call.out.shape]
+
+
+def _moves(inner: _Size, length: _Size, tails: Sequence[_Size], known: set[Any]) -> bool:
+    """Whether one of some cuts, which are so many elements apart, falls elsewhere among channels of ``inner`` each."""
+    within = [place for place, tail in enumerate(tails) if (inner / tail).is_whole()]
+    for tail in tails[within[-1] + 1 if within else 0 :]:
+        if (tail / (inner * length)).is_whole():
+            return False
+        share = tail / inner
+        if share.powers or share.number.denominator != 1 or not (length / share).is_whole():
+            return all(name in known for name, power in tail.powers.items() if power < 0)
+    return False
+
+
+def _parts(p: Propagation, node: Node, source: Tensor, dim: int) -> list[_Size]:
+    """The size of a dimension: one factor, or three: repeats of all channels, channels, repeats of each."""
+    size = source.size(dim)
+    if not p.is_fixed(source, dim):
+        settled = size in p.sizes.fixed or _is_settled(_read_by(node), dim - source.ndim)
+        return [_Size(Fraction(size)) if settled else _of_dim(p, _read_by(node), dim)]
+    layer = next((layer for layer in p.layers(source) if dim in layer.dims), None)
+    if layer is None:
+        return [_Size(Fraction(size))]
+    line = layer.labels[tuple(slice(None) if d == dim else 0 for d in range(source.ndim))]
+    channels = line.unique().numel()
+    if channels == size:
+        return [_Size(Fraction(size))]
+    each = int((line == line[0]).to(torch.int64).cumprod(0).sum())
+    whole = line[: channels * each : each].repeat_interleave(each)
+    if size % len(whole) or not torch.equal(whole.repeat(size // len(whole)), line):
+        return [_Size(Fraction(size))]
+    repeats = (_Size.symbol(n) if n > 1 else _Size() for n in (size // len(whole), each))
+    before, after = repeats
+    return [before, _Size(Fraction(channels)), after]
+
+
+def _of_dim(p: Propagation, node: Any, dim: int) -> _Size:
+    """The size of a dimension; of one that others were flattened into, the product of theirs."""
+    key = _of_dim, node, dim
+    if key not in p.memo:
+        p.memo[key] = _traced(p, node, dim) or _plain(p, node.meta["val"].size(dim))
+    found: _Size = p.memo[key]
+    return found
+
+
+def _traced(p: Propagation, node: Node, dim: int) -> _Size | None:
+    """The size of a dimension, from where it was turned, flattened or reshaped; None if it was not."""
+    size = node.meta["val"].size(dim)
+    while (source := _read_by(node)) is not None:
+        value, name = source.meta["val"], op_name(node)
+        if (lost := _lost(node)) is not None:
+            dim, node = dim + (dim >= lost), source
+        elif name in _TURNING:
+            parts = _turned_into(node, value, dim)
+            whole = math.prod(value.size(one) for one in parts) == size
+            return _product([_of_dim(p, source, one) for one in parts]) if whole else None
+        elif name in _GIVEN:
+            sizes = [
+                _Size(Fraction(n)) if p.is_fixed(value, one) else _of_dim(p, source, one)
+                for one, n in enumerate(value.shape)
+            ]
+            new = _given(p, node, sizes, {symbol for one in sizes for symbol in one.powers})
+            return None if new is None else new[dim]
+        elif value.ndim != node.meta["val"].ndim or value.size(dim) != size:
+            return None
+        else:
+            node = source
+    return None
+
+
+def _lost(node: Node) -> int | None:
+    """Which dimension a node takes one index of, if it does that."""
+    if op_name(node) != "getitem" or not isinstance(node.args[1], int):
+        return None
+    parts: Any = node.args[0]
+    if isinstance(parts.meta["val"], Tensor):
+        return 0
+    dim = parts.args[1] if len(parts.args) > 1 else parts.kwargs.get("dim", 0)
+    return int(dim) % (node.meta["val"].ndim + 1) if op_name(parts) == "unbind" else None
+
+
+def _turned_into(node: Node, value: Tensor, dim: int) -> list[int]:
+    """The dimensions of what a node turns or flattens that make up one of its own: its strides tell."""
+    stand_in = torch.empty(value.shape, device="meta")
+    kwargs = {key: one for key, one in node.kwargs.items() if key not in ("input", "self")}
+    turned = getattr(stand_in, op_name(node))(*node.args[1:], **kwargs)
+    begin, end = turned.stride(dim), turned.stride(dim) * turned.size(dim)
+    strides = [(one, stand_in.stride(one)) for one in range(value.ndim) if value.size(one) > 1]
+    return [one for one, stride in strides if begin <= stride and stride * value.size(one) <= end]
+
+
+def _is_settled(node: Any, back: int) -> bool:
+    """Whether a dimension, counted from behind, is of a size that inputs do not change, such as a pooled one."""
+    while isinstance(node, Node) and node.op != "placeholder":
+        value, name = node.meta["val"], _name(node)
+        if "adaptive" in name or node.op == "get_attr":
+            return True
+        size = value.shape[back]
+        below = [read for read in node.all_input_nodes if _has(read, value.ndim, back, size)]
+        if any(word in name for word in _SLIDING) and (size == 1 or not below or "view" in name or "shape" in name):
+            return False
+        if not below:
+            return bool(size == 1)
+        node = below[0]
+    return False
+
+
+def _name(node: Node) -> str:
+    if node.op != "call_module":
+        return op_name(node).lower()
+    module = node.graph.owning_module.get_submodule(str(node.target))  # type: ignore[union-attr]
+    return type(module).__name__.lower()
+
+
+def _has(node: Node, ndim: int, back: int, size: int) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.ndim == ndim and value.shape[back] == size
+
+
+def _given(p: Propagation, node: Node, sizes: Sequence[_Size], known: set[Any]) -> list[_Size] | None:
+    """The sizes of the result; of one that is not told, or not understood, what is left for it."""
+    given = [_read(p, entry) for entry in _entries(node)]
+    if op_name(node) == "unflatten":
+        dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
+        dim %= len(sizes)
+        left = _filled(given, sizes[dim], known)
+        return left and [*sizes[:dim], *left, *sizes[dim + 1 :]]
+    return _filled(given, _product(sizes), known)
+
+
+def _filled(given: list[_Size | None], total: _Size, known: set[Any]) -> list[_Size] | None:
+    open_ = [place for place, size in enumerate(given) if size is None]
+    strange = [place for place, size in enumerate(given) if size is not None and not known.issuperset(size.powers)]
+    if not open_ and len(strange) == 1:
+        open_ = strange
+    if len(open_) > 1:
+        return None
+    told = [size for place, size in enumerate(given) if place not in open_ and size is not None]
+    left = total / _product(told)
+    return [left if place in open_ or size is None else size for place, size in enumerate(given)]
+
+
+def _entries(node: Node) -> list[Any]:
+    """Sizes one by one, each a number, a node, or a pair of a node that returns several and a place."""
+    if op_name(node).endswith("_as"):
+        other: Any = node.args[1] if len(node.args) > 1 else node.kwargs["other"]
+        return [(other, dim) for dim in range(other.meta["val"].ndim)]
+    first = (op_name(node) == "unflatten" and "dim" not in node.kwargs) + {"input", "self"}.isdisjoint(node.kwargs)
+    given: Any = node.args[first:] or [node.kwargs[key] for key in ("shape", "size", "sizes") if key in node.kwargs]
+    if len(given) == 1 and isinstance(given[0], tuple | list):
+        return list(given[0])
+    if len(given) == 1 and isinstance(given[0], Node) and not isinstance(given[0].meta["val"], int):
+        return [(given[0], dim) for dim in range(len(given[0].meta["val"]))]
+    return list(given)
+
+
+def _read(p: Propagation, entry: Any) -> _Size | None:
+    """A size that a node gives, None if torch is to find it."""
+    if isinstance(entry, int):
+        return _Size(Fraction(entry)) if entry >= 0 else None
+    if isinstance(entry, Node):
+        return _computed(p, entry)
+    node, dim = entry
+    value: Any = node.meta["val"]
+    if isinstance(value, Tensor):
+        return _Size(Fraction(value.shape[dim])) if p.is_fixed(value, dim) else _of_dim(p, node, dim)
+    return _plain(p, value[dim]) if p.sizes.vary(node) else _Size(Fraction(int(value[dim])))
+
+
+def _computed(p: Propagation, node: Node) -> _Size | None:
+    """A number that a node computes."""
+    number: Any = node.meta["val"]
+    name, args = op_name(node), node.args
+    if not p.sizes.vary(node):
+        return _Size(Fraction(int(number)))
+    if name == "int" and args:
+        return _read(p, args[0])
+    if name == "size" and len(args) == 2:
+        return _of_dim(p, args[0], int(args[1]))  # type: ignore[arg-type]
+    if name in ("mul", "floordiv", "truediv") and len(args) == 2:
+        left, right = _read(p, args[0]), _read(p, args[1])
+        if left is not None and right is not None:
+            return left * right if name == "mul" else left / right
+    return _plain(p, number)
+
+
+def _plain(p: Propagation, value: Any) -> _Size:
+    return _Size(Fraction(int(value))) if value in p.sizes.fixed or value == 0 else _Size.symbol(int(value))

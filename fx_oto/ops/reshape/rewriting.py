@@ -1,0 +1,191 @@
+"""Sizes that code reads keep their original value; sizes that a node uses are rewritten from the labels."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from fx_oto.core.fx_utils import op_name, source_line
+from fx_oto.ops.editor import Editor
+
+__all__ = ["check_sizes", "created", "read_count", "read_size", "use_sizes"]
+
+
+def read_size(edit: Editor, node: Node) -> None:
+    """``x.shape``, ``x.size()``, ``x.size(1)``: of a cut dimension, the size that it would have."""
+    source = node.args[0]
+    fixed = edit.cut_dims(source)
+    if not fixed or not isinstance(source, Node):
+        return
+    dim = edit.argument(node, 1, "dim") if op_name(node) != "getattr" else None
+    wanted = range(len(edit.shape(source))) if dim is None else [dim % len(edit.shape(source))]
+    with edit.graph.inserting_before(node):
+        sizes = tuple(_size(edit, source, d, d in fixed) for d in wanted)
+    if dim is None:
+        _spread_sizes(edit, node, sizes)
+    else:
+        edit.substitute(node, sizes[0])
+
+
+def _size(edit: Editor, source: Node, dim: int, fixed: bool) -> Any:
+    """The size that was traced, or a node that reads it from what is left in the graph."""
+    full = edit.shape(source)[dim]
+    while edit.is_lost(source):
+        source = source.args[0]  # type: ignore[assignment]
+    if len(edit.shape(source)) <= dim or edit.shape(source)[dim] != full:
+        return full
+    cut = edit.cut(source)
+    if fixed and (dim not in cut or not _repeats(edit, source, dim)):
+        return full
+    size = edit.graph.call_method("size", (source, dim))
+    size.meta["val"] = full
+    if fixed:
+        size = edit.graph.call_function(_times_ratio, (size, full, len(cut[dim])))
+        size.meta["val"] = full
+    return size
+
+
+def _repeats(edit: Editor, source: Node, dim: int) -> bool:
+    """Whether a dimension is the product of what is cut and of something else, such as the batch."""
+    return any(dim in layer.dims and len(layer.labels.unique()) < layer.labels.numel() for layer in edit.layers(source))
+
+
+def read_count(edit: Editor, node: Node) -> None:
+    """``x.numel()``: the original count, which may grow with the batch."""
+    source = node.args[0]
+    cut = edit.cut(source)
+    if cut and isinstance(source, Node):
+        full = math.prod(edit.shape(source)[dim] for dim in cut)
+        readers = list(node.users)
+        with edit.graph.inserting_after(node):
+            count = edit.graph.call_function(_times_ratio, (node, full, math.prod(map(len, cut.values()))))
+        count.meta["val"] = node.meta["val"]
+        for reader in readers:
+            reader.replace_input_with(node, count)
+
+
+def _spread_sizes(edit: Editor, node: Node, sizes: Sequence[Any]) -> None:
+    for user in list(node.users):
+        if op_name(user) == "numel":
+            user.op, user.target, user.args = "call_function", math.prod, (tuple(sizes),)
+        if op_name(user) == "getitem":
+            part = sizes[user.args[1]]  # type: ignore[index]
+            if isinstance(part, tuple):
+                _spread_sizes(edit, user, part)
+            else:
+                edit.substitute(user, part)
+    edit.substitute(node, tuple(sizes))
+
+
+def use_sizes(edit: Editor, node: Node) -> None:
+    """``view``, ``reshape``, ``expand`` and ``unflatten`` with literal or computed sizes, or those of a tensor."""
+    source = node.args[0]
+    if isinstance(source, Node) and (edit.cut(node) or edit.cut(source)):
+        if op_name(node).endswith("_as"):
+            node = _spell_out(edit, node, source)
+        _use_given(edit, node, source)
+
+
+def _spell_out(edit: Editor, node: Node, source: Node) -> Node:
+    """``reshape_as``, ``view_as`` and ``expand_as`` with the sizes that the other tensor would have."""
+    other: Node = edit.argument(node, 1, "other")
+    cut = edit.cut_dims(other)
+    with edit.graph.inserting_before(node):
+        sizes = tuple(_size(edit, other, dim, dim in cut) for dim in range(len(edit.shape(other))))
+    return edit.replace(node, getattr(Tensor, op_name(node).removesuffix("_as")), source, sizes)
+
+
+def _use_given(edit: Editor, node: Node, source: Node) -> None:
+    cut = edit.cut(node)
+    created = _created(edit, node, source) if op_name(node).startswith(("expand", "broadcast")) else set()
+    lead: tuple[Any, ...] = (source,)
+    if op_name(node) == "unflatten":
+        lead = (source, edit.argument(node, 1, "dim") % len(edit.shape(source)))
+    offset = 0 if len(lead) == 1 else lead[1]
+    by_name = [node.kwargs[key] for key in ("shape", "size", "sizes") if key in node.kwargs]
+    sizes = _listed(edit, node, node.args[len(lead) :] or by_name)
+    for dim, index in cut.items():
+        place = dim - offset
+        if dim not in created and 0 <= place < len(sizes):
+            sizes[place] = _resized(edit, node, sizes[place], edit.shape(node)[dim], len(index))
+    node.args = (*lead, tuple(sizes))
+    node.kwargs = {}
+    _select_created(edit, node, created & set(cut))
+
+
+def _listed(edit: Editor, node: Node, given: Sequence[Any]) -> list[Any]:
+    """Sizes one by one, however they were given: in a row, as a list, or as another tensor's shape."""
+    if len(given) != 1:
+        return list(given)
+    whole = given[0]
+    if not isinstance(whole, Node) or isinstance(whole.meta["val"], int):
+        return list(whole) if isinstance(whole, list | tuple) else [whole]
+    sizes = []
+    for dim, size in enumerate(whole.meta["val"]):
+        with edit.graph.inserting_before(node):
+            sizes.append(edit.graph.call_function(operator.getitem, (whole, dim)))
+        sizes[-1].meta["val"] = size
+    return sizes
+
+
+def _resized(edit: Editor, node: Node, size: Any, before: int, after: int) -> Any:
+    if isinstance(size, Node):  # computed, and so perhaps a multiple of the batch size
+        with edit.graph.inserting_before(node):
+            scaled = edit.graph.call_function(_times_ratio, (size, after, before))
+        scaled.meta["val"] = after
+        return scaled
+    return -1 if size == -1 else after
+
+
+def _created(edit: Editor, node: Node, source: Node) -> set[int]:
+    old, new = edit.shape(source), edit.shape(node)
+    lead = len(new) - len(old)
+    return {d for d in range(len(new)) if new[d] > 1 and (d < lead or old[d - lead] == 1)}
+
+
+def check_sizes(edit: Editor, node: Node) -> None:
+    """Let the graph check that what is reshaped has the sizes that it was traced with, behind the cut dimension.
+
+    Of a cut dimension that is the last, before it.
+    """
+    source: Any = node.args[0]
+    shape = edit.shape(source)
+    cut = min(edit.cut(source), default=len(shape))
+    for dim in range(cut + 1, len(shape)) or range(cut - 1, min(cut, len(shape) - 1)):
+        text = f"the graph was captured where dimension {dim} of {source.name} was {shape[dim]}, which the code at "
+        with edit.graph.inserting_before(node):
+            size = edit.graph.call_method("size", (source, dim))
+            same = edit.graph.call_function(operator.eq, (size, shape[dim]))
+            check = edit.graph.call_function(
+                torch._assert, (same, f"{text}{source_line(node)} spells out; trace it on such inputs")
+            )
+        size.meta["val"], same.meta["val"], check.meta["val"] = shape[dim], True, None
+
+
+def created(edit: Editor, node: Node) -> None:
+    """Factories, such as ``zeros`` and ``new_zeros``: every cut dimension is of their making."""
+    _select_created(edit, node, set(edit.cut(node)))
+
+
+def _select_created(edit: Editor, node: Node, dims: set[int]) -> None:
+    """Dimensions that a node creates are cut after it."""
+    value, readers = node, list(node.users)
+    for dim in sorted(dims):
+        index = edit.constant(f"kept_{dim}", edit.cut(node)[dim], value.next)
+        with edit.graph.inserting_after(index):
+            value = edit.graph.call_function(torch.index_select, (value, dim, index))
+        edit.adopt(value, node)
+    for reader in readers:
+        if value is not node:
+            reader.replace_input_with(node, value)
+
+
+def _times_ratio(size: int, after: int, before: int) -> int:
+    """A computed size or count, scaled."""
+    return size * after // before

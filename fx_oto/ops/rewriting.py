@@ -1,0 +1,149 @@
+"""Rewriting of FX nodes whose arguments no longer hold once channels are gone.
+
+Every node is looked at once, in order. What it was traced with is in ``node.meta["val"]`` (full sizes), what is
+kept of its value and of its inputs comes from ``Cuts``. At the end every node carries the value that it has now.
+"""
+
+from __future__ import annotations
+
+from torch.fx import GraphModule, Node
+
+from fx_oto.analysis.dependencies import Adjustment
+from fx_oto.core.fx_utils import op_name, tensor_leaves
+from fx_oto.core.masks import drop_masks
+from fx_oto.nn.leaves import leaf_of
+from fx_oto.nn.modules import keeps_parameters_whole, resizable
+from fx_oto.ops import computation
+from fx_oto.ops.computation import Fold
+from fx_oto.ops.editor import Editor, Handler
+from fx_oto.ops.movement import rewriting as movement
+from fx_oto.ops.reshape import rewriting as sizes
+from fx_oto.ops.values import note_values
+from fx_oto.zigs.cuts import Cuts
+
+__all__ = ["rewrite"]
+
+# Torch takes some arguments under another name as well.
+_ALIASES = {"axis": "dim", "keepdims": "keepdim", "x": "input"}
+
+
+def rewrite(gm: GraphModule, cuts: Cuts, fold: Fold) -> None:
+    """Rewrite every node of a graph over sliced parameters, then drop those that nothing reads any more.
+
+    Args:
+        gm: the GraphModule to change; node names are those of the analysed graph.
+        cuts: what is kept.
+        fold: computes what removed channels contributed to a node's output, shape ``(outputs,)``.
+
+    Raises:
+        SlicingError: a node cannot be rewritten; names it.
+    """
+    drop_masks(gm.graph)
+    edit = Editor(gm, cuts)
+    adjustments: dict[str, list[Adjustment]] = {}
+    for adjustment in cuts.found.adjustments:
+        if not cuts.kept_labels(adjustment.labels).all():
+            adjustments.setdefault(adjustment.node, []).append(adjustment)
+    stale = _find_stale(edit)
+    nodes: list[Node] = list(edit.graph.nodes)
+    for node in nodes:
+        name = node.name
+        _positional(node)
+        if edit.nodes.get(name) is not node:
+            continue  # dropped while an earlier node was rewritten
+        if node not in stale and _rewrite(edit, node):
+            stale.add(node)
+        for adjustment in adjustments.get(name, ()):
+            computation.adjust(edit, edit.nodes[name], adjustment, fold)
+    _erase(edit, stale)
+    note_values(edit)
+
+
+def _positional(node: Node) -> None:
+    """Bring what a node works on to the first position, and call arguments as ATen does: the handlers rely on it."""
+    if node.op != "call_module":
+        node.kwargs = {_ALIASES.get(key, key): value for key, value in node.kwargs.items()}
+    for name in ("input", "self", "tensor"):
+        if not node.args and isinstance(node.kwargs.get(name), Node):
+            node.args = (node.kwargs[name],)
+            node.kwargs = {key: value for key, value in node.kwargs.items() if key != name}
+
+
+def _find_stale(edit: Editor) -> set[Node]:
+    """Nodes inside a chain of movement through a grid: they go, once its end selects from its beginning."""
+    found, stale = edit.cuts.found, set[Node]()
+    for node in reversed(edit.graph.nodes):
+        replaced = all(user in stale or user.name in found.gathers for user in node.users)
+        grids = [layer for tensor in found.values.get(node.name, ()) for layer in tensor if len(layer.dims) > 1]
+        if node.users and replaced and not all(edit.cuts.kept_labels(layer.labels).all() for layer in grids):
+            stale.add(node)
+    return stale
+
+
+def _rewrite(edit: Editor, node: Node) -> bool:
+    """Rewrite one node; returns whether no rectangle is left of it."""
+    if node.op in ("placeholder", "get_attr", "output"):
+        return False
+    gather = edit.cuts.found.gathers.get(node.name)
+    outputs = edit.cuts.of_value(node.name)
+    cut = (outputs[0] if outputs else None) or {}
+    if gather is not None and gather.dim in cut:
+        movement.gather_from_entry(edit, node, gather, cut)
+    elif any(cut is None for cut in outputs):
+        return True
+    elif handler := _handler(edit, node):
+        handler(edit, node)
+    return False
+
+
+def _handler(edit: Editor, node: Node) -> Handler | None:
+    if node.op == "call_module":
+        module = edit.gm.get_submodule(str(node.target))
+        if leaf_of(module) is not None:
+            return computation.resize_leaf
+        if resizable(module):
+            return computation.resize_module
+        if keeps_parameters_whole(module):
+            return computation.check_whole
+    name = op_name(node)
+    if name == "getattr":
+        name = str(node.args[1])
+    if name in _HANDLERS:
+        return _HANDLERS[name]
+    reads_tensors = any(tensor_leaves(arg.meta.get("val")) for arg in node.all_input_nodes)
+    return None if reads_tensors else sizes.created
+
+
+def _erase(edit: Editor, stale: set[Node]) -> None:
+    """Drop the stale nodes, and what reads them but is read by nothing itself."""
+    for node in reversed(list(edit.graph.nodes)):
+        unread = node.op != "output" and not node.users and stale.intersection(node.all_input_nodes)
+        if node in stale or unread:
+            if node.users:
+                reader = next(iter(node.users)).name
+                raise edit.refuse(node, f"what is left of it is no rectangle, but {reader!r} reads it")
+            edit.graph.erase_node(node)
+
+
+_HANDLERS: dict[str, Handler] = {
+    **dict.fromkeys(("shape", "size", "sym_size"), sizes.read_size),
+    **dict.fromkeys(("numel", "nelement"), sizes.read_count),
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "unflatten", "expand", "broadcast_to"), sizes.use_sizes),
+    **dict.fromkeys(("view_as", "reshape_as", "expand_as"), sizes.use_sizes),
+    **dict.fromkeys(("split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit"), movement.split),
+    **dict.fromkeys(("split_with_sizes", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes"), movement.split),
+    **dict.fromkeys(("slice", "narrow", "roll", "index_select", "index"), movement.gather),
+    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle", "ChannelShuffle"), movement.gather),
+    "getitem": movement.getitem,
+    "select": movement.select,
+    **dict.fromkeys(("pad", "constant_pad_nd"), movement.pad),
+    **dict.fromkeys(
+        ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution"),
+        computation.groups,
+    ),
+    **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), sizes.created),
+    "group_norm": computation.norm_groups,
+    "MultiheadAttention": computation.fewer_heads,
+    "FewerHeads": computation.fewer_heads,
+    "scaled_dot_product_attention": computation.original_scale,
+}

@@ -1,0 +1,9 @@
+"""The passes of fx_oto, one file each."""
+
+from fx_oto.passes.dependency_analysis import DependencyAnalysis
+from fx_oto.passes.mask_insertion import MaskInsertion
+from fx_oto.passes.physical_slicing import PhysicalSlicing
+from fx_oto.passes.verification import Verification
+from fx_oto.passes.zig_partition import ZIGPartition
+
+__all__ = ["DependencyAnalysis", "MaskInsertion", "PhysicalSlicing", "Verification", "ZIGPartition"]

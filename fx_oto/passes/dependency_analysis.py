@@ -1,0 +1,66 @@
+"""Dependency analysis: which indices of which parameter axes must go together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, get_args
+
+from torch.fx import GraphModule
+
+from fx_oto.analysis.dependencies import Dependencies
+from fx_oto.analysis.engine import Attention, Propagation
+from fx_oto.analysis.tape import Tape, record_tape
+from fx_oto.core.context import Context
+from fx_oto.core.errors import SettingsError
+from fx_oto.core.warn import warn
+from fx_oto.framework.stages import Analysis
+from fx_oto.ops.table import rule_for
+from fx_oto.reports.explanation import readable
+
+__all__ = ["DependencyAnalysis"]
+
+
+@dataclass(frozen=True)
+class DependencyAnalysis(Analysis):
+    """Follow the provenance of every channel through the ATen calls of the graph.
+
+    Provides ``Dependencies``. An op without a rule freezes what enters it, with an ``FxOtoWarning``.
+
+    Attributes:
+        attention: what attention loses: whole ``"heads"``, or the same positions of every head's width, ``"head_dim"``.
+
+    Raises:
+        SettingsError: ``attention`` is neither.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> gm = fx_oto.trace(torch.nn.Linear(4, 8), torch.randn(2, 4))
+        >>> gm = fx_oto.DependencyAnalysis()(gm).graph_module
+        >>> [str(axis) for axis in fx_oto.Context.of(gm).get(fx_oto.Dependencies).axes]
+        ['weight[0]', 'weight[1]', 'bias[0]']
+    """
+
+    name: ClassVar[str] = "dependency-analysis"
+    provides: ClassVar[tuple[type, ...]] = (Dependencies,)
+    trusted: ClassVar[bool] = True
+
+    attention: Attention = "heads"
+
+    def __post_init__(self) -> None:
+        if self.attention not in get_args(Attention):
+            choices = " or ".join(map(repr, get_args(Attention)))
+            raise SettingsError(f"attention must be {choices}, found {self.attention!r}")
+
+    def analyse(self, gm: GraphModule, context: Context) -> Dependencies:
+        """Play the tape, recording it first if a pass, or the user by hand, has changed the graph."""
+        tape = context.results.get(Tape)
+        if tape is None or not tape.is_of(gm):
+            tape = record_tape(gm, context.inputs)
+        found = Propagation(gm, tape, rule_for, self.attention).run()
+        for reason in found.unknown:
+            warn(f"{reason}: what enters it is kept whole. Teach it with fx_oto.register_rule, or ignore this")
+        return found
+
+    def refusals(self, gm: GraphModule, context: Context) -> list[str]:
+        """Ops without a rule, which keep whole what enters them."""
+        return [f"no rule: {readable(reason)}" for reason in context.get(Dependencies).unknown]

@@ -1,0 +1,270 @@
+"""Physical slicing: what the masks and the zero variables say is gone is cut out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from fx_oto.analysis.dependencies import Adjustment, Axis, Dependencies
+from fx_oto.core.context import Context
+from fx_oto.core.errors import InputError, NothingToCompressError, SlicingError
+from fx_oto.core.fx_utils import check_has_numbers, clone_module, tensor_names, with_modes_of
+from fx_oto.core.masks import MASKS
+from fx_oto.core.preserve import evaluating
+from fx_oto.core.tables import Tabular, counted, table
+from fx_oto.core.warn import warn
+from fx_oto.framework.drafts import assembled
+from fx_oto.framework.stages import Pass
+from fx_oto.framework.trajectory import Trajectory
+from fx_oto.ops.rewriting import rewrite
+from fx_oto.zigs.cuts import Cuts
+from fx_oto.zigs.partition import Partition, partition
+
+__all__ = ["PhysicalSlicing", "SlicingPlan"]
+
+_CUT = ("tensor", "dim", "kept", "of")
+_PIECE = 1 << 20  # elements of a tensor that are cut at once
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SlicingPlan(Tabular):
+    """Which indices of which parameter axes were kept; ``str()`` is a table, a notebook shows it as HTML.
+
+    Attributes:
+        kept: by tensor name and dimension, the kept indices of each axis that lost some: int64, ascending, shape
+            ``(kept,)``.
+        cuts: the same for every node's value.
+        kept_back: what is zero and was kept all the same, with the reason.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> _ = fx_oto.partition(gm).zero_zigs_(0, torch.tensor([0, 3]))
+        >>> plan = fx_oto.Context.of(fx_oto.compress(gm)).get(fx_oto.SlicingPlan)
+        >>> plan.kept["2.weight", 1].tolist()
+        [1, 2, 4, 5, 6, 7]
+        >>> print(plan)
+        3 axes were cut
+        <BLANKLINE>
+        tensor      dim    kept    of
+        --------  -----  ------  ----
+        0.weight      0       6     8
+        0.bias        0       6     8
+        2.weight      1       6     8
+    """
+
+    provided_by: ClassVar[str] = "physical-slicing"
+
+    kept: dict[tuple[str, int], Tensor]
+    cuts: Cuts
+    kept_back: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """``axes``, each tensor, dim, size, and the list ``kept`` of its indices; ``kept_back``."""
+        axes = [
+            {
+                "tensor": axis.tensor,
+                "dim": axis.dim,
+                "size": axis.size,
+                "kept": self.kept[axis.tensor, axis.dim].tolist(),
+            }
+            for axis in self._cut_axes()
+        ]
+        return {"axes": axes, "kept_back": list(self.kept_back)}
+
+    @property
+    def _summary(self) -> str:
+        return f"{counted(len(self.kept), 'axis was', 'axes were')} cut"
+
+    def _cut_axes(self) -> list[Axis]:
+        return [axis for axis in self.cuts.found.axes if (axis.tensor, axis.dim) in self.kept]
+
+    def _tables(self, style: str) -> tuple[str, ...]:
+        kept = [(a.tensor, str(a.dim), str(len(self.kept[a.tensor, a.dim])), str(a.size)) for a in self._cut_axes()]
+        tables = (table(kept, _CUT, style, _CUT[1:]),)
+        back = [(reason,) for reason in self.kept_back]
+        return (*tables, table(back, ("zero, and kept all the same",), style)) if back else tables
+
+
+@dataclass(frozen=True)
+class PhysicalSlicing(Pass):
+    """Index the parameters, resize the modules, rewrite the nodes and recompile.
+
+    The result owns its parameters; the input keeps its own, unchanged. Provides ``SlicingPlan``.
+
+    Raises:
+        NothingToCompressError: when it runs: no ZIG is zero.
+        SlicingError: when it runs: every ZIG of a family is zero, or a node cannot be rewritten.
+        InputError: when it runs: a parameter holds NaN or infinite values, or is on the meta device.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> _ = fx_oto.partition(gm).zero_(0.5)
+        >>> fx_oto.PhysicalSlicing()(gm).graph_module.get_submodule("2")
+        Linear(in_features=4, out_features=2, bias=True)
+    """
+
+    name: ClassVar[str] = "physical-slicing"
+    requires: ClassVar[tuple[type, ...]] = (Dependencies, Partition)
+    provides: ClassVar[tuple[type, ...]] = (SlicingPlan,)
+    preserves: ClassVar[tuple[type, ...]] = (Trajectory,)
+    trusted: ClassVar[bool] = True
+
+    def transform(self, gm: GraphModule, context: Context) -> GraphModule:
+        """Build the compact GraphModule.
+
+        Raises:
+            NothingToCompressError: no ZIG is zero.
+            SlicingError: every ZIG of a family is zero, or a node cannot be rewritten.
+            InputError: a parameter holds NaN or infinite values, or is on the meta device.
+        """
+        found = context.get(Dependencies)
+        check_has_numbers(gm, "slicing")
+        _check_finite(dict(gm.named_parameters()))
+        kept, kept_back = _kept_classes(gm, found)
+        cuts = Cuts(found, kept[found.roots])
+        plan = SlicingPlan(cuts.axes, cuts, kept_back)
+        compact = _sliced_copy(gm, plan)
+        with evaluating(compact):  # in training, reading a parametrized weight may write into buffers
+            rewrite(compact, cuts, lambda node, adjustment: _contribution(gm, cuts, node, adjustment))
+        with_modes_of(compact, gm)  # also what was put in the place of a module meanwhile
+        compact._modules.pop(MASKS, None)
+        now = context.keep(self.preserves).provide(plan)
+        for training in [result for result in now.results.values() if isinstance(result, Trajectory)]:
+            now = now.provide(copy.deepcopy(training))  # the optimizer may go on writing its own
+        return now.attach(compact)
+
+    def macs(self, before: int | None, context: Context) -> int | None:
+        """Those that are left of each contraction."""
+        saved = context.get(SlicingPlan).cuts.saved_macs
+        return None if before is None else before - saved
+
+    def refusals(self, gm: GraphModule, context: Context) -> tuple[str, ...]:
+        """What is zero and was kept all the same."""
+        return context.get(SlicingPlan).kept_back
+
+
+def _check_finite(tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel() and not all(bound.isfinite() for bound in tensor.aminmax()):
+            raise InputError(
+                f"{name} holds NaN or infinite values, so no output can be compared: the training diverged; "
+                "restore a checkpoint, or lower the learning rate"
+            )
+
+
+def _kept_classes(gm: GraphModule, found: Dependencies) -> tuple[Tensor, tuple[str, ...]]:
+    """Whether each class is kept, shape ``(atoms,)``, and what of it although it is zero."""
+    zigs = partition(gm)
+    if not zigs.families:
+        raise NothingToCompressError(
+            "no axis of this model can be pruned: print(fx_oto.partition(gm)) gives the reasons"
+        )
+    kept = torch.ones(len(found.roots), dtype=torch.bool)
+    for family, zero in zip(zigs.families, zigs.zeros(), strict=True):
+        if zero.all():
+            raise SlicingError(
+                f"all {len(family)} ZIGs of the family {family.name!r} are zero, so nothing of it would be left and "
+                "the network would be cut in two: keep at least one (a smaller target, or a minimum per family)"
+            )
+        kept[family.classes[zero]] = False
+    kept_back = tuple(_keep_one_of_each_value(kept, found))
+    for reason in kept_back:
+        warn(reason)
+    kept_back += tuple(_keep_unequal(kept, found))
+    if kept.all():
+        raise NothingToCompressError(_nothing_zero(gm, zigs))
+    return kept, kept_back
+
+
+def _nothing_zero(gm: GraphModule, zigs: Partition) -> str:
+    training = Context.of(gm).results.get(Trajectory)
+    if all(len(family) == 1 for family in zigs.families):
+        return (
+            "nothing can be cut: every family of this model has a single ZIG, and one of each family stays; "
+            "print(fx_oto.partition(gm).explain()) tells what ties its channels together"
+        )
+    remedy = (
+        "train with fx_oto.DHSPG(gm, …) until its target is reached, pass train=… to compress, or try "
+        "fx_oto.partition(gm).zero_(0.5)"
+    )
+    found = training.unfinished if training is not None else ""
+    return f"none of the {zigs.num_zigs} ZIGs is zero, so there is nothing to cut: {found or remedy}"
+
+
+def _keep_one_of_each_value(kept: Tensor, found: Dependencies) -> Iterator[str]:
+    """Put one ZIG back where nothing of a value would be left, such as one part of a split: it stays, being zero."""
+    seen: set[int] = set()
+    for node, value in found.values.items():
+        for layer in (layer for layers in value for layer in layers if id(layer.labels) not in seen):
+            seen.add(id(layer.labels))
+            classes = found.roots[layer.labels]
+            if not kept[classes].any():
+                kept[classes.reshape(-1)[0]] = True
+                yield f"every channel of node {node!r} is zero: one is kept, so that something of it is left"
+
+
+def _keep_unequal(kept: Tensor, found: Dependencies) -> Iterator[str]:
+    """Put ZIGs back where two lengths would become the same and must not: they stay, being zero."""
+    pairs = [(found.roots[left], found.roots[right]) for left, right in found.unequal]
+    while alike := [right for left, right in pairs if kept[left].sum() == kept[right].sum()]:
+        kept[alike[0][~kept[alike[0]]][0]] = True
+        yield "two lengths that torch tells apart by being different would have become the same: one more index is kept"
+
+
+def _sliced_copy(gm: GraphModule, plan: SlicingPlan) -> GraphModule:
+    """The graph, over copies of the modules whose tensors have been cut."""
+    names: dict[int, str] = {id(tensor): name for name, tensor in tensor_names(gm).items()}
+    done: dict[int, Tensor] = {}
+
+    def cut(tensor: Tensor) -> Tensor:
+        if id(tensor) not in done:
+            done[id(tensor)] = _cut_tensor(tensor, names.get(id(tensor), ""), plan)
+        return done[id(tensor)]
+
+    return with_modes_of(assembled(clone_module(gm, cut), gm.graph, gm.__class__.__name__), gm)
+
+
+def _cut_tensor(tensor: Tensor, name: str, plan: SlicingPlan) -> Tensor:
+    data = _select(
+        tensor.detach(), {dim: plan.kept[name, dim] for dim in range(tensor.ndim) if (name, dim) in plan.kept}
+    )
+    return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+
+
+def _select(tensor: Tensor, kept: dict[int, Tensor]) -> Tensor:
+    """A copy of what is kept, made in pieces: between two dimensions, all of it would need memory once more."""
+    if not kept:
+        return tensor.clone()
+    (first, index), *rest = ((dim, one.to(tensor.device)) for dim, one in sorted(kept.items()))
+    shape = [len(kept[dim]) if dim in kept else size for dim, size in enumerate(tensor.shape)]
+    cut = tensor.new_empty(shape)
+    step = max(len(index) * _PIECE // max(tensor.numel(), 1), 1)
+    for start in range(0, len(index), step):
+        piece = tensor.index_select(first, index[start : start + step])
+        for dim, one in rest:
+            piece = piece.index_select(dim, one)
+        cut.narrow(first, start, piece.size(first)).copy_(piece)
+    return cut
+
+
+def _contribution(gm: GraphModule, cuts: Cuts, node: Node, adjustment: Adjustment) -> Tensor:
+    """What the removed channels, each worth a constant, added to each kept output of a linear node."""
+    parameter: Any = None if node.op == "call_module" else [*node.args[1:], node.kwargs.get("weight")][0]
+    weight = gm.get_parameter(f"{node.target}.weight" if parameter is None else str(parameter.target)).detach()
+    name = next(name for name, tensor in gm.named_parameters() if tensor.data_ptr() == weight.data_ptr())
+    gone = ~cuts.kept_labels(adjustment.labels)
+    columns = weight[:, gone.to(weight.device)]
+    columns = columns.flatten(2).sum(-1) if columns.ndim > 2 else columns
+    total = columns @ adjustment.removed[gone].to(columns)
+    index = cuts.axes.get((name, 0))
+    return total if index is None else total[index.to(total.device)]

@@ -1,0 +1,394 @@
+"""Zero-invariant groups: families of alike groups, the slots they fill, and why the rest is kept whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from fx_oto.analysis.dependencies import Reason
+from fx_oto.core.context import Context
+from fx_oto.core.errors import MissingResultError, SettingsError
+from fx_oto.core.fx_utils import check_has_numbers, tensor_names
+from fx_oto.core.masks import mask_of
+from fx_oto.core.tables import Tabular, counted, foldable, table
+from fx_oto.reports.explanation import Explanation, explain, readable
+from fx_oto.viz.couplings import coupling_graph, draw_couplings, matches
+from fx_oto.viz.picture import Picture
+from fx_oto.zigs.prices import Price
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+__all__ = ["Family", "FrozenAxis", "Partition", "Slot", "partition", "zero_variables"]
+
+_PRUNABLE = ("family", "ZIGs", "params/ZIG", "MACs/ZIG", "slots")
+_FROZEN = ("kept whole", "indices", "reason")
+_SINGLE = Reason("all of it is tied into a single group, and one group of each family stays")
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """The part of one axis of one parameter or buffer that belongs to a family.
+
+    Attributes:
+        tensor: name of the parameter or buffer.
+        dim: the axis.
+        index: indices along the axis, one row for each ZIG: int64, shape ``(num_zigs, indices per ZIG)``.
+        variable: True if DHSPG drives these entries to zero; False if they are only cut out.
+        numel: elements of the tensor at one index of the axis.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> slot = fx_oto.partition(gm).families[0].slots[2]
+        >>> print(slot, tuple(slot.index.shape), slot.variable)
+        2.weight[1] (8, 1) False
+    """
+
+    tensor: str
+    dim: int
+    index: Tensor = field(repr=False)
+    variable: bool
+    numel: int
+
+    def __str__(self) -> str:
+        return f"{self.tensor}[{self.dim}]"
+
+    def to_dict(self) -> dict[str, Any]:
+        """``tensor``, ``dim``, ``variable``, and ``indices``: how many of the axis belong to the family."""
+        return {"tensor": self.tensor, "dim": self.dim, "variable": self.variable, "indices": self.index.numel()}
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """ZIGs of the same structure: they fill the same slots with the same number of indices.
+
+    ``len()`` is the number of its ZIGs.
+
+    Attributes:
+        name: the first variable tensor, which tells the families apart.
+        classes: the root atom of each ZIG: int64, shape ``(num_zigs,)``.
+        slots: every axis that the ZIGs have a part in.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> print(fx_oto.partition(gm).families[0])
+        0.weight: 8 ZIGs in 0.weight[0], 0.bias[0], 2.weight[1]
+    """
+
+    name: str
+    classes: Tensor = field(repr=False)
+    slots: tuple[Slot, ...]
+
+    def __len__(self) -> int:
+        """Number of ZIGs."""
+        return len(self.classes)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {len(self)} ZIGs in {_shortened(self.slots)}"
+
+    @property
+    def variables(self) -> tuple[Slot, ...]:
+        """The slots that DHSPG drives to zero."""
+        return tuple(slot for slot in self.slots if slot.variable)
+
+    def matches(self, pattern: str) -> bool:
+        """Whether a glob ``pattern`` matches the name of one of its variables, or of a module that holds one."""
+        return any(matches(slot.tensor, (pattern,)) for slot in self.variables)
+
+    def part(self, fraction: float) -> int:
+        """How many of its ZIGs a ``fraction`` of them is: rounded down, and at least one is kept."""
+        return min(math.floor(fraction * len(self) + 1e-9), len(self) - 1)
+
+
+@dataclass(frozen=True)
+class FrozenAxis:
+    """Indices of a parameter's axis that are kept whole, and why.
+
+    Attributes:
+        tensor: name of the parameter.
+        dim: the axis.
+        size: how many of its indices.
+        reason: why.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> print(fx_oto.partition(gm).frozen[1])
+        2.weight[0]: it is part of the model's output (op output)
+    """
+
+    tensor: str
+    dim: int
+    size: int
+    reason: Reason
+
+    def __str__(self) -> str:
+        return f"{self.tensor}[{self.dim}]: {self.reason}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Partition(Tabular):
+    """The zero-invariant groups (ZIGs) of a model: OTOv2's partition of the trainable variables.
+
+    Obtained with ``fx_oto.partition(gm)``. ``str()`` prints a table, a notebook shows it as HTML, and
+    ``to_markdown()`` and ``to_json()`` have the same.
+
+    Attributes:
+        families: what can go.
+        frozen: what cannot, with reasons.
+        params: parameters of the model, by what is removed.
+        macs: multiply-adds on the example inputs, by what is removed.
+        module: the GraphModule that it speaks of; None in the context, where ``fx_oto.partition`` finds it.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> print(str(fx_oto.partition(gm).zero_(0.5)).partition("kept whole")[0].rstrip())
+        8 zero-invariant groups in 1 family
+        <BLANKLINE>
+        family      ZIGs    params/ZIG    MACs/ZIG  slots
+        --------  ------  ------------  ----------  -----------------------------------
+        0.weight       8             7          12  0.weight[0], 0.bias[0], 2.weight[1]
+        >>> fx_oto.partition(gm).group_sparsity()
+        0.5
+    """
+
+    provided_by: ClassVar[str] = "zig-partition"
+
+    families: tuple[Family, ...]
+    frozen: tuple[FrozenAxis, ...]
+    params: Price
+    macs: Price
+    module: nn.Module | None = None
+
+    @property
+    def num_zigs(self) -> int:
+        """Prunable ZIGs of all families."""
+        return sum(len(family) for family in self.families)
+
+    def zeros(self) -> list[Tensor]:
+        """For each family, which ZIGs are zero (by mask, or in every variable): bool, shape ``(num_zigs,)``."""
+        module = self._bound("to look for zeros")
+        tensors = tensor_names(module)
+        return [
+            zero_variables(family, tensors) | ~_mask(module, i, family).bool() for i, family in enumerate(self.families)
+        ]
+
+    def group_sparsity(self) -> float:
+        """The fraction of prunable ZIGs that are zero, in [0, 1]."""
+        return sum(int(zero.sum()) for zero in self.zeros()) / max(self.num_zigs, 1)
+
+    def removed(self) -> Tensor:
+        """How many ZIGs of each family are zero: int64, shape ``(families,)``."""
+        return torch.tensor([int(zero.sum()) for zero in self.zeros()], dtype=torch.int64)
+
+    @torch.no_grad()
+    def zero_(self, fraction: float, generator: torch.Generator | None = None) -> Partition:
+        """Set random ZIGs to zero in place, the same fraction of each family, keeping at least one of each.
+
+        Args:
+            fraction: in [0, 1]; rounded down to whole ZIGs in each family.
+            generator: source of randomness on the CPU; torch's default one if None.
+
+        Returns:
+            The partition itself.
+
+        Raises:
+            SettingsError: ``fraction`` is outside [0, 1].
+            MissingResultError: it is bound to no module: obtain it with ``fx_oto.partition(gm)``.
+        """
+        if not 0 <= fraction <= 1:
+            raise SettingsError(f"fraction must be in [0, 1], found {fraction}")
+        for i, family in enumerate(self.families):
+            self.zero_zigs_(i, torch.randperm(len(family), generator=generator)[: family.part(fraction)])
+        return self
+
+    @torch.no_grad()
+    def zero_zigs_(self, family: int, zigs: Tensor) -> Partition:
+        """Set these ZIGs of a family to zero in place: every variable, and the mask if there is one.
+
+        Args:
+            family: position in ``families``.
+            zigs: positions in the family, int64, shape ``(n,)``.
+
+        Returns:
+            The partition itself.
+        """
+        module = self._bound("to set ZIGs to zero")
+        tensors = tensor_names(module)
+        for slot in self.families[family].variables:
+            index = slot.index[zigs].reshape(-1).to(tensors[slot.tensor].device)
+            tensors[slot.tensor].index_fill_(slot.dim, index, 0)
+        mask = mask_of(module, family)
+        if mask is not None:
+            mask[zigs.to(mask.device)] = 0
+        return self
+
+    def explain(self, *patterns: str) -> Explanation:
+        """Why not pruned: what becomes of every parameter axis, what keeps it whole, and what that costs.
+
+        Args:
+            patterns: glob patterns of parameter or module names; without any, all parameters are explained.
+
+        Raises:
+            SettingsError: a pattern matches no parameter.
+
+        Example:
+            >>> import torch, fx_oto
+            >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> found = fx_oto.partition(fx_oto.prepare(net, torch.randn(2, 4))).explain("2")
+            >>> [(axis.tensor, axis.dim, axis.prunable, axis.kept, axis.cost) for axis in found]
+            [('2.weight', 0, 0, 2, 16), ('2.bias', 0, 0, 2, 2), ('2.weight', 1, 8, 0, 0)]
+        """
+        single = [slot for family in self.families if len(family) == 1 for slot in family.slots]
+        kept = tuple(FrozenAxis(slot.tensor, slot.dim, slot.index.numel(), _SINGLE) for slot in single)
+        several = tuple(family for family in self.families if len(family) > 1)
+        return explain(replace(self, families=several, frozen=self.frozen + kept), self._bound(), patterns)
+
+    def draw(self, *patterns: str, fold: int | None = None, limit: int = 200) -> Picture:
+        """Which layers are tied together: one row for each, a wire in its own colour for each family.
+
+        A numbered box says that the layer makes the family's channels, a ring that it only reads them. Letters stand
+        for the causes for which indices are kept whole.
+
+        Args:
+            patterns: glob patterns of parameter or module names: only the families with a part in what matches.
+            fold: modules whose names have more than so many parts share the row of the module at that depth; by
+                default nothing is folded up to ``limit`` rows, and as little as needed above.
+            limit: the most rows, without ``fold``; where modules at depth 1 are not few enough, neighbours share a row.
+
+        Raises:
+            SettingsError: a pattern matches nothing, or ``fold`` or ``limit`` is less than 1.
+            MissingPackageError: matplotlib is not installed.
+
+        Example:
+            >>> import tempfile, torch, fx_oto
+            >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> picture = fx_oto.partition(fx_oto.prepare(net, torch.randn(2, 4))).draw()
+            >>> picture.save(f"{tempfile.mkdtemp()}/families.png").name
+            'families.png'
+        """
+        return draw_couplings(self, self._bound(), patterns, fold, limit)
+
+    def to_networkx(self) -> nx.Graph[str]:
+        """Parameter axes as nodes, joined where a family couples them; frozen axes carry their reason.
+
+        Nodes are named as ``"layer1.0.conv1.weight[0]"`` and carry ``tensor``, ``dim``, ``size`` (the length of the
+        axis, if the partition is bound to a module), ``prunable`` and ``kept`` (how many of its indices can go, and
+        cannot), ``frozen`` (whether none can go), ``variable`` (whether training drives them to zero) and ``reason``
+        (why some are kept). Within a family, every axis is joined to the family's first one; edges carry ``family``,
+        its name, and ``zigs``. Where two axes share several families, the edge carries the largest.
+
+        Example:
+            >>> import torch, fx_oto
+            >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> graph = fx_oto.partition(fx_oto.prepare(net, torch.randn(2, 4))).to_networkx()
+            >>> sorted(graph.neighbors("0.weight[0]")), graph.nodes["2.weight[0]"]["reason"]
+            (['0.bias[0]', '2.weight[1]'], "it is part of the model's output (op output)")
+        """
+        return coupling_graph(self, self.module)
+
+    def _repr_html_(self) -> str:
+        prunable, frozen = self._tables("html")
+        kept = f"{len(self.frozen)} axes are kept whole, in part or altogether; explain() sums up why"
+        return f"<p><b>{self._summary}</b></p>\n{prunable}\n{foldable(frozen, len(self.frozen), kept)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it in plain values.
+
+        ``zigs`` is their number, ``params`` and ``macs`` are the full model's; each of ``families`` has name, zigs,
+        params_per_zig, macs_per_zig and slots, see ``Slot``; each of ``frozen`` has tensor, dim, size and why.
+        """
+        return {
+            "zigs": self.num_zigs,
+            "params": round(self.params.total),
+            "macs": round(self.macs.total),
+            "families": [
+                {
+                    "name": family.name,
+                    "zigs": len(family),
+                    "params_per_zig": round(params, 3),
+                    "macs_per_zig": round(macs, 3),
+                    "slots": [slot.to_dict() for slot in family.slots],
+                }
+                for family, params, macs in self._priced()
+            ],
+            "frozen": [
+                {"tensor": axis.tensor, "dim": axis.dim, "size": axis.size, "why": str(readable(axis.reason))}
+                for axis in self.frozen
+            ],
+        }
+
+    @property
+    def _summary(self) -> str:
+        groups = counted(self.num_zigs, "zero-invariant group", "zero-invariant groups")
+        return f"{groups} in {counted(len(self.families), 'family', 'families')}"
+
+    def _priced(self) -> Iterator[tuple[Family, float, float]]:
+        """Families, with the parameters and multiply-adds of one of their ZIGs."""
+        return zip(self.families, self.params.marginal.tolist(), self.macs.marginal.tolist(), strict=True)
+
+    def _tables(self, style: str) -> tuple[str, str]:
+        prunable = [
+            (family.name, str(len(family)), str(round(params)), str(round(macs)), _shortened(family.slots))
+            for family, params, macs in self._priced()
+        ]
+        frozen = [(f"{axis.tensor}[{axis.dim}]", str(axis.size), str(readable(axis.reason))) for axis in self.frozen]
+        return table(prunable, _PRUNABLE, style, _PRUNABLE[1:4]), table(frozen, _FROZEN, style, _FROZEN[1:2])
+
+    def _bound(self, doing: str | None = None) -> nn.Module:
+        if self.module is None:
+            raise MissingResultError("this partition is bound to no module: obtain it with fx_oto.partition(gm)")
+        if doing is not None:
+            check_has_numbers(self.module, doing)
+        return self.module
+
+
+def partition(gm: GraphModule) -> Partition:
+    """The ZIGs that ``prepare`` found in a GraphModule, bound to it.
+
+    Args:
+        gm: a prepared GraphModule.
+
+    Raises:
+        MissingResultError: the module was not prepared.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> fx_oto.partition(fx_oto.prepare(net, torch.randn(2, 4))).num_zigs
+        8
+    """
+    return replace(Context.of(gm).get(Partition), module=gm)
+
+
+def _shortened(slots: tuple[Slot, ...]) -> str:
+    return ", ".join(map(str, slots[:4])) + (" …" if len(slots) > 4 else "")
+
+
+def _mask(module: nn.Module, position: int, family: Family) -> Tensor:
+    mask = mask_of(module, position)
+    return torch.ones(len(family)) if mask is None else mask.detach().cpu()
+
+
+def zero_variables(family: Family, tensors: dict[str, Tensor]) -> Tensor:
+    """Which ZIGs of a family are zero in every variable: bool, shape ``(num_zigs,)``, on the CPU."""
+    zero = torch.ones(len(family), dtype=torch.bool)
+    for slot in family.variables:
+        tensor = tensors[slot.tensor].detach()
+        dims = [dim for dim in range(tensor.ndim) if dim != slot.dim]
+        empty = (torch.linalg.vector_norm(tensor, math.inf, dim=dims) if dims else tensor) == 0
+        zero &= empty.cpu()[slot.index].all(1)
+    return zero
