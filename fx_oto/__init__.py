@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         TrainingError,
         VerificationError,
     )
+    from fx_oto.core.picture import Picture
     from fx_oto.core.records import PassRecord, Snapshot
     from fx_oto.framework.authoring import analysis_pass, register_pass, registered_passes, transformation_pass
     from fx_oto.framework.pipeline import Pipeline
@@ -72,53 +73,54 @@ if TYPE_CHECKING:
     from fx_oto.passes.verification import Verification, VerificationReport
     from fx_oto.passes.zig_partition import ZIGPartition
     from fx_oto.reports.costs import Cost, cost
-    from fx_oto.reports.explanation import AxisExplanation, Cause, Explanation
     from fx_oto.reports.report import Report, report
     from fx_oto.reports.sensitivity import Sensitivity, Trial
     from fx_oto.reports.timing import LatencyComparison, ModelLatency, latency
     from fx_oto.viz.charts import plot_tradeoff
     from fx_oto.viz.drawings import draw_graph
-    from fx_oto.viz.picture import Picture
     from fx_oto.viz.widths import plot_widths
-    from fx_oto.zigs.partition import Family, FrozenAxis, Partition, Slot, partition
+    from fx_oto.zigs.explanation import AxisExplanation, Cause, Explanation
+    from fx_oto.zigs.families import Family, FrozenAxis, Slot
+    from fx_oto.zigs.partition import Partition, partition
     from fx_oto.zigs.prices import Price
 
 __version__ = "0.1.0"
 
 _HOMES = (
-    "fx_oto.api",
-    "fx_oto.framework.authoring",
-    "fx_oto.core.context",
-    "fx_oto.reports.costs",
     "fx_oto.analysis.dependencies",
-    "fx_oto.viz.drawings",
+    "fx_oto.api",
+    "fx_oto.capture",
+    "fx_oto.core.context",
     "fx_oto.core.errors",
-    "fx_oto.reports.explanation",
+    "fx_oto.core.picture",
+    "fx_oto.core.records",
+    "fx_oto.framework.authoring",
+    "fx_oto.framework.pipeline",
+    "fx_oto.framework.stages",
+    "fx_oto.framework.trajectory",
+    "fx_oto.ops.custom",
     "fx_oto.optim.dhspg",
     "fx_oto.optim.hesso",
     "fx_oto.optim.saliency",
     "fx_oto.optim.sparsifier",
-    "fx_oto.viz.charts",
-    "fx_oto.viz.picture",
-    "fx_oto.framework.pipeline",
-    "fx_oto.zigs.prices",
-    "fx_oto.core.records",
-    "fx_oto.reports.report",
-    "fx_oto.ops.custom",
-    "fx_oto.framework.stages",
-    "fx_oto.testing",
-    "fx_oto.reports.sensitivity",
-    "fx_oto.reports.timing",
-    "fx_oto.capture",
-    "fx_oto.framework.trajectory",
     "fx_oto.optim.whatif",
-    "fx_oto.viz.widths",
-    "fx_oto.zigs.partition",
     "fx_oto.passes.dependency_analysis",
     "fx_oto.passes.mask_insertion",
     "fx_oto.passes.physical_slicing",
     "fx_oto.passes.verification",
     "fx_oto.passes.zig_partition",
+    "fx_oto.reports.costs",
+    "fx_oto.reports.report",
+    "fx_oto.reports.sensitivity",
+    "fx_oto.reports.timing",
+    "fx_oto.testing",
+    "fx_oto.viz.charts",
+    "fx_oto.viz.drawings",
+    "fx_oto.viz.widths",
+    "fx_oto.zigs.explanation",
+    "fx_oto.zigs.families",
+    "fx_oto.zigs.partition",
+    "fx_oto.zigs.prices",
 )
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -55,8 +56,19 @@ class Reason:
         return self if self.since is None else self.since.origin
 
     def __str__(self) -> str:
-        place = " ".join(part for part in (self.op and f"op {self.op}", self.source and f"at {self.source}") if part)
+        at = self.source and f"at {_shortened(self.source)}"
+        place = " ".join(part for part in (self.op and f"op {self.op}", at) if part)
         return f"{self.why} ({place})" if place else self.why
+
+
+def _shortened(source: str) -> str:
+    """A source path that a reader can take in: from the working directory, or inside its package."""
+    path = Path(source)
+    if "site-packages" in path.parts:
+        path = Path(*path.parts[path.parts.index("site-packages") + 1 :])
+    elif path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    return str(path)
 
 
 # For each kind of adjustment, the ops, in lower case, that slicing knows to adjust.

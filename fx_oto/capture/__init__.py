@@ -21,7 +21,7 @@ from fx_oto.capture.statements import statement_at
 from fx_oto.capture.subject import Subject
 from fx_oto.capture.whole import LeafTracer
 from fx_oto.capture.writer import Options
-from fx_oto.core.context import Capture, Context, ExampleInputs
+from fx_oto.core.context import Capture, Context, ExampleInputs, Untraced
 from fx_oto.core.errors import InputError, TraceError
 from fx_oto.core.fx_utils import graph_copy, one_at_a_time, quiet_fakes, raised_at, tensor_leaves, tensor_names
 from fx_oto.core.masks import MASKS, drop_masks
@@ -29,7 +29,6 @@ from fx_oto.core.preserve import unchanged, uncollected, uncompiled, unwritten
 from fx_oto.core.random_state import Dice
 from fx_oto.core.records import PassRecord
 from fx_oto.core.warn import warn
-from fx_oto.reports.explanation import Untraced
 
 __all__ = ["LeafTracer", "analysed_tape", "trace"]
 

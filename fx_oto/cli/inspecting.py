@@ -26,11 +26,13 @@ from fx_oto.api import prepare
 from fx_oto.cli.subject import build_inputs, build_model
 from fx_oto.cli.tables import table, wrapped
 from fx_oto.core.context import Capture, Context
+from fx_oto.core.fx_utils import holder
 from fx_oto.core.tables import counted, macs_text
 from fx_oto.reports.costs import Cost, cost
-from fx_oto.reports.explanation import AxisExplanation, Explanation
-from fx_oto.viz.couplings import families_touching, holder
-from fx_oto.zigs.partition import Family, Partition, partition
+from fx_oto.viz.couplings import families_touching
+from fx_oto.zigs.explanation import AxisExplanation, Explanation
+from fx_oto.zigs.families import Family
+from fx_oto.zigs.partition import Partition, partition
 
 __all__ = ["Inspection", "inspect"]
 

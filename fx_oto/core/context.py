@@ -16,7 +16,7 @@ from fx_oto.core.errors import InputError, MissingResultError
 from fx_oto.core.fx_utils import tensor_leaves
 from fx_oto.core.records import PassRecord
 
-__all__ = ["Capture", "Context", "ExampleInputs", "InputSize"]
+__all__ = ["Capture", "Context", "ExampleInputs", "InputSize", "Untraced"]
 
 _KEY = "fx_oto"
 _Result = TypeVar("_Result")
@@ -225,3 +225,20 @@ def _changes(result: Any) -> bool:
     """Whether a result is one that is written on after it was provided: a dataclass that is not frozen."""
     settings = getattr(type(result), "__dataclass_params__", None)
     return settings is not None and not settings.frozen
+
+
+@dataclass(frozen=True)
+class Untraced:
+    """Parameters of a model that its graph does not use, so that they are not in the GraphModule.
+
+    Attributes:
+        shapes: the shape of each, by name.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, model: nn.Module, gm: nn.Module) -> Untraced:
+        """What is left out of ``gm``."""
+        traced = {id(parameter) for parameter in gm.parameters()}
+        return cls({name: tuple(p.shape) for name, p in model.named_parameters() if id(p) not in traced})

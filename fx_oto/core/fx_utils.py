@@ -8,8 +8,9 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from threading import RLock
 from types import MethodType
@@ -30,7 +31,9 @@ __all__ = [
     "described",
     "file_shown",
     "graph_copy",
+    "holder",
     "is_random",
+    "matches",
     "one_at_a_time",
     "op_name",
     "patterns_in",
@@ -237,3 +240,13 @@ def with_modules(name: str) -> list[str]:
 def patterns_in(given: str | Iterable[str]) -> tuple[str, ...]:
     """Glob patterns as a user gives them: a string is one of them, not its letters."""
     return (given,) if isinstance(given, str) else tuple(given)
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a parameter, or a module that holds it, matches one of the patterns; if there are none, it does."""
+    return not patterns or any(fnmatchcase(part, pattern) for part in with_modules(name) for pattern in patterns)
+
+
+def holder(tensor: str) -> str:
+    """The module that holds a tensor; the tensor itself, if the model does."""
+    return tensor.rpartition(".")[0] or tensor

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from fx_oto.core.doors import above
+from fx_oto.core.picture import Picture
 from fx_oto.core.tables import Tabular, counted, finite, table
-from fx_oto.viz.charts import draw_training
-from fx_oto.viz.picture import Picture
 
 __all__ = ["Trajectory"]
 
@@ -137,7 +137,8 @@ class Trajectory(Tabular):
             >>> [axes.get_ylabel() for axes in fx_oto.report(gm).training.plot().figure.axes]
             ['loss', 'group sparsity']
         """
-        return draw_training(self.rows(), self.summary)
+        picture: Picture = above("draw_training")(self.rows(), self.summary)
+        return picture
 
     @property
     def _summary(self) -> str:

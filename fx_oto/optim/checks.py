@@ -15,7 +15,8 @@ from fx_oto.core.errors import SettingsError
 from fx_oto.core.fx_utils import tensor_names
 from fx_oto.core.warn import warn
 from fx_oto.optim.limits import check_patterns
-from fx_oto.zigs.partition import Family, Partition
+from fx_oto.zigs.families import Family
+from fx_oto.zigs.partition import Partition
 
 __all__ = ["build_base", "check_covered", "check_keywords", "check_unchanged", "left_alone", "warn_of_idle"]
 

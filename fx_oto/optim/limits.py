@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 
 from fx_oto.core.errors import SettingsError
-from fx_oto.zigs.partition import Family
+from fx_oto.zigs.families import Family
 
 __all__ = ["Limits", "PerFamily", "check_patterns", "portions"]
 

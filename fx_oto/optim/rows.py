@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from fx_oto.core.fx_utils import tensor_names
 from fx_oto.core.masks import mask_of
 from fx_oto.optim.saliency import ZIGStatistics
-from fx_oto.zigs.partition import Family
+from fx_oto.zigs.families import Family
 
 __all__ = ["Rows"]
 

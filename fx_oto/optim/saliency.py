@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fx_oto.core.errors import SettingsError
-from fx_oto.zigs.partition import Family
+from fx_oto.zigs.families import Family
 
 __all__ = ["CRITERIA", "Criterion", "ZIGStatistics", "criterion"]
 

@@ -13,7 +13,8 @@ from torch.fx import GraphModule
 from fx_oto.core.errors import SettingsError
 from fx_oto.optim.latency import Latency
 from fx_oto.optim.limits import Limits, PerFamily
-from fx_oto.zigs.partition import Family, Partition
+from fx_oto.zigs.families import Family
+from fx_oto.zigs.partition import Partition
 from fx_oto.zigs.prices import Price, Quantity
 
 __all__ = ["Target", "find_target", "in_words", "limits_for"]

@@ -21,7 +21,8 @@ from fx_oto.optim.limits import check_patterns
 from fx_oto.optim.rows import Rows
 from fx_oto.optim.saliency import Criterion, criterion
 from fx_oto.reports.sensitivity import Sensitivity, Trial
-from fx_oto.zigs.partition import Family, Partition, partition
+from fx_oto.zigs.families import Family
+from fx_oto.zigs.partition import Partition, partition
 
 __all__ = ["sensitivity"]
 

@@ -15,7 +15,6 @@ from fx_oto.core.errors import SettingsError
 from fx_oto.core.warn import warn
 from fx_oto.framework.stages import Analysis
 from fx_oto.ops.table import rule_for
-from fx_oto.reports.explanation import readable
 
 __all__ = ["DependencyAnalysis"]
 
@@ -63,4 +62,4 @@ class DependencyAnalysis(Analysis):
 
     def refusals(self, gm: GraphModule, context: Context) -> list[str]:
         """Ops without a rule, which keep whole what enters them."""
-        return [f"no rule: {readable(reason)}" for reason in context.get(Dependencies).unknown]
+        return [f"no rule: {reason}" for reason in context.get(Dependencies).unknown]

@@ -11,11 +11,10 @@ from torch.fx import GraphModule, Node
 
 from fx_oto.analysis.dependencies import Dependencies
 from fx_oto.analysis.labels import Layer, compress, varying
-from fx_oto.core.context import Context
+from fx_oto.core.context import Context, Untraced
 from fx_oto.core.fakes import Fakes
 from fx_oto.core.masks import MASKS, Masks, apply_mask
 from fx_oto.framework.stages import Pass
-from fx_oto.reports.explanation import Untraced
 from fx_oto.zigs.partition import Partition
 
 __all__ = ["MaskInsertion"]

@@ -22,7 +22,8 @@ from fx_oto.core.random_state import Dice
 from fx_oto.framework.stages import Analysis
 from fx_oto.ops.custom.registration import taught
 from fx_oto.passes.physical_slicing import SlicingPlan
-from fx_oto.zigs.partition import partition, zero_variables
+from fx_oto.zigs.families import zero_variables
+from fx_oto.zigs.partition import partition
 
 __all__ = ["Verification", "VerificationReport", "relative_error"]
 

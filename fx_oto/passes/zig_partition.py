@@ -17,8 +17,8 @@ from fx_oto.core.context import Context
 from fx_oto.core.errors import SettingsError
 from fx_oto.core.fx_utils import patterns_in, tensor_names, with_modules
 from fx_oto.framework.stages import Analysis
-from fx_oto.reports.explanation import readable
-from fx_oto.zigs.partition import Family, FrozenAxis, Partition, Slot
+from fx_oto.zigs.families import Family, FrozenAxis, Slot
+from fx_oto.zigs.partition import Partition
 from fx_oto.zigs.prices import Price
 
 __all__ = ["ZIGPartition"]
@@ -64,7 +64,7 @@ class ZIGPartition(Analysis):
         """What is kept whole, by reason."""
         alike: dict[str, list[FrozenAxis]] = {}
         for axis in context.get(Partition).frozen:
-            alike.setdefault(str(readable(axis.reason)), []).append(axis)
+            alike.setdefault(str(axis.reason), []).append(axis)
         return [_kept_whole(reason, axes) for reason, axes in alike.items()]
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fx_oto.core.doors import above
 from fx_oto.core.errors import SettingsError
+from fx_oto.core.picture import Picture
 from fx_oto.core.tables import Tabular, finite, table
-from fx_oto.viz.trials import draw_trials
-
-if TYPE_CHECKING:
-    from fx_oto.viz.picture import Picture
 
 __all__ = ["Sensitivity", "Trial"]
 
@@ -147,7 +145,8 @@ class Sensitivity(Tabular):
             MissingPackageError: matplotlib is not installed.
         """
         names = self.metrics if metric is None else (self._metric(metric),)
-        return draw_trials(self.baseline, self._by_family(), names)
+        picture: Picture = above("draw_trials")(self.baseline, self._by_family(), names)
+        return picture
 
     def to_dict(self) -> dict[str, Any]:
         """``baseline`` and ``trials``, whose keys are the attributes of ``Trial``."""

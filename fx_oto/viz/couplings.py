@@ -6,27 +6,21 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
 
-import networkx as nx
-import torch
 from torch import nn
 
 from fx_oto.core.errors import SettingsError
-from fx_oto.core.fx_utils import tensor_names, with_modules
+from fx_oto.core.fx_utils import holder, matches, tensor_names
+from fx_oto.core.picture import Picture
 from fx_oto.core.tables import counted
-from fx_oto.reports.explanation import readable
 from fx_oto.viz.folding import Folding, check_fold, grouped, labelled
 from fx_oto.viz.lanes import interval_lanes
-from fx_oto.viz.picture import Picture
 from fx_oto.viz.strip import Entry, Line, Mark, Row, Strip, draw_strip
 from fx_oto.viz.style import FROZEN, darker, family_colour
+from fx_oto.zigs.families import Family
+from fx_oto.zigs.partition import Partition
 
-if TYPE_CHECKING:
-    from fx_oto.zigs.partition import Family, Partition
-
-__all__ = ["coupling_graph", "draw_couplings", "families_touching", "family_entries", "holder", "matches"]
+__all__ = ["draw_couplings", "families_touching", "family_entries"]
 
 _ENTRIES = 100
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -36,11 +30,6 @@ _MADE = Entry(
 _READ = Entry(
     Mark(0, ("#888888",), kind="dot"), "this layer reads them: what belongs to a channel that is gone is cut out"
 )
-
-
-def holder(tensor: str) -> str:
-    """The module that holds a tensor; the tensor itself, if the model does."""
-    return tensor.rpartition(".")[0] or tensor
 
 
 def draw_couplings(
@@ -56,35 +45,6 @@ def draw_couplings(
     labels, folding = labelled(list(map(holder, names)), fold, limit)
     table = _Table(partition, shapes, dict(zip(names, labels, strict=True)), families, folding, limit, fold is not None)
     return draw_strip(table.strip(module._get_name()))
-
-
-def coupling_graph(partition: Partition, module: nn.Module | None) -> nx.Graph[str]:
-    """See ``Partition.to_networkx``."""
-    graph: nx.Graph[str] = nx.Graph()
-    shapes = {} if module is None else {name: t.shape for name, t in tensor_names(module).items()}
-    for family in sorted(partition.families, key=len):
-        lead = str(family.variables[0])
-        for slot in family.slots:
-            known = _axis_node(graph, slot.tensor, slot.dim, shapes)
-            known.update(variable=known["variable"] or slot.variable, frozen=False)
-            known["prunable"] += slot.index.numel()
-            if str(slot) != lead:
-                graph.add_edge(lead, str(slot), family=family.name, zigs=len(family))
-    for axis in partition.frozen:
-        known = _axis_node(graph, axis.tensor, axis.dim, shapes)
-        known["kept"] += axis.size
-        known.setdefault("reason", str(axis.reason))
-    return graph
-
-
-def _axis_node(graph: nx.Graph[str], tensor: str, dim: int, shapes: dict[str, torch.Size]) -> dict[str, Any]:
-    """The attributes of an axis in the graph, which it is added to if it is new."""
-    name = f"{tensor}[{dim}]"
-    if name not in graph:
-        size = {"size": shapes[tensor][dim]} if tensor in shapes else {}
-        graph.add_node(name, tensor=tensor, dim=dim, variable=False, frozen=True, prunable=0, kept=0, **size)
-    found: dict[str, Any] = graph.nodes[name]
-    return found
 
 
 def family_entries(partition: Partition, families: Sequence[int], limit: int) -> list[Entry]:
@@ -108,11 +68,6 @@ def _parameters(module: nn.Module, partition: Partition) -> list[str]:
     own = {name for name, _ in module.named_parameters()}
     own |= {slot.tensor for family in partition.families for slot in family.slots}
     return [name for name in tensor_names(module) if name in own]
-
-
-def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a parameter, or a module that holds it, matches one of the patterns; if there are none, it does."""
-    return not patterns or any(fnmatchcase(part, pattern) for part in with_modules(name) for pattern in patterns)
 
 
 def families_touching(partition: Partition, patterns: Sequence[str]) -> list[int]:
@@ -146,9 +101,7 @@ class _Table:
             self.members[row].append(name)
         self.rows = list(self.members)
         self.position = {name: i for i, name in enumerate(self.rows)}
-        self.causes = Counter(
-            str(readable(one.reason.origin)) for one in self.partition.frozen if one.tensor in self.row_of
-        )
+        self.causes = Counter(str(one.reason.origin) for one in self.partition.frozen if one.tensor in self.row_of)
 
     def strip(self, title: str) -> Strip:
         roles = {i: self._roles(i) for i in self.families}
@@ -192,9 +145,7 @@ class _Table:
         order = [cause for cause, _ in self.causes.most_common()]
         for one in self.partition.frozen:
             if one.tensor in self.row_of:
-                found[self.position[self.row_of[one.tensor]]].add(
-                    _letter(order.index(str(readable(one.reason.origin))))
-                )
+                found[self.position[self.row_of[one.tensor]]].add(_letter(order.index(str(one.reason.origin))))
         return found
 
     def _detail(self, row: str) -> str:

@@ -16,11 +16,11 @@ from fx_oto.core.context import Context
 from fx_oto.core.errors import SettingsError
 from fx_oto.core.fx_utils import op_name, tensor_leaves, with_modules
 from fx_oto.core.masks import MASKS, apply_mask
+from fx_oto.core.picture import Picture
 from fx_oto.core.tables import counted
 from fx_oto.viz.couplings import family_entries
 from fx_oto.viz.folding import Folding, check_fold, folded, grouped, prefix, span
 from fx_oto.viz.lanes import value_lanes
-from fx_oto.viz.picture import Picture
 from fx_oto.viz.strip import Entry, Line, Mark, Row, Strip, draw_strip
 from fx_oto.viz.style import FROZEN, darker, family_colour
 from fx_oto.zigs.partition import Partition

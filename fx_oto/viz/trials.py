@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fx_oto.viz.picture import Picture, drawing, new_figure
+from fx_oto.core.picture import Picture, drawing, new_figure
+from fx_oto.reports.sensitivity import Trial
 from fx_oto.viz.style import MUTED, clipped, darker, family_colour, in_legend, name_rows, text_width
-
-if TYPE_CHECKING:
-    from fx_oto.reports.sensitivity import Trial
 
 __all__ = ["draw_trials"]
 

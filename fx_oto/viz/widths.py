@@ -10,10 +10,10 @@ from torch import nn
 from torch.fx import GraphModule
 
 from fx_oto.core.errors import InputError, SettingsError
+from fx_oto.core.fx_utils import holder, matches
+from fx_oto.core.picture import Picture
 from fx_oto.viz.charts import Bar, draw_bars
-from fx_oto.viz.couplings import holder, matches
 from fx_oto.viz.folding import Folding, check_fold, labelled
-from fx_oto.viz.picture import Picture
 from fx_oto.viz.style import FROZEN, darker, family_colour
 from fx_oto.zigs.partition import Partition, partition
 

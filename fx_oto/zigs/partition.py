@@ -2,139 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
+import networkx as nx
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fx_oto.analysis.dependencies import Reason
 from fx_oto.core.context import Context
+from fx_oto.core.doors import above
 from fx_oto.core.errors import MissingResultError, SettingsError
 from fx_oto.core.fx_utils import check_has_numbers, tensor_names
 from fx_oto.core.masks import mask_of
+from fx_oto.core.picture import Picture
 from fx_oto.core.tables import Tabular, counted, foldable, table
-from fx_oto.reports.explanation import Explanation, explain, readable
-from fx_oto.viz.couplings import coupling_graph, draw_couplings, matches
-from fx_oto.viz.picture import Picture
+from fx_oto.zigs.explanation import Explanation
+from fx_oto.zigs.families import Family, FrozenAxis, shortened, zero_variables
+from fx_oto.zigs.graph import coupling_graph
 from fx_oto.zigs.prices import Price
 
-if TYPE_CHECKING:
-    import networkx as nx
-
-__all__ = ["Family", "FrozenAxis", "Partition", "Slot", "partition", "zero_variables"]
+__all__ = ["Partition", "partition"]
 
 _PRUNABLE = ("family", "ZIGs", "params/ZIG", "MACs/ZIG", "slots")
 _FROZEN = ("kept whole", "indices", "reason")
 _SINGLE = Reason("all of it is tied into a single group, and one group of each family stays")
-
-
-@dataclass(frozen=True, eq=False)
-class Slot:
-    """The part of one axis of one parameter or buffer that belongs to a family.
-
-    Attributes:
-        tensor: name of the parameter or buffer.
-        dim: the axis.
-        index: indices along the axis, one row for each ZIG: int64, shape ``(num_zigs, indices per ZIG)``.
-        variable: True if DHSPG drives these entries to zero; False if they are only cut out.
-        numel: elements of the tensor at one index of the axis.
-
-    Example:
-        >>> import torch, fx_oto
-        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
-        >>> slot = fx_oto.partition(gm).families[0].slots[2]
-        >>> print(slot, tuple(slot.index.shape), slot.variable)
-        2.weight[1] (8, 1) False
-    """
-
-    tensor: str
-    dim: int
-    index: Tensor = field(repr=False)
-    variable: bool
-    numel: int
-
-    def __str__(self) -> str:
-        return f"{self.tensor}[{self.dim}]"
-
-    def to_dict(self) -> dict[str, Any]:
-        """``tensor``, ``dim``, ``variable``, and ``indices``: how many of the axis belong to the family."""
-        return {"tensor": self.tensor, "dim": self.dim, "variable": self.variable, "indices": self.index.numel()}
-
-
-@dataclass(frozen=True, eq=False)
-class Family:
-    """ZIGs of the same structure: they fill the same slots with the same number of indices.
-
-    ``len()`` is the number of its ZIGs.
-
-    Attributes:
-        name: the first variable tensor, which tells the families apart.
-        classes: the root atom of each ZIG: int64, shape ``(num_zigs,)``.
-        slots: every axis that the ZIGs have a part in.
-
-    Example:
-        >>> import torch, fx_oto
-        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
-        >>> print(fx_oto.partition(gm).families[0])
-        0.weight: 8 ZIGs in 0.weight[0], 0.bias[0], 2.weight[1]
-    """
-
-    name: str
-    classes: Tensor = field(repr=False)
-    slots: tuple[Slot, ...]
-
-    def __len__(self) -> int:
-        """Number of ZIGs."""
-        return len(self.classes)
-
-    def __str__(self) -> str:
-        return f"{self.name}: {len(self)} ZIGs in {_shortened(self.slots)}"
-
-    @property
-    def variables(self) -> tuple[Slot, ...]:
-        """The slots that DHSPG drives to zero."""
-        return tuple(slot for slot in self.slots if slot.variable)
-
-    def matches(self, pattern: str) -> bool:
-        """Whether a glob ``pattern`` matches the name of one of its variables, or of a module that holds one."""
-        return any(matches(slot.tensor, (pattern,)) for slot in self.variables)
-
-    def part(self, fraction: float) -> int:
-        """How many of its ZIGs a ``fraction`` of them is: rounded down, and at least one is kept."""
-        return min(math.floor(fraction * len(self) + 1e-9), len(self) - 1)
-
-
-@dataclass(frozen=True)
-class FrozenAxis:
-    """Indices of a parameter's axis that are kept whole, and why.
-
-    Attributes:
-        tensor: name of the parameter.
-        dim: the axis.
-        size: how many of its indices.
-        reason: why.
-
-    Example:
-        >>> import torch, fx_oto
-        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
-        >>> print(fx_oto.partition(gm).frozen[1])
-        2.weight[0]: it is part of the model's output (op output)
-    """
-
-    tensor: str
-    dim: int
-    size: int
-    reason: Reason
-
-    def __str__(self) -> str:
-        return f"{self.tensor}[{self.dim}]: {self.reason}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -255,7 +149,10 @@ class Partition(Tabular):
         single = [slot for family in self.families if len(family) == 1 for slot in family.slots]
         kept = tuple(FrozenAxis(slot.tensor, slot.dim, slot.index.numel(), _SINGLE) for slot in single)
         several = tuple(family for family in self.families if len(family) > 1)
-        return explain(replace(self, families=several, frozen=self.frozen + kept), self._bound(), patterns)
+        found: Explanation = above("explain")(
+            replace(self, families=several, frozen=self.frozen + kept), self._bound(), patterns
+        )
+        return found
 
     def draw(self, *patterns: str, fold: int | None = None, limit: int = 200) -> Picture:
         """Which layers are tied together: one row for each, a wire in its own colour for each family.
@@ -280,7 +177,8 @@ class Partition(Tabular):
             >>> picture.save(f"{tempfile.mkdtemp()}/families.png").name
             'families.png'
         """
-        return draw_couplings(self, self._bound(), patterns, fold, limit)
+        picture: Picture = above("draw_couplings")(self, self._bound(), patterns, fold, limit)
+        return picture
 
     def to_networkx(self) -> nx.Graph[str]:
         """Parameter axes as nodes, joined where a family couples them; frozen axes carry their reason.
@@ -298,7 +196,7 @@ class Partition(Tabular):
             >>> sorted(graph.neighbors("0.weight[0]")), graph.nodes["2.weight[0]"]["reason"]
             (['0.bias[0]', '2.weight[1]'], "it is part of the model's output (op output)")
         """
-        return coupling_graph(self, self.module)
+        return coupling_graph(self.families, self.frozen, self.module)
 
     def _repr_html_(self) -> str:
         prunable, frozen = self._tables("html")
@@ -326,7 +224,7 @@ class Partition(Tabular):
                 for family, params, macs in self._priced()
             ],
             "frozen": [
-                {"tensor": axis.tensor, "dim": axis.dim, "size": axis.size, "why": str(readable(axis.reason))}
+                {"tensor": axis.tensor, "dim": axis.dim, "size": axis.size, "why": str(axis.reason)}
                 for axis in self.frozen
             ],
         }
@@ -342,10 +240,10 @@ class Partition(Tabular):
 
     def _tables(self, style: str) -> tuple[str, str]:
         prunable = [
-            (family.name, str(len(family)), str(round(params)), str(round(macs)), _shortened(family.slots))
+            (family.name, str(len(family)), str(round(params)), str(round(macs)), shortened(family.slots))
             for family, params, macs in self._priced()
         ]
-        frozen = [(f"{axis.tensor}[{axis.dim}]", str(axis.size), str(readable(axis.reason))) for axis in self.frozen]
+        frozen = [(f"{axis.tensor}[{axis.dim}]", str(axis.size), str(axis.reason)) for axis in self.frozen]
         return table(prunable, _PRUNABLE, style, _PRUNABLE[1:4]), table(frozen, _FROZEN, style, _FROZEN[1:2])
 
     def _bound(self, doing: str | None = None) -> nn.Module:
@@ -374,21 +272,6 @@ def partition(gm: GraphModule) -> Partition:
     return replace(Context.of(gm).get(Partition), module=gm)
 
 
-def _shortened(slots: tuple[Slot, ...]) -> str:
-    return ", ".join(map(str, slots[:4])) + (" …" if len(slots) > 4 else "")
-
-
 def _mask(module: nn.Module, position: int, family: Family) -> Tensor:
     mask = mask_of(module, position)
     return torch.ones(len(family)) if mask is None else mask.detach().cpu()
-
-
-def zero_variables(family: Family, tensors: dict[str, Tensor]) -> Tensor:
-    """Which ZIGs of a family are zero in every variable: bool, shape ``(num_zigs,)``, on the CPU."""
-    zero = torch.ones(len(family), dtype=torch.bool)
-    for slot in family.variables:
-        tensor = tensors[slot.tensor].detach()
-        dims = [dim for dim in range(tensor.ndim) if dim != slot.dim]
-        empty = (torch.linalg.vector_norm(tensor, math.inf, dim=dims) if dims else tensor) == 0
-        zero &= empty.cpu()[slot.index].all(1)
-    return zero

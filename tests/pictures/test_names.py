@@ -8,8 +8,8 @@ from support.pictures import check_legible, texts
 from torch import nn
 
 import fx_oto
+from fx_oto.core.picture import drawing
 from fx_oto.reports.sensitivity import Sensitivity, Trial
-from fx_oto.viz.picture import drawing
 from fx_oto.viz.style import clipped, printable, text_width
 
 NAMES = {
