@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from fx_oto.analysis.tape import record_tape
+from fx_oto.analysis.recording import record_tape
 from fx_oto.capture import trace
 from fx_oto.core.context import Context, ExampleInputs
 from fx_oto.core.errors import InputError

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
+from fx_oto.analysis.engine import Propagation
 from fx_oto.analysis.tape import Tape
 from fx_oto.core.fx_utils import tensor_leaves
 from fx_oto.nn.modes import by_mode
 from fx_oto.nn.modules import keeps_parameters_whole
-
-if TYPE_CHECKING:
-    from fx_oto.analysis.engine import Propagation
 
 __all__ = ["Borders"]
 

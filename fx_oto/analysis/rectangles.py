@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 from torch.fx import Node
 
+from fx_oto.analysis.engine import Propagation
 from fx_oto.analysis.findings import Values
 from fx_oto.core.fx_utils import op_name, tensor_leaves
-
-if TYPE_CHECKING:
-    from fx_oto.analysis.engine import Propagation
 
 __all__ = ["keep_rectangles"]
 

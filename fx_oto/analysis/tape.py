@@ -1,58 +1,28 @@
-"""The ATen tape: every ATen call that a model makes, recorded by running it once on fake tensors.
+"""The ATen tape: every ATen call that a model makes.
 
-A fake run costs no arithmetic and no memory for activations. What is recorded is independent of how the user spelled
-an operation; analyses read the tape and never run the model again.
+What it holds is independent of how the user spelled an operation; analyses read it and never run the model again.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
-from torch.fx import GraphModule, Node
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from fx_oto.analysis.fakes import Fakes, StandIns, asks_values, tensors_in
-from fx_oto.analysis.misfits import misfit
-from fx_oto.analysis.real_values import real_values, writes_into_input
-from fx_oto.core.context import ExampleInputs
-from fx_oto.core.errors import InputError, RuleError
+from fx_oto.analysis.fakes import tensors_in
 from fx_oto.core.fx_utils import (
     bare_name,
-    one_at_a_time,
-    op_name,
-    quiet_fakes,
-    source_line,
-    tensor_leaves,
-    tensor_names,
-    unfused_attention,
 )
-from fx_oto.core.interpreter import PlainInterpreter, run_graph
-from fx_oto.core.preserve import evaluating, unchanged, uncompiled
-from fx_oto.nn.leaves import LeafOp, OpaqueOp, leaf_of
-from fx_oto.nn.modes import by_mode, written_in
-from fx_oto.nn.modules import is_opaque
-from fx_oto.nn.norms import WholeNorms
-from fx_oto.nn.recurrence import WholeRecurrence, recurrent_macs
+from fx_oto.nn.leaves import LeafOp, OpaqueOp
+from fx_oto.nn.recurrence import recurrent_macs
 
-__all__ = [
-    "OpCall",
-    "Recording",
-    "Tape",
-    "fake_run",
-    "macs_of",
-    "record_tape",
-    "tape_of_steps",
-    "tensors_in",
-]
+__all__ = ["OpCall", "Tape", "macs_of", "macs_of_all"]
 
 
 _DIMS = {"dim", "dims", "dimension", "dim0", "dim1"}
@@ -155,11 +125,11 @@ class Tape:
         """Multiply-adds of one forward pass on the example inputs, as ``fx_oto.cost`` counts them."""
         if self.counted is not None:
             return sum(self.counted.values())
-        return _macs_of_all(call for _, calls, _ in self.steps for call in calls)
+        return macs_of_all(call for _, calls, _ in self.steps for call in calls)
 
     @cached_property
     def _macs_by_step(self) -> dict[str, int]:
-        return {name: _macs_of_all(calls) for name, calls, _ in self.steps}
+        return {name: macs_of_all(calls) for name, calls, _ in self.steps}
 
     def counted_as(self, other: Tape) -> Tape:
         """The same, with the multiply-adds of another tape of the graph, which was recorded on the example inputs."""
@@ -183,261 +153,6 @@ def macs_of(call: OpCall) -> int:
     return int(formula(*call.args, **call.kwargs, out_val=out)) // 2
 
 
-def _macs_of_all(calls: Iterable[OpCall]) -> int:
-    """Those of recurrences as well, which the rule of dependency analysis counts gate by gate."""
+def macs_of_all(calls: Iterable[OpCall]) -> int:
+    """Multiply-adds of calls, those of recurrences as well, which the rule of dependency analysis counts gate by gate."""
     return sum(macs_of(call) + recurrent_macs(call.name, call.inputs) for call in calls)
-
-
-class Recording(Fakes):
-    """Fake tensors whose calls are written down.
-
-    Attributes:
-        node: name of the FX node that runs.
-        calls: those that were made since the list was last replaced.
-        above: is handed each call, where somebody wants to see it first.
-    """
-
-    def __init__(self, named: Mapping[str, Tensor]) -> None:
-        super().__init__(named)
-        self.node = ""
-        self.calls: list[OpCall] = []
-        self.above: Callable[[Any, Any, Any], Any] | None = None
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.above is None or func is torch.ops.prim.device.default:
-            return super().__torch_dispatch__(func, types, args, kwargs)
-        return self.above(func, args, kwargs or {})
-
-    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The base class's, written down."""
-        restride = func is torch.ops.aten.as_strided_.default and _moves_nothing(*args)
-        result = super().call(func, args, kwargs)
-        if not restride and func is not torch.ops.prim.device.default:
-            self.record(func, args, kwargs, result)
-        return result
-
-    def whole(self, func: Any, args: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
-        """Record one call in the place of those that ``compute`` makes."""
-        calls, self.calls = self.calls, []
-        result = compute()
-        self.calls = calls
-        self.record(func, self.faked(args), {}, result)
-        return result
-
-    def leaf(self, op: LeafOp, args: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
-        """Record one call of a leaf module, in the place of those that it makes."""
-        args = self.faked(args)
-        calls, self.calls = self.calls, []
-        result = compute()
-        made, self.calls = self.calls, calls
-        read = {id(tensor) for tensor in tensors_in(args)}
-        if any(call.mutates and id(call.args[0]) in read for call in made):
-            raise writes_into_input(op.__name__, self.node)
-        self.record(replace(op, macs=_macs_of_all(made)), args, {}, result)
-        return result
-
-    def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        """Write a call down."""
-        outputs = (result,) if isinstance(result, Tensor) else tuple(tensors_in(result))
-        call = OpCall(self.node, func, args, kwargs, outputs)
-        if outputs or call.mutates:
-            self.calls.append(call)
-
-    def opaque(self, node: Node, module: nn.Module | None, given: tuple[Any, Any], real: Any, macs: int) -> Any:
-        """What a node returns that was run on real tensors, recorded as one call of which nothing is known.
-
-        Args:
-            node: the node.
-            module: what it calls, if it calls a module.
-            given: its arguments, on fake tensors.
-            real: what it returned.
-            macs: multiply-adds that it made.
-        """
-        value = tree_map_only(Tensor, lambda tensor: self.like(tensor, tensor.device), real)
-        func: Any = OpaqueOp(macs)
-        read: tuple[Any, ...] = (*tree_leaves(given), *(module.parameters() if module is not None else ()))
-        if module is not None and leaf_of(module) is not None:
-            op, read = LeafOp.of(module, *given)
-            func = replace(op, macs=macs)
-        self.calls = [OpCall(node.name, func, self.faked(read), {}, tuple(tensor_leaves(value)))]
-        return value
-
-
-def _moves_nothing(tensor: Tensor, size: list[int], stride: list[int], *_: Any) -> bool:
-    """Whether a restride only touches dimensions of size 1."""
-    fixed = [(before, after) for before, after, n in zip(tensor.stride(), stride, size, strict=False) if n > 1]
-    return list(tensor.shape) == list(size) and all(before == after for before, after in fixed)
-
-
-@contextmanager
-def one_by_one() -> Iterator[None]:
-    """Let torch make the calls that rules know: attention as products and a softmax, norms and layers one at a time."""
-    with quiet_fakes(), uncompiled(), unfused_attention(), sdpa_kernel(SDPBackend.MATH):
-        yield
-
-
-def record_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
-    """Run ``gm`` in eval mode on fake tensors, record its ATen calls and fill ``node.meta["val"]``.
-
-    Raises:
-        InputError: the example inputs do not fit the model; the text names node and source line.
-    """
-    really: dict[str, tuple[Any, int]] = {}
-    while True:
-        recorder = _Recorder(gm, really)
-        try:
-            _run_recorder(recorder, inputs)
-        except InputError as error:
-            node = recorder.current
-            if node is None or node.name in really:
-                raise
-            if not (node.meta.get("asks_values") or is_opaque(node, gm) or asks_values(error.__cause__)):
-                raise
-            node.meta["asks_values"] = True  # what it returns depends on the numbers in its inputs
-            really = real_values(gm, inputs)
-        else:
-            return tape_of_steps(gm, recorder.mode, recorder.steps)
-
-
-Steps = Iterable[tuple[Node, list[OpCall], Any]]
-
-
-def tape_of_steps(gm: GraphModule, mode: Recording, steps: Steps) -> Tape:
-    """The tape of a graph whose nodes have been run.
-
-    Args:
-        gm: the GraphModule.
-        mode: what recorded the calls.
-        steps: the graph's nodes in order, each with the calls made while it ran and its value.
-    """
-    read = tuple(
-        (node.name, tuple(calls if node.meta.get("asks_values") else _read(calls, _used(node, value))), value)
-        for node, calls, value in steps
-    )
-    constants = mode.literals | {id(mode.of(buffer)): buffer for buffer in gm.buffers()}
-    tensors: dict[str, Tensor] = {name: mode.of(tensor) for name, tensor in tensor_names(gm).items()}
-    return Tape(read, tensors, constants, str(gm.graph))
-
-
-def _run_recorder(recorder: _Recorder, inputs: ExampleInputs) -> None:
-    with recorder.whole_calls():
-        fake_run(recorder.gm, inputs, recorder.mode, recorder)
-
-
-def fake_run(
-    model: nn.Module, inputs: ExampleInputs, mode: AbstractContextManager[Any], recorder: _Recorder | None = None
-) -> None:
-    """Run a module in eval mode on fake tensors, inside a context such as a dispatch mode.
-
-    Raises:
-        InputError: the example inputs do not fit the model.
-    """
-    fakes = recorder.mode if recorder is not None else Fakes({})
-    args, kwargs = tree_map_only(Tensor, fakes.of, (inputs.args, dict(inputs.kwargs)))
-    outer = nullcontext() if mode is fakes else mode
-    attention = one_by_one() if recorder is not None else unfused_attention()
-    run = model if recorder is None else recorder.run_on
-    try:
-        # inference mode does not take ops apart
-        with ExitStack() as stack:
-            surroundings: tuple[Any, ...] = (one_at_a_time, torch.inference_mode(False), unchanged(model))
-            surroundings += (
-                evaluating(model),
-                quiet_fakes(),
-                attention,
-                torch.no_grad(),
-                fakes,
-                outer,
-                StandIns(fakes),
-            )
-            for context in surroundings:
-                stack.enter_context(context)
-            run(*args, **kwargs)
-    except RuleError:
-        raise
-    except Exception as error:
-        raise _explain(error, recorder, model, inputs) from error
-
-
-class _Recorder(PlainInterpreter):
-    def __init__(self, gm: GraphModule, opaque: dict[str, tuple[Any, int]]) -> None:
-        super().__init__(gm)
-        self.gm = gm
-        self.opaque = opaque
-        self.mode = Recording(tensor_names(gm))
-        self.steps: list[tuple[Node, list[OpCall], Any]] = []
-        self.current: Node | None = None
-
-    def whole_calls(self) -> AbstractContextManager[Any]:
-        """Record some functions as one call each, whatever torch makes of them."""
-        return whole_calls(self.mode)
-
-    def run_on(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the graph."""
-        return run_graph(self, args, kwargs)
-
-    def run_node(self, n: Node) -> Any:
-        self.current, self.mode.node, self.mode.calls = n, n.name, []
-        given = self.fetch_args_kwargs_from_env(n)
-        if n.name in self.opaque:
-            module = self.gm.get_submodule(str(n.target)) if n.op == "call_module" else None
-            value = self.mode.opaque(n, module, given, *self.opaque[n.name])
-        else:
-            value = laid_out(n, self.mode.faked(super().run_node(n)))
-        if n.target is by_mode:
-            self.mode.record(by_mode, *given, value)
-        n.meta["val"] = value
-        self.steps.append((n, self.mode.calls, value))
-        return value
-
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target is written_in:  # in training only, but what it writes must fit all the same
-            args = (args[0], args[0], *args[2:])
-        return super().call_function(target, args, kwargs)
-
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """The base class's; of a leaf, one call is recorded."""
-        module = self.fetch_attr(target)
-        if leaf_of(module) is None:
-            return super().call_module(target, args, kwargs)
-        return self.mode.leaf(*LeafOp.of(module, args, kwargs), lambda: module(*args, **kwargs))
-
-
-@contextmanager
-def whole_calls(mode: Recording) -> Iterator[None]:
-    """Record recurrence, and norms over an original count, as one call each."""
-    with WholeRecurrence(mode.whole), WholeNorms(mode.whole):
-        yield
-
-
-def laid_out(node: Node, value: Any) -> Any:
-    """A node's value; of attention, in the layout of the fused kernels."""
-    if op_name(node) == "scaled_dot_product_attention" and value.ndim == 4:
-        return value.transpose(1, 2).contiguous().transpose(1, 2)
-    return value
-
-
-def _used(node: Node, value: Any) -> list[Tensor]:
-    """The tensors of a node's value that other nodes read; where none does, all, for it is called all the same."""
-    items = [user.args[1] for user in node.users if user.target is operator.getitem]
-    places = {item for item in items if isinstance(item, int)}
-    told = items and len(items) == len(node.users) and len(places) == len(set(map(str, items)))
-    if told and isinstance(value, list | tuple):
-        value = [value[place] for place in places]
-    return tensor_leaves(value)
-
-
-def _read(calls: list[OpCall], used: list[Tensor]) -> list[OpCall]:
-    """The calls that contribute to what is used, or that write into something."""
-    live, kept = {id(tensor) for tensor in used}, []
-    for call in reversed(calls):
-        if call.mutates or any(id(out) in live for out in call.outputs):
-            kept.append(call)
-            live.update(id(tensor) for tensor in call.inputs)
-    return kept[::-1]
-
-
-def _explain(error: Exception, recorder: _Recorder | None, gm: nn.Module, inputs: ExampleInputs) -> InputError:
-    node = recorder.current if recorder is not None else None
-    at = f" at node {node.name!r} ({source_line(node) or 'no source line'})" if node is not None else ""
-    return misfit(error, at, gm, inputs)

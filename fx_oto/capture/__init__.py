@@ -13,7 +13,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from fx_oto.analysis.misfits import misfit
-from fx_oto.analysis.tape import Tape, fake_run
+from fx_oto.analysis.recording import fake_run
+from fx_oto.analysis.tape import Tape
 from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.attempt import Attempt, FixedByValuesError, analysed_tape
 from fx_oto.capture.refusals import NotCapturedError, NotHashedError, RandomError

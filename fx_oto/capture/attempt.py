@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from fx_oto.analysis.tape import Recording, Tape, fake_run, record_tape
+from fx_oto.analysis.recording import Recording, fake_run, record_tape
+from fx_oto.analysis.tape import Tape
 from fx_oto.capture.check import check_capture
 from fx_oto.capture.memory import Memory
 from fx_oto.capture.names import AnyNames

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from fx_oto.analysis.fakes import asks_values
-from fx_oto.analysis.tape import laid_out
+from fx_oto.analysis.recording import laid_out
 from fx_oto.capture.calls import LISTS, without_memory
 from fx_oto.capture.numbers import Float, Int, Origin
 from fx_oto.capture.really import Evaluator

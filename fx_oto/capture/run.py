@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fx_oto.analysis.fakes import asks_values
-from fx_oto.analysis.tape import Tape, one_by_one, tape_of_steps
+from fx_oto.analysis.recording import one_by_one, tape_of_steps
+from fx_oto.analysis.tape import Tape
 from fx_oto.capture import caches
 from fx_oto.capture.answers import ANSWERS, property_of_tensor
 from fx_oto.capture.arguments import Arguments

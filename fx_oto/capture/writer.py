@@ -18,7 +18,7 @@ from torch.fx.graph_module import _assign_attr
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from fx_oto.analysis.tape import Recording
+from fx_oto.analysis.recording import Recording
 from fx_oto.capture.calls import LISTS
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Flag, Float, Int, Origin, remembered

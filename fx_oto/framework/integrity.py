@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_structure
 
-from fx_oto.analysis.tape import Tape, fake_run, record_tape
+from fx_oto.analysis.recording import fake_run, record_tape
+from fx_oto.analysis.tape import Tape
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import InputError, PassError
 from fx_oto.core.fx_utils import described, graph_copy, tensor_leaves

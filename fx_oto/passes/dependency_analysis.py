@@ -8,8 +8,10 @@ from typing import ClassVar, get_args
 from torch.fx import GraphModule
 
 from fx_oto.analysis.dependencies import Dependencies
-from fx_oto.analysis.engine import Attention, Propagation
-from fx_oto.analysis.tape import Tape, record_tape
+from fx_oto.analysis.engine import Attention
+from fx_oto.analysis.player import Player
+from fx_oto.analysis.recording import record_tape
+from fx_oto.analysis.tape import Tape
 from fx_oto.core.context import Context
 from fx_oto.core.errors import SettingsError
 from fx_oto.core.warn import warn
@@ -55,7 +57,7 @@ class DependencyAnalysis(Analysis):
         tape = context.results.get(Tape)
         if tape is None or not tape.is_of(gm):
             tape = record_tape(gm, context.inputs)
-        found = Propagation(gm, tape, rule_for, self.attention).run()
+        found = Player(gm, tape, rule_for, self.attention).run()
         for reason in found.unknown:
             warn(f"{reason}: what enters it is kept whole. Teach it with fx_oto.register_rule, or ignore this")
         return found

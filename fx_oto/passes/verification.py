@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from fx_oto.analysis.dependencies import Dependencies
-from fx_oto.analysis.tape import record_tape
+from fx_oto.analysis.recording import record_tape
 from fx_oto.core.context import Context
 from fx_oto.core.errors import VerificationError
 from fx_oto.core.fx_utils import described, graph_copy, tensor_names

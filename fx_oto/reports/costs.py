@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fx_oto.analysis.fakes import asks_values
 from fx_oto.analysis.flops import FUSED
-from fx_oto.analysis.tape import fake_run
+from fx_oto.analysis.recording import fake_run
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import InputError
 from fx_oto.core.preserve import unwritten

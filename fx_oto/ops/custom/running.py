@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fx_oto.analysis.tape import OpCall, tensors_in
+from fx_oto.analysis.fakes import tensors_in
+from fx_oto.analysis.tape import OpCall
 
 __all__ = ["run_on"]
 

@@ -1,0 +1,157 @@
+"""One analysis: the tape is played, node by node, and what was put off is settled at the end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from fx_oto.analysis.aliases import Aliases
+from fx_oto.analysis.boundaries import Borders
+from fx_oto.analysis.closure import settle
+from fx_oto.analysis.dependencies import Axis, Dependencies, Reason
+from fx_oto.analysis.engine import Propagation, Rule
+from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer, laid_along
+from fx_oto.analysis.rectangles import keep_rectangles
+from fx_oto.analysis.sizes import PLACE, indexed_at
+from fx_oto.analysis.tape import OpCall, macs_of
+from fx_oto.core.errors import FxOtoError
+from fx_oto.core.fx_utils import tensor_leaves
+from fx_oto.nn.leaves import OpaqueOp
+
+__all__ = ["Player"]
+
+_log = logging.getLogger(__name__)
+
+
+class Player(Propagation):
+    """Plays the tape on the engine; ``run`` may be called once.
+
+    Args:
+        *args: see ``Propagation``.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._aliases = Aliases()
+        self._borders = Borders(self, self._gm, self._tape)
+
+    def run(self) -> Dependencies:
+        """Play the tape, settle the deferred choices, and report."""
+        axes = self._parameter_axes()
+        self._aliases.add(self._tape.tensors.values())
+        for name, calls, value in self._tape.steps:
+            self.node, self.call = name, None
+            self._enter(self._nodes[name], value)
+            for self.call in calls:
+                self._play(self.call)
+            if len(calls) == 1 and self._nodes[name].op in ("call_function", "call_method"):
+                self._made.update((id(out), calls[0]) for out in calls[0].outputs[:1])
+            self._found.values[name] = tuple(self.layers(leaf) for leaf in tensor_leaves(value))
+        self.node, self.call = "", None
+        self._borders.keep_unread()
+        gathers = self._found.gathers(self._tape)
+        keep_rectangles(self, self._nodes.values(), self._found.values, gathers)
+        self._found.keep_kernels(self.atoms.roots())
+        settle(self.atoms, self._found.obligations, self._found.frozen)
+        self._found.keep_kernels(self.atoms.roots())  # choices may have tied them to something
+        contents = self._constants.read_of(self._gm.named_buffers())
+        return self._found.dependencies(self.atoms.roots(), axes, gathers, contents)
+
+    def _parameter_axes(self) -> tuple[Axis, ...]:
+        axes = []
+        parameters = dict(self._gm.named_parameters())
+        for name, tensor in self._tape.tensors.items():
+            layers = []
+            for dim, size in enumerate(tensor.shape):
+                atoms = self.atoms.fresh(size)
+                axes.append(Axis(name, dim, int(atoms[0]) if size else len(self.atoms), size))
+                if size > 1:
+                    worth = ZERO if name in parameters else UNKNOWN
+                    layers.append(Layer.uniform(laid_along(atoms, dim, tensor.ndim), worth))
+            self._layers[id(tensor)] = tuple(layers)
+            self._weights.add(id(tensor))
+        self._num_axis_atoms = len(self.atoms)
+        return tuple(axes)
+
+    def _enter(self, node: Node, value: Any) -> None:
+        if node.op == "placeholder":
+            why = f"it is the model's input {node.target!r}"
+            self._origins.begin(tensor_leaves(value), Reason(why, node=node.name))
+        elif node.op == "output":
+            self._check_outdated(tensor_leaves(value))
+        self._borders.keep(node, value)
+        if (indexed := indexed_at(node, self.sizes.vary)) is not None:
+            self._keep_indexed(indexed[0].meta["val"], indexed[1])
+
+    def _keep_indexed(self, source: Any, dims: list[int]) -> None:
+        """Along these dimensions, on other inputs other parts are taken; of a list, other tensors."""
+        if isinstance(source, Tensor):
+            self.keep_along(source, dims, PLACE)
+        elif dims:
+            parts = [self.layers(part) for part in tensor_leaves(source)]
+            labels = [layer.labels for layers in parts for layer in layers]
+            if any(len(layers) != 1 or not torch.equal(layers[0].labels, labels[0]) for layers in parts):
+                for one in labels:
+                    self.freeze(one, PLACE)
+
+    def _play(self, call: OpCall) -> None:
+        self._check_outdated(call.inputs)
+        rule = self.rule_for(call.func)
+        if not self._moves_data(call):
+            for value in call.inputs:
+                for layer in self.layers(value):
+                    if len(layer.dims) > 1:
+                        self.rectangle(layer.labels)
+        written, refused = call.written, len(self._found.frozen)
+        before = [self.layers(target) for target in written]
+        try:
+            rule(call, self)
+            if macs := macs_of(call):
+                self.work(macs, *self._contracted(call, rule))
+        except FxOtoError:  # what a user taught does not fit
+            raise
+        except Exception as error:
+            self._keep_touched(call, error)
+        self._origins.pass_on(call, [reason for _, reason in self._found.frozen[refused:]])
+        for target, layers in zip(written, before, strict=True):
+            self._aliases.write(target, layers, self.layers(target))
+        self._aliases.add(call.outputs)
+
+    def _keep_touched(self, call: OpCall, error: Exception) -> None:
+        """A rule has failed: nothing that the call touches can go, and nothing is known of what it returns."""
+        _log.debug("the rule of %s failed at node %s", call.name, self.node, exc_info=error)
+        what = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        for value in (*call.inputs, *call.outputs):
+            self.freeze_value(value, f"the rule of the op {call.name} failed on it ({what})")
+        for out in call.outputs:
+            self.put(out, ())
+
+    def _contracted(self, call: OpCall, rule: Rule) -> tuple[list[Layer], list[tuple[Layer, int]]]:
+        """Layers along the axes that a contraction runs over, each axis once; and others, see ``work``."""
+        if hasattr(rule, "contracted"):
+            return list(rule.contracted(call, self)), []
+        if isinstance(call.func, OpaqueOp):
+            return [], []
+        if call.name == "convolution":
+            images = [(layer, 0) for layer in self.layers(call.args[0]) if 0 in layer.dims]
+            return list(self.layers(call.args[1])), images
+        operands = [arg for arg in call.args[:3] if isinstance(arg, Tensor)][-2:]
+        if len(operands) < 2 or not operands[1].ndim:
+            return [], []
+        left, right = (self.layers(operand) for operand in operands)
+        last = operands[1].ndim - 1
+        inner = [layer for layer in right if last > 0 and last in layer.dims]
+        grids = [(layer, last) for layer in inner if len(layer.dims) > 1]
+        return [*left, *(layer for layer in inner if layer.dims == (last,))], grids
+
+    def _check_outdated(self, values: Iterable[Any]) -> None:
+        """What is read must not have changed behind its layers."""
+        for value in values:
+            if (target := self._aliases.written_through(value)) is not None:
+                for alias in (value, target):
+                    self.freeze_value(alias, "it was written in place through a view before it is read here")
