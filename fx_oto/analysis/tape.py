@@ -154,5 +154,5 @@ def macs_of(call: OpCall) -> int:
 
 
 def macs_of_all(calls: Iterable[OpCall]) -> int:
-    """Multiply-adds of calls, those of recurrences as well, which the rule of dependency analysis counts gate by gate."""
+    """Those of recurrences as well, which the rule of dependency analysis counts gate by gate."""
     return sum(macs_of(call) + recurrent_macs(call.name, call.inputs) for call in calls)
