@@ -18,10 +18,10 @@ from fx_oto.analysis.tape import Tape
 from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.attempt import Attempt, FixedByValuesError, analysed_tape
 from fx_oto.capture.refusals import NotCapturedError, NotHashedError, RandomError
+from fx_oto.capture.sheet import Options
 from fx_oto.capture.statements import statement_at
 from fx_oto.capture.subject import Subject
 from fx_oto.capture.whole import LeafTracer
-from fx_oto.capture.writer import Options
 from fx_oto.core.context import Capture, Context, ExampleInputs, Untraced
 from fx_oto.core.errors import InputError, TraceError
 from fx_oto.core.fx_utils import graph_copy, one_at_a_time, quiet_fakes, raised_at, tensor_leaves, tensor_names

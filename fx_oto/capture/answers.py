@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,12 +14,10 @@ from torch.fx import Node
 from fx_oto.capture.calls import TENSORS, name_of, without_memory
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Origin
+from fx_oto.capture.recorder import Recorder
 from fx_oto.capture.refusals import ON_VALUES
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import op_name
-
-if TYPE_CHECKING:
-    from fx_oto.capture.run import CaptureRun
 
 __all__ = ["ANSWERS", "property_of_tensor"]
 
@@ -27,7 +25,7 @@ _ALL = ("tolist", "numpy", "__array__")
 _VALUES = ("item", "__bool__", "__int__", "__float__", "__index__", "__complex__", "is_nonzero", *_ALL)
 
 
-def _shape(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
+def _shape(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     tensor = args[0] if args else kwargs.get("self", kwargs.get("input"))
     which = args[1] if len(args) > 1 else kwargs.get("dim")
     size = tuple.__iter__(func(tensor) if name_of(func) == "shape" else torch.Size(tensor.shape))
@@ -43,7 +41,7 @@ def _shape(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
     return torch.Size([run.number(n, _size_of(run, node, dim)) for dim, n in enumerate(dims)])
 
 
-def _size_of(run: CaptureRun, node: Node, dim: int) -> Origin:
+def _size_of(run: Recorder, node: Node, dim: int) -> Origin:
     sizes = run.checked.setdefault(("size", node), {})
     if dim not in sizes:
         sizes[dim] = Origin("size", (node, dim))
@@ -51,7 +49,7 @@ def _size_of(run: CaptureRun, node: Node, dim: int) -> Origin:
     return found
 
 
-def _length(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
+def _length(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """``len(x)``, which must be a plain number."""
     (tensor,) = args
     if not tensor.ndim or id(tensor) not in run.places:
@@ -63,7 +61,7 @@ def _length(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
     return n
 
 
-def _iterate(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
+def _iterate(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     (tensor,) = args
     if not tensor.ndim:
         raise TypeError("iteration over a 0-d tensor")
@@ -73,7 +71,7 @@ def _iterate(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
     return iter(run.record(torch.Tensor.unbind, "unbind", (tensor, 0), {}))
 
 
-def _ask_values(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
+def _ask_values(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     (tensor, *_) = args
     node = run.node_of_tensor(tensor)
     if name_is_bool(func) and (known := _always(node)) is not None:
@@ -107,7 +105,7 @@ def _always(node: Node) -> bool | None:
     return below if node.target is operator.lt or below is None else not below
 
 
-def _set_requires_grad(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> None:
+def _set_requires_grad(run: Recorder, func: Any, args: Any, kwargs: Any) -> None:
     tensor, wanted = args
     node = run.create("call_method", "requires_grad_", (run.node_of_tensor(tensor), bool(wanted)))
     node.meta["val"] = tensor
@@ -115,22 +113,22 @@ def _set_requires_grad(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> No
         run.mark_differentiable(tensor)
 
 
-def _requires_grad(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
+def _requires_grad(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     (tensor,) = args
     if not isinstance(tensor, FakeTensor):
         return func(*args)
     return run.differentiable(tensor) and torch.is_grad_enabled()
 
 
-def _grad_fn(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
+def _grad_fn(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return _GradientNode() if _requires_grad(run, func, args, kwargs) and not _is_parameter(run, args[0]) else None
 
 
-def _is_leaf(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> bool:
+def _is_leaf(run: Recorder, func: Any, args: Any, kwargs: Any) -> bool:
     return not run.differentiable(args[0]) or _is_parameter(run, args[0])
 
 
-def _is_parameter(run: CaptureRun, tensor: Tensor) -> bool:
+def _is_parameter(run: Recorder, tensor: Tensor) -> bool:
     return not isinstance(tensor, FakeTensor) or id(tensor) in run.fakes.real
 
 
@@ -150,7 +148,7 @@ class _GradientNode:
     register_prehook = register_hook
 
 
-def _register_hook(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
+def _register_hook(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     tensor, hook = args
     run.hook(hook, tensor)
     return _NoHandle()
@@ -164,7 +162,7 @@ class _NoHandle:
         raise TraceError("a gradient hook is removed in forward, which a graph does not keep")
 
 
-def property_of_tensor(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
+def property_of_tensor(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """What a property of a tensor returns, as a node that reads it."""
     name = name_of(func)
     last = next(reversed(run.graph.nodes), None)
@@ -172,7 +170,7 @@ def property_of_tensor(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> An
     return run.compute_node(node, args, {}, lambda a, _: a[0].detach() if name == "data" else getattr(a[0], name), last)
 
 
-def _set_data(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
+def _set_data(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """``x.data = y``: where it is of the same form, ``x`` is written."""
     target, source = args
     if (target.shape, target.dtype) != (source.shape, source.dtype):
@@ -181,12 +179,12 @@ def _set_data(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
         run.record(torch.Tensor.copy_, "copy_", (target, source), {})
 
 
-def _assertion(run: CaptureRun, func: Any, args: Any, kwargs: Any) -> Any:
+def _assertion(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """What code asserts of plain truth values it has decided already."""
     return NotImplemented if isinstance(args[0], Tensor) else func(*args, **kwargs)
 
 
-ANSWERS: dict[str, Callable[[CaptureRun, Any, Any, Any], Any]] = {
+ANSWERS: dict[str, Callable[[Recorder, Any, Any, Any], Any]] = {
     "shape": _shape,
     "size": _shape,
     "_assert": _assertion,

@@ -7,7 +7,7 @@ import inspect
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,9 @@ from torch.fx import Node
 
 from fx_oto.analysis.misfits import misfit
 from fx_oto.capture.numbers import Origin
+from fx_oto.capture.sheet import Sheet
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import TraceError
-
-if TYPE_CHECKING:
-    from fx_oto.capture.run import CaptureRun
-    from fx_oto.capture.writer import Writer
 
 __all__ = ["Arguments", "check_length", "length"]
 
@@ -59,7 +56,7 @@ class Arguments:
             ) from error
         return cls(signature, given)
 
-    def bind(self, run: CaptureRun) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def bind(self, run: Sheet) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Make the placeholders, then what the graph takes from them.
 
         Returns:
@@ -94,7 +91,7 @@ def _plain(value: Any) -> Any:
     return int(value) if type(value).__name__ == "Int" else float(value) if type(value).__name__ == "Float" else value
 
 
-def _check(run: Writer, node: Node, value: Any, name: str) -> None:
+def _check(run: Sheet, node: Node, value: Any, name: str) -> None:
     """Let the graph check that an argument is what it was, where that can be compared."""
     same = run.create("call_function", operator.eq, (node, value))
     same.meta["val"] = True
@@ -102,14 +99,14 @@ def _check(run: Writer, node: Node, value: Any, name: str) -> None:
     run.create("call_function", torch._assert, (same, text)).meta["val"] = None
 
 
-def check_length(run: Writer, node: Node, count: int, name: str) -> None:
+def check_length(run: Sheet, node: Node, count: int, name: str) -> None:
     """Let the graph check that a list or tuple is as long as it was."""
     counted = run.create("call_function", length, (node,))
     counted.meta["val"], counted.meta["is_wrapped"] = count, True
     _check(run, counted, count, f"the length of {name}")
 
 
-def _check_keys(run: Writer, node: Node, keys: list[Any], name: str) -> None:
+def _check_keys(run: Sheet, node: Node, keys: list[Any], name: str) -> None:
     found = run.create("call_function", sorted_keys, (node,))
     found.meta["val"], found.meta["is_wrapped"] = sorted(keys, key=repr), True
     _check(run, found, sorted(keys, key=repr), f"what is in {name}")
@@ -124,7 +121,7 @@ def sorted_keys(value: Any) -> list[Any]:
 class _Binder:
     """Takes an argument apart: each tensor and number in it is the value of a node."""
 
-    run: CaptureRun
+    run: Sheet
     name: str
 
     def bind(self, value: Any, node: Node, given: bool = True) -> Any:

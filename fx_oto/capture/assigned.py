@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 
+from fx_oto.capture.recorder import Recorder
 from fx_oto.capture.subject import Subject
 from fx_oto.core.fx_utils import op_name
 from fx_oto.nn.modes import IN_PLACE
-
-if TYPE_CHECKING:
-    from fx_oto.capture.run import CaptureRun
 
 __all__ = ["Assigned"]
 
@@ -37,7 +35,7 @@ class Assigned:
                     if isinstance(value, Tensor | bool | int | float) and name != "training":
                         self._before[f"{path}.{name}".lstrip(".")] = (owner, name, value)
 
-    def write(self, run: CaptureRun) -> None:
+    def write(self, run: Recorder) -> None:
         """Let the graph of a run write the buffers that were assigned, as its last steps.
 
         What was read before is a copy then, as it was another tensor. Other tensors, and numbers, that change are
@@ -66,7 +64,7 @@ def _same(new: Any, value: Any) -> bool:
     return type(new) is plain and bool(new == value)
 
 
-def _write(run: CaptureRun, changes: dict[str, tuple[Node, Tensor]]) -> None:
+def _write(run: Recorder, changes: dict[str, tuple[Node, Tensor]]) -> None:
     reads = [node for node in run.graph.nodes if node.op == "get_attr" and node.target in changes]
     kept = {node: _copied(run, node) for node in reads}
     for path, (node, tensor) in changes.items():
@@ -83,7 +81,7 @@ def _written(node: Node) -> Node:
     return node
 
 
-def _copied(run: CaptureRun, node: Node) -> Node:
+def _copied(run: Recorder, node: Node) -> Node:
     with run.graph.inserting_after(node):
         copied = run.graph.call_method("clone", (node,))
     copied.meta["val"] = node.meta["val"]

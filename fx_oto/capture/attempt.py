@@ -12,15 +12,17 @@ from torch.fx import GraphModule
 from fx_oto.analysis.recording import Recording, fake_run, record_tape
 from fx_oto.analysis.tape import Tape
 from fx_oto.capture.check import check_capture
+from fx_oto.capture.groups import Group, groups_of, resized
 from fx_oto.capture.memory import Memory
 from fx_oto.capture.names import AnyNames
 from fx_oto.capture.rebuilt import Rebuilt
 from fx_oto.capture.refusals import NotCapturedError
 from fx_oto.capture.run import CaptureRun
-from fx_oto.capture.sizes import Group, Sizes, groups_of, resized
+from fx_oto.capture.sheet import Options
+from fx_oto.capture.sizes import Sizes
 from fx_oto.capture.subject import Subject
 from fx_oto.capture.whole import GradientHook, LeafTracer
-from fx_oto.capture.writer import Options, holder_of
+from fx_oto.capture.writer import holder_of
 from fx_oto.core.context import Capture, ExampleInputs
 from fx_oto.core.errors import InputError
 from fx_oto.core.fx_utils import with_modes_of
@@ -90,9 +92,9 @@ class Attempt:
             FixedByValuesError: its sizes are fixed, and may not be.
             TraceError: the graph does not do what the model does.
         """
-        runs = self.runs(self.inputs)
+        runs = self._runs(self.inputs)
         handed = any(run.handed for run in runs)
-        sizes = Sizes(self, runs, handed)
+        sizes = Sizes(self.model, self.inputs, self._runs, runs, handed)
         by_values = not self.options.may_fix and any(run.calls_functions_whole for run in runs)
         if by_values and any(one.fixed for one in sizes.found):
             raise FixedByValuesError
@@ -113,7 +115,7 @@ class Attempt:
         asking = (str(node.target) for node in gm.graph.nodes if node.meta.get("asks_values"))
         yield from (target for target in asking if target in self.subject.modules and target not in opaque)
 
-    def runs(self, inputs: ExampleInputs) -> list[CaptureRun]:
+    def _runs(self, inputs: ExampleInputs) -> list[CaptureRun]:
         """Evaluation, and training where the code asks for the mode.
 
         Raises:

@@ -11,7 +11,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +19,9 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from fx_oto.capture.arguments import check_length, length
-from fx_oto.capture.run import CaptureRun
+from fx_oto.capture.groups import Group
+from fx_oto.capture.writer import Writer
 from fx_oto.core.fx_utils import source_line
-
-if TYPE_CHECKING:
-    from fx_oto.capture.sizes import Group
 
 __all__ = ["Comparison", "Difference"]
 
@@ -106,14 +104,14 @@ class Comparison:
         decision: a check in the graph of what depends on the size that the last comparison was at, if there is one.
     """
 
-    def __init__(self, run: CaptureRun) -> None:
+    def __init__(self, run: Writer) -> None:
         self._run = run
         self.places: Mapping[_Place, _OfHanded | _Product] = {}
         self.guesses, self.rounds = 0, False
         self.decision: Difference | None = None
         self._counted: set[Node] = set()
 
-    def with_other(self, other: CaptureRun, group: Group, size: int) -> Difference | None:
+    def with_other(self, other: Writer, group: Group, size: int) -> Difference | None:
         """The first place where a capture at another size differs; None if it is the same."""
         found = _Pass(self._run, other, group, size, self.places)
         mine, theirs = list(self._run.graph.nodes), list(other.graph.nodes)
@@ -180,8 +178,8 @@ class _Pass:
 
     def __init__(
         self,
-        run: CaptureRun,
-        other: CaptureRun,
+        run: Writer,
+        other: Writer,
         group: Group,
         size: int,
         known: Mapping[_Place, _OfHanded | _Product],

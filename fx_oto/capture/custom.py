@@ -7,15 +7,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.autograd import Function
 
+from fx_oto.capture.recorder import Recorder
 from fx_oto.nn.modules import is_torchs
-
-if TYPE_CHECKING:
-    from fx_oto.capture.run import CaptureRun
 
 __all__ = ["custom_functions"]
 
@@ -41,7 +39,7 @@ def _subclasses(kind: Any) -> Iterator[type]:
 
 
 @contextmanager
-def custom_functions(run: CaptureRun) -> Iterator[None]:
+def custom_functions(run: Recorder) -> Iterator[None]:
     """Let a run see the functions that this thread applies: each class's ``forward`` tells it, whatever the alias."""
     mine = threading.get_ident()
     before: list[tuple[type, Any]] = []
@@ -59,7 +57,7 @@ def custom_functions(run: CaptureRun) -> Iterator[None]:
             kind.forward = forward  # type: ignore[attr-defined]
 
 
-def _seen(run: CaptureRun, thread: int, kind: type, forward: Callable[..., Any]) -> Callable[..., Any]:
+def _seen(run: Recorder, thread: int, kind: type, forward: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(forward)
     def tell(*given: Any) -> Any:
         if threading.get_ident() != thread or run.depth or run.is_over:
@@ -76,7 +74,7 @@ def _seen(run: CaptureRun, thread: int, kind: type, forward: Callable[..., Any])
     return tell
 
 
-def _checkpointed(run: CaptureRun, thread: int, kind: type, forward: Callable[..., Any]) -> Callable[..., Any]:
+def _checkpointed(run: Recorder, thread: int, kind: type, forward: Callable[..., Any]) -> Callable[..., Any]:
     """Reentrant checkpointing: what is inside becomes part of the graph, which keeps its activations."""
 
     @functools.wraps(forward)

@@ -16,7 +16,7 @@ from fx_oto.capture.calls import LISTS, without_memory
 from fx_oto.capture.numbers import Float, Int, Origin
 from fx_oto.capture.really import Evaluator
 from fx_oto.capture.seen import SeenList, SeenTuple
-from fx_oto.capture.writer import Item
+from fx_oto.capture.sheet import Item
 from fx_oto.core.fx_utils import tensor_leaves
 from fx_oto.core.random_state import Dice
 
@@ -24,15 +24,10 @@ __all__ = ["Handing"]
 
 
 class Handing(Evaluator):
-    """Computes what the calls of a model return, and hands it to its code.
-
-    Attributes:
-        gets_gradient: the tensors that would require a gradient, by ``id``.
-    """
+    """Computes what the calls of a model return, and hands it to its code."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.gets_gradient = {id(fake) for fake in self.fakes.named.values() if self.fakes.real[id(fake)].requires_grad}
         self._learning: dict[int, bool] = {}
 
     def compute_node(
@@ -145,14 +140,6 @@ class Handing(Evaluator):
             node.meta["val"] = value
             return self._bound(value, node, given)
         return value
-
-    def differentiable(self, tensor: Tensor) -> bool:
-        """Whether a tensor would require a gradient."""
-        return id(tensor) in self.gets_gradient
-
-    def mark_differentiable(self, tensor: Tensor) -> None:
-        """Note that a tensor requires a gradient."""
-        self.gets_gradient.add(id(tensor))
 
 
 def _itself(value: Any) -> Any:

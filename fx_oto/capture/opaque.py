@@ -7,22 +7,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
+from fx_oto.capture.recorder import Recorder
 from fx_oto.capture.statements import StatementCall, forward_without
 from fx_oto.capture.whole import MethodCall, Part, WrappedFunction
 from fx_oto.core.errors import TraceError
-
-if TYPE_CHECKING:
-    from fx_oto.capture.run import CaptureRun
 
 __all__ = ["opaque_calls"]
 
 
 @contextmanager
-def opaque_calls(run: CaptureRun) -> Iterator[None]:
+def opaque_calls(run: Recorder) -> Iterator[None]:
     """Let what is called as a whole become nodes; what is set on modules for that, ``Subject.put_back`` takes back."""
     methods = [part for part in run.options.opaque if isinstance(part, Part) and part.method != "forward"]
     functions = [part for part in run.options.opaque if isinstance(part, WrappedFunction)]
@@ -40,7 +38,7 @@ def opaque_calls(run: CaptureRun) -> Iterator[None]:
             one.names[one.name] = one.function
 
 
-def _call_wrapped(run: CaptureRun, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+def _call_wrapped(run: Recorder, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """A function that is marked with ``torch.fx.wrap`` is called, as a whole."""
     with run.unseen():
         last = next(reversed(run.graph.nodes), None)
@@ -50,7 +48,7 @@ def _call_wrapped(run: CaptureRun, function: Callable[..., Any], args: Any, kwar
         return run.compute_node(node, args, kwargs, lambda a, k: function(*a, **k), last, anything=True)
 
 
-def _call_method(run: CaptureRun, part: Part, *args: Any, **kwargs: Any) -> Any:
+def _call_method(run: Recorder, part: Part, *args: Any, **kwargs: Any) -> Any:
     method = getattr(type(part.owner), part.method)
     if run.depth or run.is_over:
         return method(part.owner, *args, **kwargs)
@@ -58,7 +56,7 @@ def _call_method(run: CaptureRun, part: Part, *args: Any, **kwargs: Any) -> Any:
     return _call_opaque(run, part.target_in(run.model), module, args, kwargs)
 
 
-def _call_statement(run: CaptureRun, line: int, values: dict[str, Any]) -> Any:
+def _call_statement(run: Recorder, line: int, values: dict[str, Any]) -> Any:
     """A statement of the model's own forward is called as a whole."""
     others = {name: value for name, value in values.items() if isinstance(value, nn.Module) or callable(value)}
     given = {name: value for name, value in values.items() if name not in others}
@@ -67,7 +65,7 @@ def _call_statement(run: CaptureRun, line: int, values: dict[str, Any]) -> Any:
     return _call_opaque(run, name, module, tuple(given.values()), {})
 
 
-def _call_opaque(run: CaptureRun, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _call_opaque(run: Recorder, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     last = next(reversed(run.graph.nodes), None)
     node = run.create("call_module", name, run.nodes(args), run.nodes(kwargs))
 

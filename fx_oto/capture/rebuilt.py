@@ -8,20 +8,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from itertools import takewhile
 from types import BuiltinFunctionType, FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import Node
 from torch.fx.node import base_types, map_arg
 
+from fx_oto.capture.sheet import Sheet
 from fx_oto.capture.whole import bound_in
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import tensor_leaves
 from fx_oto.nn.modules import is_torchs
-
-if TYPE_CHECKING:
-    from fx_oto.capture.writer import Writer
 
 __all__ = ["Rebuilt", "is_spelled", "node_of_object", "rebuilt"]
 
@@ -120,7 +118,7 @@ def is_spelled(key: Any) -> bool:
     return key is None or type(key) in (bool, int, float, str)
 
 
-def node_of_object(run: Writer, value: Any) -> Any:
+def node_of_object(run: Sheet, value: Any) -> Any:
     """The node that makes an object; what a graph can hold as it is, is returned.
 
     Raises:
@@ -141,7 +139,7 @@ def node_of_object(run: Writer, value: Any) -> Any:
     raise TraceError(f"a graph cannot hold an object of class {kind.__name__}")
 
 
-def _call_of(run: Writer, value: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def _call_of(run: Sheet, value: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """What a class is called with to make an object again, where it is known; in order and by name."""
     if type(value) is OrderedDict:
         return ([(key, run.nodes(one)) for key, one in value.items()],), {}
@@ -154,7 +152,7 @@ def _call_of(run: Writer, value: Any) -> tuple[tuple[Any, ...], dict[str, Any]] 
     return ((), {key: run.nodes(one) for key, one in vars(value).items()}) if _is_its_fields(value) else None
 
 
-def _class_call(run: Writer, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node | None:
+def _class_call(run: Sheet, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node | None:
     """The node that calls a class; None where pickle would not find the class, or make no node of the call."""
     kind, used = type(value), list[Node]()
     map_arg((args, kwargs), used.append)
@@ -165,7 +163,7 @@ def _class_call(run: Writer, value: Any, args: tuple[Any, ...], kwargs: dict[str
     return node
 
 
-def _is_rebuilt(run: Writer, value: Any) -> bool:
+def _is_rebuilt(run: Sheet, value: Any) -> bool:
     """Whether an object is made again of what is in it."""
     if isinstance(value, dict | list | tuple):
         return True
@@ -181,7 +179,7 @@ def _is_rebuilt(run: Writer, value: Any) -> bool:
     return run.is_at_output or bool(tensor_leaves(_parts_of(value)[1]))
 
 
-def rebuilt(run: Writer, value: Any) -> Node:
+def rebuilt(run: Sheet, value: Any) -> Node:
     """The node that makes an object again."""
     made, parts = _parts_of(value)
     args = tuple(map(run.nodes, parts))

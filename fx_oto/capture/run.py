@@ -8,13 +8,12 @@ it lets be seen, such as in scripted code, is recorded as the ATen calls that it
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule
 
 from fx_oto.analysis.fakes import asks_values
@@ -26,26 +25,20 @@ from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.assigned import Assigned
 from fx_oto.capture.calls import (
     PLAIN,
-    autocast,
-    is_wrapped_by_functorch,
     name_of,
-    target_of,
-    with_dtypes,
     without_memory,
 )
 from fx_oto.capture.custom import custom_functions
-from fx_oto.capture.handing import Handing
 from fx_oto.capture.modes import active
 from fx_oto.capture.names import AnyNames
-from fx_oto.capture.numbers import Flag, Float, Int
+from fx_oto.capture.numbers import Flag
 from fx_oto.capture.opaque import opaque_calls
+from fx_oto.capture.recorder import Recorder
 from fx_oto.capture.refusals import DRAWS, ON_VALUES, NotCapturedError, NotHashedError, RandomError
 from fx_oto.capture.statements import failed_line
 from fx_oto.capture.whole import (
-    GradientHook,
     LeafTracer,
     Part,
-    bound_in,
     parts_in,
 )
 from fx_oto.core.errors import TraceError
@@ -54,8 +47,6 @@ from fx_oto.core.preserve import evaluating, forget_parameters, without_backward
 from fx_oto.core.random_state import Dice
 from fx_oto.nn.leaves import LeafOp, leaf_of
 from fx_oto.nn.modules import is_torchs
-from fx_oto.nn.norms import WholeNorms
-from fx_oto.nn.recurrence import WholeRecurrence
 
 __all__ = ["CaptureRun"]
 
@@ -90,22 +81,18 @@ def _said_to_compile() -> Iterator[None]:
         torch.compiler.is_compiling = ask
 
 
-class CaptureRun(Handing):
+class CaptureRun(Recorder):
     """Runs a model once and records what it does; ``run`` may be called once.
 
     Args:
         training: the mode.
-        *args: see ``Writer``.
+        *args: see ``Sheet``.
     """
 
     def __init__(self, training: bool, *args: Any) -> None:
-        super().__init__(*args)
-        self.training = training
-        self._whole = (WholeRecurrence(self.fakes.whole), WholeNorms(self.fakes.whole))
+        super().__init__(training, *args)
         self._dice: Dice | None = None
         self._names = {id(module): name for name, module in self.modules.items()}
-        self._learns_now = True
-        self._autocast = autocast()
         self._in_module = ""
 
     def run(self) -> CaptureRun:
@@ -202,32 +189,15 @@ class CaptureRun(Handing):
         if self._dice is not None and not self.depth and self._dice.rolled():
             raise TraceError(DRAWS)
         if self.depth or self.is_over:
-            return self._call(func, self.fakes.faked(tuple(args)), self.fakes.faked(dict(kwargs)))
+            return self.called(func, self.fakes.faked(tuple(args)), self.fakes.faked(dict(kwargs)))
         name = name_of(func)
         if func is torch._C._set_grad_enabled:
-            self._learns_now = bool(args[0])
+            self.learns_now = bool(args[0])
         if name in PLAIN or func is torch._C._set_grad_enabled:
             return func(*args, **kwargs)
         self.depth += 1
         try:
             return self._see(func, name, args, kwargs)
-        finally:
-            self.depth -= 1
-
-    def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Call a function, some of them so that the tape has one call for it."""
-        name = getattr(func, "__name__", "")
-        for whole in self._whole:
-            if name in whole.names and not kwargs and (shown := whole.shown(func, args)) is not None:
-                return whole.run(*shown)
-        return func(*args, **kwargs)
-
-    @contextmanager
-    def unseen(self) -> Iterator[None]:
-        """What torch is asked meanwhile is not the user's code."""
-        self.depth += 1
-        try:
-            yield
         finally:
             self.depth -= 1
 
@@ -240,33 +210,6 @@ class CaptureRun(Handing):
             if answer is not NotImplemented:
                 return answer
         return self.record(func, name, args, kwargs)
-
-    def record(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        """Write a call of a torch function down; returns what it returns, for the user's code."""
-        if is_wrapped_by_functorch(args) or self._is_cast():
-            return self._call_by_call(func, args, kwargs)
-        if name.startswith("set "):
-            raise TraceError(f"code sets {name[4:]!r} of a tensor, which a graph does not")
-        op, target, order = target_of(func, name)
-        given = tuple(reversed(args)) if order else args
-        last = next(reversed(self.graph.nodes), None)
-        given, named = tuple(map(with_dtypes, given)), {key: with_dtypes(one) for key, one in kwargs.items()}
-        node = self.create(op, target, self.nodes(given), self.nodes(named))
-        return self.compute_node(node, args, kwargs, partial(self._call, func), last)
-
-    def _is_cast(self) -> bool:
-        """Whether ``torch.autocast`` has begun, or ended, inside of the model."""
-        if changed := autocast() != self._autocast:
-            self.asked, self.is_plain = True, False  # what layers come to is another thing in training
-        return changed
-
-    def _call_by_call(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Let what depends on its surroundings be recorded as the ATen calls that it comes to."""
-        depth, self.depth = self.depth, 0
-        try:
-            return func(*args, **kwargs)
-        finally:
-            self.depth = depth
 
     def _aten(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An ATen call; those that no torch function makes that can be seen become nodes."""
@@ -286,7 +229,7 @@ class CaptureRun(Handing):
             module = getattr(module, "_orig_mod", module)
         name = self._names.get(id(module))
         opaque = Part(module, "forward") in self.options.opaque
-        if name is None or not (opaque or id(module) in self.subject.leaves) or (self._is_cast() and not opaque):
+        if name is None or not (opaque or id(module) in self.subject.leaves) or (self.is_cast() and not opaque):
             return module._call_impl(*args, **kwargs)
         self.depth += 1
         try:
@@ -310,36 +253,3 @@ class CaptureRun(Handing):
         return self.compute_node(
             node, args, kwargs, compute, last, module, anything=opaque or not is_torchs(type(module))
         )
-
-    def call_custom(self, function: Callable[..., Any], args: Any, compute: Callable[[Any, Any], Any]) -> Any:
-        """A ``torch.autograd.Function`` is applied: as a node of the graph it keeps its own backward."""
-        last = next(reversed(self.graph.nodes), None)
-        self.is_plain = False
-        node = self.create("call_function", function, self.nodes(tuple(args)))
-        node.meta["is_wrapped"] = True
-        with self.unseen(), torch.set_grad_enabled(self._learns_now):  # torch calls it without gradients
-            return self.compute_node(node, args, {}, compute, last)
-
-    def hook(self, hook: Callable[..., Any], tensor: Tensor) -> None:
-        """The gradient of a value is hooked.
-
-        Raises:
-            TraceError: the hook uses what this very run has computed.
-        """
-        if any(isinstance(value, Int | Float) or id(value) in self.places for value in bound_in(hook)):
-            raise TraceError("a gradient hook uses a size or a tensor of this call, which a graph does not give it")
-        number = sum(isinstance(one, GradientHook) for one in self.held.values())
-        name = f"gradient_hook_{'in_training_' if self.training else ''}{number}"
-        self.held[name] = GradientHook(hook)
-        self.is_plain = False
-        node = self.create("call_module", name, (self.node_of_tensor(tensor),))
-        node.meta["val"] = None
-
-    def refuse_values(self, tensor: Tensor) -> None:
-        """Code counts what a tensor holds.
-
-        Raises:
-            TraceError: how much that is depends on the values in another.
-        """
-        if self.node_of_tensor(tensor) in self.by_values:
-            raise TraceError(ON_VALUES)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.fx import Node
 from torch.utils._pytree import tree_flatten
 
 from fx_oto.capture.arguments import check_length
+from fx_oto.capture.sheet import Sheet
 from fx_oto.core.fx_utils import source_line
-
-if TYPE_CHECKING:
-    from fx_oto.capture.writer import Writer
 
 __all__ = ["SeenList", "SeenTuple"]
 
 
 class _Seen:
-    run: Writer
+    run: Sheet
     node: Node
     length: int
     parts: Any
@@ -26,7 +24,7 @@ class _Seen:
     was_counted: bool
 
     @classmethod
-    def of(cls, run: Writer, node: Node, parts: list[Any]) -> Any:
+    def of(cls, run: Sheet, node: Node, parts: list[Any]) -> Any:
         """What code is handed for the value of a node."""
         made = cls(parts)  # type: ignore[call-arg]
         made.run, made.node, made.length, made.was_counted = run, node, len(parts), False

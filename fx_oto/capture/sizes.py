@@ -2,92 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
-from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map_only
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 
 from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.comparison import Comparison, Difference
+from fx_oto.capture.groups import Group, groups_of, resized
 from fx_oto.capture.refusals import NotCapturedError
 from fx_oto.capture.run import CaptureRun
 from fx_oto.core.context import ExampleInputs, InputSize
 from fx_oto.core.errors import InputError
 
-if TYPE_CHECKING:
-    from fx_oto.capture.attempt import Attempt
-
-__all__ = ["Group", "Sizes", "groups_of", "names_of", "resized"]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Dimensions of the inputs that have one size, and are changed together.
-
-    Attributes:
-        dims: of each the number of the tensor among the inputs and the dimension.
-        size: theirs.
-        is_batch: whether it is the first dimension of the first input.
-    """
-
-    dims: tuple[tuple[int, int], ...]
-    size: int
-    is_batch: bool = False
-
-    def holds(self, other: Group) -> bool:
-        """Whether the other's dimensions are among these."""
-        return set(other.dims) <= set(self.dims)
-
-    def others(self) -> tuple[int, ...]:
-        """Sizes to try instead, the likeliest to be taken first."""
-        if self.size == 1:
-            return (3, 2) if self.is_batch else (5, 2)
-        near, far = (self.size + 1, self.size + 2), (3 * self.size, 2 * self.size)
-        return (*near, *far) if self.is_batch else (*far, *near)
-
-    def apart(self) -> list[Group]:
-        """Each dimension alone."""
-        return [Group((dim,), self.size) for dim in self.dims] if len(self.dims) > 1 else []
-
-
-def groups_of(inputs: ExampleInputs) -> list[Group]:
-    """The sizes of example inputs: the batch, then others; dimensions of size 1 one by one, for most are no size."""
-    tensors = [leaf for leaf in tree_leaves((inputs.args, inputs.kwargs)) if isinstance(leaf, Tensor)]
-    sized: dict[Any, list[tuple[int, int]]] = {}
-    batch = next((tensor.size(0) for tensor in tensors if tensor.ndim), None)
-    for number, tensor in enumerate(tensors):
-        for dim, size in enumerate(tensor.shape):
-            if dim == 0 and size == batch:
-                key: Any = "batch"
-            else:
-                key = (size, number, dim) if size == 1 else size
-            if size:
-                sized.setdefault(key, []).append((number, dim))
-    return [Group(tuple(dims), tensors[dims[0][0]].size(dims[0][1]), key == "batch") for key, dims in sized.items()]
-
-
-def resized(inputs: ExampleInputs, sizes: Mapping[Group, int]) -> ExampleInputs:
-    """Example inputs of other sizes: elements are repeated."""
-    changes: dict[int, list[tuple[int, int]]] = {}
-    for group, size in sizes.items():
-        for number, dim in group.dims:
-            changes.setdefault(number, []).append((dim, size))
-    numbers = count()
-
-    def change(tensor: Tensor) -> Tensor:
-        for dim, size in changes.get(next(numbers), ()):
-            index = torch.arange(size, device=tensor.device) % tensor.size(dim)
-            tensor = tensor.detach().index_select(dim, index)
-            if tensor.is_floating_point():  # what depends on the numbers, such as how many are positive, changes, too
-                tensor = -tensor
-        return tensor
-
-    args, kwargs = tree_map_only(Tensor, change, (inputs.args, inputs.kwargs))
-    return ExampleInputs(args, kwargs)
+__all__ = ["Sizes", "names_of"]
 
 
 def names_of(model: nn.Module, inputs: ExampleInputs) -> list[str]:
@@ -120,21 +49,35 @@ class _Trial:
 class Sizes:
     """Which sizes of its inputs the graphs of an attempt take.
 
+    Args:
+        model: the model.
+        inputs: the example inputs.
+        again: captures the model on other inputs.
+        runs: the captures on the example inputs.
+        handed: whether code was given numbers made of sizes.
+
     Attributes:
         found: of each size.
         larger: those of 1 that were captured larger.
         rewritten: whether numbers in the graph have become computations.
     """
 
-    def __init__(self, attempt: Attempt, runs: list[CaptureRun], handed: bool) -> None:
-        self._attempt, self._runs = attempt, runs
-        self._names = names_of(attempt.model, attempt.inputs)
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: ExampleInputs,
+        again: Callable[[ExampleInputs], list[CaptureRun]],
+        runs: list[CaptureRun],
+        handed: bool,
+    ) -> None:
+        self._inputs, self._again, self._runs = inputs, again, runs
+        self._names = names_of(model, inputs)
         self._others: dict[Group, list[CaptureRun]] = {}
         self._comparisons = [Comparison(run) for run in runs]
         self._fixed: list[tuple[Group, Difference]] = []
         self.larger: dict[Group, int] = {}
         found: list[InputSize] = []
-        for group in groups_of(attempt.inputs):
+        for group in groups_of(inputs):
             found += self._try(group) if handed or (group.size == 1 and len(runs) == 1) else [self._told(group)]
         self.found = tuple(found)
         self._on_larger = self._run_on_larger()
@@ -174,7 +117,7 @@ class Sizes:
         trial = _Trial()
         for size in group.others():
             try:
-                others = self._attempt.runs(resized(self._attempt.inputs, {group: size}))
+                others = self._again(resized(self._inputs, {group: size}))
             except (NotCapturedError, InputError):  # the model does not take it
                 continue
             if (found := self._compare(others, group, size)) is None:
@@ -232,7 +175,7 @@ class Sizes:
         if len(self.larger) <= 1:
             return self._others[next(iter(self.larger))][0] if self.larger else None
         try:
-            others = self._attempt.runs(resized(self._attempt.inputs, self.larger))
+            others = self._again(resized(self._inputs, self.larger))
         except (NotCapturedError, InputError):
             self.larger = {}
             return None

@@ -1,173 +1,46 @@
-"""The graph of a run: which node makes which value, and what the numbers of sizes tell of themselves."""
+"""Writes the graph of a run: values become nodes, and what code decides becomes a check."""
 
 from __future__ import annotations
 
-import dataclasses
 import operator
-import os
 import sys
-from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 from torch.fx.graph_module import _assign_attr
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from fx_oto.analysis.recording import Recording
 from fx_oto.capture.calls import LISTS
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Flag, Float, Int, Origin, remembered
-from fx_oto.capture.rebuilt import Rebuilt, is_spelled, node_of_object, rebuilt
+from fx_oto.capture.rebuilt import is_spelled, node_of_object, rebuilt
 from fx_oto.capture.refusals import ON_VALUES, NotHashedError
 from fx_oto.capture.seen import SeenList, SeenTuple
-from fx_oto.capture.subject import Subject
-from fx_oto.capture.whole import Part, WrappedFunction
-from fx_oto.core.context import ExampleInputs
+from fx_oto.capture.sheet import Sheet
 from fx_oto.core.errors import TraceError
-from fx_oto.core.fx_utils import source_line, tensor_names
+from fx_oto.core.fx_utils import source_line
 from fx_oto.nn.modes import FLAG, TrainingFlag
 
-__all__ = ["Item", "Options", "Writer", "holder_of"]
-
-_NOT_USERS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
+__all__ = ["Writer", "holder_of"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How code is met that a capture has no other answer to.
-
-    Attributes:
-        opaque: what is called as a whole, whatever it does inside.
-        statements: lines of the model's ``forward`` at which statements begin that are called as a whole.
-        hashable: places in the code where sizes may be used as keys.
-        op_level: whether a single function whose result depends on numbers, even in size, is called as a whole.
-        may_fix: whether sizes may be fixed where functions are called as a whole.
-        watchful: whether code that draws random numbers, which no graph sees, is looked for.
-        compiling: whether code that asks is told that it is compiled, so that it asks for no values.
-    """
-
-    opaque: tuple[Part | WrappedFunction, ...] = ()
-    statements: tuple[int, ...] = ()
-    hashable: frozenset[Any] = frozenset()
-    op_level: bool = False
-    may_fix: bool = True
-    watchful: bool = False
-    compiling: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """What a node returns inside of a container, until somebody reads it."""
-
-    parent: Node
-    read: Callable[..., Any]
-    key: Any
-
-
-class Writer(TorchFunctionMode):
+class Writer(Sheet):
     """Writes the graph of one run of a model.
 
     Args:
-        subject: the model.
-        inputs: what it is called with.
-        options: how code is met that a capture has no other answer to.
-        constants: tensors that earlier runs met, and what makes objects again, by the name they have in the graph.
-        fakes: what an earlier run of the model was recorded on, whose stand-ins are good for another.
-
-    Attributes:
-        graph: what torch functions were called.
-        held: what the graph's nodes refer to, by name.
-        handed: whether code was given numbers made of sizes, or sequences as long as one.
-        asked: whether code decided by the training mode.
-        events: nodes of numbers that code was given as plain ones, and those, in order.
-        notes: what its user should know of the capture.
-        is_plain: whether it is a list of the calls that code made, with nothing that it might have decided.
-        is_over: whether nothing is captured any more.
-        is_at_output: whether what is written down now is what the model returns.
-        depth: how many calls deep the run is in what is not the user's code.
-        places: which node's value a tensor is, by ``id``.
-        by_values: nodes whose values depend, even in size, on the numbers in others.
+        *args: see ``Sheet``.
     """
-
-    def __init__(
-        self,
-        subject: Subject,
-        inputs: ExampleInputs,
-        options: Options,
-        constants: dict[str, Tensor | Rebuilt] | None = None,
-        fakes: Recording | None = None,
-    ) -> None:
-        super().__init__()
-        self.subject, self.inputs, self.options = subject, inputs, options
-        self.model, self.modules = subject.model, subject.modules
-        self.graph = Graph()
-        self.held: dict[str, Any] = {}
-        self.handed = self.asked = self.is_over = self.is_at_output = False
-        self.is_plain = True
-        self.events: list[tuple[Node, Any]] = []
-        self.notes: list[str] = []
-        self.depth = 0
-        self.fakes = Recording(tensor_names(self.model)) if fakes is None else fakes
-        self.constants = {} if constants is None else constants
-        self.places: dict[int, Node | Item] = {}
-        self.by_values: set[Node] = set()
-        self.checked: dict[Any, Any] = {}
-        self._attributes: dict[str, Node] = {}
-        self._alive: list[Any] = []
-        self._globals = {id(names): names for names in subject.namespaces}
-
-    def create(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Node:
-        """A node at the end of the graph, with the line in the user's code."""
-        node = self.graph.create_node(op, target, args, kwargs or {})
-        if frame := self._user_frame():
-            code = frame.f_code
-            node.stack_trace = f'  File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}\n'
-        if any(source in self.by_values for source in node.all_input_nodes):
-            self.by_values.add(node)
-        return node
-
-    def _user_frame(self) -> Any:
-        """The innermost frame of the user's; None if there is none, as at the output, or in torch's containers."""
-        frame: Any = sys._getframe(2)
-        found = None
-        while frame is not None and frame.f_code.co_name != "_run_of_users_code":
-            if found is None and not frame.f_code.co_filename.startswith(_NOT_USERS):
-                found = frame
-                self._globals[id(frame.f_globals)] = frame.f_globals
-                break
-            frame = frame.f_back
-        return found
 
     def number(self, value: Any, origin: Origin) -> Any:
         """A number that remembers its origin."""
         return remembered(self, value, origin)
 
-    def node_of(self, origin: Origin) -> Node:
-        """The node that computes a number; made when somebody reads it."""
-        if origin.node is None or origin.node._erased:
-            origin.node = self.computed(origin)
-        return origin.node
-
-    def computed(self, origin: Origin) -> Node:
-        """A new node that computes a number."""
-        args = self.nodes(origin.args)
-        if isinstance(origin.function, str):
-            node = self.create("call_method", origin.function, args)
-        else:
-            node = self.create("call_function", origin.function, args)
-        return node
-
     def nodes(self, value: Any) -> Any:
-        """The same with a node for each tensor, and each number that remembers.
-
-        Raises:
-            TraceError: it holds something that no graph can.
-        """
+        """See ``Sheet.nodes``."""
         if isinstance(value, Tensor):
             return self.node_of_tensor(value)
         if isinstance(value, Int | Float) and value.run is self:
@@ -216,20 +89,6 @@ class Writer(TorchFunctionMode):
             raise TraceError("a tensor comes from code in which torch's functions cannot be seen")
         return self.attribute(self.subject.tensors.get(id(tensor)) or self._constant(tensor), tensor)
 
-    def attribute(self, name: str, tensor: Tensor) -> Node:
-        """The node that reads a tensor that the model holds."""
-        if name not in self._attributes:
-            node = self.create("get_attr", name, ())
-            node.meta["val"] = self.fakes.of(tensor)
-            self.held[name] = tensor
-            self._attributes[name] = node
-            self.places.setdefault(id(node.meta["val"]), node)
-        return self._attributes[name]
-
-    def reads(self, name: str) -> bool:
-        """Whether the graph reads a tensor that the model holds."""
-        return name in self._attributes
-
     def _constant(self, tensor: Tensor) -> str:
         with without_modes():
             for name, other in self.constants.items():
@@ -246,12 +105,6 @@ class Writer(TorchFunctionMode):
             node = self._attributes[FLAG] = self.create("call_module", FLAG, ())
             node.meta["val"] = bool(int(flag))
         return self._attributes[FLAG]
-
-    def put(self, tensor: Tensor, node: Node) -> Node:
-        """Remember which node's value a tensor is."""
-        self.places[id(tensor)] = node
-        self._alive.append(tensor)
-        return node
 
     def decided(self, origin: Origin, answer: Any) -> None:
         """Check in the graph that the answer is what it was."""

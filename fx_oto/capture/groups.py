@@ -1,0 +1,82 @@
+"""Dimensions of example inputs that have one size, and inputs of other sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from fx_oto.core.context import ExampleInputs
+
+__all__ = ["Group", "groups_of", "resized"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Dimensions of the inputs that have one size, and are changed together.
+
+    Attributes:
+        dims: of each the number of the tensor among the inputs and the dimension.
+        size: theirs.
+        is_batch: whether it is the first dimension of the first input.
+    """
+
+    dims: tuple[tuple[int, int], ...]
+    size: int
+    is_batch: bool = False
+
+    def holds(self, other: Group) -> bool:
+        """Whether the other's dimensions are among these."""
+        return set(other.dims) <= set(self.dims)
+
+    def others(self) -> tuple[int, ...]:
+        """Sizes to try instead, the likeliest to be taken first."""
+        if self.size == 1:
+            return (3, 2) if self.is_batch else (5, 2)
+        near, far = (self.size + 1, self.size + 2), (3 * self.size, 2 * self.size)
+        return (*near, *far) if self.is_batch else (*far, *near)
+
+    def apart(self) -> list[Group]:
+        """Each dimension alone."""
+        return [Group((dim,), self.size) for dim in self.dims] if len(self.dims) > 1 else []
+
+
+def groups_of(inputs: ExampleInputs) -> list[Group]:
+    """The sizes of example inputs: the batch, then others; dimensions of size 1 one by one, for most are no size."""
+    tensors = [leaf for leaf in tree_leaves((inputs.args, inputs.kwargs)) if isinstance(leaf, Tensor)]
+    sized: dict[Any, list[tuple[int, int]]] = {}
+    batch = next((tensor.size(0) for tensor in tensors if tensor.ndim), None)
+    for number, tensor in enumerate(tensors):
+        for dim, size in enumerate(tensor.shape):
+            if dim == 0 and size == batch:
+                key: Any = "batch"
+            else:
+                key = (size, number, dim) if size == 1 else size
+            if size:
+                sized.setdefault(key, []).append((number, dim))
+    return [Group(tuple(dims), tensors[dims[0][0]].size(dims[0][1]), key == "batch") for key, dims in sized.items()]
+
+
+def resized(inputs: ExampleInputs, sizes: Mapping[Group, int]) -> ExampleInputs:
+    """Example inputs of other sizes: elements are repeated."""
+    changes: dict[int, list[tuple[int, int]]] = {}
+    for group, size in sizes.items():
+        for number, dim in group.dims:
+            changes.setdefault(number, []).append((dim, size))
+    numbers = count()
+
+    def change(tensor: Tensor) -> Tensor:
+        for dim, size in changes.get(next(numbers), ()):
+            index = torch.arange(size, device=tensor.device) % tensor.size(dim)
+            tensor = tensor.detach().index_select(dim, index)
+            if tensor.is_floating_point():  # what depends on the numbers, such as how many are positive, changes, too
+                tensor = -tensor
+        return tensor
+
+    args, kwargs = tree_map_only(Tensor, change, (inputs.args, inputs.kwargs))
+    return ExampleInputs(args, kwargs)

@@ -1,0 +1,115 @@
+"""Records the calls that a model makes of torch functions, and of what torch calls back, as nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fx_oto.capture.calls import autocast, is_wrapped_by_functorch, target_of, with_dtypes
+from fx_oto.capture.handing import Handing
+from fx_oto.capture.numbers import Float, Int
+from fx_oto.capture.refusals import ON_VALUES
+from fx_oto.capture.whole import GradientHook, bound_in
+from fx_oto.core.errors import TraceError
+from fx_oto.nn.norms import WholeNorms
+from fx_oto.nn.recurrence import WholeRecurrence
+
+__all__ = ["Recorder"]
+
+
+class Recorder(Handing):
+    """Records calls; ``depth`` is above 0 while they are made, as what they call is not the user's code.
+
+    Args:
+        training: the mode.
+        *args: see ``Sheet``.
+    """
+
+    def __init__(self, training: bool, *args: Any) -> None:
+        super().__init__(*args)
+        self.training = training
+        self.learns_now = True
+        self._whole = (WholeRecurrence(self.fakes.whole), WholeNorms(self.fakes.whole))
+        self._autocast = autocast()
+
+    def called(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Call a function, some of them so that the tape has one call for it."""
+        name = getattr(func, "__name__", "")
+        for whole in self._whole:
+            if name in whole.names and not kwargs and (shown := whole.shown(func, args)) is not None:
+                return whole.run(*shown)
+        return func(*args, **kwargs)
+
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """What torch is asked meanwhile is not the user's code."""
+        self.depth += 1
+        try:
+            yield
+        finally:
+            self.depth -= 1
+
+    def record(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Write a call of a torch function down; returns what it returns, for the user's code."""
+        if is_wrapped_by_functorch(args) or self.is_cast():
+            return self._call_by_call(func, args, kwargs)
+        if name.startswith("set "):
+            raise TraceError(f"code sets {name[4:]!r} of a tensor, which a graph does not")
+        op, target, order = target_of(func, name)
+        given = tuple(reversed(args)) if order else args
+        last = next(reversed(self.graph.nodes), None)
+        given, named = tuple(map(with_dtypes, given)), {key: with_dtypes(one) for key, one in kwargs.items()}
+        node = self.create(op, target, self.nodes(given), self.nodes(named))
+        return self.compute_node(node, args, kwargs, partial(self.called, func), last)
+
+    def is_cast(self) -> bool:
+        """Whether ``torch.autocast`` has begun, or ended, inside of the model."""
+        if changed := autocast() != self._autocast:
+            self.asked, self.is_plain = True, False  # what layers come to is another thing in training
+        return changed
+
+    def _call_by_call(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Let what depends on its surroundings be recorded as the ATen calls that it comes to."""
+        depth, self.depth = self.depth, 0
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.depth = depth
+
+    def call_custom(self, function: Callable[..., Any], args: Any, compute: Callable[[Any, Any], Any]) -> Any:
+        """A ``torch.autograd.Function`` is applied: as a node of the graph it keeps its own backward."""
+        last = next(reversed(self.graph.nodes), None)
+        self.is_plain = False
+        node = self.create("call_function", function, self.nodes(tuple(args)))
+        node.meta["is_wrapped"] = True
+        with self.unseen(), torch.set_grad_enabled(self.learns_now):  # torch calls it without gradients
+            return self.compute_node(node, args, {}, compute, last)
+
+    def hook(self, hook: Callable[..., Any], tensor: Tensor) -> None:
+        """The gradient of a value is hooked.
+
+        Raises:
+            TraceError: the hook uses what this very run has computed.
+        """
+        if any(isinstance(value, Int | Float) or id(value) in self.places for value in bound_in(hook)):
+            raise TraceError("a gradient hook uses a size or a tensor of this call, which a graph does not give it")
+        number = sum(isinstance(one, GradientHook) for one in self.held.values())
+        name = f"gradient_hook_{'in_training_' if self.training else ''}{number}"
+        self.held[name] = GradientHook(hook)
+        self.is_plain = False
+        node = self.create("call_module", name, (self.node_of_tensor(tensor),))
+        node.meta["val"] = None
+
+    def refuse_values(self, tensor: Tensor) -> None:
+        """Code counts what a tensor holds.
+
+        Raises:
+            TraceError: how much that is depends on the values in another.
+        """
+        if self.node_of_tensor(tensor) in self.by_values:
+            raise TraceError(ON_VALUES)
