@@ -54,7 +54,7 @@ one_at_a_time = RLock()
 _NO_TENSORS = (int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device)
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 # Of this library, what runs a user's code.
-_NOT_USERS = (_TORCH, *(str(Path(__file__).parent / name) for name in ("capture", "provenance", "graph.py")))
+_NOT_USERS = (_TORCH, *(str(Path(__file__).parents[1] / name) for name in ("capture", "analysis", "core", "nn")))
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
