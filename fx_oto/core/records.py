@@ -76,7 +76,7 @@ class PassRecord:
              _0 = getattr(self, "0")(input_1)
         -    _1 = getattr(self, "1")(_0)
         +    zig_masks_family_0 = self.zig_masks.family_0
-        +    apply_mask = fx_oto_masks_apply_mask(_0, 1, zig_masks_family_0)
+        +    apply_mask = fx_oto_core_masks_apply_mask(_0, 1, zig_masks_family_0)
         +    _1 = getattr(self, "1")(apply_mask)
              return _1
     """

@@ -92,7 +92,7 @@ def test_links_lead_somewhere(path):
 
 def test_the_guides_that_are_promised_are_here():
     names = {str(path.relative_to(ROOT)) for path in PROGRAMS}
-    assert {"README.md", "fx_oto/README.md", "passes/README.md", "fx_oto/rules/README.md"} <= names
+    assert {"README.md", "fx_oto/README.md", "fx_oto/passes/README.md", "fx_oto/ops/README.md"} <= names
     for path in set(PROGRAMS) - {ROOT / "README.md"}:  # which is about the reader's own model
         blocks = list(python_blocks(path))
         assert any(block.output is not None or "assert" in block.code for block in blocks if not block.excuse), path

@@ -10,7 +10,7 @@ from pathlib import Path
 import fx_oto
 
 ROOT = Path(fx_oto.__file__).parents[1]
-_FOLDERS = ("fx_oto", "passes", "tests", "benchmarks")
+_FOLDERS = ("fx_oto", "tests", "benchmarks")
 GUIDES = sorted([*ROOT.glob("*.md"), *(file for folder in _FOLDERS for file in (ROOT / folder).rglob("*.md"))])
 
 _BLOCK = re.compile(
