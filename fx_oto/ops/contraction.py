@@ -1,4 +1,4 @@
-"""Rules for contractions: each is *pointwise multiply, then sum*.
+"""Contractions: each is *pointwise multiply, then sum*; their groups, and what removed channels added, once some are gone.
 
 The channels that are summed over tie the input to the weight's input axis; the weight's other axis makes the
 output's channels. A sum loses nothing when what is removed is worth 0.
@@ -10,14 +10,27 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from fx_oto.analysis.closure import Grouped
 from fx_oto.analysis.engine import FIXED, SLIDES, Propagation
 from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer, align, zero_stays
 from fx_oto.analysis.tape import OpCall
+from fx_oto.core.fx_utils import op_name
+from fx_oto.ops.editor import Editor
 from fx_oto.ops.pointwise import Operand, combine
 
-__all__ = ["add_matmul", "contract", "convolution", "embedding", "lift", "matmul"]
+__all__ = [
+    "add_folded",
+    "add_matmul",
+    "channel_dim",
+    "contract",
+    "convolution",
+    "embedding",
+    "fewer_groups",
+    "lift",
+    "matmul",
+]
 
 _NOT_ZERO = "its value is not zero once removed, and the sum over it would change"
 
@@ -214,3 +227,33 @@ def _outgoing(p: Propagation, incoming: Layer | None, rows: Layer, shared: Layer
 
 def _along(layers: Sequence[Layer], dim: int) -> Layer | None:
     return next((layer for layer in layers if layer.dims == (dim,)), None)
+
+
+def fewer_groups(edit: Editor, node: Node) -> None:
+    """Functional grouped convolution: groups are channels over channels per group."""
+    name = op_name(node)
+    position, transposed = (8, node.args[6]) if name == "convolution" else (6, "transpose" in name)
+    groups = edit.argument(node, position, "groups", 1)
+    if groups == 1 or isinstance(groups, Node):  # computed, such as one for each example: groups that are not cut
+        return
+    weight = edit.argument(node, 1, "weight")
+    dim = channel_dim(edit, node, len(edit.shape(weight)))
+    channels = edit.channels(node if transposed else node.args[0], dim)
+    edit.set_argument(node, position, "groups", channels // edit.channels(weight))
+
+
+def channel_dim(edit: Editor, node: Node, weight_ndim: int) -> int:
+    """The dimension of a convolution's channels: 0 for a single image, 1 for a batch."""
+    return len(edit.shape(node)) - weight_ndim + 1
+
+
+def add_folded(edit: Editor, node: Node, contribution: Tensor) -> None:
+    """Add what removed input channels contributed to the outputs, shape ``(outputs,)``."""
+    spatial = 0 if op_name(node).lower() == "linear" else len(edit.shape(node)) - 2
+    constant = edit.constant("folded", contribution.reshape(-1, *[1] * spatial), node.next)
+    readers = list(node.users)
+    with edit.graph.inserting_after(constant):
+        total = edit.graph.call_function(torch.add, (node, constant))
+    edit.adopt(total, node)
+    for reader in readers:
+        reader.replace_input_with(node, total)

@@ -1,4 +1,4 @@
-"""Rules for normalisations: what their statistics run over decides what can go.
+"""Normalisations: what their statistics run over decides what can go, and how they are written then.
 
 Statistics per channel lose nothing. Statistics over channels stay exact when they still divide by the
 original count, which slicing sees to; whole norm groups need not even that.
@@ -9,13 +9,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.fx import Node
 
 from fx_oto.analysis.engine import FIXED, Propagation
 from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer, laid_along, zero_stays
 from fx_oto.analysis.tape import OpCall
+from fx_oto.core.fx_utils import op_name
+from fx_oto.nn.norms import batch_norm_over, group_norm_over, layer_norm_over, rms_norm_over
+from fx_oto.ops.editor import Editor
 
-__all__ = ["batch_norm", "group_norm", "layer_norm", "weight_norm"]
+__all__ = [
+    "batch_norm",
+    "batch_norm_over_share",
+    "fewer_groups",
+    "group_norm",
+    "layer_norm",
+    "layer_norm_over_count",
+    "rms_norm_over_count",
+    "weight_norm",
+]
 
 _NOT_ZERO = "its value is not zero once removed, and the statistics over it would change"
 
@@ -141,3 +155,43 @@ def _keep_unmatched(p: Propagation, tensors: Sequence[Tensor | None], layers: Se
     if not layers:
         for tensor in tensors:
             p.freeze_value(tensor, FIXED)
+
+
+def fewer_groups(edit: Editor, node: Node) -> None:
+    """Functional group norm: whole groups went."""
+    source = node.args[0]
+    groups = edit.argument(node, 1, "num_groups")
+    if 1 in edit.cut(source) and groups > 1:
+        left = groups * edit.channels(source) // edit.shape(source)[1]  # type: ignore[arg-type]
+        edit.set_argument(node, 1, "num_groups", left)
+
+
+def layer_norm_over_count(edit: Editor, node: Node, count: int) -> None:
+    """Layer and group norm whose statistics divide by the original count."""
+    if node.target in (group_norm_over, layer_norm_over):  # it counts what there was at first
+        return
+    over = group_norm_over if "group" in op_name(node) else layer_norm_over
+    weight, bias = edit.argument(node, 2, "weight"), edit.argument(node, 3, "bias")
+    eps = edit.argument(node, 4, "eps", 1e-5)
+    edit.replace(node, over, node.args[0], count, weight, bias, eps)
+
+
+def batch_norm_over_share(edit: Editor, node: Node, share: float) -> None:
+    """Batch norm of the data over channels of which a share is left."""
+    if node.target is batch_norm_over:  # two of its dimensions are cut, or it is from an earlier round
+        node.update_arg(1, node.args[1] * share)  # type: ignore[operator]
+        return
+    first = 3 if node.target is F.batch_norm else 1  # torch.batch_norm has another order
+    weight, bias = edit.argument(node, first, "weight"), edit.argument(node, first + 1, "bias")
+    eps = edit.argument(node, 7, "eps", 1e-5)
+    edit.replace(node, batch_norm_over, node.args[0], share, weight, bias, eps)
+
+
+def rms_norm_over_count(edit: Editor, node: Node) -> None:
+    """The mean of squares over the original count."""
+    if node.target is rms_norm_over:  # two of its dimensions are cut
+        return
+    source, dims = node.args[0], len(edit.argument(node, 1, "normalized_shape"))
+    shape = tuple(edit.shape(source)[-dims:])  # type: ignore[arg-type]
+    weight, eps = edit.argument(node, 2, "weight"), edit.argument(node, 3, "eps")
+    edit.replace(node, rms_norm_over, source, shape, weight, eps)

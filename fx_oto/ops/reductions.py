@@ -1,4 +1,4 @@
-"""Rules for ops that run along dimensions: sums and means, softmax, sorting."""
+"""Ops that run along dimensions: sums and means, softmax, sorting; means of what is left over the original count."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
+from fx_oto.analysis.dependencies import Adjustment
 from fx_oto.analysis.engine import Propagation
 from fx_oto.analysis.labels import UNKNOWN, Layer, zero_stays
 from fx_oto.analysis.tape import OpCall
+from fx_oto.core.fx_utils import op_name
+from fx_oto.nn.norms import mean_over, variance_over, worth_beside
+from fx_oto.ops.editor import Editor
 
-__all__ = ["along", "put_results", "reduction"]
+__all__ = ["along", "mean_over_share", "put_results", "reduction", "variance_over_share"]
 
 # Reductions that map zeros to zero; of these, the ones to which an element worth 0 adds nothing.
 _ZERO_TO_ZERO = {"sum", "nansum", "mean", "amax", "amin", "max", "min", "linalg_vector_norm", "norm", "prod"}
@@ -115,3 +120,53 @@ def put_results(call: OpCall, p: Propagation, layers: Sequence[Layer]) -> None:
     for position, out in enumerate(call.outputs):
         known = position == 0 or out.is_floating_point()
         p.put(out, layers if known else [Layer.uniform(one.labels) for one in layers])
+
+
+def variance_over_share(edit: Editor, node: Node, share: float) -> None:
+    """A variance over the original count; those that are gone were 0."""
+    if node.target is variance_over:  # two of its dimensions are cut, or it is from an earlier round
+        node.update_kwarg("share", node.kwargs["share"] * share)  # type: ignore[operator]
+        return
+    edit.replace(node, variance_over, op_name(node), *node.args, share=share, **node.kwargs)
+
+
+def mean_over_share(edit: Editor, node: Node, adjustment: Adjustment, share: float) -> None:
+    """A mean over the original count, with what those are worth that are gone."""
+    missing = None if (adjustment.removed == 0).all() else _missing(edit, node, adjustment.labels)
+    if node.target is mean_over:  # two of its dimensions are cut, or it is from an earlier round
+        before: Any = node.args[3]
+        node.update_arg(5, _mixed(edit, node, node.args[5], missing, (1 - before) / (1 - before * share)))
+        node.update_arg(3, before * share)
+        return
+    dim, keepdim = edit.argument(node, 1, "dim"), edit.argument(node, 2, "keepdim", False)
+    edit.replace(node, mean_over, node.args[0], dim, keepdim, share, node.kwargs.get("dtype"), missing)
+
+
+def _mixed(edit: Editor, reader: Node, before: Any, now: Any, share: float) -> Node | None:
+    """Mean of what elements were worth that went before, a share of all that are gone, and that go now."""
+    parts = [(part, weight) for part, weight in ((before, share), (now, 1 - share)) if part is not None]
+    with edit.graph.inserting_before(reader):
+        weighted = [edit.graph.call_function(torch.mul, part) for part in parts]
+        return edit.graph.call_function(torch.add, tuple(weighted)) if len(weighted) > 1 else next(iter(weighted), None)
+
+
+def _missing(edit: Editor, reader: Node, labels: Tensor) -> Node:
+    """What each removed element of the mean's input is worth, in a tensor of size 1 along the dimension that is cut."""
+
+    def worth(node: Node, back: int) -> Node:
+        if not isinstance(node.meta["val"], Tensor):  # a number, such as an input's length
+            return node
+        dim = len(edit.shape(node)) - back
+        layer = next((layer for layer in edit.layers(node) if layer.dims == (dim,)), None)
+        if layer is None:  # the same for every channel
+            return node
+        if layer.removed.isnan().any():
+            sources = {source: worth(source, back) for source in node.all_input_nodes}
+            with edit.graph.inserting_after(node):
+                return edit.graph.node_copy(node, sources.__getitem__)
+        with edit.graph.inserting_after(node):
+            return edit.graph.call_function(worth_beside, (node, dim, float(layer.removed)))
+
+    source = reader.all_input_nodes[0]
+    dim = next(layer.dims[0] for layer in edit.layers(source) if torch.equal(layer.labels.reshape(-1), labels))
+    return worth(source, len(edit.shape(source)) - dim)

@@ -6,6 +6,9 @@ kept of its value and of its inputs comes from ``Cuts``. At the end every node c
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fx_oto.analysis.dependencies import Adjustment
@@ -13,15 +16,18 @@ from fx_oto.core.fx_utils import op_name, tensor_leaves
 from fx_oto.core.masks import drop_masks
 from fx_oto.nn.leaves import leaf_of
 from fx_oto.nn.modules import keeps_parameters_whole, resizable
-from fx_oto.ops import computation
-from fx_oto.ops.computation import Fold
+from fx_oto.nn.norms import over_original_count
+from fx_oto.ops import attention, contraction, leaves, normalization, reductions
 from fx_oto.ops.editor import Editor, Handler
 from fx_oto.ops.movement import rewriting as movement
 from fx_oto.ops.reshape import rewriting as sizes
 from fx_oto.ops.values import note_values
 from fx_oto.zigs.cuts import Cuts
 
-__all__ = ["rewrite"]
+__all__ = ["Fold", "rewrite"]
+
+# What the removed input channels of a node contributed to its output, shape ``(outputs,)``.
+Fold = Callable[[Node, Adjustment], Tensor]
 
 # Torch takes some arguments under another name as well.
 _ALIASES = {"axis": "dim", "keepdims": "keepdim", "x": "input"}
@@ -54,7 +60,7 @@ def rewrite(gm: GraphModule, cuts: Cuts, fold: Fold) -> None:
         if node not in stale and _rewrite(edit, node):
             stale.add(node)
         for adjustment in adjustments.get(name, ()):
-            computation.adjust(edit, edit.nodes[name], adjustment, fold)
+            _adjust(edit, edit.nodes[name], adjustment, fold)
     _erase(edit, stale)
     note_values(edit)
 
@@ -100,11 +106,11 @@ def _handler(edit: Editor, node: Node) -> Handler | None:
     if node.op == "call_module":
         module = edit.gm.get_submodule(str(node.target))
         if leaf_of(module) is not None:
-            return computation.resize_leaf
+            return leaves.resize_leaf
         if resizable(module):
-            return computation.resize_module
+            return leaves.resize_module
         if keeps_parameters_whole(module):
-            return computation.check_whole
+            return leaves.check_whole
     name = op_name(node)
     if name == "getattr":
         name = str(node.args[1])
@@ -112,6 +118,29 @@ def _handler(edit: Editor, node: Node) -> Handler | None:
         return _HANDLERS[name]
     reads_tensors = any(tensor_leaves(arg.meta.get("val")) for arg in node.all_input_nodes)
     return None if reads_tensors else sizes.created
+
+
+def _adjust(edit: Editor, node: Node, adjustment: Adjustment, fold: Fold) -> None:
+    """Make a node compute over the original count, or add what removed channels contributed."""
+    kept = edit.cuts.kept_labels(adjustment.labels)
+    share = float(kept.sum()) / len(kept)
+    if adjustment.kind in ("norm", "mean") and node.op == "call_module":
+        module = edit.gm.get_submodule(str(node.target))
+        edit.gm.set_submodule(str(node.target), over_original_count(module, len(kept)))
+    elif adjustment.kind == "norm" and "batch_norm" in op_name(node):
+        normalization.batch_norm_over_share(edit, node, share)
+    elif adjustment.kind == "norm":
+        normalization.layer_norm_over_count(edit, node, len(kept))
+    elif adjustment.kind == "mean" and "rms_norm" in op_name(node):
+        normalization.rms_norm_over_count(edit, node)
+    elif adjustment.kind == "var":
+        reductions.variance_over_share(edit, node, share)
+    elif adjustment.kind == "sizes":
+        sizes.check_sizes(edit, node)
+    elif adjustment.kind == "mean":
+        reductions.mean_over_share(edit, node, adjustment, share)
+    else:
+        contraction.add_folded(edit, node, fold(node, adjustment))
 
 
 def _erase(edit: Editor, stale: set[Node]) -> None:
@@ -139,11 +168,11 @@ _HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(("pad", "constant_pad_nd"), movement.pad),
     **dict.fromkeys(
         ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution"),
-        computation.groups,
+        contraction.fewer_groups,
     ),
     **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), sizes.created),
-    "group_norm": computation.norm_groups,
-    "MultiheadAttention": computation.fewer_heads,
-    "FewerHeads": computation.fewer_heads,
-    "scaled_dot_product_attention": computation.original_scale,
+    "group_norm": normalization.fewer_groups,
+    "MultiheadAttention": attention.fewer_heads,
+    "FewerHeads": attention.fewer_heads,
+    "scaled_dot_product_attention": attention.original_scale,
 }

@@ -16,7 +16,9 @@ from fx_oto.nn.modes import by_mode
 from fx_oto.nn.recurrence import CELLS, SEQUENCES
 from fx_oto.ops import contraction, normalization, pointwise, pooling, recurrence, reductions, refusals
 from fx_oto.ops.custom.registration import rule_of
+from fx_oto.ops.movement import joining
 from fx_oto.ops.movement import rules as movement
+from fx_oto.ops.reshape.rules import view
 
 __all__ = ["rule_for"]
 
@@ -38,7 +40,7 @@ _BY_NAME: dict[str, Rule] = {
     **dict.fromkeys(
         ("clone", "_to_copy", "lift_fresh_copy", "alias", "detach", "detach_", "lift_fresh"), movement.identity
     ),
-    **dict.fromkeys(("view", "_unsafe_view", "_reshape_alias", "reshape"), movement.view),
+    **dict.fromkeys(("view", "_unsafe_view", "_reshape_alias", "reshape"), view),
     **dict.fromkeys(
         ("flip", "pixel_shuffle", "pixel_unshuffle", "native_channel_shuffle", "channel_shuffle", "repeat"),
         movement.movement,
@@ -51,8 +53,8 @@ _BY_NAME: dict[str, Rule] = {
     "view_as_complex": movement.as_complex,
     "view_as_real": movement.as_real,
     **dict.fromkeys(("_conj", "_neg_view"), movement.negate_parts),
-    "cat": movement.concatenate,
-    "stack": movement.stack,
+    "cat": joining.concatenate,
+    "stack": joining.stack,
     "expand": movement.expand,
     **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), movement.create),
     "constant_pad_nd": movement.pad,

@@ -13,41 +13,39 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fx_oto.analysis.engine import FIXED, Propagation
 from fx_oto.analysis.fakes import tensors_in
-from fx_oto.analysis.labels import UNKNOWN, Layer, compress, laid_along, reshape, runs, zero_stays
+from fx_oto.analysis.labels import UNKNOWN, Layer, compress, laid_along, zero_stays
 from fx_oto.analysis.regions import Region
 from fx_oto.analysis.sizes import PLACE
 from fx_oto.analysis.tape import OpCall
-from fx_oto.ops.reshape.mixing import cut_moves, spelled_out
 
 __all__ = [
     "as_complex",
     "as_real",
-    "concatenate",
     "create",
     "expand",
+    "follow",
     "identity",
     "index",
     "movement",
+    "moves_data",
     "pad",
     "roll",
     "slide",
-    "view",
 ]
 
 _Rule = TypeVar("_Rule", bound=Callable[[OpCall, Propagation], None])
-_Move = Callable[[Tensor], list[Tensor]]
-_MIXED = "it is mixed with a dimension whose size may be another one on other inputs"
+Move = Callable[[Tensor], list[Tensor]]
 # Ops that take no size, so that code around them which slicing cannot rewrite may still call them.
 _SIZE_FREE = {"aten::permute", "aten::transpose.int", "aten::t", "aten::unsqueeze", "aten::squeeze.dim", "aten::alias"}
 
 
-def _moves_data(rule: _Rule) -> _Rule:
+def moves_data(rule: _Rule) -> _Rule:
     """Mark a rule under which labels may form grids: nothing is asked of them until another op reads them."""
     rule.moves_data = True  # type: ignore[attr-defined]
     return rule
 
 
-@_moves_data
+@moves_data
 def identity(call: OpCall, p: Propagation) -> None:
     """Copies and casts: the same layers."""
     source = call.args[0]
@@ -58,7 +56,7 @@ def identity(call: OpCall, p: Propagation) -> None:
         p.put_region(call.out, region)
 
 
-@_moves_data
+@moves_data
 def movement(call: OpCall, p: Propagation) -> None:
     """Any op that moves elements of one tensor: permute, slice, split, flip, roll, pixel shuffle and more."""
     source = call.args[0]
@@ -68,7 +66,7 @@ def movement(call: OpCall, p: Propagation) -> None:
         args = (labels.expand(source.shape), *call.args[1:])
         return [compress(moved) for moved in tensors_in([call.func(*args, **call.kwargs)])]
 
-    _follow(call, p, source, move)
+    follow(call, p, source, move)
 
 
 def _at_varying_places(call: OpCall, p: Propagation) -> set[int]:
@@ -95,7 +93,7 @@ def _at_varying_places(call: OpCall, p: Propagation) -> set[int]:
     return set(range(ndim)) if along is None else {call.arg(along) % ndim}
 
 
-@_moves_data
+@moves_data
 def roll(call: OpCall, p: Propagation) -> None:
     """``roll``: along a tracked dimension slicing can select, but not together with another one."""
     source, dims = call.args[0], [dim % call.out.ndim for dim in call.arg("dims")]
@@ -106,56 +104,8 @@ def roll(call: OpCall, p: Propagation) -> None:
     movement(call, p)
 
 
-@_moves_data
-def view(call: OpCall, p: Propagation) -> None:
-    """Reshapes: only the dimensions that are merged or split, and vary, are touched."""
-    source = call.args[0]
-    if source.numel() == 0:
-        p.freeze_value(source, "it is reshaped without elements")
-        return
-    _keep_mixed(p, source, call.out)
-    for layer in p.layers(source):
-        if cut_moves(call, p, layer):
-            if _is_spelled_out(p, source, layer):
-                p.adjust("sizes", layer.labels.reshape(-1))
-            else:
-                p.freeze(layer.labels, _MIXED)
-    _follow(call, p, source, lambda labels: [reshape(labels, source.shape, call.out.shape)])
-
-
-def _is_spelled_out(p: Propagation, source: Tensor, layer: Layer) -> bool:
-    """Whether code says how many elements channels and what is behind them are: then slicing can check it.
-
-    Of channels that are last, how many are before them, as where ``(B, 49, C)`` becomes ``(B, 7, 7, -1)``.
-    """
-    dim = layer.dims[0]
-    if 0 < dim == source.ndim - 1:
-        spelled = source.size(dim - 1) in spelled_out(p.fx_node, 2)
-    else:
-        spelled = math.prod(source.shape[dim:]) in spelled_out(p.fx_node)
-    return spelled and layer.labels.numel() == source.size(dim) and p.can_adjust("sizes")
-
-
-def _keep_mixed(p: Propagation, source: Tensor, out: Tensor) -> None:
-    """Keep whole what a reshape cuts at places that have nothing to do with where it begins.
-
-    Where a sequence ``(B, T, 8)`` becomes ``(B, 8, T)`` by a reshape, channel ``c`` of step ``t`` goes to where
-    ``8 t + c`` falls in rows of ``T``: which channels share a row depends on ``T``. Where ``(B, 8)`` becomes
-    ``(2 B, 4)``, they are halves of each 8, whatever ``B`` is.
-    """
-    for left, right in runs(source.shape, out.shape):
-        if len(left) < 2 or len(right) < 2:
-            continue
-        ends = [math.prod(out.shape[dim] for dim in right[place:]) for place in range(1, len(right))]
-        for layer in p.layers(source):
-            for dim in (dim for dim in left if layer.labels.size(dim) > 1):
-                inner = math.prod(source.shape[other] for other in left if other > dim)
-                end = inner * source.size(dim)
-                if any(inner < one < end and end % one for one in ends):
-                    p.freeze(layer.labels, _MIXED)
-
-
-def _follow(call: OpCall, p: Propagation, source: Tensor, move: _Move) -> None:
+def follow(call: OpCall, p: Propagation, source: Tensor, move: Move) -> None:
+    """Labels go where ``move`` brings them; where a dimension is split or merged, a movement region begins."""
     layers: Sequence[Layer] = p.layers(source)
     if p.is_weight(source):
         for out in call.outputs:
@@ -195,7 +145,7 @@ def _of_their_own(p: Propagation, layers: Sequence[Layer]) -> list[Layer]:
     return [layer for layer in layers if layer not in merged]
 
 
-def _run(layer: Layer, move: _Move, count: int) -> list[Layer]:
+def _run(layer: Layer, move: Move, count: int) -> list[Layer]:
     labels = move(layer.labels)
     if layer.removed.numel() > 1:
         return [Layer(*pair) for pair in zip(labels, move(layer.removed), strict=True)]
@@ -232,74 +182,6 @@ def _continue_region(p: Propagation, source: Tensor, out: Tensor, region: Region
     for layer in (*p.layers(source), *inside):
         if region.holds(layer):
             p.rectangle(layer.labels)
-
-
-@_moves_data
-def concatenate(call: OpCall, p: Propagation) -> None:
-    """``cat``: labels are concatenated as the values are; what has none gets atom 0."""
-    tensors = [t for t in call.args[0] if t.numel()]
-    dim = call.arg("dim") % call.out.ndim
-    p.put(call.out, _joined(p, tensors, [p.layers(t) for t in tensors], dim))
-    if all(p.is_weight(t) for t in tensors):
-        p.put_weight(call.out)
-
-
-@_moves_data
-def stack(call: OpCall, p: Propagation) -> None:
-    """``stack``: ``cat`` along a new dimension."""
-    tensors = call.args[0]
-    dim = call.arg("dim") % call.out.ndim
-    lifted = [[layer.map(lambda t: t.unsqueeze(dim)) for layer in p.layers(t)] for t in tensors]
-    p.put(call.out, _joined(p, [t.unsqueeze(dim) for t in tensors], lifted, dim))
-    if all(p.is_weight(t) for t in tensors):
-        p.put_weight(call.out)
-
-
-def _joined(p: Propagation, tensors: Sequence[Tensor], layers: Sequence[Sequence[Layer]], dim: int) -> list[Layer]:
-    joined = []
-    for dims in _clusters([layer.dims for operand in layers for layer in operand]):
-        fitting = [[layer for layer in operand if dims.intersection(layer.dims)] for operand in layers]
-        chosen = [found[0] if found else None for found in fitting]
-        for extra in (layer for found in fitting for layer in found[1:]):
-            p.freeze(extra.labels, "two of its dimensions are tied together")
-        present = [layer for layer in chosen if layer is not None]
-        if dim not in dims:
-            joined += _across(p, present, len(present) == len(chosen))
-            continue
-        spread = [[1 if layer is None else layer.labels.size(d) for layer in chosen] for d in range(tensors[0].ndim)]
-        shape = [max(sizes) for sizes in spread]
-        labels, removed = [], []
-        for tensor, layer in zip(tensors, chosen, strict=True):
-            shape[dim] = tensor.size(dim)
-            labels.append(
-                torch.zeros((), dtype=torch.int64).expand(shape) if layer is None else layer.labels.expand(shape)
-            )
-            removed.append(UNKNOWN.expand(shape) if layer is None else layer.removed.expand(shape))
-        joined.append(Layer(compress(torch.cat(labels, dim)), compress(torch.cat(removed, dim))))
-    return joined
-
-
-def _across(p: Propagation, layers: Sequence[Layer], everywhere: bool) -> list[Layer]:
-    """Parts that are joined along another dimension than the one they vary along lose the same slices, or none."""
-    if not everywhere:
-        for layer in layers:
-            p.freeze(layer.labels, FIXED)
-        return []
-    for layer in layers[1:]:
-        p.unite(layers[0].labels, layer.labels)
-    removed = layers[0].removed
-    if any(not torch.equal(*torch.broadcast_tensors(removed, layer.removed)) for layer in layers[1:]):
-        return [Layer.uniform(layers[0].labels)]
-    return [layers[0]]
-
-
-def _clusters(all_dims: Sequence[tuple[int, ...]]) -> list[set[int]]:
-    """Sets of dimensions that some layer ties together."""
-    clusters: list[set[int]] = []
-    for dims in map(set, all_dims):
-        touching = [cluster for cluster in clusters if cluster & dims]
-        clusters = [cluster for cluster in clusters if not cluster & dims] + [dims.union(*touching)]
-    return clusters
 
 
 def expand(call: OpCall, p: Propagation) -> None:
@@ -376,7 +258,7 @@ def _padded(layer: Layer, dim: int, around: tuple[int, int], value: float, p: Pr
     )
 
 
-@_moves_data
+@moves_data
 def index(call: OpCall, p: Propagation) -> None:
     """Indexing by tensors: along a tracked dimension the indices must be constants of the model."""
     source = call.args[0]
@@ -400,7 +282,7 @@ def index(call: OpCall, p: Propagation) -> None:
     def move(labels: Tensor) -> list[Tensor]:
         return [compress(call.func(labels.expand(source.shape), *rest))]
 
-    _follow(call, p, source, move)
+    follow(call, p, source, move)
 
 
 def as_complex(call: OpCall, p: Propagation) -> None:
@@ -423,7 +305,7 @@ def negate_parts(call: OpCall, p: Propagation) -> None:
     p.put(call.out, [Layer(layer.labels, zero_stays(layer.removed)) for layer in p.layers(call.args[0])])
 
 
-@_moves_data
+@moves_data
 def slide(call: OpCall, p: Propagation) -> None:
     """``Tensor.unfold``: windows along one dimension, whose size and step slicing does not change."""
     dim = call.arg("dimension") % max(call.args[0].ndim, 1)
