@@ -1,4 +1,4 @@
-"""Contractions: each is *pointwise multiply, then sum*; their groups, and what removed channels added, once some are gone.
+"""Contractions: each is *pointwise multiply, then sum*; their groups and constants once some channels are gone.
 
 The channels that are summed over tie the input to the weight's input axis; the weight's other axis makes the
 output's channels. A sum loses nothing when what is removed is worth 0.
