@@ -53,6 +53,7 @@ class Arguments:
                 raise misfit(error, "", model, inputs) from error
             raise TraceError(
                 f"the example inputs do not match {type(model).__name__}.forward{signature}: {error}"
+                f"{_remedy(signature, inputs)}"
             ) from error
         return cls(signature, given)
 
@@ -89,6 +90,19 @@ def _is_plain(value: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     return int(value) if type(value).__name__ == "Int" else float(value) if type(value).__name__ == "Float" else value
+
+
+def _remedy(signature: inspect.Signature, inputs: ExampleInputs) -> str:
+    """How to give a dict that ``forward`` takes as one argument."""
+    strange = [name for name in inputs.kwargs if name not in signature.parameters]
+    if not strange:
+        return ""
+    named = ", ".join(f"{name!r}: …" for name in inputs.kwargs)
+    remedy = f"(((…), {{{named}}}), {{}})" if inputs.args else f"({{{named}}},)"
+    return (
+        f". A dict, alone or after a tuple, holds arguments by name, and {strange[0]!r} is none; to pass it as an "
+        f"argument of its own, give {remedy}"
+    )
 
 
 def _check(run: Sheet, node: Node, value: Any, name: str) -> None:

@@ -18,61 +18,7 @@ from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import InputError
 from fx_oto.core.masks import MASKS
 
-__all__ = ["add_model_options", "build_inputs", "build_model"]
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say which model, with which inputs, and how its analysis goes."""
-    parser.add_argument(
-        "model",
-        metavar="MODULE:FACTORY",
-        help="a function or class that returns the model, or the model itself, in an importable module or a file: "
-        "package.module:factory, net.py:build",
-    )
-    parser.add_argument(
-        "--kwargs",
-        metavar="NAME=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="arguments of FACTORY: Python literals or words",
-    )
-    inputs = parser.add_mutually_exclusive_group(required=True)
-    inputs.add_argument(
-        "--input",
-        metavar="SHAPE",
-        action="append",
-        default=[],
-        help="shape of an example input, batch first; again for more: 1,3,224,224 or 1,128:int64:0-30522 (integers "
-        "from 0 to below 30522) or, as a keyword argument, mask=1,128:bool",
-    )
-    inputs.add_argument(
-        "--inputs",
-        metavar="MODULE:FUNCTION",
-        help="a function that returns the example inputs, for anything else: a tensor, a tuple, a dict of keyword "
-        "arguments or (args, kwargs)",
-    )
-    parser.add_argument(
-        "--state-dict", metavar="FILE", type=Path, help="trained weights to load: torch.save'd, or .safetensors"
-    )
-    parser.add_argument(
-        "--unprunable",
-        metavar="PATTERN",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="parameters or modules to keep whole, as glob patterns",
-    )
-    parser.add_argument(
-        "--attention",
-        choices=("heads", "head_dim"),
-        default="heads",
-        help="what attention loses: whole heads, or width of every head (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--device", default="cpu", help="where to build and run it, such as cuda (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of random weights and inputs (default: %(default)s)")
+__all__ = ["build_inputs", "build_model"]
 
 
 def build_model(options: argparse.Namespace) -> nn.Module:

@@ -22,7 +22,7 @@ from fx_oto.demo.data import Images, digits, fashion_mnist
 from fx_oto.demo.measure import file_size
 from fx_oto.demo.network import ResidualNet
 
-__all__ = ["Outcome", "add_options", "run"]
+__all__ = ["Outcome", "run"]
 
 
 @dataclass(frozen=True)
@@ -75,21 +75,6 @@ class Outcome:
             f"group sparsity: asked {self.asked:.3f}, reached {self.reached:.3f}\n"
             f"largest output difference, full to compact, on the test images: {self.difference:.1e}"
         )
-
-
-def add_options(demo: argparse.ArgumentParser) -> None:
-    """The options of the job."""
-    demo.add_argument("--data", choices=("digits", "fashion-mnist"), default="digits", help="default: %(default)s")
-    demo.add_argument("--root", type=Path, default=Path("data"), help="folder of the Fashion-MNIST idx files")
-    demo.add_argument("--target", type=float, default=0.7, help="group sparsity to reach (default: %(default)s)")
-    demo.add_argument("--epochs", type=int, help="default: 30 for digits, 3 for fashion-mnist")
-    demo.add_argument("--width", type=int, default=32, help="channels of the first stage (default: %(default)s)")
-    demo.add_argument("--batch", type=int, default=64, help="batch size (default: %(default)s)")
-    demo.add_argument("--lr", type=float, default=0.1, help="learning rate of SGD (default: %(default)s)")
-    demo.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    demo.add_argument("--baseline", action="store_true", help="also train the same network without DHSPG")
-    demo.add_argument("--draw", metavar="FOLDER", type=Path, help="write pictures of the families, widths and training")
-    demo.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def run(options: argparse.Namespace) -> Outcome:

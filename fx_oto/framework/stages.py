@@ -10,6 +10,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeVar
 
@@ -20,11 +21,12 @@ from torch.fx.passes.infra.pass_base import PassResult
 from fx_oto.analysis.tape import Tape
 from fx_oto.core.context import Context
 from fx_oto.core.errors import FxOtoError, FxOtoWarning, MissingResultError, PassError
-from fx_oto.core.fx_utils import graph_copy, tensor_names
+from fx_oto.core.fx_utils import graph_copy
 from fx_oto.core.memory import PeakMemory
 from fx_oto.core.records import PassRecord, Snapshot
 from fx_oto.framework.drafts import draft_of
 from fx_oto.framework.integrity import REMEDY, check_integrity, check_notes
+from fx_oto.framework.shared import Shared
 
 __all__ = ["Analysis", "Pass", "Stage", "Verify", "missing", "provider"]
 
@@ -118,10 +120,8 @@ class Stage(ABC):
     def _result(self, gm: GraphModule, context: Context, verify: Verify) -> tuple[GraphModule, int | None]:
         watched = verify == "all" or not self._is_trusted
         with torch.inference_mode(False):  # what is made is to be trained
-            versions = _versions(gm) if watched else {}
-            made = self._run(gm, context)
-            if watched:
-                self._check_unwritten(versions, _versions(gm))
+            with Shared(gm, self.name) if watched else nullcontext():
+                made = self._run(gm, context)
             if made is gm:
                 return gm, _counted(context)
             made.recompile()
@@ -132,13 +132,6 @@ class Stage(ABC):
                 check_notes(self.name, gm, made, context.inputs, macs)
                 return made, macs
             return made, check_integrity(self.name, gm, made, context.inputs).macs
-
-    def _check_unwritten(self, before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> None:
-        if written := [name for name, version in after.items() if before.get(name) != version]:
-            raise PassError(
-                f"the pass {self.name!r} wrote into {written[0]!r}, which is the user's model's as well, and is "
-                "changed now: give the module a new tensor, in a module of its own (gm.set_submodule)"
-            )
 
     def _safely(self, work: Callable[[], _Made]) -> _Made:
         """What the author's code returns; what it raises names the pass."""
@@ -275,9 +268,3 @@ def _counted(context: Context) -> int | None:
     if tape is not None:
         return int(tape.macs)
     return context.records[-1].after.macs if context.records else None
-
-
-def _versions(gm: GraphModule) -> dict[str, tuple[int, int]]:
-    """Which tensors there are, and how often each was written into; those made in inference mode do not know."""
-    tensors = tensor_names(gm)
-    return {name: (id(one), 0 if one.is_inference() else one._version) for name, one in tensors.items()}

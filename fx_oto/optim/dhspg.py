@@ -178,13 +178,11 @@ class DHSPG(GroupSparseOptimizer):
         stride: int | None = None,
         **settings: Any,
     ) -> None:
-        _check(
-            amplify=amplify > 1,
-            hat=hat > 1,
-            epsilon=0 <= epsilon < 1,
-            lam=lam is None or lam > 0,
-            stride=stride is None or stride > 0,
-        )
+        _check("amplify", amplify, amplify > 1, "above 1")
+        _check("hat", hat, hat > 1, "above 1")
+        _check("epsilon", epsilon, 0 <= epsilon < 1, "in [0, 1)")
+        _check("lam", lam, lam is None or lam > 0, "above 0, or None to choose it from the gradients")
+        _check("stride", stride, stride is None or stride > 0, "at least 1, or None to choose it from the window")
         self.lam, self.amplify, self.hat, self.epsilon = lam, amplify, hat, epsilon
         self.stride = stride
         self._speed = 0.0
@@ -264,8 +262,6 @@ def _moments(rows: Rows, moved: list[Tensor], rates: dict[int, Any]) -> Moments:
     return Moments(*sums)
 
 
-def _check(**conditions: bool) -> None:
-    limits = {"amplify": "> 1", "hat": "> 1", "epsilon": "in [0, 1)", "lam": "> 0", "stride": "at least 1"}
-    for name, holds in conditions.items():
-        if not holds:
-            raise SettingsError(f"{name} must be {limits[name]}")
+def _check(name: str, value: float | None, holds: bool, expected: str) -> None:
+    if not holds:
+        raise SettingsError(f"{name} must be {expected}; found {value}")

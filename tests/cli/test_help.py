@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -38,15 +40,28 @@ def test_help_shows_examples(capsys, command):
         assert "--json" in text
 
 
-def test_no_command_and_a_wrong_one(capsys):
-    for argv, text in (
-        ([], "the following arguments are required: COMMAND"),
-        (["comprss"], "invalid choice: 'comprss'"),
-    ):
-        with pytest.raises(SystemExit) as stop:
-            main(argv)
-        assert stop.value.code == 2
-        assert text in capsys.readouterr().err
+def test_no_command_shows_the_help(capsys):
+    assert main([]) == 0
+    without = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert without == capsys.readouterr().out
+
+
+def test_a_wrong_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["comprss"])
+    assert stop.value.code == 2
+    assert "invalid choice: 'comprss'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["--version"], ["compress", "--help"], ["demo", "--help"]])
+def test_help_does_not_wait_for_torch(argv):
+    code = (
+        "import sys; from fx_oto.cli.main import main\n"
+        f"try: main({argv!r})\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=120)
 
 
 @pytest.mark.parametrize("argv", EXAMPLES, ids=" ".join)

@@ -53,6 +53,41 @@ def test_wrong_names_of_inputs(net):
         fx_oto.prepare(net, {"x": IMAGE})
 
 
+class OfABatch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, batch):
+        return self.b(self.a(batch["x"]).relu())
+
+
+class OfAPair(OfABatch):
+    def forward(self, pair, options):
+        return super().forward({"x": pair[0] + pair[1]}) * options["scale"]
+
+
+X = torch.randn(2, 4)
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "remedy", "right"),
+    [
+        (OfABatch(), {"x": X}, r"give \(\{'x': …\},\)", ({"x": X},)),
+        (
+            OfAPair(),
+            ((X, X), {"scale": X[0, 0]}),
+            r"give \(\(\(…\), \{'scale': …\}\), \{\}\)",
+            (((X, X), {"scale": X[0, 0]}), {}),
+        ),
+    ],
+)
+def test_a_dict_that_is_an_argument_of_its_own(model, given, remedy, right):
+    with pytest.raises(fx_oto.TraceError, match=rf"'(x|scale)'\. A dict, alone or after a tuple, .* {remedy}"):
+        fx_oto.prepare(model, given)
+    assert fx_oto.partition(fx_oto.prepare(model, right)).num_zigs == 8
+
+
 def test_no_inputs(net):
     with pytest.raises(fx_oto.MissingResultError, match=r"prepare needs example_inputs"):
         fx_oto.prepare(net)
