@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from fx_oto.viz.widths import plot_widths
     from fx_oto.zigs.explanation import AxisExplanation, Cause, Explanation
     from fx_oto.zigs.families import Family, FrozenAxis, Slot
+    from fx_oto.zigs.forecast import Forecast
     from fx_oto.zigs.partition import Partition, partition
     from fx_oto.zigs.prices import Price
 
@@ -119,6 +120,7 @@ _HOMES = (
     "fx_oto.viz.widths",
     "fx_oto.zigs.explanation",
     "fx_oto.zigs.families",
+    "fx_oto.zigs.forecast",
     "fx_oto.zigs.partition",
     "fx_oto.zigs.prices",
 )
@@ -137,6 +139,7 @@ __all__ = [
     "ExampleInputs",
     "Explanation",
     "Family",
+    "Forecast",
     "FrozenAxis",
     "FxOtoError",
     "FxOtoWarning",

@@ -20,14 +20,12 @@ import argparse
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from fx_oto.api import prepare
 from fx_oto.cli.subject import build_inputs, build_model
 from fx_oto.cli.tables import table, wrapped
 from fx_oto.core.context import Capture, Context
 from fx_oto.core.fx_utils import holder
-from fx_oto.core.tables import counted, macs_text
+from fx_oto.core.tables import counted
 from fx_oto.reports.costs import Cost, cost
 from fx_oto.viz.couplings import families_touching
 from fx_oto.zigs.explanation import AxisExplanation, Explanation
@@ -64,15 +62,6 @@ class Inspection:
     explanation: Explanation
     axes: str | None = None
 
-    def removal(self) -> list[tuple[float, int, int]]:
-        """Parameters and MACs that are left when the same fraction of each family goes, at least one ZIG kept."""
-        found = []
-        for fraction in _FRACTIONS:
-            removed = [family.part(fraction) for family in self.zigs.families]
-            gone = torch.tensor(removed, dtype=torch.int64)
-            found.append((fraction, round(self.zigs.params.left(gone)), round(self.zigs.macs.left(gone))))
-        return found
-
     def to_dict(self) -> dict[str, Any]:
         """See the module."""
         explained, families = self.explanation.to_dict(), self.zigs.to_dict()["families"]
@@ -83,13 +72,13 @@ class Inspection:
             "explained": {key: explained[key] for key in ("params", "prunable", "kept")},
             "zigs": self.zigs.num_zigs,
             "families": [families[i] for i, _ in self.families],
-            "removal": [dict(zip(("fraction", "params", "macs"), one, strict=True)) for one in self.removal()],
+            **self.zigs.forecast().to_dict(),
             "causes": explained["causes"],
             "axes": explained["axes"],
         }
 
     def __str__(self) -> str:
-        parts = [self._head(), self._families(), self._removal(), self._causes()]
+        parts = [self._head(), self._families(), str(self.zigs.forecast()), self._causes()]
         if self.axes is not None:
             parts.append(self._axes())
         return "\n\n".join(filter(None, parts))
@@ -114,19 +103,6 @@ class Inspection:
         ]
         headers = ("family", "ZIGs", "params/ZIG", "MACs/ZIG", "modules")
         return table(rows, headers, headers[1:4])
-
-    def _removal(self) -> str:
-        if not self.zigs.families:
-            return ""
-        rows = [
-            (
-                f"{fraction:.0%}",
-                f"{params:,} ({params / max(self.cost.params, 1):.1%})",
-                f"{macs_text(macs)} ({macs / max(self.zigs.macs.total, 1):.1%})",
-            )
-            for fraction, params, macs in self.removal()
-        ]
-        return table(rows, ("of every family gone", "parameters left", "MACs left"))
 
     def _causes(self) -> str:
         found = self.explanation

@@ -92,7 +92,9 @@ class _Partitioner:
             hit = next((p for p in patterns if any(fnmatchcase(name, p) for name in candidates)), None)
             if hit is not None:
                 mine = self.classes[(self.axis == position) & self.found.variable[self.atoms]]
-                excluded |= dict.fromkeys(mine.tolist(), Reason(f"unprunable: its name matches {hit!r}"))
+                excluded |= dict.fromkeys(
+                    mine.tolist(), Reason(f"{hit!r} is unprunable, and so is all that is tied to it")
+                )
         return excluded
 
     def run(self) -> Partition:

@@ -32,13 +32,14 @@ def explain(partition: Partition, module: nn.Module, patterns: Sequence[str] = (
     if patterns and not shapes and not untraced:
         known = ", ".join(repr(names[0]) for names, _ in _parameters(module)[:3])
         raise SettingsError(f"no parameter or module matches {', '.join(map(repr, patterns))}; names look like {known}")
-    axes = [*_traced(partition, shapes), *(axis for item in untraced.items() for axis in _axes(*item, note=_UNTRACED))]
+    axes = [*_traced(partition, shapes), *(axis for item in untraced.items() for axis in _untraced(*item))]
     prunable = {(axis.tensor, axis.dim): axis.prunable for axis in axes}
     return Explanation(
         axes=tuple(sorted(axes, key=lambda axis: -axis.cost)),
         causes=_causes(axes, shapes),
         params=sum(map(math.prod, shapes.values())),
         prunable=sum(_touched(name, shape, prunable) for name, shape in shapes.items()),
+        patterns=tuple(patterns),
     )
 
 
@@ -55,9 +56,13 @@ def _match(names: Iterable[str], patterns: Sequence[str]) -> bool:
     return not patterns or any(fnmatchcase(name, pattern) for name in every for pattern in patterns)
 
 
-def _axes(name: str, shape: tuple[int, ...], note: str = "") -> list[AxisExplanation]:
+def _axes(name: str, shape: tuple[int, ...]) -> list[AxisExplanation]:
     numel = math.prod(shape)
-    return [AxisExplanation(name, dim, n, numel // n, note=note) for dim, n in enumerate(shape) if n > 1]
+    return [AxisExplanation(name, dim, n, numel // n) for dim, n in enumerate(shape) if n > 1]
+
+
+def _untraced(name: str, shape: tuple[int, ...]) -> list[AxisExplanation]:
+    return [replace(axis, note=_UNTRACED, traced=False) for axis in _axes(name, shape)]
 
 
 def _traced(partition: Partition, shapes: dict[str, tuple[int, ...]]) -> Iterator[AxisExplanation]:

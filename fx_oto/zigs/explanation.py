@@ -29,6 +29,7 @@ class AxisExplanation:
         families: the families that indices of it belong to, each with how many.
         frozen: what is kept whole, by reason.
         note: why an index is in neither, if so.
+        traced: whether the graph uses the parameter.
 
     Example:
         >>> import torch, fx_oto
@@ -46,6 +47,7 @@ class AxisExplanation:
     families: tuple[tuple[str, int], ...] = ()
     frozen: tuple[FrozenAxis, ...] = ()
     note: str = ""
+    traced: bool = True
 
     @property
     def prunable(self) -> int:
@@ -123,11 +125,14 @@ class Explanation(Tabular):
     and class logits, are causes like any other. What is combined with a tensor that is kept whole is
     counted for the reason why that one is.
 
+    Without patterns the second table lists only axes of which something is kept whole; iteration yields all.
+
     Attributes:
         axes: every axis longer than 1 of every parameter, the largest cost first.
         causes: what keeps them whole, the largest cost first.
         params: parameters explained.
         prunable: those of them that lie at a prunable index of some axis.
+        patterns: what was asked for; everything, if nothing.
 
     Example:
         >>> import torch, fx_oto
@@ -146,6 +151,7 @@ class Explanation(Tabular):
     causes: tuple[Cause, ...]
     params: int
     prunable: int
+    patterns: tuple[str, ...] = ()
 
     @property
     def kept(self) -> int:
@@ -161,7 +167,7 @@ class Explanation(Tabular):
 
     def _repr_html_(self) -> str:
         causes, axes = self._tables("html")
-        folded = foldable(axes, len(self.axes), f"all {len(self.axes)} axes")
+        folded = foldable(axes, len(self._shown), f"all {len(self._shown)} axes")
         return f"<p><b>{self._summary}</b></p>\n{causes if self.causes else ''}\n{folded}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -175,6 +181,10 @@ class Explanation(Tabular):
         }
 
     @property
+    def _shown(self) -> list[AxisExplanation]:
+        return [axis for axis in self.axes if self.patterns or axis.kept or not axis.traced]
+
+    @property
     def _summary(self) -> str:
         return (
             f"{self.params:,} parameters: {self.prunable:,} in prunable families, {self.kept:,} "
@@ -185,7 +195,7 @@ class Explanation(Tabular):
         causes = [
             (f"{one.cost:,}", f"{one.cost / max(self.params, 1):.1%}", str(one.axes), one.why) for one in self.causes
         ]
-        axes = [axis.cells for axis in self.axes]
+        axes = [axis.cells for axis in self._shown]
         return table(causes, _CAUSES, style, _NUMERIC), table(axes, _AXES, style, _NUMERIC)
 
 

@@ -21,6 +21,7 @@ from fx_oto.core.picture import Picture
 from fx_oto.core.tables import Tabular, counted, foldable, table
 from fx_oto.zigs.explanation import Explanation
 from fx_oto.zigs.families import Family, FrozenAxis, shortened, zero_variables
+from fx_oto.zigs.forecast import FRACTIONS, Forecast, forecast
 from fx_oto.zigs.graph import coupling_graph
 from fx_oto.zigs.prices import Price
 
@@ -88,6 +89,19 @@ class Partition(Tabular):
         """How many ZIGs of each family are zero: int64, shape ``(families,)``."""
         return torch.tensor([int(zero.sum()) for zero in self.zeros()], dtype=torch.int64)
 
+    def forecast(self, *fractions: float) -> Forecast:
+        """Parameters and multiply-adds that are left when the same fraction of each family goes, one ZIG of it kept.
+
+        Args:
+            fractions: in [0, 1]; by default 0.25, 0.5, 0.75 and 0.9.
+
+        Raises:
+            SettingsError: a fraction is outside [0, 1].
+        """
+        for fraction in fractions:
+            _check_fraction(fraction)
+        return forecast(self.families, self.params, self.macs, fractions or FRACTIONS)
+
     @torch.no_grad()
     def zero_(self, fraction: float, generator: torch.Generator | None = None) -> Partition:
         """Set random ZIGs to zero in place, the same fraction of each family, keeping at least one of each.
@@ -103,8 +117,7 @@ class Partition(Tabular):
             SettingsError: ``fraction`` is outside [0, 1].
             MissingResultError: it is bound to no module: obtain it with ``fx_oto.partition(gm)``.
         """
-        if not 0 <= fraction <= 1:
-            raise SettingsError(f"fraction must be in [0, 1], found {fraction}")
+        _check_fraction(fraction)
         for i, family in enumerate(self.families):
             self.zero_zigs_(i, torch.randperm(len(family), generator=generator)[: family.part(fraction)])
         return self
@@ -252,6 +265,11 @@ class Partition(Tabular):
         if doing is not None:
             check_has_numbers(self.module, doing)
         return self.module
+
+
+def _check_fraction(fraction: float) -> None:
+    if not 0 <= fraction <= 1:
+        raise SettingsError(f"fraction must be in [0, 1], found {fraction}")
 
 
 def partition(gm: GraphModule) -> Partition:

@@ -48,7 +48,7 @@ def found():
 
 INPUT = "it is the model's input 'x'"
 SORT = "sort runs along it"
-NAMED = "unprunable: its name matches 'c'"
+NAMED = "'c' is unprunable, and so is all that is tied to it"
 OUTPUT = "it is part of the model's output"
 
 
@@ -144,20 +144,22 @@ def test_the_text_has_totals_causes_and_rows_in_this_order(found):
     row = re.search(r"b\.weight +0 +6 +0 +6 +432 +sort runs along it", text)
     assert cause.start() < row.start()
     assert re.search(r"c\.weight +1 +6 .* \(op convolution at \S+\) – since sort runs along it \(op sort at", text)
-    assert re.search(r"bn\.weight +0 +8 +8 +a\.weight +0 +0", text)
+    assert re.search(r"spare +0 +7 +0 +0 +0 +it is not used by the traced graph", text)
+    assert "bn.weight" not in text  # nothing of it is kept whole
+    assert re.search(r"bn\.weight +0 +8 +8 +a\.weight +0 +0", str(found_of("bn")))
 
 
 def test_html_and_markdown(found):
     html = found._repr_html_()
     assert html.count("<table>") == 2
     assert "sort runs along it" in html
-    assert f"<details><summary>all {len(found)} axes</summary><table>" in html
-    assert "<details>" not in found_of("c")._repr_html_()
+    assert "<details>" not in html
+    assert f"<details><summary>all {len(found)} axes</summary><table>" in found_of("*")._repr_html_()
     assert "because" not in found_of("a.bias")._repr_html_()  # nothing is kept, so there is no cause
     markdown = found.to_markdown().splitlines()
     rows = [line for line in markdown if line.startswith("| b.weight")]
     assert all(row.count("|") == 9 for row in rows)
-    assert len(rows) == 4
+    assert len(rows) == 1  # only its filters are kept whole
 
 
 def test_a_bar_in_a_pattern_does_not_end_the_markdown_cell():

@@ -35,6 +35,7 @@ def results():
     found = (
         zigs,
         zigs.explain(),
+        zigs.forecast(),
         fx_oto.default_pipeline(),
         fx_oto.cost(gm, IMAGE),
         fx_oto.latency({"full": gm, "compact": small}, IMAGE, rounds=2, warmup=0),
@@ -49,6 +50,7 @@ def results():
 KINDS = {
     "Cost": "params",
     "Explanation": "axes",
+    "Forecast": "removal",
     "LatencyComparison": "models",
     "Partition": "families",
     "Pipeline": "passes",
