@@ -17,6 +17,7 @@ from fx_oto.core.context import Context
 from fx_oto.core.errors import InputError, SettingsError, TrainingError
 from fx_oto.core.fx_utils import patterns_in, tensor_names
 from fx_oto.core.progress import StepsBar
+from fx_oto.core.tables import counted
 from fx_oto.framework.trajectory import Trajectory
 from fx_oto.optim.checks import build_base, check_covered, check_keywords, check_unchanged, left_alone, warn_of_idle
 from fx_oto.optim.limits import PerFamily
@@ -149,6 +150,17 @@ class GroupSparseOptimizer(Optimizer, ABC):
 
     # -- what users read -------------------------------------------------------------------------------
 
+    def __repr__(self) -> str:
+        """The target, the window, what is reached, then the base optimizer's groups."""
+        window, left = self.schedule, self._left(self.zigs.removed())
+        lines = [
+            f"{type(self).__name__} over {type(self.base).__name__} (",
+            f"    target: {self.trajectory.asked}",
+            f"    window: steps {window.start} to {window.end}, {counted(window.periods, 'period', 'periods')}",
+            f"    now: step {self._steps}, " + ", ".join(in_words(name, value) for name, value in left.items()),
+        ]
+        return "\n".join([*lines, *super().__repr__().splitlines()[1:]])
+
     @property
     def group_sparsity(self) -> float:
         """The fraction of prunable ZIGs that are zero now."""
@@ -157,14 +169,17 @@ class GroupSparseOptimizer(Optimizer, ABC):
     def reached(self) -> dict[str, float]:
         """What zero ZIGs make of the model now: group sparsity, and fractions of params and MACs that would be left."""
         removed = self.zigs.removed()
-        found = {
+        found = self._left(removed)
+        if self.target.name not in found:
+            found[self.target.name] = self.target.fraction(removed)
+        return found
+
+    def _left(self, removed: Tensor) -> dict[str, float]:
+        return {
             "group sparsity": float(removed.sum()) / self.zigs.num_zigs,
             "params": self.zigs.params.left(removed) / self.zigs.params.total,
             "macs": self.zigs.macs.left(removed) / (self.zigs.macs.total or 1),
         }
-        if self.target.name not in found:
-            found[self.target.name] = self.target.fraction(removed)
-        return found
 
     def note_loss(self, loss: Tensor | float) -> None:
         """Keep the ``loss`` of the coming step for ``report``; not needed if ``step`` is given a closure.

@@ -311,3 +311,18 @@ def test_a_layer_that_rests_is_not_named():
     optimizer = fx_oto.DHSPG(gm, lr=0.05, target_group_sparsity=0.3, start_step=2, end_step=9)
     train(net, optimizer, 9)
     assert optimizer.group_sparsity > 0
+
+
+def test_the_repr_tells_target_window_and_what_is_reached():
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    gm = fx_oto.prepare(net, torch.randn(2, 4))
+    optimizer = fx_oto.DHSPG(gm, torch.optim.AdamW, lr=1e-3, target_macs=0.5, total_steps=100)
+    fx_oto.partition(gm).zero_(0.5)
+    head = repr(optimizer).splitlines()[:5]
+    assert head == [
+        "DHSPG over AdamW (",
+        "    target: macs left 0.5000",
+        "    window: steps 10 to 60, 1 period",
+        "    now: step 0, group sparsity 0.5000, params left 0.5172, macs left 0.5000",
+        "Parameter Group 0",
+    ]
