@@ -153,6 +153,7 @@ class Context:
         capture: how it became a graph.
         results: of analyses, by type; read them with ``get``.
         records: one for each pass that was run, in order.
+        dropped: of results that are no longer true, the name of the pass that changed the graph.
 
     Example:
         >>> import torch, fx_oto
@@ -166,6 +167,7 @@ class Context:
     capture: Capture
     results: dict[type, Any] = field(default_factory=dict)
     records: tuple[PassRecord, ...] = ()
+    dropped: dict[type, str] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Context:
         """Copies of a GraphModule share what never changes, which is all but the record of a training that goes on."""
@@ -203,22 +205,31 @@ class Context:
             MissingResultError: no pass has provided it; the text names the pass that does.
         """
         if kind not in self.results:
-            provider = getattr(kind, "provided_by", "an analysis")
-            raise MissingResultError(
-                f"no {kind.__name__} is known for this GraphModule: run the pass {provider!r} first, "
-                "or fx_oto.prepare, which runs every pass up to the masks"
-            )
+            raise MissingResultError(f"no {kind.__name__} is known for this GraphModule{self.remedy(kind)}")
         found: _Result = self.results[kind]
         return found
+
+    def remedy(self, kind: type) -> str:
+        """Text that says how a result is found that is not there."""
+        known = getattr(kind, "provided_by", None)
+        provider = f"the pass {known!r}" if known else f"an analysis whose class says provides = ({kind.__name__},)"
+        if kind in self.dropped:
+            by = self.dropped[kind]
+            return (
+                f", for the pass {by!r} changed the graph and dropped it: run {provider} again, or let the class of "
+                f"{by!r} say that it stays true, preserves = ({kind.__name__},)"
+            )
+        return f": run {provider} first, or fx_oto.prepare, which runs every pass up to the masks"
 
     def provide(self, result: object) -> Context:
         """A context that also holds ``result``."""
         return replace(self, results={**self.results, type(result): result})
 
-    def keep(self, kinds: Iterable[type]) -> Context:
-        """A context that holds only the results of the types in ``kinds``."""
-        kept = set(kinds)
-        return replace(self, results={kind: value for kind, value in self.results.items() if kind in kept})
+    def keep(self, kinds: Iterable[type], by: str) -> Context:
+        """A context that holds only the results of the types in ``kinds``, after the pass called ``by``."""
+        kept = {kind: self.results[kind] for kind in kinds if kind in self.results}
+        lost = dict.fromkeys(self.results.keys() - kept.keys(), by)
+        return replace(self, results=kept, dropped=self.dropped | lost)
 
 
 def _changes(result: Any) -> bool:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch.fx import GraphModule
+from torch.fx.passes.infra.pass_base import PassBase
 
 from fx_oto.core.context import Context
 from fx_oto.core.errors import PassError
@@ -128,8 +131,23 @@ def _made_of(function: Any, base: Any, method: str, name: str | None, **attribut
 _registered: dict[str, type[Stage]] = {}
 
 
+@dataclass(frozen=True)
+class _OfTorch(Pass):
+    torchs: PassBase
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """That of its class, with hyphens."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", type(self.torchs).__name__).lower()
+
+    def transform(self, gm: GraphModule, context: Context) -> GraphModule | None:
+        """Run it."""
+        result = self.torchs(gm)
+        return result.graph_module if result is not None and result.modified else None
+
+
 def as_stage(given: Any) -> Stage:
-    """A pass, or the registered one of a name.
+    """A pass, the registered one of a name, or one of torch.fx.
 
     Raises:
         PassError: it is neither.
@@ -141,6 +159,8 @@ def as_stage(given: Any) -> Stage:
                 "its class with @fx_oto.register_pass, or give the pass itself"
             )
         return _registered[given]()
+    if isinstance(given, PassBase):
+        return _OfTorch(given)
     if isinstance(given, Stage):
         if not getattr(given, "name", None):
             raise PassError(_nameless(type(given)))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch.fx import GraphModule
-from torch.fx.passes.infra.pass_base import PassResult
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fx_oto.core.context import Context
 from fx_oto.core.errors import FxOtoError, PassError
@@ -27,7 +27,8 @@ class Pipeline(Tabular):
     Iterating yields the passes; ``str()`` is a table of them, and a notebook shows it as HTML.
 
     Args:
-        stages: the passes, in order; a registered one may be given by its name.
+        stages: the passes, in order; a registered one may be given by its name, those of another pipeline by itself,
+            and passes of torch.fx (``PassBase``) as they are.
         on_pass: called with each ``PassRecord`` after its pass.
         verify: check the graph after each pass that changed it, by ``"all"`` after those of fx_oto as well; see
             ``Stage``.
@@ -51,7 +52,8 @@ class Pipeline(Tabular):
         given: Any = self.stages
         if isinstance(given, str | type) or not isinstance(given, Iterable):
             raise PassError(f"a pipeline is made of a sequence of passes, such as ({given!r},); found {given!r} alone")
-        stages = tuple(map(as_stage, given))
+        parts = [one.stages if isinstance(one, Pipeline) else (as_stage(one),) for one in given]
+        stages = tuple(stage for part in parts for stage in part)
         kinds: dict[str, type[Stage]] = {}
         for stage in stages:
             other = kinds.setdefault(stage.name, type(stage))
@@ -101,15 +103,19 @@ class Pipeline(Tabular):
         result: GraphModule = self(gm).graph_module
         return result
 
-    def insert_before(self, name: str, *stages: Stage | str) -> Pipeline:
+    def append(self, *stages: Given) -> Pipeline:
+        """A pipeline with ``stages`` at its end."""
+        return self._of(*self.stages, *stages)
+
+    def insert_before(self, name: str, *stages: Given) -> Pipeline:
         """A pipeline with ``stages`` before the pass called ``name``."""
         return self._with(name, 0, 0, stages)
 
-    def insert_after(self, name: str, *stages: Stage | str) -> Pipeline:
+    def insert_after(self, name: str, *stages: Given) -> Pipeline:
         """A pipeline with ``stages`` after the pass called ``name``."""
         return self._with(name, 1, 1, stages)
 
-    def replace(self, name: str, *stages: Stage | str) -> Pipeline:
+    def replace(self, name: str, *stages: Given) -> Pipeline:
         """A pipeline with ``stages`` in the place of the pass called ``name``."""
         return self._with(name, 0, 1, stages)
 
@@ -123,7 +129,10 @@ class Pipeline(Tabular):
             found = "no pass is" if name not in names else f"{names.count(name)} passes are"
             raise PassError(f"{found} called {name!r}; this pipeline has {', '.join(names) or 'no passes'}")
         at = names.index(name)
-        return replace(self, stages=(*self.stages[: at + start], *stages, *self.stages[at + end :]))
+        return self._of(*self.stages[: at + start], *stages, *self.stages[at + end :])
+
+    def _of(self, *stages: Any) -> Pipeline:
+        return replace(self, stages=stages)
 
     def _check_order(self, context: Context) -> None:
         """Every result must be there when it is needed, whatever the passes before change."""
@@ -131,14 +140,14 @@ class Pipeline(Tabular):
         for position, stage in enumerate(self.stages):
             for kind in stage.requires:
                 if kind not in known:
-                    raise self._missing(stage, kind, dropped.get(kind), position)
+                    raise self._missing(stage, kind, dropped.get(kind), position, context)
             if isinstance(stage, Pass):
                 lost = known.difference(stage.preserves)
                 dropped.update(dict.fromkeys(lost, stage.name))
                 known -= lost
             known.update(stage.provides)
 
-    def _missing(self, stage: Stage, kind: type, dropped_by: str | None, position: int) -> FxOtoError:
+    def _missing(self, stage: Stage, kind: type, dropped_by: str | None, position: int, context: Context) -> FxOtoError:
         needs = f"the pass {stage.name!r} needs {kind.__name__}"
         if dropped_by is not None:
             return PassError(
@@ -149,7 +158,7 @@ class Pipeline(Tabular):
         later = next((other.name for other in self.stages[position:] if kind in other.provides), None)
         if later is not None:
             return PassError(f"{needs}, which {later!r} provides only after it: move {stage.name!r} after {later!r}")
-        return missing(stage, kind)
+        return missing(stage, kind, context)
 
     def to_dict(self) -> dict[str, Any]:
         """``passes``: of each its name, options, and the names of what it requires, provides and preserves."""
@@ -181,3 +190,7 @@ def _listed(kinds: Iterable[type]) -> str:
 
 def _kept(stage: Stage) -> str:
     return _listed(stage.preserves) if isinstance(stage, Pass) else "everything"
+
+
+# A pass, the name of a registered one, a pass of torch.fx, or several of them.
+Given: TypeAlias = "Stage | str | PassBase | Pipeline"

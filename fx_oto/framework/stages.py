@@ -147,7 +147,7 @@ class Stage(ABC):
     def _check_required(self, context: Context) -> None:
         for kind in self.requires:
             if kind not in context.results:
-                raise missing(self, kind)
+                raise missing(self, kind, context)
 
 
 class Analysis(Stage):
@@ -240,16 +240,14 @@ class Pass(Stage):
             )
         now = changed.meta.get("fx_oto", context)
         fresh = [kind for kind, result in now.results.items() if result is not context.results.get(kind)]
-        now.keep((*self.preserves, *fresh)).attach(changed)
+        now.keep((*self.preserves, *fresh), self.name).attach(changed)
         return changed
 
 
-def missing(stage: Stage, kind: type) -> MissingResultError:
+def missing(stage: Stage, kind: type, context: Context) -> MissingResultError:
     """The error that a stage asks for a result that is not there."""
     return MissingResultError(
-        f"the pass {stage.name!r} needs {kind.__name__}, which is not known for this GraphModule: run the pass "
-        f"{provider(kind)!r} first (a pass says in its class what it makes known, provides = ({kind.__name__},)), or "
-        "fx_oto.prepare, which runs every pass up to the masks"
+        f"the pass {stage.name!r} needs {kind.__name__}, which is not known for this GraphModule{context.remedy(kind)}"
     )
 
 

@@ -138,7 +138,7 @@ class PhysicalSlicing(Pass):
             rewrite(compact, cuts, lambda node, adjustment: _contribution(gm, cuts, node, adjustment))
         with_modes_of(compact, gm)  # also what was put in the place of a module meanwhile
         compact._modules.pop(MASKS, None)
-        now = context.keep(self.preserves).provide(plan)
+        now = context.keep(self.preserves, self.name).provide(plan)
         for training in [result for result in now.results.values() if isinstance(result, Trajectory)]:
             now = now.provide(copy.deepcopy(training))  # the optimizer may go on writing its own
         return now.attach(compact)
