@@ -99,6 +99,10 @@ class _Closure:
         self._table: Tensor | None = None
 
     def run(self, obligations: Sequence[Obligation]) -> None:
+        # Groups first. A convolution of 8 channels in 2 groups is a grid (2, 4), whoever else reads those channels: its
+        # units must be known before a rectangle over the same channels counts what each of its own axes would leave.
+        # In order of the tape, so that a choice further up is seen further down: two grouped convolutions in a row on
+        # the same 8 channels agree that way, where a choice for all at once would have to try every combination.
         for grid in obligations:
             if isinstance(grid, Grouped):
                 self._meet_grouped(grid)
@@ -107,6 +111,8 @@ class _Closure:
         rectangles += [crossing.grid for crossing in crossings]
         self.rectangles = list({id(labels): labels for labels in rectangles}.values())
         self._firsts = torch.tensor([int(labels[(0,) * labels.ndim]) for labels in self.rectangles], dtype=torch.int64)
+        # Rectangles may unite what others hold, and crossings wait until their grid has lost an axis, so this goes round.
+        # It ends: every turn but the last unites or freezes something, and there are finitely many classes.
         while any(map(self._meet_rectangle, self.rectangles)) or any(map(self._meet_crossing, crossings)):
             pass
 
@@ -144,7 +150,11 @@ class _Closure:
         axes = varying(compress(self._units(labels)))
         if len(axes) < 2:
             return False
-        # the last axis of equals: parts come before the widths of parts
+        # One axis survives, along all others labels unite. A grid of 4 x 8 channels leaves 4 units if the first axis
+        # survives and 8 if the second does: the one that leaves more is kept, for there is more to choose from then;
+        # what is frozen counts as nothing left. Not the count alone, though: of queries, keys and values in one
+        # projection, (3, 4, 8), something must be left of each of the three (``_leaves_parts``), or the compact model
+        # would split a tensor that holds only two. Of equals the last axis: parts come before the widths of parts.
         options = [[(labels, labels.narrow(axis, 0, 1)) for axis in axes if axis != keep] for keep in reversed(axes)]
         parts = self._parts(labels)
         for union in max(options, key=lambda unions: (self._leaves_parts(unions, parts), self._count(unions))):
@@ -165,6 +175,10 @@ class _Closure:
         return all(len(roots[torch.searchsorted(names, units)].unique()) > 1 for units in parts)
 
     def _meet_grouped(self, grid: Grouped) -> None:
+        # 12 channels in 3 groups: whole groups leave 3 units, the same position in every group leaves 4, and as many as
+        # the inputs and outputs that are coupled to them allow. A depthwise convolution, 12 groups of 1, leaves 12
+        # groups or a single position. Removing whole groups keeps the weight's shared axis whole, for groups that stay
+        # keep all their inputs; removing positions cuts it.
         chosen = grid.positions()
         if grid.inputs is not None and self._groups_leave_more(grid, grid.inputs):
             chosen = grid.groups()
@@ -175,7 +189,7 @@ class _Closure:
 
     def _groups_leave_more(self, grid: Grouped, inputs: Tensor) -> bool:
         units = self._count(grid.groups())
-        most = inputs.shape[1] + grid.outputs.shape[1]  # positions cannot leave more
+        most = inputs.shape[1] + grid.outputs.shape[1]  # positions cannot leave more, and to count takes long
         return units > most or units > self._count(grid.positions())
 
     def _units(self, labels: Tensor) -> Tensor:

@@ -86,6 +86,10 @@ class Findings:
         )
 
     def _variable(self, roots: Tensor) -> Tensor:
+        # A row of a convolution's weight makes its channel: once it is zero, the channel is, so it is driven to zero
+        # (a variable of the group). The column of the next layer's weight that reads the channel is only cut with it:
+        # it is multiplied by zero, whatever it is, and what training makes of it does not matter. A tensor that is
+        # both, such as a tied embedding, is driven to zero: producers come last.
         variable = torch.bincount(roots)[roots] > 1  # what meets nothing is no group
         for labels in self.consumed:
             variable[labels] = False

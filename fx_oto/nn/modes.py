@@ -75,6 +75,9 @@ def merge_modes(train: Graph, evaluation: Graph, model: nn.Module, reaches: Reac
     Raises:
         TraceError: such a node writes into what the other mode reads, in a way that cannot be switched off.
     """
+    # A graph has no branches: what one mode has alone runs in both, and by_mode takes the one value or the other, so
+    # gradients and outputs are those of the mode. That costs time, so the stretches are kept short: code before and
+    # after ``if self.training: h = h + noise`` is aligned by its lines and stands in the graph once, with its modules.
     if _equal(train, evaluation):
         return train
     return _Merger(train, evaluation, model, reaches).merge()

@@ -80,6 +80,9 @@ def dual_step(moments: Moments, lam: Tensor | float, amplify: float, hat: float,
     lower = (-moments.dot / safe).clamp_min(0)
     upper = torch.where(moments.dot < 0, -moments.gradient * norm / moments.dot, math.inf)
     wanted = (amplify * lower).clamp(max=hat * lam).clamp(min=lam)
+    # Both goals in one step: above ``lower`` the norm shrinks to first order, below ``upper`` f still descends; by
+    # Cauchy and Schwarz lower <= upper, and they meet where x and d are antiparallel. In between ``wanted`` is kept;
+    # outside, the middle is as far from either end as can be. Where f agrees there is no upper bound.
     inside = (wanted > lower) & (wanted < upper)
     lam_g = torch.where(inside, wanted, (lower + torch.where(upper.isinf(), lower, upper)) / 2)
     shrink = lam_g / safe
