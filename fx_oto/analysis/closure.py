@@ -101,8 +101,8 @@ class _Closure:
     def run(self, obligations: Sequence[Obligation]) -> None:
         # Groups first. A convolution of 8 channels in 2 groups is a grid (2, 4), whoever else reads those channels: its
         # units must be known before a rectangle over the same channels counts what each of its own axes would leave.
-        # In order of the tape, so that a choice further up is seen further down: two grouped convolutions in a row on
-        # the same 8 channels agree that way, where a choice for all at once would have to try every combination.
+        # In order of the tape, so that a choice further up is seen further down: two grouped convolutions in a row on the
+        # same 8 channels agree that way; a choice for all at once would have to try every combination.
         for grid in obligations:
             if isinstance(grid, Grouped):
                 self._meet_grouped(grid)
@@ -111,8 +111,8 @@ class _Closure:
         rectangles += [crossing.grid for crossing in crossings]
         self.rectangles = list({id(labels): labels for labels in rectangles}.values())
         self._firsts = torch.tensor([int(labels[(0,) * labels.ndim]) for labels in self.rectangles], dtype=torch.int64)
-        # Rectangles may unite what others hold, and crossings wait until their grid has lost an axis, so this goes round.
-        # It ends: every turn but the last unites or freezes something, and there are finitely many classes.
+        # Rectangles may unite what others hold, and crossings wait until their grid has lost an axis: it goes round. It
+        # ends, for every turn but the last unites or freezes something, and there are finitely many classes.
         while any(map(self._meet_rectangle, self.rectangles)) or any(map(self._meet_crossing, crossings)):
             pass
 
