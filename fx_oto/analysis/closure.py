@@ -101,8 +101,8 @@ class _Closure:
     def run(self, obligations: Sequence[Obligation]) -> None:
         # Groups first. A convolution of 8 channels in 2 groups is a grid (2, 4), whoever else reads those channels: its
         # units must be known before a rectangle over the same channels counts what each of its own axes would leave.
-        # In order of the tape, so that a choice further up is seen further down: two grouped convolutions in a row on the
-        # same 8 channels agree that way; a choice for all at once would have to try every combination.
+        # In order of the tape, so that a choice further up is seen further down: two grouped convolutions in a row on
+        # the same 8 channels agree that way; a choice for all at once would have to try every combination.
         for grid in obligations:
             if isinstance(grid, Grouped):
                 self._meet_grouped(grid)
