@@ -240,18 +240,27 @@ class Propagation:
         """Combine a grid with what varies along one of its axes only, whichever axis survives."""
         self._found.obligations.append(Crossing(grid, thin, self.reason(FIXED)))
 
-    def work(self, macs: int, layers: Iterable[Layer], others: Iterable[tuple[Layer, int]] = ()) -> None:
+    def work(
+        self,
+        macs: int,
+        layers: Iterable[Layer],
+        others: Iterable[tuple[Layer, int]] = (),
+        summed: Layer | None = None,
+    ) -> None:
         """Note a contraction that the current call makes.
 
         Args:
             macs: its multiply-adds.
             layers: along the axes that it runs over, each axis once.
             others: that it runs over as well, along one of their dimensions, if it is that one which is cut.
+            summed: along the axis that it sums over, if torch only multiplies where a single index of it is left.
         """
         self._found.contracting.add(self.node)
         macs, layers = self._tape.on_example(self.node, macs), tuple(layers)
         operands = [(one.labels, one.dims) for one in layers] + [(one.labels, (dim,)) for one, dim in others]
-        self._found.works.append(Work(macs, tuple(one.labels.reshape(-1) for one in layers), tuple(operands)))
+        axes = tuple(one.labels.reshape(-1) for one in layers)
+        over = None if summed is None else summed.labels.reshape(-1)
+        self._found.works.append(Work(macs, axes, tuple(operands), over))
 
     def mixes(self) -> None:
         """Note that what the current node returns at one index may depend on what it is given at others."""

@@ -20,7 +20,7 @@ from fx_oto.analysis.rectangles import keep_rectangles
 from fx_oto.analysis.sizes import PLACE, indexed_at
 from fx_oto.analysis.tape import OpCall, macs_of
 from fx_oto.core.errors import FxOtoError
-from fx_oto.core.fx_utils import tensor_leaves
+from fx_oto.core.fx_utils import op_name, tensor_leaves
 from fx_oto.nn.leaves import OpaqueOp
 
 __all__ = ["Player"]
@@ -112,7 +112,7 @@ class Player(Propagation):
         try:
             rule(call, self)
             if macs := macs_of(call):
-                self.work(macs, *self._contracted(call, rule))
+                self.work(macs, *self._contracted(call, rule), self._summed(call))
         except FxOtoError:  # what a user taught does not fit
             raise
         except Exception as error:
@@ -148,6 +148,13 @@ class Player(Propagation):
         inner = [layer for layer in right if last > 0 and last in layer.dims]
         grids = [(layer, last) for layer in inner if len(layer.dims) > 1]
         return [*left, *(layer for layer in inner if layer.dims == (last,))], grids
+
+    def _summed(self, call: OpCall) -> Layer | None:
+        """Along the axis that ``einsum`` sums over: it does not where a single index is left."""
+        if op_name(self.fx_node) != "einsum" or call.name != "bmm":
+            return None
+        left = call.args[0]
+        return next((layer for layer in self.layers(left) if layer.dims == (left.ndim - 1,)), None)
 
     def _check_outdated(self, values: Iterable[Any]) -> None:
         """What is read must not have changed behind its layers."""

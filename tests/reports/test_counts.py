@@ -175,3 +175,25 @@ def test_a_fraction_that_floats_round_down_takes_whole_groups(fraction):
     """As 0.29 × 100 is 28.999999999999996."""
     gm = fx_oto.prepare(torch.nn.Sequential(torch.nn.Linear(3, 100), torch.nn.Linear(100, 2)), torch.randn(2, 3))
     assert fx_oto.partition(gm).zero_(fraction).removed().tolist() == [round(100 * fraction)]
+
+
+@pytest.mark.parametrize("equation", ["bqd,bkd->bqk", "bqd,bkd->bkq", "aqd,akd->aqk"])
+@pytest.mark.parametrize("width", [2, 4])
+def test_einsum_over_a_single_index_that_is_left(equation, width):
+    """Torch multiplies there, and contracts nothing."""
+
+    class Products(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k = nn.Linear(6, width), nn.Linear(6, width)
+
+        def forward(self, x):
+            return torch.einsum(equation, self.q(x), self.k(x))
+
+    x = torch.randn(2, 5, 6)
+    gm = fx_oto.prepare(Products(), x)
+    zigs = fx_oto.partition(gm)
+    assert zigs.num_zigs == width
+    zigs.zero_(0.5)
+    small = fx_oto.compress(gm)
+    assert fx_oto.report(small).records[-1].macs[1] == fx_oto.cost(small, x).macs
