@@ -82,15 +82,23 @@ def uncompiled() -> Iterator[None]:
 
 
 @contextmanager
-def unchanged(model: nn.Module, but: tuple[str, ...] = ()) -> Iterator[Callable[[], None]]:
+def unchanged(
+    model: nn.Module, but: tuple[str, ...] = (), found: list[Any] | None = None
+) -> Iterator[Callable[[], None]]:
     """Take back what code sets on modules, and in what they hold, but for the model's own names that begin so.
 
     Tensors are not copied: what is written into them stays.
 
+    Args:
+        model: whose modules.
+        but: beginnings of names.
+        found: what can be changed, as ``_changeable`` lists it, where that is known already.
+
     Yields:
         A function that takes it back at once, as often as is wanted.
     """
-    before = [(held, tuple(held.items() if isinstance(held, dict) else held)) for held in _changeable(model)]
+    found = _changeable(model) if found is None else found
+    before = [(held, tuple(held.items() if isinstance(held, dict) else held)) for held in found]
 
     def put_back() -> None:
         for held, content in before:
@@ -137,11 +145,17 @@ def unwritten(model: nn.Module, training: bool = False) -> Iterator[None]:
 
     Taken back is what it writes into its buffers and other tensors but parameters, and sets on its modules.
     """
-    held = {id(tensor): tensor for tensor in (*model.buffers(), *_plain_tensors(model))}.values()
+    found = _changeable(model)
+    held = {id(tensor): tensor for tensor in (*model.buffers(), *_plain_tensors(found))}.values()
     before = [(memory, memory.clone()) for memory in (memory_of(tensor.data) for tensor in held)]
     counted = tuple(tensor for tensor in held if not tensor.is_inference())
     try:
-        with unchanged(model), evaluating(model, training), torch.no_grad(), _unsafe_preserve_version_counter(counted):
+        with (
+            unchanged(model, found=found),
+            evaluating(model, training),
+            torch.no_grad(),
+            _unsafe_preserve_version_counter(counted),
+        ):
             yield
     finally:
         for memory, content in before:
@@ -159,13 +173,16 @@ def memory_of(tensor: Tensor) -> Tensor:
 
 _BACKWARD = ("_backward_hooks", "_backward_pre_hooks")
 
-# What every module has; of it, what forward may change.
+# What every module has, and what of it is a registry.
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_REGISTRIES = tuple(name for name, held in vars(nn.Module()).items() if isinstance(held, dict))
+# What holds nothing, and is met often.
+_PLAIN = (int, float, str, bool, type(None), Tensor)
 
 
-def _plain_tensors(model: nn.Module) -> list[Tensor]:
+def _plain_tensors(found: list[Any]) -> list[Tensor]:
     """Those in the attributes of modules, and in what they hold, that are no parameters."""
-    values = (value for held in _changeable(model) for value in (held.values() if isinstance(held, dict) else held))
+    values = (value for held in found for value in (held.values() if isinstance(held, dict) else held))
     return [value for value in values if isinstance(value, Tensor) and not isinstance(value, nn.Parameter)]
 
 
@@ -178,10 +195,12 @@ def _changeable(model: nn.Module) -> list[Any]:
         if isinstance(value, nn.Module):
             held = vars(value)
             if id(held) not in found:
-                registries = [one for name in _OF_EVERY_MODULE if isinstance(one := held.get(name), dict)]
-                found |= {id(one): one for one in (held, *registries)}
-                waiting.extend(held[name] for name in held.keys() - _OF_EVERY_MODULE)
+                found[id(held)] = held
+                found.update((id(one), one) for name in _REGISTRIES if isinstance(one := held.get(name), dict))
+                waiting.extend(one for name, one in held.items() if name not in _OF_EVERY_MODULE)
                 waiting.extend(value.children())
+            continue
+        if isinstance(value, _PLAIN):
             continue
         if _is_plain_object(value):
             value = vars(value)
