@@ -85,7 +85,6 @@ def test_a_pass_that_keeps_its_promises():
         (drop_relu, "keeps the outputs in eval mode"),
         (drop_dropout, "keeps the outputs in train mode"),
         (scale_shared_weights, "leaves what it is given as it was, but changed its tensors"),
-        (change_shared_module, "leaves what it is given as it was, but changed its graph or modules"),
         (never_done, "changes nothing when it is run again on its own result"),
         (by_chance, "does the same each time"),
     ],
@@ -94,6 +93,11 @@ def test_a_pass_that_keeps_its_promises():
 def test_broken_promises_are_named(stage, promise):
     with pytest.raises(AssertionError, match=f"the pass {stage.name!r} breaks a promise: a pass {promise}"):
         check_pass(stage, make_net(), IMAGE)
+
+
+def test_a_pass_that_changes_a_shared_module_is_refused():
+    with pytest.raises(fx_oto.PassError, match=r"'change-shared-module' set '0.padding'.* it is put back"):
+        check_pass(change_shared_module, make_net(), IMAGE)
 
 
 def test_the_users_model_is_left_alone():

@@ -210,7 +210,7 @@ class Context:
         return found
 
     def remedy(self, kind: type) -> str:
-        """Text that says how a result is found that is not there."""
+        """Text that says how a result of the type ``kind`` is found that is not there."""
         known = getattr(kind, "provided_by", None)
         provider = f"the pass {known!r}" if known else f"an analysis whose class says provides = ({kind.__name__},)"
         if kind in self.dropped:
