@@ -324,9 +324,8 @@ def _may_decide(left: Node, right: Node) -> bool:
     if left.target not in _COMPARISONS:
         return True
     same = [a == b for a, b in zip(_values(left.args), _values(right.args), strict=False)]
-    if left.target in (operator.eq, operator.ne) and not any(same):  # of two that follow the size
-        return False
-    return not (all(same) and _is_affine(left))
+    follow = left.target in (operator.eq, operator.ne) and not any(same)  # both sides follow the size
+    return not ((follow or all(same)) and _is_affine(left))
 
 
 def _is_affine(node: Node) -> bool:

@@ -38,8 +38,10 @@ class Group:
         """Sizes to try instead, the likeliest to be taken first."""
         if self.size == 1:
             return (3, 2) if self.is_batch else (5, 2)
-        near, far = (self.size + 1, self.size + 2), (3 * self.size, 2 * self.size)
-        return (*near, *far) if self.is_batch else (*far, *near)
+        # A multiple is taken by most models; what holds at multiples alone, such as ``size // 4 * 4 == size``, does not
+        # at a neighbour, which comes next where the first one leaves a doubt.
+        near, (far, farther) = (self.size + 1, self.size + 2), (3 * self.size, 2 * self.size)
+        return (*near, far, farther) if self.is_batch else (far, *near, farther)
 
     def apart(self) -> list[Group]:
         """Each dimension alone."""

@@ -129,7 +129,7 @@ class Sizes:
                     continue
                 break
             trial.difference, trial.differed = trial.difference or found, (others, size)
-            if not found.check or trial.taken is not None:  # else code decides, perhaps otherwise at another size
+            if not found.check:  # else code decides, perhaps otherwise at another size
                 trial.taken = None
                 break
         return trial
