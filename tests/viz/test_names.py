@@ -59,7 +59,12 @@ def pictures(name):
     yield fx_oto.sensitivity(gm, lambda gm: {name: 1.0, f"{name}2": 2.0}).plot()
 
 
-@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+SIMPLE = ("underscore", "emoji", "long", "right-to-left")  # they are like others, and each takes seconds
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(NAMES[k], id=k, marks=pytest.mark.slow if k in SIMPLE else ()) for k in NAMES]
+)
 def test_names_of_all_kinds_can_be_drawn(name):
     for picture in pictures(name):
         _check_legible(picture)
@@ -98,7 +103,7 @@ def sensitivity(name, families):
 
 
 @pytest.mark.parametrize("name", ANY.values(), ids=ANY)
-@pytest.mark.parametrize("families", [3, 12])
+@pytest.mark.parametrize("families", [3, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_sensitivity_names_every_family(name, families):
     picture = sensitivity(name, families).plot()
     _check_legible(picture)
