@@ -22,5 +22,18 @@ def _seeded():
 _LONG = ("test_notebooks.py", "test_random_networks.py::test_exact", "test_prices_are_those_of_the_compact_model")
 
 
-def pytest_collection_modifyitems(items):
+# Whole networks, every spelling of a kind, pictures, processes: nine tenths of the time.
+_NOT_QUICK = ("zoo/", "notebooks/", "viz/", "cli/", "capture/", "demo/", "test_imports")
+_NOT_QUICK += ("ops/test_recurrent", "ops/test_norms", "ops/test_attention", "optim/test_targets", "optim/test_state")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="leave out what takes long: minutes become seconds")
+
+
+def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: not any(name in item.nodeid for name in _LONG))
+    if config.getoption("--quick"):
+        left = [item for item in items if item.nodeid.startswith(tuple(f"tests/{name}" for name in _NOT_QUICK))]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in set(left)]
