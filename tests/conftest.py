@@ -7,6 +7,8 @@ import os
 import pytest
 import torch
 
+import fx_oto
+
 os.environ.setdefault("FX_OTO_VERIFY", "all")  # what passes of our own note without a run is checked by one
 torch.manual_seed(0)  # test modules make inputs when they are imported
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
@@ -14,8 +16,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
+def _as_before():
     torch.manual_seed(0)
+    with fx_oto.temporary_rules():
+        yield
 
 
 # What takes a minute or more: begun first, so that no worker is left alone with it at the end.

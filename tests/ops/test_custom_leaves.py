@@ -17,12 +17,6 @@ TOKENS = torch.randn(2, 5, 12)
 IMAGE = torch.randn(2, 3, 8, 8)
 
 
-@pytest.fixture(autouse=True)
-def _forget_rules():
-    with fx_oto.temporary_rules():
-        yield
-
-
 class DoubledLinear(torch.autograd.Function):
     """A kernel with a gradient of its own."""
 

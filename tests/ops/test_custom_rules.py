@@ -17,12 +17,6 @@ TOKENS = torch.randn(2, 5, 12)
 ops = torch.ops.fx_oto_custom
 
 
-@pytest.fixture(autouse=True)
-def _forget_rules():
-    with fx_oto.temporary_rules():
-        yield
-
-
 def op(name, fake, backward=None, setup=None):
     """An operator that torch does not see into."""
 

@@ -15,12 +15,6 @@ TOKENS = torch.randn(2, 5, 12)
 ops = torch.ops.fx_oto_errors
 
 
-@pytest.fixture(autouse=True)
-def _forget_rules():
-    with fx_oto.temporary_rules():
-        yield
-
-
 @torch.library.custom_op("fx_oto_errors::wobble", mutates_args=())
 def wobble(x: Tensor, by: float = 1.0) -> Tensor:
     return x * by
