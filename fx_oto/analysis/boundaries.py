@@ -15,14 +15,14 @@ from fx_oto.core.fx_utils import tensor_leaves
 from fx_oto.nn.modes import by_mode
 from fx_oto.nn.modules import keeps_parameters_whole
 
-__all__ = ["Borders"]
+__all__ = ["Boundaries"]
 
 # What is no tensor and holds none.
 _PLAIN: tuple[type, ...] = (Tensor, int, float, complex, str, bytes, type(None), type, slice, range, torch.SymInt)
 _PLAIN += (torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
 
 
-class Borders:
+class Boundaries:
     """The outputs of a model, objects and modules that slicing does not know, and what nothing reads.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from fx_oto.analysis.aliases import Aliases
-from fx_oto.analysis.boundaries import Borders
+from fx_oto.analysis.boundaries import Boundaries
 from fx_oto.analysis.closure import settle
 from fx_oto.analysis.dependencies import Axis, Dependencies, Reason
 from fx_oto.analysis.engine import Propagation, Rule
@@ -38,7 +38,7 @@ class Player(Propagation):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._aliases = Aliases()
-        self._borders = Borders(self, self._gm, self._tape)
+        self._boundaries = Boundaries(self, self._gm, self._tape)
 
     def run(self) -> Dependencies:
         """Play the tape, settle the deferred choices, and report."""
@@ -53,7 +53,7 @@ class Player(Propagation):
                 self._made.update((id(out), calls[0]) for out in calls[0].outputs[:1])
             self._found.values[name] = tuple(self.layers(leaf) for leaf in tensor_leaves(value))
         self.node, self.call = "", None
-        self._borders.keep_unread()
+        self._boundaries.keep_unread()
         gathers = self._found.gathers(self._tape)
         keep_rectangles(self, self._nodes.values(), self._found.values, gathers)
         self._found.keep_kernels(self.atoms.roots())
@@ -84,7 +84,7 @@ class Player(Propagation):
             self._origins.begin(tensor_leaves(value), Reason(why, node=node.name))
         elif node.op == "output":
             self._check_outdated(tensor_leaves(value))
-        self._borders.keep(node, value)
+        self._boundaries.keep(node, value)
         if (indexed := indexed_at(node, self.sizes.vary)) is not None:
             self._keep_indexed(indexed[0].meta["val"], indexed[1])
 
