@@ -123,6 +123,9 @@ class Sizes:
             if (found := self._compare(others, group, size)) is None:
                 self._others[group] = others
                 unsure = any(one.rounds or (trial.taken is None and one.guesses) for one in self._comparisons)
+                # Nobody knows what becomes of plain numbers: range(len(x) // 2) is as long for 2 examples as for 3.
+                handed = group.is_batch and any(run.events for run in self._runs)
+                unsure = unsure or (trial.taken is None and handed)
                 decision = next(filter(None, (one.decision for one in self._comparisons)), trial.difference)
                 trial.taken, trial.difference = size, decision
                 if unsure:  # that a number follows the size, or does not, must be so at another, too

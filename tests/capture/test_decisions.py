@@ -97,3 +97,25 @@ def test_what_is_right_at_multiples_alone_is_not_taken_for_the_size(name, decide
             assert "the graph was captured where" in str(error)  # noqa: PT017
         else:
             torch.testing.assert_close(made, model(image))
+
+
+@pytest.mark.parametrize("count", [lambda x: len(x) // 2, lambda x: int(x.shape[0]) // 2, lambda x: len(x) // 2 + 1])
+def test_turns_of_a_loop_that_two_batches_share(count):
+    """The second capture makes as many turns, a third one does not."""
+
+    class Loops(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            h = self.a(x)
+            return self.b(sum(h + turn for turn in range(count(x))) + h)
+
+    model = Loops().eval()
+    with pytest.warns(fx_oto.FxOtoWarning, match="the graph takes batches of 2 only"):
+        gm = fx_oto.prepare(model, torch.randn(2, 4)).eval()
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(gm(x), model(x))
+    with pytest.raises(AssertionError, match="the graph was captured where"):
+        gm(torch.randn(4, 4))
