@@ -15,6 +15,8 @@ from fx_oto.core.context import ExampleInputs
 
 __all__ = ["Group", "groups_of", "resized"]
 
+_FAR = 2048
+
 
 @dataclass(frozen=True)
 class Group:
@@ -42,6 +44,19 @@ class Group:
         # at a neighbour, which comes next where the first one leaves a doubt.
         near, (far, farther) = (self.size + 1, self.size + 2), (3 * self.size, 2 * self.size)
         return (*near, far, farther) if self.is_batch else (far, *near, farther)
+
+    def far(self) -> int:
+        """A multiple beyond the lengths in which code cuts its work, such as ``range(0, length, 512)``."""
+        return max(2, -(-_FAR // self.size)) * self.size
+
+    def elements(self, inputs: ExampleInputs, size: int) -> int:
+        """How many elements the largest input has at a size."""
+        tensors = tree_leaves((inputs.args, inputs.kwargs))
+        largest = 0
+        for number, tensor in enumerate(leaf for leaf in tensors if isinstance(leaf, Tensor)):
+            times = sum(place == number for place, _ in self.dims)
+            largest = max(largest, tensor.numel() * size**times // self.size**times)
+        return largest
 
     def apart(self) -> list[Group]:
         """Each dimension alone."""

@@ -18,6 +18,10 @@ from fx_oto.core.errors import InputError
 
 __all__ = ["Sizes", "names_of"]
 
+# What takes numbers and does not see what they remember, and may return the same for many of them.
+_BLIND = {"bit_length", "comb", "gcd", "islice", "isqrt", "lcm", "range", "repeat"}
+_MOST_ELEMENTS = 2**24
+
 
 def names_of(model: nn.Module, inputs: ExampleInputs) -> list[str]:
     """The name of each tensor among the inputs, as ``forward`` calls it."""
@@ -39,11 +43,13 @@ class _Trial:
         taken: the size at which one was the same.
         difference: where code decides by the size, or depends on it.
         differed: the captures that were not the same, and their size.
+        decides: whether those differ in what the graph checks.
     """
 
     taken: int | None = None
     difference: Difference | None = None
     differed: tuple[list[CaptureRun], int] | None = None
+    decides: bool = False
 
 
 class Sizes:
@@ -72,6 +78,7 @@ class Sizes:
     ) -> None:
         self._inputs, self._again, self._runs = inputs, again, runs
         self._names = names_of(model, inputs)
+        self._blind = any(_BLIND.intersection(code.co_names) for run in runs for code in run.code)
         self._others: dict[Group, list[CaptureRun]] = {}
         self._comparisons = [Comparison(run) for run in runs]
         self._fixed: list[tuple[Group, Difference]] = []
@@ -116,26 +123,46 @@ class Sizes:
         """Capture at other sizes, until it is known what follows them."""
         trial = _Trial()
         for size in group.others():
-            try:
-                others = self._again(resized(self._inputs, {group: size}))
-            except (NotCapturedError, InputError):  # the model does not take it
+            if (others := self._captured(group, size)) is None:
                 continue
-            if (found := self._compare(others, group, size)) is None:
+            if self._is_same(trial, others, group, size):
                 self._others[group] = others
                 unsure = any(one.rounds or (trial.taken is None and one.guesses) for one in self._comparisons)
                 # Nobody knows what becomes of plain numbers: range(len(x) // 2) is as long for 2 examples as for 3.
-                handed = group.is_batch and any(run.events for run in self._runs)
-                unsure = unsure or (trial.taken is None and handed)
-                decision = next(filter(None, (one.decision for one in self._comparisons)), trial.difference)
-                trial.taken, trial.difference = size, decision
+                unsure = unsure or (trial.taken is None and any(run.events for run in self._runs))
+                trial.taken = size
                 if unsure:  # that a number follows the size, or does not, must be so at another, too
                     continue
                 break
-            trial.difference, trial.differed = trial.difference or found, (others, size)
-            if not found.check:  # else code decides, perhaps otherwise at another size
-                trial.taken = None
+            if not trial.decides:
                 break
+        far = group.far()
+        blind = self._blind or any(one.rounds for one in self._comparisons)
+        if trial.taken is not None and blind and group.elements(self._inputs, far) <= _MOST_ELEMENTS:
+            others = self._captured(group, far)
+            if others is not None:
+                self._is_same(trial, others, group, far)
         return trial
+
+    def _captured(self, group: Group, size: int) -> list[CaptureRun] | None:
+        """The model at another size; None if it does not take it."""
+        try:
+            return self._again(resized(self._inputs, {group: size}))
+        except (NotCapturedError, InputError):
+            return None
+
+    def _is_same(self, trial: _Trial, others: list[CaptureRun], group: Group, size: int) -> bool:
+        """Whether captures at another size are the same; what differs is noted."""
+        found = self._compare(others, group, size)
+        if found is None:
+            decisions = (one.decision for one in self._comparisons)
+            trial.difference = next(filter(None, decisions), trial.difference)
+            return True
+        trial.difference, trial.differed = trial.difference or found, (others, size)
+        trial.decides = bool(found.check)  # perhaps otherwise at another size
+        if not trial.decides:
+            trial.taken = None
+        return False
 
     def _apart(self, group: Group, trial: _Trial) -> list[InputSize]:
         """Each dimension alone, where that explains how all together differ, as areas do; else nothing."""

@@ -119,3 +119,40 @@ def test_turns_of_a_loop_that_two_batches_share(count):
     torch.testing.assert_close(gm(x), model(x))
     with pytest.raises(AssertionError, match="the graph was captured where"):
         gm(torch.randn(4, 4))
+
+
+# The same for short inputs, whatever their size, and otherwise for long ones: code in C does not tell.
+SHORT = {
+    "chunks": lambda x: torch.cat([x[:, i : i + 64].relu() for i in range(0, x.shape[1], 64)], 1),
+    "batches": lambda x: torch.cat([x[i : i + 64].relu() for i in range(0, x.shape[0], 64)]),
+    "turns": lambda x: sum((x + turn for turn in range(int(x.shape[1] / 64))), x),
+    "divisor": lambda x: x * math.gcd(x.shape[1], 64),
+    "power of two": lambda x: x * 2 ** (x.shape[1] - 1).bit_length(),
+}
+
+
+class Between(nn.Module):
+    def __init__(self, middle):
+        super().__init__()
+        self.a, self.b, self.middle = nn.Linear(4, 8), nn.Linear(8, 2), middle
+
+    def forward(self, x):
+        return self.b(self.middle(self.a(x)))
+
+
+@pytest.mark.filterwarnings("ignore:the graph takes batches")
+@pytest.mark.parametrize("name", SHORT)
+def test_what_is_alike_for_short_inputs_is_not_taken_for_all(name):
+    model = Between(SHORT[name]).eval()
+    gm = fx_oto.prepare(model, torch.randn(2, 8, 4)).eval()
+    x = torch.randn(2, 8, 4)
+    torch.testing.assert_close(gm(x), model(x))
+    with pytest.raises(AssertionError, match="the graph was captured where"):
+        gm(torch.randn(130, 100, 4))
+
+
+def test_a_loop_over_something_else_fixes_nothing():
+    model = Between(lambda x: sum(x.reshape(*x.shape) * turn for turn in range(3))).eval()
+    gm = fx_oto.prepare(model, torch.randn(2, 8, 4)).eval()
+    x = torch.randn(5, 300, 4)
+    torch.testing.assert_close(gm(x), model(x))
