@@ -184,7 +184,11 @@ def compress(
         train(gm, DHSPG(gm, **optimizer))  # type: ignore[arg-type]
     training = Context.of(gm).results.get(Trajectory)
     assert isinstance(gm, GraphModule)
-    if training is not None and training.steps and training.unfinished:
-        warn(f"{training.unfinished} Now the group sparsity is {partition(gm).group_sparsity():.4f}")
+    zeros = partition(gm).zeros() if training is not None and training.steps else []
+    if training is not None and any(zero.any() for zero in zeros):
+        if revived := training.revived(zeros):
+            warn(revived)
+        if training.unfinished:
+            warn(f"{training.unfinished} Now the group sparsity is {partition(gm).group_sparsity():.4f}")
     stages = (PhysicalSlicing(), Verification(gm)) if verify else (PhysicalSlicing(),)
     return Pipeline(stages, on_pass).run(gm)

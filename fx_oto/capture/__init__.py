@@ -26,7 +26,8 @@ from fx_oto.core.context import Capture, Context, ExampleInputs, Untraced
 from fx_oto.core.errors import InputError, TraceError
 from fx_oto.core.fx_utils import graph_copy, one_at_a_time, quiet_fakes, raised_at, tensor_leaves, tensor_names
 from fx_oto.core.masks import MASKS, drop_masks
-from fx_oto.core.preserve import unchanged, uncollected, uncompiled, unwritten
+from fx_oto.core.original import Original
+from fx_oto.core.preserve import unchanged, uncollected, uncompiled, unwritten, without_autocast
 from fx_oto.core.random_state import Dice
 from fx_oto.core.records import PassRecord
 from fx_oto.core.warn import warn
@@ -74,9 +75,10 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
         earlier = Context.of(model) if "fx_oto" in model.meta else Context(inputs, Capture("GraphModule"))
         capture, records, tape = earlier.capture, earlier.records, analysed_tape(gm, inputs)
     else:
-        with one_at_a_time, quiet_fakes(), uncollected(), uncompiled():
+        with one_at_a_time, quiet_fakes(), uncollected(), uncompiled(), without_autocast():
             gm, capture, tape = _capture(model, inputs.copied())  # its code may write into them
-    context = Context(inputs, capture, records=records).provide(tape).provide(Untraced.of(model, gm))
+    context = Context(inputs, capture, records=records, original=Original.of(model))
+    context = context.provide(tape).provide(Untraced.of(model, gm))
     return context.attach(gm)
 
 

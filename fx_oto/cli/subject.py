@@ -16,7 +16,6 @@ from fx_oto.cli.locating import failed, locate
 from fx_oto.cli.values import assignments, read_inputs
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import InputError
-from fx_oto.core.masks import MASKS
 
 __all__ = ["build_inputs", "build_model"]
 
@@ -105,7 +104,6 @@ def _call(function: Callable[..., Any], name: str, **kwargs: Any) -> Any:
 
 def _load_state(model: nn.Module, path: Path) -> None:
     state = _unwrapped(_read_state(path))
-    state = {key: value for key, value in state.items() if not key.startswith(f"{MASKS}.")}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

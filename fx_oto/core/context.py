@@ -14,9 +14,10 @@ from torch.utils._pytree import tree_map_only
 
 from fx_oto.core.errors import InputError, MissingResultError
 from fx_oto.core.fx_utils import tensor_leaves
+from fx_oto.core.original import Original
 from fx_oto.core.records import PassRecord
 
-__all__ = ["Capture", "Context", "ExampleInputs", "InputSize", "Untraced"]
+__all__ = ["Capture", "Context", "ExampleInputs", "InputSize", "Untraced", "inputs_now"]
 
 _KEY = "fx_oto"
 _Result = TypeVar("_Result")
@@ -136,6 +137,12 @@ class Capture:
     opaque: tuple[str, ...] = ()
     sizes: tuple[InputSize, ...] = ()
 
+    @property
+    def takes_any_batch(self) -> bool:
+        """Whether the graph is known to take other batches than that of the example inputs."""
+        batch = next((one for one in self.sizes if one.dims[0][1] == 0), None)
+        return batch is not None and not (batch.fixed or batch.decided)
+
     def __str__(self) -> str:
         opaque = f"; called as a whole: {', '.join(self.opaque)}" if self.opaque else ""
         sizes = f"; sizes: {'; '.join(map(str, self.sizes))}" if self.sizes else ""
@@ -154,6 +161,7 @@ class Context:
         results: of analyses, by type; read them with ``get``.
         records: one for each pass that was run, in order.
         dropped: of results that are no longer true, the name of the pass that changed the graph.
+        original: the model that was captured, by which the compact one is verified.
 
     Example:
         >>> import torch, fx_oto
@@ -168,11 +176,12 @@ class Context:
     results: dict[type, Any] = field(default_factory=dict)
     records: tuple[PassRecord, ...] = ()
     dropped: dict[type, str] = field(default_factory=dict)
+    original: Original | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Context:
         """Copies of a GraphModule share what never changes, which is all but the record of a training that goes on."""
         shared = {kind: copy.deepcopy(one, memo) if _changes(one) else one for kind, one in self.results.items()}
-        return replace(self, results=shared)
+        return replace(self, results=shared, original=self.original and self.original.without_model())
 
     def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[()]]:
         """Pickle drops it, as torch.fx drops the metadata of the nodes that it speaks of."""
@@ -236,6 +245,14 @@ def _changes(result: Any) -> bool:
     """Whether a result is one that is written on after it was provided: a dataclass that is not frozen."""
     settings = getattr(type(result), "__dataclass_params__", None)
     return settings is not None and not settings.frozen
+
+
+def inputs_now(gm: nn.Module, context: Context) -> ExampleInputs:
+    """The example inputs, of the type and on the device that the weights of ``gm`` have now."""
+    if context.original is None:
+        return context.inputs
+    args, kwargs = context.original.on_its_place(gm, (context.inputs.args, context.inputs.kwargs))
+    return ExampleInputs(args, kwargs)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import gc
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -25,6 +25,7 @@ __all__ = [
     "unchanged",
     "uncollected",
     "unwritten",
+    "without_autocast",
     "without_backward_hooks",
 ]
 
@@ -78,6 +79,17 @@ def uncompiled() -> Iterator[None]:
         yield
         return
     with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Let ops compute in the types of what they are given, whatever the user's code is inside of."""
+    with ExitStack() as stack:
+        for device in ("cpu", torch.accelerator.current_accelerator() or "cpu"):
+            kind = str(torch.device(device).type)
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 

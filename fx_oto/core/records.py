@@ -68,16 +68,15 @@ class PassRecord:
         >>> gm = fx_oto.prepare(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)), torch.randn(2, 4))
         >>> record = fx_oto.report(gm).records[-1]
         >>> record.name, record.nodes, record.macs
-        ('mask-insertion', (4, 6), (96, 96))
+        ('mask-insertion', (4, 5), (96, 96))
         >>> print(record.diff)
         --- before mask-insertion
         +++ after mask-insertion
-        @@ -3,3 +3,5 @@
+        @@ -3,3 +3,4 @@
              _0 = getattr(self, "0")(input_1)
         -    _1 = getattr(self, "1")(_0)
-        +    zig_masks_family_0 = self.zig_masks.family_0
-        +    apply_mask = fx_oto_core_masks_apply_mask(_0, 1, zig_masks_family_0)
-        +    _1 = getattr(self, "1")(apply_mask)
+        +    zig_masks = self.zig_masks(_0, 0, 1)
+        +    _1 = getattr(self, "1")(zig_masks)
              return _1
     """
 

@@ -23,6 +23,7 @@ from fx_oto.core.context import Context
 from fx_oto.core.errors import FxOtoError, FxOtoWarning, MissingResultError, PassError
 from fx_oto.core.fx_utils import graph_copy
 from fx_oto.core.memory import PeakMemory
+from fx_oto.core.preserve import without_autocast
 from fx_oto.core.records import PassRecord, Snapshot
 from fx_oto.framework.drafts import draft_of
 from fx_oto.framework.integrity import REMEDY, check_integrity, check_notes
@@ -119,7 +120,7 @@ class Stage(ABC):
 
     def _result(self, gm: GraphModule, context: Context, verify: Verify) -> tuple[GraphModule, int | None]:
         watched = verify == "all" or not self._is_trusted
-        with torch.inference_mode(False):  # what is made is to be trained
+        with torch.inference_mode(False), without_autocast():  # what is made is to be trained
             with Shared(gm, self.name) if watched else nullcontext():
                 made = self._run(gm, context)
             if made is gm:
@@ -129,7 +130,7 @@ class Stage(ABC):
             if not verify or not watched:
                 return made, macs
             if self._is_trusted:
-                check_notes(self.name, gm, made, context.inputs, macs)
+                check_notes(self.name, gm, made, Context.of(made).inputs, macs)
                 return made, macs
             return made, check_integrity(self.name, gm, made, context.inputs).macs
 
@@ -238,7 +239,9 @@ class Pass(Stage):
                 f"the pass {self.name!r} must return the GraphModule that it changed, or None if it changed nothing; "
                 f"found {type(changed).__name__}"
             )
-        now = changed.meta.get("fx_oto", context)
+        now: Context = changed.meta.get("fx_oto", context)
+        if now.original is not None and not self._is_trusted:  # what was captured may not be what this computes
+            now = replace(now, original=now.original.without_model())
         fresh = [kind for kind, result in now.results.items() if result is not context.results.get(kind)]
         now.keep((*self.preserves, *fresh), self.name).attach(changed)
         return changed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,7 @@ class Trajectory(Tabular):
         end: the step by which the target is to be reached.
         total: the length of the training, if it was given.
         done: whether all that is to go is zero.
+        gone: for each family the positions of the ZIGs that were made zero for good: int64, shape ``(n,)``.
 
     Example:
         >>> from fx_oto import Trajectory
@@ -57,6 +59,22 @@ class Trajectory(Tabular):
     end: int = 0
     total: int | None = None
     done: bool = False
+    gone: Sequence[Tensor] = ()
+
+    def revived(self, zeros: Sequence[Tensor]) -> str:
+        """What is to be said of ZIGs that the optimizer made zero and that are not any more; empty if there are none.
+
+        Args:
+            zeros: for each family, which ZIGs are zero now, bool.
+        """
+        back = sum(int((~zero[gone]).sum()) for zero, gone in zip(zeros, self.gone, strict=False))
+        if not back:
+            return ""
+        return (
+            f"{back} of the {sum(map(len, self.gone))} ZIGs that the optimizer has made zero are not zero any more, as "
+            "when a checkpoint or averaged weights from before are loaded: they are kept. To cut them, too, call "
+            "optimizer.project(model), which sets them to zero, and compress again"
+        )
 
     @property
     def unfinished(self) -> str:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fx_oto.core.errors import SettingsError
 from fx_oto.core.fx_utils import tensor_names
-from fx_oto.core.masks import mask_of
 from fx_oto.optim.saliency import ZIGStatistics
 from fx_oto.zigs.families import Family
 
@@ -44,6 +44,7 @@ class _Block:
 
     def read(self, source: Tensor, out: Tensor | None = None) -> Tensor:
         """Copy the entries of a tensor of the parameter's shape: at least float32, the parameter's axes."""
+        source = _real(source)
         if out is not None and out.dtype == source.dtype:
             return torch.index_select(source, self.dim, self.index, out=out)
         values = source.index_select(self.dim, self.index)
@@ -58,12 +59,13 @@ class _Block:
     def per_zig(self, vector: Tensor) -> Tensor:
         """This block's part of a vector over all ZIGs, shaped to broadcast with ``rows``."""
         part = vector[self.zigs].to(self.tensor.device, non_blocking=True)
-        return part.view(-1, *(1,) * self.tensor.ndim)
+        return part.view(-1, *(1,) * _real(self.tensor).ndim)
 
     def write(self, values: Tensor) -> None:
         """Put back what ``read`` returned."""
-        self.tensor.index_copy_(self.dim, self.index, values.to(self.tensor.dtype))
-        if values.dtype == self.tensor.dtype:  # else it was rounded
+        real = _real(self.tensor)
+        real.index_copy_(self.dim, self.index, values.to(real.dtype))
+        if values.dtype == real.dtype:  # else it was rounded
             self._written = self.tensor._version
 
     def clear(self, target: Tensor) -> None:
@@ -78,19 +80,17 @@ class Rows:
 
     Attributes:
         active: for each family, positions of the active ZIGs.
-        gone: for each family, positions of those that are gone; at first, those whose masks are zero.
+        gone: for each family, positions of those that are gone.
         count: number of active ZIGs.
         before: the active variables when they were last remembered, one tensor for each block.
     """
 
-    def __init__(self, gm: nn.Module, families: Sequence[Family]) -> None:
+    def __init__(self, gm: nn.Module, families: Sequence[Family], gone: Sequence[Tensor] = ()) -> None:
         tensors = tensor_names(gm)
         self._families = families
         self._tensors = [[tensors[slot.tensor] for slot in family.variables] for family in families]
-        self._gm = gm
-        masks = [mask_of(gm, i) for i in range(len(families))]
-        gone = [_NONE if mask is None else (mask == 0).nonzero().flatten() for mask in masks]
-        self.restore([_NONE] * len(families), gone)
+        none = [_NONE] * len(families)
+        self.restore(none, gone or none)
 
     def named(self) -> dict[str, Tensor]:
         """Every variable tensor by name."""
@@ -120,7 +120,7 @@ class Rows:
         self.restore([new[~torch.isin(new, old)] for new, old in zip(chosen, self.gone, strict=True)], self.gone)
 
     def retire(self, base: Optimizer, which: Tensor) -> None:
-        """Make some active ZIGs zero for good: in the parameters, the base's state and the masks.
+        """Make some active ZIGs zero for good, in the parameters and the base's state.
 
         Args:
             base: the base optimizer.
@@ -133,12 +133,31 @@ class Rows:
         for block in self._blocks(leaving):
             for target in (block.tensor, *_buffers(base, block.tensor)):
                 block.clear(target)
-        for i, zigs in enumerate(leaving):
-            mask = mask_of(self._gm, i)
-            if mask is not None:
-                mask.index_fill_(0, zigs.to(mask.device), 0)
         gone = [torch.cat(pair).sort().values for pair in zip(self.gone, leaving, strict=True)]
         self.restore([mine[~flag] for mine, flag in zip(self.active, flags, strict=True)], gone)
+
+    def project(self, module: nn.Module) -> None:
+        """Set the ZIGs that are gone to zero in a module that has the model's parameters under their names.
+
+        Raises:
+            SettingsError: a parameter is missing, or has another shape.
+        """
+        tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers())
+        wanted = self.named()
+        first = next(iter(wanted))
+        prefixes = sorted((name.removesuffix(first) for name in tensors if name.endswith(first)), key=len)
+        fits = (p for p in prefixes if all(_alike(one, tensors.get(p + name)) for name, one in wanted.items()))
+        if (prefix := next(fits, None)) is None:
+            lost = next(name for name, one in wanted.items() if not _alike(one, tensors.get(name)))
+            found = "has no such parameter" if lost not in tensors else f"has it as {tuple(tensors[lost].shape)}"
+            raise SettingsError(
+                f"project expects a copy of the model, with {lost!r} of shape {tuple(wanted[lost].shape)}; this "
+                f"{type(module).__name__} {found}"
+            )
+        names = {id(tensor): name for name, tensor in wanted.items()}
+        for block in self._dead:
+            target = tensors[prefix + names[id(block.tensor)]]
+            target.index_fill_(block.dim, block.index.to(target.device), 0)
 
     def keep_zero(self) -> None:
         """Undo what the base's step did to the ZIGs that are gone."""
@@ -212,9 +231,18 @@ class Rows:
         return blocks
 
 
+def _alike(tensor: Tensor, other: Tensor | None) -> bool:
+    return other is not None and other.shape == tensor.shape
+
+
 def _arithmetic(tensor: Tensor) -> torch.dtype:
-    """Half precision is summed in float32."""
-    return torch.promote_types(tensor.dtype, torch.float32)
+    """Half precision is summed in float32, complex numbers as pairs."""
+    return torch.promote_types(tensor.dtype.to_real(), torch.float32)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """Complex numbers as pairs of real ones, along one more axis: their squares and products add up alike."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def _buffers(base: Optimizer, tensor: Tensor) -> list[Tensor]:

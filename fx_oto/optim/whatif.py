@@ -38,7 +38,7 @@ def sensitivity(
 ) -> Sensitivity:
     """Evaluate prunings before they are made: for each family alone, and each fraction of its ZIGs.
 
-    The ZIGs that are tried are set to zero, in masks and variables, so that ``evaluate`` sees what the compact model
+    The ZIGs that are tried are set to zero, so that ``evaluate`` sees what the compact model
     would return. Those that are zero already stay so and count: they are the first to go. Of every family at least one
     ZIG is kept. Every evaluation begins with the same model, in eval mode, and the same states of the generators of
     random numbers; afterwards all of that is as it was, bit for bit, also if ``evaluate`` fails, is interrupted, or
@@ -149,8 +149,10 @@ def _order(gm: GraphModule, zigs: Partition, saliency: str | Criterion) -> list[
             f"saliency={saliency!r} reads gradients, and no parameter of gm has one: call backward() on a loss of one "
             "or more batches before, or use saliency='magnitude'"
         )
+    zeros = zigs.zeros()
     with torch.no_grad():
-        scores = [mine.detach().double().cpu() for mine in score(Rows(gm, zigs.families).statistics({}))]
+        gone = [zero.nonzero().flatten() for zero in zeros]
+        scores = [mine.detach().double().cpu() for mine in score(Rows(gm, zigs.families, gone).statistics({}))]
     sizes = [tuple(mine.shape) for mine in scores]
     if sizes != [(len(family),) for family in zigs.families]:
         expected = [(len(family),) for family in zigs.families]
@@ -158,7 +160,6 @@ def _order(gm: GraphModule, zigs: Partition, saliency: str | Criterion) -> list[
             f"saliency must return a tensor of scores for each family, one for each ZIG; expected shapes "
             f"{expected[:4]}, found {sizes[:4]}"
         )
-    zeros = zigs.zeros()
     return [
         _Order(mine.masked_fill(zero, math.inf).argsort(descending=True, stable=True), int(zero.sum()))
         for mine, zero in zip(scores, zeros, strict=True)

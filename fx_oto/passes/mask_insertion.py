@@ -1,4 +1,4 @@
-"""Masks in the graph: the one place that says which ZIGs are gone."""
+"""Masks in the graph, which hide ZIGs where a pruning is tried out before it is made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fx_oto.analysis.dependencies import Dependencies
 from fx_oto.analysis.labels import Layer, compress, varying
 from fx_oto.core.context import Context, Untraced
 from fx_oto.core.fakes import Fakes
-from fx_oto.core.masks import MASKS, Masks, apply_mask
+from fx_oto.core.masks import MASKS, Masks, is_mask
 from fx_oto.framework.stages import Pass
 from fx_oto.zigs.partition import Partition
 
@@ -22,18 +22,18 @@ __all__ = ["MaskInsertion"]
 
 @dataclass(frozen=True)
 class MaskInsertion(Pass):
-    """Multiply the outputs of each family's producers by its mask.
+    """Let the outputs of each family's producers pass its mask.
 
-    All masks are 1, so nothing changes numerically. A producer whose only reader is another producer of the
-    same family (a convolution before its normalisation) is left out, for the reader's mask covers it. A leaf module
+    All masks are open, so nothing changes, and nothing is computed. A producer whose only reader is another producer of
+    the same family (a convolution before its normalisation) is left out, for the reader's mask covers it. A leaf module
     that returns several tensors (``nn.LSTM``, ``nn.MultiheadAttention``) gets none: there, zero variables act alone.
 
     Example:
         >>> import torch, fx_oto
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
-        >>> [(name, tuple(mask.shape)) for name, mask in gm.named_buffers()]
-        [('zig_masks.family_0', (8,))]
+        >>> [node.name for node in gm.graph.nodes]
+        ['input_1', '_0', 'zig_masks', '_1', '_2', 'output']
     """
 
     name: ClassVar[str] = "mask-insertion"
@@ -53,12 +53,12 @@ class MaskInsertion(Pass):
 
     def refusals(self, gm: GraphModule, context: Context) -> list[str]:
         """Families that no mask acts on."""
-        used = {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
+        used = {node.args[1] for node in gm.graph.nodes if is_mask(node)}
         return [
             f"no mask acts on the family {family.name!r}: it is made in a module that returns several tensors, or no "
             "value is zero without it; its zero variables act alone"
             for i, family in enumerate(context.get(Partition).families)
-            if f"{MASKS}.family_{i}" not in used
+            if i not in used
         ]
 
 
@@ -149,13 +149,12 @@ class _Inserter:
         value = node
         readers = list(node.users)
         for family in sorted(site.members - {-1}):
-            mask = self._read(f"family_{family}", value)
-            args: list[Any] = [value, site.dim, mask]
+            args: list[Any] = [value, family, site.dim]
             position = torch.where(site.families == family, site.positions + 1, 0)
             if not torch.equal(position, torch.arange(1, self.sizes[family] + 1)):
-                args.append(self._index(family, position, mask))
-            with self.gm.graph.inserting_after(args[-1]):
-                value = self.gm.graph.call_function(apply_mask, tuple(args))
+                args.append(self._index(family, position, value))
+            with self.gm.graph.inserting_after(args[-1] if isinstance(args[-1], Node) else value):
+                value = self.gm.graph.call_module(MASKS, tuple(args))
             value.meta["val"] = node.meta["val"]  # of the same form
         for reader in readers:
             reader.replace_input_with(node, value)
@@ -163,9 +162,6 @@ class _Inserter:
     def _index(self, family: int, position: Tensor, after: Node) -> Node:
         name = f"index_{family}_{len(self.masks._buffers)}"
         self.masks.register_buffer(name, position.to(self.device), persistent=False)
-        return self._read(name, after)
-
-    def _read(self, name: str, after: Node) -> Node:
         with self.gm.graph.inserting_after(after):
             node = self.gm.graph.create_node("get_attr", f"{MASKS}.{name}")
         node.meta["val"] = self.fakes.of(self.masks.get_buffer(name))

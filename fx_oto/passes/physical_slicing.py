@@ -1,10 +1,10 @@
-"""Physical slicing: what the masks and the zero variables say is gone is cut out."""
+"""Physical slicing: ZIGs whose variables are all zero are cut out."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fx_oto.analysis.dependencies import Adjustment, Axis, Dependencies
-from fx_oto.core.context import Context
+from fx_oto.core.context import Context, inputs_now
 from fx_oto.core.errors import InputError, NothingToCompressError, SlicingError
 from fx_oto.core.fx_utils import check_has_numbers, clone_module, tensor_names, with_modes_of
 from fx_oto.core.masks import MASKS
@@ -129,6 +129,8 @@ class PhysicalSlicing(Pass):
         """
         found = context.get(Dependencies)
         check_has_numbers(gm, "slicing")
+        if context.original is not None:
+            context.original.check_shared(gm)
         _check_finite(dict(gm.named_parameters()))
         kept, kept_back = _kept_classes(gm, found)
         cuts = Cuts(found, kept[found.roots])
@@ -141,7 +143,7 @@ class PhysicalSlicing(Pass):
         now = context.keep(self.preserves, self.name).provide(plan)
         for training in [result for result in now.results.values() if isinstance(result, Trajectory)]:
             now = now.provide(copy.deepcopy(training))  # the optimizer may go on writing its own
-        return now.attach(compact)
+        return replace(now, original=None, inputs=inputs_now(gm, context)).attach(compact)
 
     def macs(self, before: int | None, context: Context) -> int | None:
         """Those that are left of each contraction."""
@@ -169,8 +171,9 @@ def _kept_classes(gm: GraphModule, found: Dependencies) -> tuple[Tensor, tuple[s
         raise NothingToCompressError(
             "no axis of this model can be pruned: print(fx_oto.partition(gm)) gives the reasons"
         )
-    kept = torch.ones(len(found.roots), dtype=torch.bool)
-    for family, zero in zip(zigs.families, zigs.zeros(), strict=True):
+    kept, zeros = torch.ones(len(found.roots), dtype=torch.bool), zigs.zeros()
+    _check_masks(zigs, zeros)
+    for family, zero in zip(zigs.families, zeros, strict=True):
         if zero.all():
             raise SlicingError(
                 f"all {len(family)} ZIGs of the family {family.name!r} are zero, so nothing of it would be left and "
@@ -186,6 +189,18 @@ def _kept_classes(gm: GraphModule, found: Dependencies) -> tuple[Tensor, tuple[s
     return kept, kept_back
 
 
+def _check_masks(zigs: Partition, zeros: Sequence[Tensor]) -> None:
+    """What is hidden by masks alone is neither there nor gone."""
+    hidden = [int((masked & ~zero).sum()) for masked, zero in zip(zigs.masked(), zeros, strict=True)]
+    if any(hidden):
+        found = [f"{count} of {f.name!r}" for count, f in zip(hidden, zigs.families, strict=True) if count]
+        raise SlicingError(
+            f"masks hide ZIGs whose parameters are not zero: {', '.join(found[:4])}{' …' if len(found) > 4 else ''}. "
+            "Masks are for trying out: call fx_oto.partition(gm).zero_masked_() to set those ZIGs to zero, or "
+            "fx_oto.partition(gm).unmask_() to keep them"
+        )
+
+
 def _nothing_zero(gm: GraphModule, zigs: Partition) -> str:
     training = Context.of(gm).results.get(Trajectory)
     if all(len(family) == 1 for family in zigs.families):
@@ -197,7 +212,7 @@ def _nothing_zero(gm: GraphModule, zigs: Partition) -> str:
         "train with fx_oto.DHSPG(gm, …) until its target is reached, pass train=… to compress, or try "
         "fx_oto.partition(gm).zero_(0.5)"
     )
-    found = training.unfinished if training is not None else ""
+    found = "" if training is None else training.revived(zigs.zeros()) or training.unfinished
     return f"none of the {zigs.num_zigs} ZIGs is zero, so there is nothing to cut: {found or remedy}"
 
 

@@ -1,7 +1,9 @@
-"""Verification: the compact model returns what the group-sparse one returns."""
+"""Verification: the compact model returns what the user's model returns."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,18 +14,16 @@ from torch.utils._pytree import tree_leaves
 
 from fx_oto.analysis.dependencies import Dependencies
 from fx_oto.analysis.recording import record_tape
-from fx_oto.core.context import Context
+from fx_oto.core.context import Context, ExampleInputs
 from fx_oto.core.errors import VerificationError
-from fx_oto.core.fx_utils import described, graph_copy, tensor_names
+from fx_oto.core.fx_utils import described, graph_copy
 from fx_oto.core.interpreter import PlainInterpreter, run_graph
-from fx_oto.core.masks import mask_of
+from fx_oto.core.original import Original
 from fx_oto.core.preserve import unwritten
 from fx_oto.core.random_state import Dice
 from fx_oto.framework.stages import Analysis
 from fx_oto.ops.custom.registration import taught
 from fx_oto.passes.physical_slicing import SlicingPlan
-from fx_oto.zigs.families import zero_variables
-from fx_oto.zigs.partition import partition
 
 __all__ = ["Verification", "VerificationReport", "relative_error"]
 
@@ -56,10 +56,12 @@ class VerificationReport:
 
 @dataclass(frozen=True)
 class Verification(Analysis):
-    """Run the compact model and the group-sparse one on the example inputs, in eval mode, and compare.
+    """Run the compact model and the model that was given to ``prepare``, in eval mode, and compare.
 
-    Where the variables of a ZIG are zero they act alone, without its mask: what the mask would hide, such as an op
-    that makes something else of zeros than its rule says, is a difference. Provides ``VerificationReport``.
+    The example inputs are compared, with the type and on the device that the weights have now, and twice that batch
+    where the graph takes any. The model is run as it was captured, without autocast, hooks and ``forward`` methods that
+    others have put on it since. Where there is no such model any more, or ``reference`` is a copy with parameters of
+    its own, the group-sparse GraphModule takes its place. Provides ``VerificationReport``.
 
     Attributes:
         reference: the group-sparse GraphModule that the compact one was made from.
@@ -92,27 +94,76 @@ class Verification(Analysis):
         """
         dice = Dice()
         try:
-            with unwritten(self.reference):
-                _unmask(self.reference)
-                return self._compared(gm, context, dice)
+            return self._compared(gm, context, dice)
         finally:
             dice.put_back()
 
     def _compared(self, gm: GraphModule, context: Context, dice: Dice) -> VerificationReport:
-        expected = _outputs(self.reference, context)
-        dice.put_back()  # a model that draws numbers of a shape that is left as it was draws the same
-        error, tolerance = _worst(expected, _outputs(gm, context))
-        if not error <= tolerance:
-            again, allowed = _worst(expected, _outputs(self.reference, context))
-            if not again <= allowed:
-                raise VerificationError(_at_random(self.reference, context, again))
-            where = _first_difference(self.reference, gm, context, tolerance)
-            raise VerificationError(
-                f"the compact model differs from the group-sparse one by {error:.1e} of the output (allowed: "
-                f"{tolerance:.0e}){where and f', first at {described(where)}'}. Nothing was changed: "
-                f"{_remedy(self.reference, context, where)}"
-            )
-        return VerificationReport(error, tolerance)
+        referee, worst = self._referee, (0.0, 0.0)
+        for inputs, is_given in self._inputs(context):
+            try:
+                expected = self._outputs(referee, inputs)
+            except Exception:
+                if is_given:
+                    raise
+                break  # the model itself takes no other batch
+            dice.put_back()  # a model that draws numbers of a shape that is left as it was draws the same
+            error, tolerance = _worst(expected, self._outputs(gm, inputs))
+            if not error <= tolerance:
+                again, allowed = _worst(expected, self._outputs(referee, inputs))
+                if not again <= allowed:
+                    raise VerificationError(_at_random(self.reference, context, again))
+                raise VerificationError(self._difference(gm, context, expected, inputs, (error, tolerance)))
+            worst = max(worst, (error, tolerance))
+            dice.put_back()
+        return VerificationReport(*worst)
+
+    @property
+    def _original(self) -> Original | None:
+        return Context.of(self.reference).original
+
+    @property
+    def _referee(self) -> nn.Module:
+        model = None if self._original is None else self._original.model
+        return self.reference if model is None else model
+
+    def _inputs(self, context: Context) -> Iterator[tuple[ExampleInputs, bool]]:
+        """What is compared, and whether it is what the user gave."""
+        yield context.inputs, True
+        if context.capture.takes_any_batch:
+            yield context.inputs.doubled(), False
+
+    def _outputs(self, model: nn.Module, inputs: ExampleInputs) -> list[Tensor]:
+        inputs = inputs.copied()
+        as_captured = nullcontext() if self._original is None else self._original.as_captured(model)
+        with as_captured, unwritten(model):
+            return [tensor.clone() for tensor in _tensors(model(*inputs.args, **inputs.kwargs))]
+
+    def _difference(
+        self,
+        gm: GraphModule,
+        context: Context,
+        expected: list[Tensor],
+        inputs: ExampleInputs,
+        found: tuple[float, float],
+    ) -> str:
+        """What an error says: that the model has changed since, or where the compact one is wrong."""
+        error, tolerance = found
+        if self._referee is not self.reference and self._original is not None:
+            of_graph, allowed = _worst(expected, self._outputs(self.reference, inputs))
+            if not of_graph <= allowed:
+                changed = self._original.changed()
+                return (
+                    "the model does not compute what it did when it was prepared: its outputs differ from those of the "
+                    f"graph by {of_graph:.1e}{''.join(f'; {one}' for one in changed[:4])}. Nothing was changed: "
+                    "prepare the model as it is now"
+                )
+        where = _first_difference(self.reference, gm, context, tolerance)
+        return (
+            f"the compact model differs from the group-sparse one by {error:.1e} of the output (allowed: "
+            f"{tolerance:.0e}){f', first at {described(where)}' if where else ''}. Nothing was changed: "
+            f"{_remedy(self.reference, context, where)}"
+        )
 
 
 def _worst(expected: list[Tensor], found: list[Tensor]) -> tuple[float, float]:
@@ -134,21 +185,6 @@ def relative_error(expected: Any, found: Any) -> float:
             scale = one.double().abs().max().item()
             errors.append(error / scale if scale else error)
     return max(errors)
-
-
-def _unmask(gm: GraphModule) -> None:
-    """Let zero variables act alone: a mask hides what an op with a rule of the user's makes of zeros."""
-    tensors = tensor_names(gm)
-    for i, family in enumerate(partition(gm).families):
-        mask = mask_of(gm, i)
-        if mask is not None:
-            mask.masked_fill_(zero_variables(family, tensors).to(mask.device), 1)
-
-
-def _outputs(gm: GraphModule, context: Context) -> list[Tensor]:
-    inputs = context.inputs.copied()
-    with unwritten(gm):
-        return [tensor.clone() for tensor in _tensors(gm(*inputs.args, **inputs.kwargs))]
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -15,7 +15,7 @@ from fx_oto.analysis.dependencies import Dependencies
 from fx_oto.core.context import Context
 from fx_oto.core.errors import SettingsError
 from fx_oto.core.fx_utils import op_name, tensor_leaves, with_modules
-from fx_oto.core.masks import MASKS, apply_mask
+from fx_oto.core.masks import MASKS, is_mask
 from fx_oto.core.picture import Picture
 from fx_oto.core.tables import counted
 from fx_oto.viz.couplings import family_entries
@@ -118,7 +118,7 @@ class _Graph:
         )
 
     def _shown(self, node: Node) -> _Shown:
-        masked = any(user.target is apply_mask for user in node.users)
+        masked = any(map(is_mask, node.users))
         shown = _Shown(node, _path(node), masked=masked)
         layers = [
             self.family_of[self.found.roots[layer.labels.reshape(-1)]].unique_consecutive().tolist()
@@ -175,13 +175,13 @@ def _late_tensors(gm: GraphModule) -> list[Node]:
 
 def _is_drawn(node: Node) -> bool:
     """Whether a tensor of the model passes through it: not masks, nor what computes sizes."""
-    if node.target is apply_mask or str(node.target).startswith(f"{MASKS}."):
+    if is_mask(node) or str(node.target).startswith(f"{MASKS}."):
         return False
     return node.op == "output" or "val" not in node.meta or bool(tensor_leaves(node.meta["val"]))
 
 
 def _unmasked(node: Node) -> Node:
-    while node.target is apply_mask:
+    while is_mask(node):
         node = node.all_input_nodes[0]
     return node
 

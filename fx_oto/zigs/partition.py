@@ -16,7 +16,7 @@ from fx_oto.core.context import Context
 from fx_oto.core.doors import above
 from fx_oto.core.errors import MissingResultError, SettingsError
 from fx_oto.core.fx_utils import check_has_numbers, tensor_names
-from fx_oto.core.masks import mask_of
+from fx_oto.core.masks import is_mask, masks_of
 from fx_oto.core.picture import Picture
 from fx_oto.core.tables import Tabular, counted, foldable, table
 from fx_oto.zigs.explanation import Explanation
@@ -74,12 +74,9 @@ class Partition(Tabular):
         return sum(len(family) for family in self.families)
 
     def zeros(self) -> list[Tensor]:
-        """For each family, which ZIGs are zero (by mask, or in every variable): bool, shape ``(num_zigs,)``."""
-        module = self._bound("to look for zeros")
-        tensors = tensor_names(module)
-        return [
-            zero_variables(family, tensors) | ~_mask(module, i, family).bool() for i, family in enumerate(self.families)
-        ]
+        """For each family, which ZIGs are zero in every variable: bool, shape ``(num_zigs,)``, on the CPU."""
+        tensors = tensor_names(self._bound("to look for zeros"))
+        return [zero_variables(family, tensors) for family in self.families]
 
     def group_sparsity(self) -> float:
         """The fraction of prunable ZIGs that are zero, in [0, 1]."""
@@ -124,7 +121,7 @@ class Partition(Tabular):
 
     @torch.no_grad()
     def zero_zigs_(self, family: int, zigs: Tensor) -> Partition:
-        """Set these ZIGs of a family to zero in place: every variable, and the mask if there is one.
+        """Set every variable of these ZIGs of a family to zero, in place.
 
         Args:
             family: position in ``families``.
@@ -138,10 +135,63 @@ class Partition(Tabular):
         for slot in self.families[family].variables:
             index = slot.index[zigs].reshape(-1).to(tensors[slot.tensor].device)
             tensors[slot.tensor].index_fill_(slot.dim, index, 0)
-        mask = mask_of(module, family)
-        if mask is not None:
-            mask[zigs.to(mask.device)] = 0
         return self
+
+    def mask_(self, family: int, zigs: Tensor) -> Partition:
+        """Hide these ZIGs of a family: the GraphModule returns what it would without them, and no parameter changes.
+
+        What is hidden is for trying out alone: ``compress`` refuses it until ``unmask_`` or ``zero_masked_`` decides.
+
+        Args:
+            family: position in ``families``.
+            zigs: positions in the family, int64, shape ``(n,)``.
+
+        Returns:
+            The partition itself.
+
+        Raises:
+            MissingResultError: no mask acts on the family, or the partition is bound to no module.
+
+        Example:
+            >>> import torch, fx_oto
+            >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> gm, x = fx_oto.prepare(net, torch.randn(2, 4)), torch.randn(2, 4)
+            >>> without = fx_oto.partition(gm).mask_(0, torch.tensor([0, 1])).module(x)
+            >>> _ = fx_oto.partition(gm).unmask_().zero_zigs_(0, torch.tensor([0, 1]))
+            >>> bool(torch.allclose(gm(x), without))
+            True
+        """
+        module = self._bound()
+        masks = masks_of(module)
+        known = (
+            {node.args[1] for node in module.graph.nodes if is_mask(node)} if isinstance(module, GraphModule) else ()
+        )
+        if masks is None or family not in known:
+            name = self.families[family].name
+            raise MissingResultError(f"no mask acts on the family {name!r}: its ZIGs can only be set to zero")
+        masks.hide(family, zigs)
+        return self
+
+    def masked(self) -> list[Tensor]:
+        """For each family, which ZIGs are hidden by its mask: bool, shape ``(num_zigs,)``, on the CPU."""
+        masks = masks_of(self._bound())
+        return [
+            masks.of(i).cpu() == 0 if masks is not None and i in masks.hiding else torch.zeros(len(family)) > 0
+            for i, family in enumerate(self.families)
+        ]
+
+    def unmask_(self) -> Partition:
+        """Hide nothing any more; returns the partition itself."""
+        masks = masks_of(self._bound())
+        if masks is not None:
+            masks.open()
+        return self
+
+    def zero_masked_(self) -> Partition:
+        """Set what is hidden by masks to zero in the parameters, and open the masks; returns the partition itself."""
+        for i, hidden in enumerate(self.masked()):
+            self.zero_zigs_(i, hidden.nonzero().flatten())
+        return self.unmask_()
 
     def explain(self, *patterns: str) -> Explanation:
         """Why not pruned: what becomes of every parameter axis, what keeps it whole, and what that costs.
@@ -288,8 +338,3 @@ def partition(gm: GraphModule) -> Partition:
         8
     """
     return replace(Context.of(gm).get(Partition), module=gm)
-
-
-def _mask(module: nn.Module, position: int, family: Family) -> Tensor:
-    mask = mask_of(module, position)
-    return torch.ones(len(family)) if mask is None else mask.detach().cpu()

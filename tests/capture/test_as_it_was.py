@@ -358,3 +358,14 @@ def test_gradients_of_the_example_inputs_and_their_flags():
     assert x.requires_grad
     assert x._version == version
     assert torch.equal(x.detach(), value)
+
+
+def test_inside_of_autocast_the_model_is_captured_as_it_is():
+    """Types of half precision are those of the training's context, not of the model."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        gm = fx_oto.prepare(model, torch.randn(2, 4))
+        found = gm(torch.randn(2, 4))
+    assert found.dtype == torch.bfloat16
+    assert {node.meta["val"].dtype for node in gm.graph.nodes if node.op == "call_module"} == {torch.float32}
+    assert gm(torch.randn(2, 4)).dtype == torch.float32

@@ -278,7 +278,7 @@ def test_a_prepared_module_survives_pickling_and_can_be_prepared_again():
     torch.testing.assert_close(pickle.loads(pickle.dumps(gm))(x), gm(x))
     again = fx_oto.prepare(gm, x)
     assert fx_oto.partition(again).num_zigs == 8
-    assert again.code.count("apply_mask(") == gm.code.count("apply_mask(")
+    assert again.code.count("zig_masks(") == gm.code.count("zig_masks(") > 0
 
 
 class NormByMode(nn.Module):

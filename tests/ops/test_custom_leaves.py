@@ -11,7 +11,6 @@ from torch import nn
 
 import fx_oto
 from fx_oto import kinds
-from fx_oto.core.masks import MASKS
 
 TOKENS = torch.randn(2, 5, 12)
 IMAGE = torch.randn(2, 3, 8, 8)
@@ -105,7 +104,7 @@ def test_its_masks_act_on_its_output():
     before = gm(TOKENS.double())
     family = next(i for i, f in enumerate(fx_oto.partition(gm).families) if f.matches("1.weight"))
     zigs = torch.tensor([0, 3, 4])
-    gm.get_buffer(f"{MASKS}.family_{family}")[zigs] = 0
+    fx_oto.partition(gm).mask_(family, zigs)
     hidden = gm.get_submodule("1")(gm.get_submodule("0")(TOKENS.double()))
     hidden[..., zigs] = 0
     torch.testing.assert_close(gm(TOKENS.double()), gm.get_submodule("3")(hidden.relu()))

@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import fx_oto
 from fx_oto.analysis.flops import FUSED
 from fx_oto.analysis.tape import Tape
-from fx_oto.core.masks import mask_of
 from fx_oto.passes.verification import relative_error
 
 TOKENS = torch.randn(4, 6, 5)
@@ -290,7 +289,7 @@ def test_exported_graphs_lose_the_same_units(name):
     zigs = fx_oto.partition(gm)
     assert sorted(map(len, zigs.families)) == sorted(map(len, traced.families))
     for i, family in enumerate(zigs.families):
-        mask_of(gm, i)[: len(family) // 2] = 0
+        fx_oto.partition(gm).mask_(i, torch.arange(len(family) // 2))
     masked = gm(inputs)
     for i, family in enumerate(zigs.families):
         zigs.zero_zigs_(i, torch.arange(len(family) // 2))
@@ -305,7 +304,7 @@ def test_masks_of_cells_with_one_state_act_alone(kind):
     gm = fx_oto.prepare(randomise(Loop(kind).double()), TOKENS.double())
     zigs, before = fx_oto.partition(gm), gm(TOKENS.double())
     for i, family in enumerate(zigs.families):
-        mask_of(gm, i)[: len(family) // 2] = 0
+        fx_oto.partition(gm).mask_(i, torch.arange(len(family) // 2))
     masked = gm(TOKENS.double())
     for i, family in enumerate(zigs.families):
         zigs.zero_zigs_(i, torch.arange(len(family) // 2))

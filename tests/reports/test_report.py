@@ -66,8 +66,8 @@ def test_what_was_resized_is_what_the_state_dicts_say(compressed):
 def test_the_diff_shows_the_masks_that_were_inserted(compressed):
     masking, slicing = fx_oto.report(compressed[1]).records[2:4]
     added = [line for line in masking.diff.splitlines() if line.startswith("+ ")]
-    assert sum("apply_mask(bn1, 1, zig_masks_family_0)" in line for line in added) == 1
-    assert "apply_mask" not in slicing.after.code
+    assert sum("self.zig_masks(bn1, 0, 1)" in line for line in added) == 1
+    assert "zig_masks(" not in slicing.after.code
     assert "self.zig_masks" not in slicing.after.code
     assert "None" not in masking.after.code
 
@@ -145,7 +145,7 @@ def test_the_html_folds_out_each_pass(compressed):
     assert not page.open
     assert page.seen.count("details") == 5
     assert "conv2.weight" in text
-    assert "apply_mask" in text
+    assert "zig_masks" in text
     assert '<td style="text-align: left;">conv2.weight' in text  # a notebook would move it to the right
     assert '<td style="text-align: right;">' in text
     assert "<td>" not in text

@@ -1,0 +1,169 @@
+"""The model that a GraphModule was captured from: whether it is still what it was, and how it is run as it was."""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from fx_oto.core.errors import InputError
+from fx_oto.core.fx_utils import tensor_names
+from fx_oto.core.masks import MASKS
+from fx_oto.core.tables import counted
+
+__all__ = ["Original"]
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_CLASS = "__class__"
+
+
+@dataclass(frozen=True, eq=False)
+class Original:
+    """What is remembered of the model that a GraphModule was captured from. The model itself is not kept alive.
+
+    Attributes:
+        reference: to the model; None of a copy of the GraphModule, which has parameters of its own.
+        names: of its parameters and buffers.
+        plain: its modules' attributes that are numbers, texts or truth values, by path; and the modules' classes.
+        own: of each module, by path, the keys of its hooks, and whether its ``forward`` was replaced.
+        placed: type and device of its first parameter with floating point.
+    """
+
+    reference: weakref.ref[nn.Module] | None
+    names: frozenset[str]
+    plain: dict[tuple[str, str], Any]
+    own: dict[str, tuple[frozenset[int], bool]]
+    placed: tuple[torch.dtype, torch.device] | None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Original:
+        """Remember ``model`` as it is now."""
+        modules = dict(model.named_modules())
+        own = {path: (frozenset(_hook_keys(module)), "forward" in vars(module)) for path, module in modules.items()}
+        names = frozenset(name for name in _all_tensors(model) if not name.startswith(f"{MASKS}."))
+        return cls(weakref.ref(model), names, _plain(modules), own, _placed(model))
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The model, as long as there is one."""
+        return None if self.reference is None else self.reference()
+
+    def without_model(self) -> Original:
+        """The same for a copy of the GraphModule."""
+        return replace(self, reference=None)
+
+    def check_shared(self, gm: nn.Module) -> None:
+        """The model must still hold the parameters and buffers that ``gm`` shares with it.
+
+        Raises:
+            InputError: some were replaced.
+        """
+        now = {} if self.model is None else _all_tensors(self.model)
+        shared = [(name, tensor) for name, tensor in tensor_names(gm).items() if name in self.names and now]
+        lost = [name for name, tensor in shared if now.get(name) is not tensor]
+        if lost:
+            raise InputError(
+                f"{counted(len(lost), 'tensor', 'tensors')} of the model, such as {lost[0]!r}, "
+                f"{'is' if len(lost) == 1 else 'are'} not what prepare found, but another: a layer was replaced, or a "
+                "state was loaded with assign=True. Nothing was changed: load states without assign=True, or call "
+                "fx_oto.prepare on the model as it is now, and train on with a new optimizer"
+            )
+
+    def changed(self) -> list[str]:
+        """What has another value than then, in words, such as ``'tau' was 5.0 and is 0.5``."""
+        if self.model is None:
+            return []
+        now = _plain(dict(self.model.named_modules()))
+        found = []
+        for (path, name), value in self.plain.items():
+            other = now.get((path, name), _GONE)
+            if other is not value and other != value:
+                where = path or "the model" if name == _CLASS else f"{path}.{name}".lstrip(".")
+                found.append(f"{where!r} was {_shown(value)} and is {_shown(other)}")
+        return found
+
+    def on_its_place(self, gm: nn.Module, inputs: Any) -> Any:
+        """Example inputs, with what was of the type, or on the device, of the weights as they are now."""
+        now = _placed(gm)
+        if self.placed is None or now is None or now == self.placed:
+            return inputs
+        (old_type, old_device), (new_type, new_device) = self.placed, now
+
+        def moved(tensor: Tensor) -> Tensor:
+            kind = new_type if tensor.dtype == old_type else tensor.dtype
+            return tensor.to(new_device if tensor.device == old_device else tensor.device, kind)
+
+        return tree_map_only(Tensor, moved, inputs)
+
+    @contextmanager
+    def as_captured(self, *models: nn.Module) -> Iterator[None]:
+        """Run modules without the hooks and the replaced ``forward`` methods that others have put on them since.
+
+        Accelerate, for one, puts a ``forward`` under autocast on the model that it prepares.
+        """
+        hidden: list[tuple[dict[str, Any], str, Any]] = []
+        try:
+            for path, module in (pair for model in models for pair in model.named_modules()):
+                hidden += _hidden(vars(module), *self.own.get(path, (frozenset(), False)))
+            yield
+        finally:
+            for held, name, value in hidden:
+                held[name] = value
+
+
+def _hidden(
+    held: dict[str, Any], keys: frozenset[int], was_replaced: bool
+) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """Take what others have put on a module off it; yields what that was."""
+    if "forward" in held and not was_replaced:
+        yield held, "forward", held.pop("forward")
+    for name in _HOOKS:
+        hooks = held.get(name) or {}
+        if not keys.issuperset(hooks):
+            held[name] = OrderedDict((key, hook) for key, hook in hooks.items() if key in keys)
+            yield held, name, hooks
+
+
+class _Gone:
+    def __repr__(self) -> str:
+        return "gone"
+
+
+_GONE = _Gone()
+
+
+def _shown(value: Any) -> str:
+    return value.__name__ if isinstance(value, type) else repr(value)
+
+
+def _plain(modules: dict[str, nn.Module]) -> dict[tuple[str, str], Any]:
+    found: dict[tuple[str, str], Any] = {}
+    for path, module in modules.items():
+        found[path, _CLASS] = type(module)
+        for name, value in vars(module).items():
+            if name not in _OF_EVERY_MODULE and (value is None or isinstance(value, bool | int | float | str | tuple)):
+                found[path, name] = value
+    return found
+
+
+def _hook_keys(module: nn.Module) -> Iterator[int]:
+    for name in _HOOKS:
+        yield from vars(module).get(name) or ()
+
+
+def _all_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers under each of their names."""
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+
+
+def _placed(model: nn.Module) -> tuple[torch.dtype, torch.device] | None:
+    first = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
+    return None if first is None else (first.dtype, first.device)

@@ -1,0 +1,135 @@
+"""``compress`` compares with the user's own model, as it was captured and with the weights that it has now."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+import fx_oto
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.act, self.b = nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)
+        self.tau, self.double, self.mode, self.shape = 5.0, False, "plain", (1, 1)
+        self.sizes = []
+
+    def forward(self, x):
+        self.sizes.append(len(x))
+        h = self.act(self.a(x)) / self.tau
+        h = h + self.shape[0] + (1 if self.mode == "plain" else 0)
+        return self.b(h * 2 if self.double else h)
+
+
+X = torch.randn(3, 4)
+
+
+def pruned():
+    net = Net().eval()
+    gm = fx_oto.prepare(net, X)
+    fx_oto.partition(gm).zero_(0.5)
+    return net, gm
+
+
+CHANGES = {
+    "number": (lambda net: setattr(net, "tau", 0.5), r"'tau' was 5\.0 and is 0\.5"),
+    "flag": (lambda net: setattr(net, "double", True), r"'double' was False and is True"),
+    "text": (lambda net: setattr(net, "mode", "other"), r"'mode' was 'plain' and is 'other'"),
+    "tuple": (lambda net: setattr(net, "shape", (2, 1)), r"'shape' was \(1, 1\) and is \(2, 1\)"),
+    "module": (lambda net: setattr(net, "act", nn.Sigmoid()), r"'act' was ReLU and is Sigmoid"),
+    "nested": (lambda net: setattr(net, "act", nn.Sequential(nn.Tanh())), r"'act' was ReLU and is Sequential"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_changed_since_is_named(name):
+    change, text = CHANGES[name]
+    net, gm = pruned()
+    change(net)
+    with pytest.raises(fx_oto.VerificationError, match=rf"does not compute what it did.*{text}.*prepare the model as"):
+        fx_oto.compress(gm)
+    gm = fx_oto.prepare(net, X)
+    torch.testing.assert_close(fx_oto.compress(gm).eval()(X), net(X))
+
+
+def test_what_changes_nothing_is_no_error():
+    net, gm = pruned()
+    net.note, net.tau = "trained", 5
+    torch.testing.assert_close(fx_oto.compress(gm).eval()(X), net(X))
+
+
+def test_another_batch_is_compared_as_well():
+    net, gm = pruned()
+    net.sizes.clear()
+    fx_oto.compress(gm)
+    assert set(net.sizes) == set()  # what it notes is taken back
+    seen = []
+    net.b.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    net.forward = lambda x: seen.append(len(x)) or Net.forward(net, x)
+    fx_oto.compress(fx_oto.prepare(net, X))
+    assert {3, 6} <= set(seen)
+
+
+def test_without_the_model_the_graph_is_compared_with():
+    net, gm = pruned()
+    expected = net(X)
+    del net
+    gc.collect()
+    assert fx_oto.Context.of(gm).original.model is None
+    torch.testing.assert_close(fx_oto.compress(gm).eval()(X), expected)
+
+
+def under_autocast(net, gm):
+    for module in (net, gm):
+        module.forward = torch.autocast("cpu", torch.bfloat16)(module.forward)
+
+
+def with_hooks(net, gm):
+    for module in (net, gm.get_submodule("a")):
+        module.register_forward_hook(lambda module, args, output: output * 2)
+        module.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+
+
+@pytest.mark.parametrize("wrap", [under_autocast, with_hooks])
+def test_what_others_put_on_the_model_since_is_left_out_and_left_on(wrap):
+    net, gm = pruned()
+    plain = net(X)
+    wrap(net, gm)
+    wrapped = net(X)
+    assert not torch.equal(plain, wrapped)
+    small = fx_oto.compress(gm)
+    assert torch.equal(net(X), wrapped)
+    assert fx_oto.Context.of(small).get(fx_oto.VerificationReport).tolerance == 1e-5
+
+
+def test_inside_of_autocast_it_is_compared_without():
+    _, gm = pruned()
+    with torch.autocast("cpu", torch.bfloat16):
+        small = fx_oto.compress(gm)
+    assert fx_oto.Context.of(small).get(fx_oto.VerificationReport).tolerance == 1e-5
+
+
+def test_hooks_that_were_captured_are_compared():
+    net = Net().eval()
+    net.a.register_forward_hook(lambda module, args, output: output * 2)
+    gm = fx_oto.prepare(net, X)
+    fx_oto.partition(gm).zero_(0.5)
+    torch.testing.assert_close(fx_oto.compress(gm).eval()(X), net(X))
+
+
+def test_after_a_pass_of_the_users_the_graph_decides():
+    @fx_oto.transformation_pass
+    def doubled(gm):
+        output = gm.graph.output_node()
+        with gm.graph.inserting_before(output):
+            output.args = (gm.graph.call_function(torch.mul, (output.args[0], 2)),)
+        return gm
+
+    net = Net().eval()
+    gm = fx_oto.prepare(net, X, passes=fx_oto.default_pipeline().insert_before("dependency-analysis", doubled))
+    fx_oto.partition(gm).zero_(0.5)
+    torch.testing.assert_close(fx_oto.compress(gm).eval()(X), 2 * net(X))
