@@ -112,8 +112,7 @@ class DHSPG(GroupSparseOptimizer):
     zero instead of being left; and the whole state is in ``state_dict()``.
 
     The loop may train the prepared GraphModule or the eager model, whose parameters it shares. Schedulers,
-    ``GradScaler``, clipping and accumulation work as with the base alone, whose param groups and state these are. (One
-    difference: in the eager model the gradients of ZIGs that are zero count in the norm that clipping looks at.)
+    ``GradScaler``, clipping and accumulation work as with the base alone, whose param groups and state these are.
 
     Args:
         gm: a prepared GraphModule.
@@ -137,7 +136,8 @@ class DHSPG(GroupSparseOptimizer):
         unprunable: globs of parameter or module names whose families are left alone, as are families with a
             parameter that does not require gradients; all of them count in the full model.
         progress: True shows a bar of the training's steps on stderr, with the group sparsity; None a bar of
-            measurements of latency alone, and only where stderr is a terminal or in a notebook; False none.
+            measurements of latency alone, and only where stderr is a terminal or in a notebook; False none. Twenty
+            lines of a training go to the logger ``fx_oto`` at level INFO in any case.
         lam: λ > 0, in units of the gradient norm; None: such that the mean redundant ZIG would reach zero in half the
             period (time to zero ≈ ‖x‖/(αλ) steps), at whatever learning rate α the schedule gives.
         amplify: factor on the lower bound of λ_g, > 1 (2).
@@ -256,10 +256,10 @@ def _moments(rows: Rows, moved: list[Tensor], rates: dict[int, Any]) -> Moments:
     sums = torch.zeros(5, rows.count, dtype=rows.dtype, device=rows.device)
     for block, values, step in zip(rows.blocks, rows.before, moved, strict=True):
         rate = rates[id(block.tensor)]
-        inverse = 1 / (rate.clamp_min(1e-30) if isinstance(rate, Tensor) else max(rate, 1e-30))
+        inverse = torch.as_tensor(rate, dtype=sums.dtype).reciprocal().nan_to_num(posinf=0.0)
         x, difference = block.rows(values).flatten(1), block.rows(step).flatten(1)
         square = torch.linalg.vector_norm(x, dim=1).square()
-        gradient = torch.linalg.vector_norm(difference, dim=1).square() * inverse**2
+        gradient = (torch.linalg.vector_norm(difference, dim=1) * inverse).square()
         dot = torch.linalg.vecdot(x, difference)
         sums[:, block.zigs] += torch.stack((square, dot * inverse, gradient, dot, square * rate)).to(sums)
     return Moments(*sums)

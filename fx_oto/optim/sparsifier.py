@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from functools import partial
 from numbers import Real
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.optim import Optimizer
 
 from fx_oto.core.context import Context
 from fx_oto.core.errors import InputError, SettingsError, TrainingError
-from fx_oto.core.fx_utils import patterns_in, tensor_names
+from fx_oto.core.fx_utils import tensor_names
 from fx_oto.core.progress import StepsBar
 from fx_oto.core.tables import counted
 from fx_oto.framework.trajectory import Trajectory
-from fx_oto.optim.checks import build_base, check_covered, check_keywords, check_unchanged, left_alone, warn_of_idle
-from fx_oto.optim.limits import PerFamily
+from fx_oto.optim.checks import build_base, check_covered, check_keywords, check_unchanged, warn_of_idle
+from fx_oto.optim.choice import Choice
+from fx_oto.optim.limits import Limits, PerFamily
+from fx_oto.optim.ranks import of_first_rank
 from fx_oto.optim.rows import Rows
-from fx_oto.optim.saliency import Criterion, ZIGStatistics, criterion
+from fx_oto.optim.saliency import Criterion, criterion
 from fx_oto.optim.schedule import Period, Schedule
-from fx_oto.optim.selection import select
-from fx_oto.optim.targets import find_target, in_words, limits_for
-from fx_oto.zigs.partition import partition
+from fx_oto.optim.targets import find_target, in_words
+from fx_oto.zigs.partition import Partition, partition
 
 __all__ = ["GroupSparseOptimizer"]
 
 _KEY = "zigs"
+_LINES = 20  # that a whole training writes to the log
+_LOGGER = logging.getLogger("fx_oto")
 
 
 class GroupSparseOptimizer(Optimizer, ABC):
@@ -38,7 +43,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
 
     The base trains alone until ``start_step``. The pruning window that begins there is divided into periods; at the
     start of each, the ZIGs with the highest redundancy score are chosen, as many as are needed to come that much nearer
-    to the target, and by its end they are exactly zero. They stay zero, in the parameters and in the masks.
+    to the target, and by its end they are exactly zero. They stay zero.
 
     Param groups and state are the base's own, so schedulers, ``GradScaler``, clipping and accumulation work as with
     the base alone. Arguments and errors are those of ``DHSPG``, without ``lam``, ``amplify``, ``hat``, ``epsilon`` and
@@ -87,9 +92,11 @@ class GroupSparseOptimizer(Optimizer, ABC):
         check_keywords(type(self).__name__, base, base_kwargs, own)
         self.zigs = partition(gm)
         check_unchanged(self.zigs, tensor_names(gm))
+        context = Context.of(gm)
+        if context.original is not None:
+            context.original.check_shared(gm)
         periods = self._PERIODS if periods is None else periods
         self.schedule = Schedule.of(total_steps, start_step, end_step, periods, self._END_AT)
-        self.saliency = criterion(self._SALIENCY if saliency is None else saliency)
         self.saliency_batches = self._BATCHES if saliency_batches is None else saliency_batches
         if self.saliency_batches < 1:
             raise SettingsError(f"saliency_batches must be at least 1, found {saliency_batches}")
@@ -105,23 +112,23 @@ class GroupSparseOptimizer(Optimizer, ABC):
             progress,
         )
         families = self.zigs.families
-        self._unprunable = patterns_in(unprunable)
-        self._given_limits = (min_kept, max_group_sparsity, round_to)
-        alone = left_alone(gm, families, self._unprunable)
-        self.limits = limits_for(self.target, families, alone, *self._given_limits)
+        score = criterion(self._SALIENCY if saliency is None else saliency)
+        given = (min_kept, max_group_sparsity, round_to)
+        self._choice = Choice(gm, self.zigs, self.target, score, unprunable, given)
+        alone = self._choice.alone
         self.base = build_base(base, gm, base_kwargs)
         check_covered(gm, [family for family, keep in zip(families, alone, strict=True) if not keep], self.base)
         super().__init__(self.base.param_groups, self.base.defaults)
         self.param_groups, self.state = self.base.param_groups, self.base.state
-        self._gm, self._rows = gm, Rows(gm, families)
+        earlier = context.results.get(Trajectory)
+        self._gm, self._rows = gm, Rows(gm, families, _still_zero(self.zigs, earlier))
         self._steps = 0
         self._idle = {name: p for name, p in gm.named_parameters() if p.requires_grad}
-        self._observed: list[dict[str, Tensor]] = []
-        self._batches = 0
         self._loss: Tensor | float | None = None
         asked, end = self.target.describe(self.target.left), self.schedule.end
         self.trajectory = Trajectory(self.zigs.num_zigs, asked, end=end, total=total_steps)
-        Context.of(gm).provide(self.trajectory).attach(gm)
+        if earlier is None or not earlier.steps:
+            self._attach()
         self._bar = StepsBar(total_steps or self.schedule.end, self.zigs.num_zigs) if progress else None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -162,6 +169,11 @@ class GroupSparseOptimizer(Optimizer, ABC):
         return "\n".join([*lines, *super().__repr__().splitlines()[1:]])
 
     @property
+    def limits(self) -> Limits:
+        """How many ZIGs of each family may go, and in what portions."""
+        return self._choice.limits
+
+    @property
     def group_sparsity(self) -> float:
         """The fraction of prunable ZIGs that are zero now."""
         return self.zigs.group_sparsity()
@@ -191,6 +203,35 @@ class GroupSparseOptimizer(Optimizer, ABC):
             raise InputError(f"the loss must be a number or a tensor of one element, found {loss!r}")
         self._loss = loss
 
+    @torch.no_grad()
+    def project(self, module: nn.Module) -> None:
+        """Set to zero what this optimizer has made zero, in the model or any copy of it, in place.
+
+        For weights that do not come from the last step: a checkpoint, or an average such as that of ``AveragedModel``,
+        in which ZIGs that are zero now are not, or not quite.
+
+        Args:
+            module: has the model's parameters under their names, perhaps inside of a wrapper.
+
+        Raises:
+            SettingsError: a parameter is missing, or has another shape; nothing is changed.
+
+        Example:
+            >>> import torch, fx_oto
+            >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+            >>> optimizer = fx_oto.DHSPG(gm, lr=0.1, target_group_sparsity=0.5, total_steps=20)
+            >>> average = torch.optim.swa_utils.AveragedModel(net)
+            >>> for _ in range(20):
+            ...     net(torch.randn(16, 4)).square().mean().backward()
+            ...     optimizer.step()
+            ...     average.update_parameters(net)
+            >>> optimizer.project(average)
+            >>> int((average.module[0].weight == 0).all(1).sum())
+            4
+        """
+        self._rows.project(module)
+
     # -- the step --------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -203,6 +244,11 @@ class GroupSparseOptimizer(Optimizer, ABC):
         Raises:
             TrainingError: no parameter has a gradient, or NaN is met when ZIGs are to be chosen; nothing is changed.
         """
+        if torch.compiler.is_compiling():  # it decides by numbers at every period: nothing for a compiler
+            return torch.compiler.disable(self._step)(closure)
+        return self._step(closure)
+
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -212,17 +258,21 @@ class GroupSparseOptimizer(Optimizer, ABC):
                 "no parameter has a gradient: call backward() before step(); is the model that was trained the "
                 "one given to prepare?"
             )
+        self._attach()
         now = self._steps
         if now <= self.schedule.start:
             self._idle = {name: p for name, p in self._idle.items() if p.grad is None and p.requires_grad}
+            self._choice.look_for_frozen(now, self.schedule.start)
         if self.schedule.observes(now, self.saliency_batches):
-            self._observe()
+            self._choice.observe(self._rows, self.param_groups)
         period = self.schedule.period(now)
         if period is None:
             self.base.step()
         else:
-            if now == period.start:
-                self._choose(period)
+            if now == period.start or self._choice.waits:
+                late = 2 * now >= self.schedule.start + self.schedule.end
+                if self._choice.make(self._rows, self.param_groups, period.done, now, late):
+                    self.begin(self._rows, period)
             if now == self.schedule.start:
                 warn_of_idle(self._idle, sum(p.requires_grad for p in self._gm.parameters()))
             self.prune(self._rows, period, now)
@@ -232,58 +282,29 @@ class GroupSparseOptimizer(Optimizer, ABC):
         self._close_step(now, period)
         return loss
 
+    def _attach(self) -> None:
+        """Make this training the one that the GraphModule's report shows."""
+        context = Context.of(self._gm)
+        if context.results.get(Trajectory) is not self.trajectory:
+            context.provide(self.trajectory).attach(self._gm)
+
     def _close_step(self, now: int, period: Period | None) -> None:
         self._steps = self.trajectory.steps = self._steps + 1
-        self.trajectory.done |= period is not None and period.done == 1 and not self._rows.count
+        is_last = period is not None and period.done == 1
+        self.trajectory.done |= is_last and not self._rows.count and not self._choice.waits
         self.trajectory.add(now, self._rows.num_gone, self._loss)
+        self.trajectory.gone = self._rows.gone
         if self._bar is not None:
             self._bar.show(self._steps, self._rows.num_gone)
+        total = self.trajectory.total or self.trajectory.end
+        if self._steps % max(total // _LINES, 1) == 0:
+            _LOGGER.info(
+                "step %d of %d: %d of %d ZIGs are zero", self._steps, total, self._rows.num_gone, self.zigs.num_zigs
+            )
         self._loss = None
         if period is not None and self._steps == self.schedule.end:
-            self.trajectory.reached = ", ".join(in_words(name, value) for name, value in self.reached().items())
-
-    def _observe(self) -> None:
-        """Add the gradients of this mini-batch to the statistics."""
-        sign = {id(p): -1.0 for group in self.param_groups for p in group["params"] if group.get("maximize")}
-        fresh = [zigs.means() for zigs in self._rows.statistics(sign)]
-        if self._observed:
-            pairs = zip(self._observed, fresh, strict=True)
-            fresh = [{name: old[name] + value for name, value in new.items()} for old, new in pairs]
-        self._observed = fresh
-        self._batches += 1
-
-    def _choose(self, period: Period) -> None:
-        """Find the redundant set of this period."""
-        check_unchanged(self.zigs, self._rows.named(), tensor_names(self._gm))
-        alone = left_alone(self._gm, self.zigs.families, self._unprunable)
-        self.limits = limits_for(self.target, self.zigs.families, alone, *self._given_limits)
-        sums, batches = self._observed, self._batches
-        self._observed, self._batches = [], 0
-        scores = self._scores(sums, batches)
-        chosen = select(scores, self.limits, self.target, self.target.part_way(period.done), self._rows.gone)
-        self._rows.activate(chosen)
-        self.begin(self._rows, period)
-
-    def _scores(self, sums: list[dict[str, Tensor]], batches: int) -> list[Tensor]:
-        zigs = [
-            ZIGStatistics(**{name: total / batches for name, total in mine.items()}, alive=alive, family=family)
-            for mine, alive, family in zip(sums, self._rows.alive(), self.zigs.families, strict=True)
-        ]
-        if not all(bool(family.dot_square.isfinite().all()) for family in zigs):
-            raise TrainingError(
-                f"the gradients, or the parameters, hold NaN or infinite values around step {self._steps}, where ZIGs "
-                "are to be chosen: lower the learning rate, clip the gradients, or use a GradScaler in half precision"
-            )
-        if not any(bool(family.gradient.any()) for family in zigs):
-            raise TrainingError("no ZIG has a gradient at the start of pruning: is the prepared model being trained?")
-        scores = [score.detach().cpu() for score in self.saliency(zigs)]
-        sizes = [tuple(score.shape) for score in scores]
-        if sizes != [(len(family),) for family in self.zigs.families] or any(score.isnan().any() for score in scores):
-            raise SettingsError(
-                f"saliency must return a tensor of {len(self.zigs.families)} families' scores, one number for each "
-                f"ZIG and no NaN; expected shapes {[(len(f),) for f in self.zigs.families][:4]}…, found {sizes[:4]}…"
-            )
-        return scores
+            reached = of_first_rank(self.reached)
+            self.trajectory.reached = ", ".join(in_words(name, value) for name, value in reached.items())
 
     # -- what torch's tools need -----------------------------------------------------------------------
 
@@ -291,18 +312,14 @@ class GroupSparseOptimizer(Optimizer, ABC):
         """Everything but the bar, for copies (torch's own version forgets what subclasses add)."""
         return {**self.__dict__, "_bar": None}
 
-    def train(self) -> None:
-        """For bases that have it, such as schedule-free ones: go to training parameters; zero ZIGs stay zero."""
-        self._switch("train")
-
-    def eval(self) -> None:
-        """For bases that have it, such as schedule-free ones: go to averaged parameters; zero ZIGs stay zero."""
-        self._switch("eval")
+    def __getattr__(self, name: str) -> Any:
+        """``train`` and ``eval`` where the base has them, as schedule-free ones do; zero ZIGs stay zero."""
+        if name in ("train", "eval") and hasattr(self.__dict__.get("base"), name):
+            return partial(self._switch, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @torch.no_grad()
     def _switch(self, mode: str) -> None:
-        if not hasattr(self.base, mode):
-            raise AttributeError(f"{type(self.base).__name__}, the base optimizer, has no method {mode!r}")
         getattr(self.base, mode)()
         self._rows.keep_zero()
 
@@ -320,8 +337,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
             "step": self._steps,
             "active": list(self._rows.active),
             "gone": list(self._rows.gone),
-            "observed": self._observed,
-            "batches": self._batches,
+            **self._choice.state(),
             "trajectory": self.trajectory.state(),
             **self.own_state(),
         }
@@ -341,7 +357,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume from ``state_dict``; the model's own state dict, masks included, is restored apart.
+        """Resume from ``state_dict``; the model's own state dict is restored apart.
 
         Raises:
             SettingsError: the state is not that of such an optimizer, or of this model.
@@ -362,10 +378,17 @@ class GroupSparseOptimizer(Optimizer, ABC):
             )
         self.base.load_state_dict({key: value for key, value in state_dict.items() if key != _KEY})
         self.param_groups, self.state = self.base.param_groups, self.base.state
-        self._steps, self._batches = own["step"], own["batches"]
-        device = self._rows.device
-        self._observed = [{name: v.to(device) for name, v in values.items()} for values in own["observed"]]
+        self._steps = own["step"]
+        self._choice.restore(own, self._rows.device)
         self._rows.restore(own["active"], own["gone"])
         self.trajectory.restore(own["trajectory"])
-        self.trajectory.steps = self._steps
+        self.trajectory.steps, self.trajectory.gone = self._steps, self._rows.gone
         self.load_own_state(own)
+        self._attach()
+
+
+def _still_zero(zigs: Partition, earlier: Trajectory | None) -> list[Tensor]:
+    """For each family the positions of the ZIGs that an earlier training has made zero, and that are zero."""
+    if earlier is None or len(earlier.gone) != len(zigs.families):
+        return []
+    return [gone[zero[gone]] for gone, zero in zip(earlier.gone, zigs.zeros(), strict=True)]

@@ -91,13 +91,16 @@ def limits_for(
     min_kept: PerFamily | None,
     max_group_sparsity: PerFamily,
     round_to: int,
+    must: bool = True,
 ) -> Limits:
-    """The limits, within which the target must be; the default minimum gives way where it is not."""
+    """The limits, within which the target must be, unless told; the default minimum gives way where it is not."""
     for least in (target.uniform / 2, 1) if min_kept is None else (min_kept,):
         limits = Limits.of(families, alone, least, max_group_sparsity, round_to)
         reachable = target.fraction(torch.tensor(limits.most))
         if reachable <= target.left + 1e-9:
             return limits
+    if not must:
+        return limits
     asked = 1 - target.left if target.name == "group sparsity" else target.left
     raise SettingsError(
         f"{_option(target.name)}={asked:g} cannot be reached: with the minimum kept of each family and the other "

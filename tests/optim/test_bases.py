@@ -77,7 +77,7 @@ def test_a_schedule_free_base_stays_zero_in_both_of_its_modes(train_eager):
     assert_zero_and_exact(gm, model)
     optimizer.train()
     assert_zero_and_exact(gm, model)
-    with pytest.raises(AttributeError, match="SGD, the base optimizer, has no method 'eval'"):
+    with pytest.raises(AttributeError, match="'DHSPG' object has no attribute 'eval'"):
         fx_oto.DHSPG(prepared(), torch.optim.SGD, lr=0.1, target_group_sparsity=0.5, total_steps=20).eval()
 
 

@@ -284,31 +284,43 @@ def test_a_loss_that_is_none():
         optimizer.note_loss("a")
 
 
-def swapped(freeze):
-    net = make_net()
-    gm = fx_oto.prepare(net, IMAGE)
+def swap_last(net):
+    """Put another layer in the place of the last one."""
     position, last = [(name, child) for name, child in net.named_children() if isinstance(child, nn.Linear)][-1]
     setattr(net, position, copy.deepcopy(last))
-    if freeze:
-        last.requires_grad_(False)
-    return net, gm, position
+    return position
+
+
+def test_a_layer_that_was_replaced_after_prepare_is_named():
+    net = make_net()
+    gm = fx_oto.prepare(net, IMAGE)
+    position = swap_last(net)
+    with pytest.raises(
+        fx_oto.InputError, match=rf"2 tensors of the model, such as '{position}\.weight', are not .*layer was replaced"
+    ):
+        fx_oto.DHSPG(gm, lr=0.05, target_group_sparsity=0.3, total_steps=9)
 
 
 @pytest.mark.parametrize("start", [0, 3])
-def test_a_layer_that_was_replaced_after_prepare_is_named(start):
-    net, gm, position = swapped(freeze=False)
+def test_a_layer_that_was_replaced_in_the_training_is_named(start):
+    net = make_net()
+    gm = fx_oto.prepare(net, IMAGE)
     optimizer = fx_oto.DHSPG(gm, lr=0.05, target_group_sparsity=0.3, start_step=start, end_step=9)
+    position = swap_last(net)
     train(net, optimizer, start)
     with pytest.warns(
         fx_oto.FxOtoWarning, match=rf"no step had a gradient of '{position}\.weight', .*replaced"
     ) as found:
         train(net, optimizer, 9 - start)
     assert len(found) == 1
+    with pytest.raises(fx_oto.InputError, match=rf"such as '{position}\.weight', are not what prepare found"):
+        fx_oto.compress(gm)
 
 
 def test_a_layer_that_rests_is_not_named():
-    net, gm, _ = swapped(freeze=True)
-    optimizer = fx_oto.DHSPG(gm, lr=0.05, target_group_sparsity=0.3, start_step=2, end_step=9)
+    net = make_net()
+    [child for child in net.children() if isinstance(child, nn.Linear)][-1].requires_grad_(False)
+    optimizer = fx_oto.DHSPG(fx_oto.prepare(net, IMAGE), lr=0.05, target_group_sparsity=0.3, start_step=2, end_step=9)
     train(net, optimizer, 9)
     assert optimizer.group_sparsity > 0
 

@@ -1,0 +1,169 @@
+"""The choice of the redundant ZIGs: gradients are observed and scored, and the most redundant taken within limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from fx_oto.core.errors import SettingsError, TrainingError
+from fx_oto.core.fx_utils import patterns_in, tensor_names
+from fx_oto.core.tables import counted
+from fx_oto.core.warn import warn
+from fx_oto.optim.checks import check_unchanged, left_alone
+from fx_oto.optim.limits import PerFamily
+from fx_oto.optim.ranks import of_first_rank
+from fx_oto.optim.rows import Rows
+from fx_oto.optim.saliency import Criterion, ZIGStatistics
+from fx_oto.optim.selection import select
+from fx_oto.optim.targets import Target, limits_for
+from fx_oto.zigs.partition import Partition
+
+__all__ = ["Choice"]
+
+
+class Choice:
+    """Chooses the redundant ZIGs of a model, on every process of a distributed training the same.
+
+    Args:
+        gm: the prepared model.
+        zigs: its partition.
+        target: what is asked.
+        saliency: scores ZIGs, larger = more redundant.
+        unprunable: patterns of families that are left alone.
+        given: ``min_kept``, ``max_group_sparsity`` and ``round_to``, see ``DHSPG``.
+
+    Attributes:
+        alone: for each family, whether it was left alone from the beginning.
+        limits: how many ZIGs of each family may go.
+        waits: whether a choice is put off until families that are frozen for a while are trained again.
+
+    Raises:
+        SettingsError: the target is not within the limits.
+    """
+
+    def __init__(
+        self,
+        gm: GraphModule,
+        zigs: Partition,
+        target: Target,
+        saliency: Criterion,
+        unprunable: Iterable[str],
+        given: tuple[PerFamily | None, PerFamily, int],
+    ) -> None:
+        self._gm, self._zigs, self._target, self._saliency = gm, zigs, target, saliency
+        self._unprunable, self._given = patterns_in(unprunable), given
+        self.alone = self._left_alone()
+        self.limits = of_first_rank(lambda: limits_for(target, zigs.families, self.alone, *given))
+        self.waits = self._warned = False
+        self._observed: list[dict[str, Tensor]] = []
+        self._batches = 0
+
+    def observe(self, rows: Rows, groups: Sequence[dict[str, Any]]) -> None:
+        """Add the gradients of this mini-batch to the statistics; the base's param ``groups`` say which are negated."""
+        sign = {id(p): -1.0 for group in groups for p in group["params"] if group.get("maximize")}
+        fresh = [zigs.means() for zigs in rows.statistics(sign)]
+        if self._observed:
+            pairs = zip(self._observed, fresh, strict=True)
+            fresh = [{name: old[name] + value for name, value in new.items()} for old, new in pairs]
+        self._observed = fresh
+        self._batches += 1
+
+    def make(self, rows: Rows, groups: Sequence[dict[str, Any]], done: float, step: int, late: bool) -> bool:
+        """Make the redundant ZIGs active in ``rows``; False if that has to wait.
+
+        Where families are frozen for a while, and the others are not enough, it waits until they are trained again:
+        else the others would have to give all that they can, and the target would be missed all the same.
+
+        Args:
+            rows: the variables of the ZIGs.
+            groups: the base's param groups.
+            done: the fraction of the way to the target that is to be reached.
+            step: the number of the step.
+            late: whether there is no more time to wait.
+
+        Raises:
+            TrainingError: NaN is met, nothing has a gradient, or processes hold different models.
+            SettingsError: the target is not within the limits, or the saliency returns something else than scores.
+        """
+        families = self._zigs.families
+        check_unchanged(self._zigs, rows.named(), tensor_names(self._gm))
+        alone, frozen = self._left_alone(), self._newly_frozen()
+        must = not (frozen and late)
+        try:
+            self.limits = of_first_rank(lambda: limits_for(self._target, families, alone, *self._given, must=must))
+            self.waits = bool(frozen) and all(alone)
+        except SettingsError:
+            if not frozen:
+                raise
+            self.waits = True
+        if self.waits:
+            return False
+        if not self._batches:
+            self.observe(rows, groups)
+        scores = self._scores(rows, step)
+        settled = [torch.cat(pair) for pair in zip(rows.gone, rows.active, strict=True)]
+        left = self._target.part_way(done)
+        chosen, gone = of_first_rank(lambda: (select(scores, self.limits, self._target, left, settled), rows.gone))
+        if not all(map(torch.equal, gone, rows.gone)):
+            raise TrainingError(
+                f"at step {step} this process has other zero ZIGs than the first one: they do not train one model. Let "
+                "DistributedDataParallel average the gradients, and load the same state in each"
+            )
+        rows.activate(chosen)
+        return True
+
+    def _left_alone(self) -> list[bool]:
+        return left_alone(self._gm, self._zigs.families, self._unprunable)
+
+    def _newly_frozen(self) -> list[str]:
+        """The families that were to be pruned from the beginning, and hold what is not trained now."""
+        pairs = zip(self._zigs.families, self.alone, self._left_alone(), strict=True)
+        return [family.name for family, before, now in pairs if now and not before]
+
+    def look_for_frozen(self, step: int, start: int) -> None:
+        """Warn, once, of what is frozen before the window begins at step ``start``."""
+        frozen = [] if self._warned else self._newly_frozen()
+        if frozen:
+            self._warned = True
+            warn(
+                f"{counted(len(frozen), 'family is', 'families are')} not trained now, such as {frozen[0]!r}: their "
+                "parameters have requires_grad=False, which they had not when the optimizer was made. The pruning "
+                f"window begins at step {start} (this is step {step}), and what is frozen is not pruned before it is "
+                "trained again: let the window begin then, by start_step, if it begins too early"
+            )
+
+    def _scores(self, rows: Rows, step: int) -> list[Tensor]:
+        sums, batches, families = self._observed, self._batches, self._zigs.families
+        self._observed, self._batches = [], 0
+        zigs = [
+            ZIGStatistics(**{name: total / batches for name, total in mine.items()}, alive=alive, family=family)
+            for mine, alive, family in zip(sums, rows.alive(), families, strict=True)
+        ]
+        if not all(bool(family.dot_square.isfinite().all()) for family in zigs):
+            raise TrainingError(
+                f"the gradients, or the parameters, hold NaN or infinite values around step {step}, where ZIGs are to "
+                "be chosen: lower the learning rate, clip the gradients, or use a GradScaler in half precision"
+            )
+        if not any(bool(family.gradient.any()) for family in zigs):
+            raise TrainingError("no ZIG has a gradient at the start of pruning: is the prepared model being trained?")
+        scores = [score.detach().cpu() for score in self._saliency(zigs)]
+        sizes = [tuple(score.shape) for score in scores]
+        if sizes != [(len(family),) for family in families] or any(score.isnan().any() for score in scores):
+            raise SettingsError(
+                f"saliency must return a tensor of {len(families)} families' scores, one number for each ZIG and no "
+                f"NaN; expected shapes {[(len(f),) for f in families][:4]}…, found {sizes[:4]}…"
+            )
+        return scores
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs."""
+        return {"observed": self._observed, "batches": self._batches, "waits": self.waits}
+
+    def restore(self, state: dict[str, Any], device: torch.device) -> None:
+        """Take up ``state``, what ``state()`` has returned."""
+        self._observed = [{name: v.to(device) for name, v in values.items()} for values in state["observed"]]
+        self._batches, self.waits = state["batches"], state["waits"]
