@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from fx_oto.analysis.aliases import Aliases
 from fx_oto.analysis.boundaries import Boundaries
 from fx_oto.analysis.closure import settle
 from fx_oto.analysis.dependencies import Axis, Dependencies, Reason
@@ -19,6 +18,7 @@ from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer, laid_along
 from fx_oto.analysis.rectangles import keep_rectangles
 from fx_oto.analysis.sizes import PLACE, indexed_at
 from fx_oto.analysis.tape import OpCall, macs_of
+from fx_oto.analysis.values import Aliases
 from fx_oto.core.errors import FxOtoError
 from fx_oto.core.fx_utils import op_name, tensor_leaves
 from fx_oto.nn.leaves import OpaqueOp
