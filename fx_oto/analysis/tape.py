@@ -5,25 +5,24 @@ What it holds is independent of how the user spelled an operation; analyses read
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from fx_oto.analysis.fakes import tensors_in
-from fx_oto.core.fx_utils import (
-    bare_name,
-)
+from fx_oto.core.fx_utils import bare_name
 from fx_oto.nn.leaves import LeafOp, OpaqueOp
 from fx_oto.nn.recurrence import recurrent_macs
 
-__all__ = ["OpCall", "Tape", "macs_of", "macs_of_all"]
-
+__all__ = ["FUSED", "OpCall", "Tape", "macs_of", "macs_of_all"]
 
 _DIMS = {"dim", "dims", "dimension", "dim0", "dim1"}
 
@@ -156,3 +155,23 @@ def macs_of(call: OpCall) -> int:
 def macs_of_all(calls: Iterable[OpCall]) -> int:
     """Those of recurrences as well, which the rule of dependency analysis counts gate by gate."""
     return sum(macs_of(call) + recurrent_macs(call.name, call.inputs) for call in calls)
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Of the two products, from the shapes ``(batch, heads, length, width)``."""
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _recurrent_flops(source: Any, *arguments: Any, **_: Any) -> int:
+    """Of the matrices, each applied at every step of every sequence: two of them, or those of a list."""
+    weights = arguments[:2] if isinstance(arguments[0], torch.Size) else arguments[0]
+    matrices = sum(math.prod(weight) for weight in weights if len(weight) == 2)
+    return int(2 * math.prod(source[:-1]) * matrices)
+
+
+# What torch's own counter of floating-point operations leaves out.
+FUSED = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten.mkldnn_rnn_layer: _recurrent_flops,
+    torch.ops.aten._cudnn_rnn: _recurrent_flops,
+}
