@@ -11,7 +11,10 @@ from torch import Tensor
 
 from fx_oto.analysis.labels import Layer
 
-__all__ = ["ADJUSTABLE", "Adjustment", "Axis", "Dependencies", "Gather", "Reason", "Work"]
+__all__ = ["ADJUSTABLE", "Adjustment", "Axis", "Dependencies", "Gather", "NodeValues", "Reason", "Work"]
+
+# For each FX node, by name, the layers of each tensor in its value.
+NodeValues = dict[str, tuple[tuple[Layer, ...], ...]]
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ class Dependencies:
     variable: Tensor
     works: tuple[Work, ...]
     reasons: dict[int, Reason]
-    values: dict[str, tuple[tuple[Layer, ...], ...]]
+    values: NodeValues
     producers: tuple[tuple[str, Tensor], ...]
     contracting: frozenset[str]
     adjustments: tuple[Adjustment, ...]

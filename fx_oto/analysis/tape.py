@@ -120,11 +120,24 @@ class Tape:
         return self.text == str(gm.graph)
 
     @cached_property
+    def calls(self) -> tuple[OpCall, ...]:
+        """The calls of all steps."""
+        return tuple(call for _, calls, _ in self.steps for call in calls)
+
+    def made_at(self, step: str) -> tuple[OpCall, ...]:
+        """The calls of one step."""
+        return self._calls_by_step[step]
+
+    @cached_property
     def macs(self) -> int:
         """Multiply-adds of one forward pass on the example inputs, as ``fx_oto.cost`` counts them."""
         if self.counted is not None:
             return sum(self.counted.values())
-        return macs_of_all(call for _, calls, _ in self.steps for call in calls)
+        return macs_of_all(self.calls)
+
+    @cached_property
+    def _calls_by_step(self) -> dict[str, tuple[OpCall, ...]]:
+        return {name: calls for name, calls, _ in self.steps}
 
     @cached_property
     def _macs_by_step(self) -> dict[str, int]:
