@@ -127,13 +127,14 @@ class Work:
         macs: multiply-adds on the example inputs.
         axes: atoms along each tracked axis that it runs over, shape ``(n,)`` each.
         operands: labels of what it multiplies, each with the dimensions in whose length its cost is proportional.
-        summed: atoms along the axis that it sums over, if torch only multiplies where a single one of them is left.
+        summed: position in ``axes`` of the one that it sums over, if torch only multiplies where a single index of it
+            is left; else None.
     """
 
     macs: int
     axes: tuple[Tensor, ...]
     operands: tuple[tuple[Tensor, tuple[int, ...]], ...] = ()
-    summed: Tensor | None = None
+    summed: int | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -259,13 +259,13 @@ class Propagation:
             macs: its multiply-adds.
             layers: along the axes that it runs over, each axis once.
             others: that it runs over as well, along one of their dimensions, if it is that one which is cut.
-            summed: along the axis that it sums over, if torch only multiplies where a single index of it is left.
+            summed: the one of ``layers`` that it sums over, if torch only multiplies where one index of it is left.
         """
         self._contracting.add(self.node)
         macs, layers = self._tape.on_example(self.node, macs), tuple(layers)
         operands = [(one.labels, one.dims) for one in layers] + [(one.labels, (dim,)) for one, dim in others]
         axes = tuple(one.labels.reshape(-1) for one in layers)
-        over = None if summed is None else summed.labels.reshape(-1)
+        over = next((i for i, one in enumerate(layers) if one is summed), None)
         self._works.append(Work(macs, axes, tuple(operands), over))
 
     def mixes(self) -> None:
