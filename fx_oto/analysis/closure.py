@@ -111,13 +111,18 @@ class _Closure:
         rectangles += [crossing.grid for crossing in crossings]
         self.rectangles = list({id(labels): labels for labels in rectangles}.values())
         self._firsts = torch.tensor([int(labels[(0,) * labels.ndim]) for labels in self.rectangles], dtype=torch.int64)
-        # Rectangles may unite what others hold, and crossings wait until their grid has lost an axis: it goes round. It
-        # ends, for every turn but the last unites or freezes something, and there are finitely many classes.
+        # Rectangles may unite what others hold, and crossings wait until their grid has lost an axis: it goes round. A
+        # grid (2, 4) was left its 4 columns; then a stack of its first row and of something that is coupled in pairs,
+        # (2, 4) as well, unites columns 0 and 1. ``any`` stops at the first that had to do something, so crossings are
+        # met only while every rectangle is. It ends: each turn but the last unites or freezes something, and there are
+        # finitely many classes.
         while any(map(self._meet_rectangle, self.rectangles)) or any(map(self._meet_crossing, crossings)):
             pass
 
     def _meet_crossing(self, crossing: Crossing) -> bool:
         """Once the grid varies along one axis; returns whether anything had to be done."""
+        # Heads of a width, (4, 6), times a scale (1, 6) that they share. If the widths survive, a column of the grid
+        # and its entry of the scale are one unit. If heads do, any entry of the scale is read by heads that stay.
         grid, thin = self._units(crossing.grid), self._units(crossing.thin)
         if not thin.any():
             return False
@@ -131,6 +136,7 @@ class _Closure:
         return True
 
     def _unite_or_freeze(self, crossing: Crossing) -> None:
+        # Frozen units have no class of their own to unite with: what meets one is frozen as well, the rest is united.
         grid, thin = torch.broadcast_tensors(crossing.grid, crossing.thin)
         self._freeze(torch.where(self._units(grid) == 0, thin, 0), crossing.reason)
         self._freeze(torch.where(self._units(thin) == 0, grid, 0), crossing.reason)
@@ -163,6 +169,9 @@ class _Closure:
 
     def _parts(self, labels: Tensor) -> list[Tensor]:
         """Units of the values that are parts of this one, such as queries, keys and values of a fused projection."""
+        # A part is a smaller grid all of whose units are among those of this one: (4, 8) of (3, 4, 8). One that is a
+        # single unit already is none: no choice makes less of it. To look at the first label of each is quick, and
+        # leaves few to look at in full.
         whole = self._units(labels).unique()
         begin_inside = torch.isin(self._units(self._firsts), whole).tolist()
         candidates = (one for one, inside in zip(self.rectangles, begin_inside, strict=True) if inside)
@@ -208,6 +217,9 @@ class _Closure:
 
     def _merged(self, unions: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """The units that take part in these unions, ascending, and a number for each: alike where they would unite."""
+        # A trial: what would these unions do? Asked for every axis of every grid, so on the units that take part alone,
+        # not on all atoms. Units 3, 3, 8, 0 get the names 1, 2 and 3 for 0, 3 and 8; uniting the last two, 8 and 0, is
+        # uniting 3 and 1. Who has a root in common with the name of 0 would be frozen.
         sides = [torch.broadcast_tensors(*union) for union in unions]
         flat = self._units(torch.cat([side.reshape(-1) for pair in sides for side in pair]))
         names, index = flat.unique(return_inverse=True)

@@ -288,6 +288,9 @@ class Propagation:
     def narrow_to(self, layer: Layer, dims: Iterable[int], why: str) -> Layer | None:
         """Restrict a layer to some dimensions: along the others its labels are united.
 
+        Of labels (1, 4, 6), heads of a width, restricted to dimension 1, the 6 of each head are united, and (1, 4, 1)
+        are left; what a removed element is worth stays known where it is the same along the others.
+
         Returns:
             The layer with size 1 along every other dimension, or None (and frozen) if it does not vary along ``dims``.
         """
