@@ -76,7 +76,7 @@ class Propagation:
         self._constants = Constants(tape, self._values, self._nodes, self.is_fixed)
         self.sizes = SizesRead(gm, self._constants.without_inputs, lambda: self.fx_node)
         self._before_products = before_products(tape, self._moves_data)
-        # What rules have said, call by call; ``Dependencies`` says what the later ones are.
+        # What rules have said, call by call: what can go is decided by the first four, ``Dependencies`` has the others.
         self._frozen: list[tuple[Tensor, Reason]] = []
         self._obligations: list[Obligation] = []
         self._consumed: list[Tensor] = []

@@ -98,8 +98,8 @@ class Player(Propagation):
         # A row of a convolution's weight makes its channel: once it is zero, the channel is, so it is driven to zero
         # (a variable of the group). The column of the next layer's weight that reads the channel is only cut with it:
         # it is multiplied by zero, whatever it is, and what training makes of it does not matter. Of a linear layer
-        # (8, 4) before one of (2, 8), 8 groups have the 8 rows of the first as variables, and the 8 columns of the
-        # second as passengers. A tensor that is both, such as a tied embedding, is driven to zero: producers come last.
+        # (8, 4) before one of (2, 8), each of the 8 groups has a row of the first as its variable, and a column of the
+        # second that is only cut. A tensor that is both, as a tied embedding is, is driven to zero: producers are last.
         variable = torch.bincount(roots)[roots] > 1  # what meets nothing is no group
         for labels in self._consumed:
             variable[labels] = False
