@@ -103,10 +103,19 @@ def test_parts_that_go_as_one_already_ask_for_nothing(s):
     assert s.classes(grid.view(5, 6)) == "aaaaaa bbbbbb cccccc dddddd eeeeee"
 
 
-def test_a_grid_over_other_labels_is_no_part(s):
+def test_a_part_that_goes_as_one_does_not_excuse_the_others(s):
+    """Rows alone leave something of every part; the first row of the first part is a single unit before."""
+    grid = s.grid(5, 2, 3)
+    line = grid[0, :1]
+    s.atoms.unite(line, line[:, :1])
+    s.settle(Rectangle(grid), *(Rectangle(part) for part in grid), Rectangle(line))
+    assert s.classes(grid.view(5, 6)) == " ".join(["aaabbb"] * 5)
+
+
+def test_a_grid_that_holds_other_labels_as_well_is_no_part(s):
     grid, other = s.grid(5, 2, 3), s.grid(2, 2)
-    s.settle(Rectangle(grid), Rectangle(other), Rectangle(torch.cat([other, grid[0, :, :2]])))
-    assert len(set(s.atoms.find(grid[:, 0, 0]).tolist())) == 5
+    s.settle(Rectangle(grid), Rectangle(other), Rectangle(torch.cat([grid[0, :, :2], other])))
+    assert s.classes(grid.view(5, 6)) == "aaaaaa bbbbbb cccccc dddddd eeeeee"
 
 
 def test_a_choice_on_one_grid_is_seen_by_the_next(s):
