@@ -65,7 +65,9 @@ class Atoms:
             self._connect(left, right)
 
     def _connect(self, left: Tensor, right: Tensor) -> None:
-        # Hook every larger root under the smallest root it touches, until both ends agree everywhere.
+        # Hook every larger root under the smallest root it touches, until both ends agree everywhere. A chain 1-2, 2-3,
+        # 3-4 takes two rounds: first 2, 3 and 4 are hooked under 1, 2 and 3, then all have the root 1. The smallest
+        # atom of a class is its root, whatever the order of the unions: names of classes do not depend on it.
         while True:
             atoms = torch.cat([left, right])
             root = self._root(atoms)

@@ -1,7 +1,8 @@
-"""Where tensors leave the analysis's sight: what is out of it reads them as they are, so they are kept whole."""
+"""Where tensors leave the analysis's sight, or stay in the compact graph: what keeps their shape, or all of them."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
+from fx_oto.analysis.dependencies import NodeValues
 from fx_oto.analysis.engine import Propagation
 from fx_oto.analysis.tape import Tape
-from fx_oto.core.fx_utils import tensor_leaves
+from fx_oto.core.fx_utils import op_name, tensor_leaves
 from fx_oto.nn.modes import by_mode
 from fx_oto.nn.modules import keeps_parameters_whole
 
@@ -47,10 +49,48 @@ class Boundaries:
 
     def keep_unread(self) -> None:
         """Parameters that no op reads."""
-        read = {id(value) for _, calls, _ in self._tape.steps for call in calls for value in call.inputs}
+        read = {id(value) for call in self._tape.calls for value in call.inputs}
         for tensor in self._tape.tensors.values():
             if id(tensor) not in read:
                 self._p.freeze_value(tensor, "it is not used by the traced graph")
+
+    def keep_rectangles(self, values: NodeValues, gathers: Collection[str]) -> None:
+        """A grid may lose any shape only if all that reads it is replaced, at the end of a chain of movement.
+
+        Channels are shuffled by ``x.view(n, 2, 4, h, w).transpose(1, 2).reshape(n, 8, h, w)``. Slicing replaces the
+        last node by a selection from ``x``, so of the grid (2, 4) in between any of the 8 channels may go, such as
+        three. If something else reads the grid, it stays in the graph, and then whole rows or columns of it must go.
+
+        Args:
+            values: the layers of each tensor in the nodes' values.
+            gathers: nodes that are replaced by a selection from the beginning of such a chain, by name.
+        """
+        passing: set[Node] = set()
+        for node in reversed(self._gm.graph.nodes):
+            readers = [user for user in node.users if tensor_leaves(user.meta.get("val"))]
+            if readers and all(user in passing or user.name in gathers for user in readers):
+                passing.add(node)
+                continue
+            self._p.node = node.name
+            if node.name not in gathers:
+                self._keep_pixels_whole(node, values)
+            for layer in (layer for layers in values.get(node.name, ()) for layer in layers if len(layer.dims) > 1):
+                self._p.rectangle(layer.labels)
+
+    def _keep_pixels_whole(self, node: Node, values: NodeValues) -> None:
+        """Of the channels that become pixels, or were pixels, all go that belong to one channel on the other side."""
+        direction = op_name(node).lower().replace("_", "")
+        if direction not in ("pixelshuffle", "pixelunshuffle"):
+            return
+        ends = (node.all_input_nodes[0], node)
+        deep, flat = ends if direction == "pixelshuffle" else ends[::-1]
+        block = deep.meta["val"].size(-3) // flat.meta["val"].size(-3)
+        # 12 channels become 3 of 2 x 2 times the pixels: they are a grid (3, 4), and the 4 of one row go together.
+        for layer in (layer for layers in values[deep.name] for layer in layers):
+            channels = layer.labels.ndim - 3
+            if channels in layer.dims:
+                grid = layer.labels.unflatten(channels, (-1, block))
+                self._p.unite(grid, grid.narrow(channels + 1, 0, 1))
 
     def _keep_inside_object(self, node: Node, value: Any) -> None:
         if all(isinstance(leaf, _PLAIN) for leaf in tree_leaves(value)):

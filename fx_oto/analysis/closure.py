@@ -2,8 +2,8 @@
 
 A tensor can only lose whole slices. Where labels form a grid (groups × channels, heads × widths), all but
 one axis must be united; which one survives is chosen by whichever leaves more units to remove. The choice on one
-grid can make the choice on another, so they are made after everything else: grouped contractions first, in
-order, then rectangles and what crosses them to a fixpoint.
+grid can make the choice on another, so they are made after everything else: grouped contractions first, then
+rectangles, then what crosses them, each kind in the order of the tape.
 """
 
 from __future__ import annotations
@@ -111,26 +111,26 @@ class _Closure:
         rectangles += [crossing.grid for crossing in crossings]
         self.rectangles = list({id(labels): labels for labels in rectangles}.values())
         self._firsts = torch.tensor([int(labels[(0,) * labels.ndim]) for labels in self.rectangles], dtype=torch.int64)
-        # Rectangles may unite what others hold, and crossings wait until their grid has lost an axis: it goes round. It
-        # ends, for every turn but the last unites or freezes something, and there are finitely many classes.
-        while any(map(self._meet_rectangle, self.rectangles)) or any(map(self._meet_crossing, crossings)):
-            pass
+        # Crossings last: they ask which axis of their grid has survived. Each is met once, for what varies along one
+        # axis only still does after any other union. A grid (2, 4) was left its 4 columns; then a stack of its first
+        # row and of something that is coupled in pairs, (2, 4) as well, unites columns 0 and 1, in both rows at once.
+        for labels in self.rectangles:
+            self._meet_rectangle(labels)
+        for crossing in crossings:
+            self._meet_crossing(crossing)
 
-    def _meet_crossing(self, crossing: Crossing) -> bool:
-        """Once the grid varies along one axis; returns whether anything had to be done."""
-        grid, thin = self._units(crossing.grid), self._units(crossing.thin)
-        if not thin.any():
-            return False
-        if varying(compress(grid)) in ((), varying(crossing.thin)):  # in none: all of the grid goes, or stays
-            left, right = torch.broadcast_tensors(grid, thin)
-            if torch.equal(left, right):
-                return False
+    def _meet_crossing(self, crossing: Crossing) -> None:
+        # Heads of a width, (4, 6), times a scale (1, 6) that they share. If the widths survive, a column of the grid
+        # and its entry of the scale are one unit. If heads do, any entry of the scale is read by heads that stay.
+        axes = varying(compress(self._units(crossing.grid)))
+        if axes in ((), varying(crossing.thin)):  # in none: all of the grid goes, or stays
             self._unite_or_freeze(crossing)
-        else:
+        elif self._units(crossing.thin).any():
             self._freeze(crossing.thin, crossing.reason)
-        return True
 
     def _unite_or_freeze(self, crossing: Crossing) -> None:
+        # Frozen units have no class of their own to unite with: what meets one is frozen as well, the rest is united.
+        # A scale that is an output, too, keeps all the columns: (4, 5) times (1, 6) would not fit.
         grid, thin = torch.broadcast_tensors(crossing.grid, crossing.thin)
         self._freeze(torch.where(self._units(grid) == 0, thin, 0), crossing.reason)
         self._freeze(torch.where(self._units(thin) == 0, grid, 0), crossing.reason)
@@ -146,10 +146,10 @@ class _Closure:
             self.dead = torch.cat([self.dead, labels[labels > 0]])
             self._table = None
 
-    def _meet_rectangle(self, labels: Tensor) -> bool:
+    def _meet_rectangle(self, labels: Tensor) -> None:
         axes = varying(compress(self._units(labels)))
         if len(axes) < 2:
-            return False
+            return
         # One axis survives, along all others labels unite. A grid of 4 x 8 channels leaves 4 units if the first axis
         # survives and 8 if the second does: the one that leaves more is kept, for there is more to choose from then;
         # what is frozen counts as nothing left. Not the count alone, though: of queries, keys and values in one
@@ -159,10 +159,12 @@ class _Closure:
         parts = self._parts(labels)
         for union in max(options, key=lambda unions: (self._leaves_parts(unions, parts), self._count(unions))):
             self._unite(*union)
-        return True
 
     def _parts(self, labels: Tensor) -> list[Tensor]:
         """Units of the values that are parts of this one, such as queries, keys and values of a fused projection."""
+        # A part is a smaller grid all of whose units are among those of this one: (4, 8) of (3, 4, 8). One that is a
+        # single unit already is none: no choice makes less of it. To look at the first label of each is quick, and
+        # leaves few to look at in full.
         whole = self._units(labels).unique()
         begin_inside = torch.isin(self._units(self._firsts), whole).tolist()
         candidates = (one for one, inside in zip(self.rectangles, begin_inside, strict=True) if inside)
@@ -208,6 +210,9 @@ class _Closure:
 
     def _merged(self, unions: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """The units that take part in these unions, ascending, and a number for each: alike where they would unite."""
+        # A trial: what would these unions do? Asked for every axis of every grid, so on the units that take part alone,
+        # not on all atoms. Units 3, 3, 8, 0 get the names 1, 2 and 3 for 0, 3 and 8; uniting the last two, 8 and 0, is
+        # uniting 3 and 1. Who has a root in common with the name of 0 would be frozen.
         sides = [torch.broadcast_tensors(*union) for union in unions]
         flat = self._units(torch.cat([side.reshape(-1) for pair in sides for side in pair]))
         names, index = flat.unique(return_inverse=True)

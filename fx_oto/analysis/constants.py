@@ -15,9 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 from torch.utils._pytree import tree_map_only
 
-from fx_oto.analysis.aliases import storage_of
 from fx_oto.analysis.fakes import tensors_in
-from fx_oto.analysis.tape import OpCall, Tape
+from fx_oto.analysis.tape import Tape
+from fx_oto.analysis.values import Values, storage_of
 from fx_oto.core.fx_utils import op_name
 
 __all__ = ["Constants"]
@@ -30,15 +30,17 @@ class Constants:
 
     Args:
         tape: the recorded calls.
+        values: what is known of its tensors; here, by which calls they were made.
         nodes: the FX nodes, by name.
         is_fixed: whether a dimension of a value has the same size whatever the inputs are.
     """
 
-    def __init__(self, tape: Tape, nodes: dict[str, Node], is_fixed: Callable[[Tensor, int], bool]) -> None:
-        self._tape, self._is_fixed = tape, is_fixed
+    def __init__(
+        self, tape: Tape, values: Values, nodes: dict[str, Node], is_fixed: Callable[[Tensor, int], bool]
+    ) -> None:
+        self._tape, self._values, self._is_fixed = tape, values, is_fixed
         self._unjudged = iter(nodes.values())
         self._judged: dict[str, bool] = {}
-        self._known: dict[int, Tensor | None] = {}
         self._read: dict[int, Tensor] = {}
 
     def read_of(self, buffers: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
@@ -49,18 +51,15 @@ class Constants:
         """The real content of a tensor, None where it is not constant or not a tensor."""
         if not isinstance(value, Tensor):
             return None
-        if id(value) not in self._known:
-            self._known[id(value)] = self._find(value)
-        return self._known[id(value)]
-
-    @cached_property
-    def _calls(self) -> dict[int, OpCall]:
-        return {id(out): call for _, calls, _ in self._tape.steps for call in calls for out in call.outputs}
+        record = self._values[value]
+        if not record.is_judged:
+            record.content, record.is_judged = self._find(value), True
+        return record.content
 
     @cached_property
     def _written(self) -> set[int]:
         """Storages that some call writes into: of a buffer, the next call of the model may find another content."""
-        return {storage_of(tensor) for _, calls, _ in self._tape.steps for call in calls for tensor in call.written}
+        return {storage_of(tensor) for call in self._tape.calls for tensor in call.written}
 
     def _find(self, value: Tensor) -> Tensor | None:
         if value.requires_grad or storage_of(value) in self._written:
@@ -69,7 +68,7 @@ class Constants:
             found = self._tape.constants.get(id(value), value)
             self._read[id(found)] = found
             return found
-        call = self._calls.get(id(value))
+        call = self._values[value].made_by
         if call is None or not _repeatable(call.func) or not self.without_inputs(call.node):
             return None
         real = {id(tensor): self.content(tensor) for tensor in call.inputs}

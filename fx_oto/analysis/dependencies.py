@@ -11,7 +11,10 @@ from torch import Tensor
 
 from fx_oto.analysis.labels import Layer
 
-__all__ = ["ADJUSTABLE", "Adjustment", "Axis", "Dependencies", "Gather", "Reason", "Work"]
+__all__ = ["ADJUSTABLE", "Adjustment", "Axis", "Dependencies", "Gather", "NodeValues", "Reason", "Work"]
+
+# For each FX node, by name, the layers of each tensor in its value.
+NodeValues = dict[str, tuple[tuple[Layer, ...], ...]]
 
 
 @dataclass(frozen=True)
@@ -124,13 +127,14 @@ class Work:
         macs: multiply-adds on the example inputs.
         axes: atoms along each tracked axis that it runs over, shape ``(n,)`` each.
         operands: labels of what it multiplies, each with the dimensions in whose length its cost is proportional.
-        summed: atoms along the axis that it sums over, if torch only multiplies where a single one of them is left.
+        summed: position in ``axes`` of the one that it sums over, if torch only multiplies where a single index of it
+            is left; else None.
     """
 
     macs: int
     axes: tuple[Tensor, ...]
     operands: tuple[tuple[Tensor, tuple[int, ...]], ...] = ()
-    summed: Tensor | None = None
+    summed: int | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -174,7 +178,7 @@ class Dependencies:
     variable: Tensor
     works: tuple[Work, ...]
     reasons: dict[int, Reason]
-    values: dict[str, tuple[tuple[Layer, ...], ...]]
+    values: NodeValues
     producers: tuple[tuple[str, Tensor], ...]
     contracting: frozenset[str]
     adjustments: tuple[Adjustment, ...]

@@ -18,16 +18,14 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fx_oto.analysis.atoms import Atoms
-from fx_oto.analysis.closure import Crossing, Grouped, Rectangle
+from fx_oto.analysis.closure import Crossing, Grouped, Obligation, Rectangle
 from fx_oto.analysis.constants import Constants
 from fx_oto.analysis.dependencies import ADJUSTABLE, Adjustment, Reason, Work
-from fx_oto.analysis.findings import Findings
 from fx_oto.analysis.heads import before_products
-from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer
-from fx_oto.analysis.origins import Origins
-from fx_oto.analysis.regions import Region
+from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer, Region
 from fx_oto.analysis.sizes import SizesRead
 from fx_oto.analysis.tape import OpCall, Tape
+from fx_oto.analysis.values import Values
 from fx_oto.core.fx_utils import op_name, source_line
 from fx_oto.nn.modules import is_opaque
 
@@ -73,27 +71,32 @@ class Propagation:
         self._nodes: dict[str, Node] = {node.name: node for node in gm.graph.nodes}
         self._num_axis_atoms = 1
         self._put: list[Tensor] = []
-        self._layers: dict[int, tuple[Layer, ...]] = {}
-        self._weights: set[int] = set()
-        self._made: dict[int, OpCall] = {}
         self._made_up: set[int] = set()
-        self._regions: dict[int, Region] = {}
-        self._found = Findings()
-        self._origins = Origins(self.layers)
-        self._constants = Constants(tape, self._nodes, self.is_fixed)
+        self._values = Values()
+        self._constants = Constants(tape, self._values, self._nodes, self.is_fixed)
         self.sizes = SizesRead(gm, self._constants.without_inputs, lambda: self.fx_node)
-        self._resized: set[int] = set()
         self._before_products = before_products(tape, self._moves_data)
+        # What rules have said, call by call: what can go is decided by the first four, ``Dependencies`` has the others.
+        self._frozen: list[tuple[Tensor, Reason]] = []
+        self._obligations: list[Obligation] = []
+        self._consumed: list[Tensor] = []
+        self._kernels: list[tuple[Tensor, Reason]] = []
+        self._producers: list[tuple[str, Tensor]] = []
+        self._contracting: set[str] = set()
+        self._works: list[Work] = []
+        self._adjustments: list[Adjustment] = []
+        self._unknown: dict[tuple[str, str], Reason] = {}
+        self._unequal: list[tuple[Tensor, Tensor]] = []
 
     # -- what rules read -------------------------------------------------------------------------------
 
     def layers(self, value: Any) -> tuple[Layer, ...]:
         """The layers of a tensor; none when it is untracked or not a tensor."""
-        return self._layers.get(id(value), ())
+        return self._values[value].layers
 
     def is_weight(self, value: Any) -> bool:
         """Whether a tensor is a parameter, or one that was only moved around."""
-        return id(value) in self._weights
+        return self._values[value].is_weight
 
     def constant(self, value: Tensor) -> Tensor | None:
         """The real content of a tensor that is the same in every call, None for any other."""
@@ -103,7 +106,7 @@ class Propagation:
         """Whether a dimension has the size of a parameter's or buffer's, and so the same in every call."""
         layers = [layer for layer in self.layers(value) if dim in layer.dims]
         if value.ndim and (self.is_weight(value) or not layers):
-            return self.is_weight(value) and id(value) not in self._resized
+            return self.is_weight(value) and not self._values[value].resized
         roots = [self.atoms.find(layer.labels) for layer in layers]
         return any(bool(((root > 0) & (root < self._num_axis_atoms)).all()) for root in roots)
 
@@ -119,11 +122,14 @@ class Propagation:
 
     def made_by(self, value: Tensor) -> OpCall | None:
         """The call that made a tensor, if it is all that a function or method node does."""
-        return self._made.get(id(value))
+        call = self._values[value].made_by
+        if call is None or self._tape.made_at(call.node) != (call,):
+            return None
+        return call if self._nodes[call.node].op in ("call_function", "call_method") else None
 
     def region(self, value: Tensor) -> Region | None:
         """The movement region that a tensor is part of."""
-        return self._regions.get(id(value))
+        return self._values[value].region
 
     def loses(self, value: Tensor) -> Attention | None:
         """What goes of a grid of heads and widths that a value may hold; None if no attention follows at once."""
@@ -154,7 +160,7 @@ class Propagation:
                 kept.append(layer)
             else:
                 self.freeze(layer.labels, "a single index is selected, and nothing of it would be left")
-        self._layers[id(value)] = tuple(kept)
+        self._values[value].layers = tuple(kept)
 
     def made_up(self, size: int) -> Tensor:
         """Atoms for a dimension that an op creates, such as ``expand``; shape ``(size,)``."""
@@ -168,17 +174,17 @@ class Propagation:
 
     def put_weight(self, value: Tensor) -> None:
         """Remember that a value is a parameter that was only moved around."""
-        self._weights.add(id(value))
-        if self.sizes.are_read or (self.call and any(id(read) in self._resized for read in self.call.inputs)):
-            self._resized.add(id(value))
+        record, inputs = self._values[value], self.call.inputs if self.call else ()
+        record.is_weight = True
+        record.resized |= self.sizes.are_read or any(self._values[read].resized for read in inputs)
 
     def put_region(self, value: Tensor, region: Region) -> None:
         """Remember that a value is part of a movement region."""
-        self._regions[id(value)] = region
+        self._values[value].region = region
 
     def put_gather(self, value: Tensor, entry: Tensor, dim: int, positions: Tensor) -> None:
         """Remember that a value is ``entry.index_select(dim, positions)``."""
-        self._found.selected[id(value)] = (entry, dim, positions)
+        self._values[value].selected = entry, dim, positions
 
     def unite(self, left: Tensor, right: Tensor, why: str = "it is combined with something that is kept whole") -> None:
         """Couple atoms elementwise under broadcasting; what meets atom 0 is frozen."""
@@ -193,7 +199,7 @@ class Propagation:
         """Keep whole the classes of these atoms."""
         labels = labels.reshape(-1)
         if labels.any():
-            self._found.frozen.append((labels, self.reason(why)))
+            self._frozen.append((labels, self.reason(why)))
 
     def freeze_where(self, bad: Tensor, labels: Tensor, why: str) -> None:
         """Keep whole the classes of those atoms for which ``bad``, broadcastable to them, is true."""
@@ -213,32 +219,32 @@ class Propagation:
 
     def produce(self, labels: Tensor) -> None:
         """Mark atoms whose indices are variables that the zero-invariant group drives to zero."""
-        self._found.producers.append((self.node, labels.reshape(-1)))
+        self._producers.append((self.node, labels.reshape(-1)))
 
     def consume(self, labels: Tensor) -> None:
         """Mark atoms whose indices are only summed over here: cut with their group, but not driven to zero."""
-        self._found.consumed.append(labels.reshape(-1))
+        self._consumed.append(labels.reshape(-1))
 
     def slide(self, labels: Tensor) -> None:
         """Mark atoms of a weight's axes along which a convolution slides: they stay, whatever else reads the weight."""
         labels = labels.reshape(-1)
-        self._found.consumed.append(labels)
-        self._found.kernels.append((labels[labels > 0], self.reason(SLIDES)))
+        self._consumed.append(labels)
+        self._kernels.append((labels[labels > 0], self.reason(SLIDES)))
 
     def rectangle(self, labels: Tensor) -> None:
         """Ask that whatever is removed from these labels leaves a rectangle."""
         if not labels.all():  # a part of each slice stays
             self.freeze(labels, FIXED)
             return
-        self._found.obligations.append(Rectangle(labels))
+        self._obligations.append(Rectangle(labels))
 
     def grouped(self, grid: Grouped) -> None:
         """Ask that a grouped contraction stays a grid of equal groups."""
-        self._found.obligations.append(grid)
+        self._obligations.append(grid)
 
     def crossing(self, grid: Tensor, thin: Tensor) -> None:
         """Combine a grid with what varies along one of its axes only, whichever axis survives."""
-        self._found.obligations.append(Crossing(grid, thin, self.reason(FIXED)))
+        self._obligations.append(Crossing(grid, thin, self.reason(FIXED)))
 
     def work(
         self,
@@ -253,34 +259,37 @@ class Propagation:
             macs: its multiply-adds.
             layers: along the axes that it runs over, each axis once.
             others: that it runs over as well, along one of their dimensions, if it is that one which is cut.
-            summed: along the axis that it sums over, if torch only multiplies where a single index of it is left.
+            summed: the one of ``layers`` that it sums over, if torch only multiplies where one index of it is left.
         """
-        self._found.contracting.add(self.node)
+        self._contracting.add(self.node)
         macs, layers = self._tape.on_example(self.node, macs), tuple(layers)
         operands = [(one.labels, one.dims) for one in layers] + [(one.labels, (dim,)) for one, dim in others]
         axes = tuple(one.labels.reshape(-1) for one in layers)
-        over = None if summed is None else summed.labels.reshape(-1)
-        self._found.works.append(Work(macs, axes, tuple(operands), over))
+        over = next((i for i, one in enumerate(layers) if one is summed), None)
+        self._works.append(Work(macs, axes, tuple(operands), over))
 
     def mixes(self) -> None:
         """Note that what the current node returns at one index may depend on what it is given at others."""
-        self._found.contracting.add(self.node)
+        self._contracting.add(self.node)
 
     @contextmanager
     def watched(self) -> Iterator[Said]:
         """Note what is said in a while: which values get layers, and which labels are kept whole."""
-        refused = len(self._found.frozen)
+        refused = len(self._frozen)
         told = Said([], [])
         self._put = told.put
         yield told
-        told.frozen.extend(labels for labels, _ in self._found.frozen[refused:])
+        told.frozen.extend(labels for labels, _ in self._frozen[refused:])
 
     def keep_unequal(self, left: Tensor, right: Tensor) -> None:
         """Ask that something of ``right`` is put back if as much as of ``left`` would be left of it."""
-        self._found.unequal.append((left, right))
+        self._unequal.append((left, right))
 
     def narrow_to(self, layer: Layer, dims: Iterable[int], why: str) -> Layer | None:
         """Restrict a layer to some dimensions: along the others its labels are united.
+
+        Of labels (1, 4, 6), heads of a width, restricted to dimension 1, the 6 of each head are united, and (1, 4, 1)
+        are left; what a removed element is worth stays known where it is the same along the others.
 
         Returns:
             The layer with size 1 along every other dimension, or None (and frozen) if it does not vary along ``dims``.
@@ -310,12 +319,12 @@ class Propagation:
             self.freeze(labels, f"the {kind} over it is computed in a way that slicing cannot rewrite")
             return
         labels = labels.reshape(-1)
-        self._found.adjustments.append(Adjustment(kind, self.node, labels, removed.reshape(-1).expand(labels.shape)))
+        self._adjustments.append(Adjustment(kind, self.node, labels, removed.reshape(-1).expand(labels.shape)))
 
     def unknown_op(self, name: str) -> None:
         """Note that the current call has no rule and something tracked enters it."""
         reason = self.reason(f"no rule is known for the op {name}")
-        self._found.unknown.setdefault((name, reason.source), reason)
+        self._unknown.setdefault((name, reason.source), reason)
 
     def reason(self, why: str) -> Reason:
         """``why``, with op, node and source line of the current call."""
@@ -323,7 +332,7 @@ class Propagation:
         if node is None:
             return Reason(why)
         op = self.call.name if self.call is not None else op_name(node)
-        since = self._origins.behind(self.call) if why == FIXED else None
+        since = self._values.behind(self.call) if why == FIXED else None
         return Reason(why, op, node.name, source_line(node), since)
 
     def _moves_data(self, call: OpCall) -> bool:

@@ -164,11 +164,9 @@ class Fakes(TorchDispatchMode):
             if func.namespace != "aten":  # an op of the user's, of which nobody may have said what it returns
                 raise ValuesAskedError(str(error)) from error
             raise
-        traits = _traits(func)
-        if key is not None and traits.returns_one and type(result) is Tensor:
-            self._forms[key] = [_form(result)]
-        elif key is not None and type(result) is tuple and all(type(one) is Tensor for one in result):
-            self._forms[key] = [_form(one) for one in result]
+        results = (result,) if _traits(func).returns_one else result
+        if key is not None and type(results) is tuple and all(type(one) is Tensor for one in results):
+            self._forms[key] = [_form(one) for one in results]
         return self._wrapped(result, device)
 
     def _wrapped(self, result: Any, device: torch.device) -> Any:

@@ -25,13 +25,12 @@ def before_products(tape: Tape, moves: Callable[[OpCall], bool]) -> set[int]:
     def moved(call: OpCall) -> bool:
         return bool(getattr(call.func, "is_view", False)) or moves(call)
 
-    calls = [call for _, made, _ in tape.steps for call in made]
     weights = {id(tensor) for tensor in tape.tensors.values()}
-    for call in calls:
+    for call in tape.calls:
         if moved(call) and all(id(tensor) in weights for tensor in call.inputs):
             weights.update(map(id, call.outputs))
     found: set[int] = set()
-    for call in reversed(calls):
+    for call in reversed(tape.calls):
         if call.name in _PRODUCTS:
             operands = [id(tensor) for tensor in call.inputs[-2:]]
             found.update(operands if weights.isdisjoint(operands) else ())

@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from fx_oto.analysis.aliases import Aliases
 from fx_oto.analysis.boundaries import Boundaries
 from fx_oto.analysis.closure import settle
-from fx_oto.analysis.dependencies import Axis, Dependencies, Reason
+from fx_oto.analysis.dependencies import Axis, Dependencies, Gather, NodeValues, Reason
 from fx_oto.analysis.engine import Propagation, Rule
 from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer, laid_along
-from fx_oto.analysis.rectangles import keep_rectangles
 from fx_oto.analysis.sizes import PLACE, indexed_at
 from fx_oto.analysis.tape import OpCall, macs_of
 from fx_oto.core.errors import FxOtoError
@@ -37,30 +35,84 @@ class Player(Propagation):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._aliases = Aliases()
         self._boundaries = Boundaries(self, self._gm, self._tape)
 
     def run(self) -> Dependencies:
         """Play the tape, settle the deferred choices, and report."""
         axes = self._parameter_axes()
-        self._aliases.add(self._tape.tensors.values())
+        self._values.share(self._tape.tensors.values())
+        values: NodeValues = {}
         for name, calls, value in self._tape.steps:
             self.node, self.call = name, None
             self._enter(self._nodes[name], value)
             for self.call in calls:
                 self._play(self.call)
-            if len(calls) == 1 and self._nodes[name].op in ("call_function", "call_method"):
-                self._made.update((id(out), calls[0]) for out in calls[0].outputs[:1])
-            self._found.values[name] = tuple(self.layers(leaf) for leaf in tensor_leaves(value))
+            values[name] = tuple(self.layers(leaf) for leaf in tensor_leaves(value))
         self.node, self.call = "", None
         self._boundaries.keep_unread()
-        gathers = self._found.gathers(self._tape)
-        keep_rectangles(self, self._nodes.values(), self._found.values, gathers)
-        self._found.keep_kernels(self.atoms.roots())
-        settle(self.atoms, self._found.obligations, self._found.frozen)
-        self._found.keep_kernels(self.atoms.roots())  # choices may have tied them to something
-        contents = self._constants.read_of(self._gm.named_buffers())
-        return self._found.dependencies(self.atoms.roots(), axes, gathers, contents)
+        gathers = self._gathers()
+        self._boundaries.keep_rectangles(values, gathers)
+        self._keep_kernels()
+        settle(self.atoms, self._obligations, self._frozen)
+        self._keep_kernels()  # choices may have tied them to something
+        roots = self.atoms.roots()
+        return Dependencies(
+            axes=axes,
+            roots=roots,
+            variable=self._variable(roots),
+            works=tuple(self._works),
+            reasons=self._reasons(roots),
+            values=values,
+            producers=tuple(self._producers),
+            contracting=frozenset(self._contracting),
+            adjustments=tuple(self._adjustments),
+            gathers=gathers,
+            unknown=tuple(self._unknown.values()),
+            unequal=tuple(self._unequal),
+            contents=self._constants.read_of(self._gm.named_buffers()),
+        )
+
+    def _gathers(self) -> dict[str, Gather]:
+        """The selections that begin and end at nodes of the graph, by the name of the last."""
+        named: dict[int, str] = {}
+        for name, _, value in self._tape.steps:
+            if isinstance(value, Tensor):
+                named.setdefault(id(value), name)  # an identity returns what another node has made
+        found = {}
+        for name, _, value in self._tape.steps:
+            selected = self._values[value].selected
+            if selected is not None and named.get(id(value)) == name and id(selected[0]) in named:
+                entry, dim, positions = selected
+                found[name] = Gather(named[id(entry)], dim, positions)
+        return found
+
+    def _keep_kernels(self) -> None:
+        """Keep whole what convolutions slide along, where something else reads the same weight and could cut it.
+
+        Of all others there is nothing to say: they meet nothing, and are in no group.
+        """
+        variable = self._variable(self.atoms.roots())
+        self._frozen += [(labels, reason) for labels, reason in self._kernels if variable[labels].any()]
+
+    def _variable(self, roots: Tensor) -> Tensor:
+        # A row of a convolution's weight makes its channel: once it is zero, the channel is, so it is driven to zero
+        # (a variable of the group). The column of the next layer's weight that reads the channel is only cut with it:
+        # it is multiplied by zero, whatever it is, and what training makes of it does not matter. Of a linear layer
+        # (8, 4) before one of (2, 8), each of the 8 groups has a row of the first as its variable, and a column of the
+        # second that is only cut. A tensor that is both, as a tied embedding is, is driven to zero: producers are last.
+        variable = torch.bincount(roots)[roots] > 1  # what meets nothing is no group
+        for labels in self._consumed:
+            variable[labels] = False
+        for _, labels in self._producers:
+            variable[labels] = True
+        return variable
+
+    def _reasons(self, roots: Tensor) -> dict[int, Reason]:
+        reasons: dict[int, Reason] = {}
+        for labels, reason in self._frozen:
+            for root in roots[labels[labels > 0]].unique().tolist():
+                reasons.setdefault(root, reason)
+        return reasons
 
     def _parameter_axes(self) -> tuple[Axis, ...]:
         axes = []
@@ -73,15 +125,14 @@ class Player(Propagation):
                 if size > 1:
                     worth = ZERO if name in parameters else UNKNOWN
                     layers.append(Layer.uniform(laid_along(atoms, dim, tensor.ndim), worth))
-            self._layers[id(tensor)] = tuple(layers)
-            self._weights.add(id(tensor))
+            self._values[tensor].layers, self._values[tensor].is_weight = tuple(layers), True
         self._num_axis_atoms = len(self.atoms)
         return tuple(axes)
 
     def _enter(self, node: Node, value: Any) -> None:
         if node.op == "placeholder":
-            why = f"it is the model's input {node.target!r}"
-            self._origins.begin(tensor_leaves(value), Reason(why, node=node.name))
+            for leaf in tensor_leaves(value):
+                self._values[leaf].origin = Reason(f"it is the model's input {node.target!r}", node=node.name)
         elif node.op == "output":
             self._check_outdated(tensor_leaves(value))
         self._boundaries.keep(node, value)
@@ -107,7 +158,7 @@ class Player(Propagation):
                 for layer in self.layers(value):
                     if len(layer.dims) > 1:
                         self.rectangle(layer.labels)
-        written, refused = call.written, len(self._found.frozen)
+        written, refused = call.written, len(self._frozen)
         before = [self.layers(target) for target in written]
         try:
             rule(call, self)
@@ -117,10 +168,12 @@ class Player(Propagation):
             raise
         except Exception as error:
             self._keep_touched(call, error)
-        self._origins.pass_on(call, [reason for _, reason in self._found.frozen[refused:]])
+        self._values.pass_on(call, [reason for _, reason in self._frozen[refused:]])
         for target, layers in zip(written, before, strict=True):
-            self._aliases.write(target, layers, self.layers(target))
-        self._aliases.add(call.outputs)
+            self._values.write(target, layers)
+        self._values.share(call.outputs)
+        for out in call.outputs:
+            self._values[out].made_by = call
 
     def _keep_touched(self, call: OpCall, error: Exception) -> None:
         """A rule has failed: nothing that the call touches can go, and nothing is known of what it returns."""
@@ -159,6 +212,6 @@ class Player(Propagation):
     def _check_outdated(self, values: Iterable[Any]) -> None:
         """What is read must not have changed behind its layers."""
         for value in values:
-            if (target := self._aliases.written_through(value)) is not None:
+            if (target := self._values[value].outdated_by) is not None:
                 for alias in (value, target):
                     self.freeze_value(alias, "it was written in place through a view before it is read here")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
 
 from fx_oto.analysis.fakes import Fakes, StandIns, asks_values, tensors_in
-from fx_oto.analysis.misfits import misfit
-from fx_oto.analysis.real_values import real_values, writes_into_input
-from fx_oto.analysis.tape import OpCall, Tape, macs_of_all
+from fx_oto.analysis.tape import FUSED, OpCall, Tape, macs_of_all
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import InputError, RuleError
 from fx_oto.core.fx_utils import (
@@ -30,14 +29,14 @@ from fx_oto.core.fx_utils import (
     unfused_attention,
 )
 from fx_oto.core.interpreter import PlainInterpreter, run_graph
-from fx_oto.core.preserve import evaluating, unchanged, uncompiled
+from fx_oto.core.preserve import evaluating, unchanged, uncompiled, unwritten
 from fx_oto.nn.leaves import LeafOp, OpaqueOp, leaf_of
 from fx_oto.nn.modes import by_mode, written_in
 from fx_oto.nn.modules import is_opaque
 from fx_oto.nn.norms import WholeNorms
 from fx_oto.nn.recurrence import WholeRecurrence
 
-__all__ = ["Recording", "fake_run", "laid_out", "one_by_one", "record_tape", "tape_of_steps", "whole_calls"]
+__all__ = ["Recording", "fake_run", "laid_out", "misfit", "one_by_one", "record_tape", "tape_of_steps", "whole_calls"]
 
 
 class Recording(Fakes):
@@ -70,23 +69,26 @@ class Recording(Fakes):
 
     def whole(self, func: Any, args: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
         """Record one call in the place of those that ``compute`` makes."""
-        calls, self.calls = self.calls, []
-        result = compute()
-        self.calls = calls
+        result, _ = self._apart(compute)
         self.record(func, self.faked(args), {}, result)
         return result
 
     def leaf(self, op: LeafOp, args: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
         """Record one call of a leaf module, in the place of those that it makes."""
         args = self.faked(args)
+        result, made = self._apart(compute)
+        read = {id(tensor) for tensor in tensors_in(args)}
+        if any(call.mutates and id(call.args[0]) in read for call in made):
+            raise _writes_into_input(op.__name__, self.node)
+        self.record(replace(op, macs=macs_of_all(made)), args, {}, result)
+        return result
+
+    def _apart(self, compute: Callable[[], Any]) -> tuple[Any, list[OpCall]]:
+        """What a computation returns, and the calls that it makes, which are not among the recorded ones."""
         calls, self.calls = self.calls, []
         result = compute()
         made, self.calls = self.calls, calls
-        read = {id(tensor) for tensor in tensors_in(args)}
-        if any(call.mutates and id(call.args[0]) in read for call in made):
-            raise writes_into_input(op.__name__, self.node)
-        self.record(replace(op, macs=macs_of_all(made)), args, {}, result)
-        return result
+        return result, made
 
     def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Write a call down."""
@@ -138,7 +140,8 @@ def record_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
     while True:
         recorder = _Recorder(gm, really)
         try:
-            _run_recorder(recorder, inputs)
+            with whole_calls(recorder.mode):
+                fake_run(gm, inputs, recorder=recorder)
         except InputError as error:
             node = recorder.current
             if node is None or node.name in really:
@@ -146,7 +149,7 @@ def record_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
             if not (node.meta.get("asks_values") or is_opaque(node, gm) or asks_values(error.__cause__)):
                 raise
             node.meta["asks_values"] = True  # what it returns depends on the numbers in its inputs
-            really = real_values(gm, inputs)
+            really = _real_values(gm, inputs)
         else:
             return tape_of_steps(gm, recorder.mode, recorder.steps)
 
@@ -171,40 +174,43 @@ def tape_of_steps(gm: GraphModule, mode: Recording, steps: Steps) -> Tape:
     return Tape(read, tensors, constants, str(gm.graph))
 
 
-def _run_recorder(recorder: _Recorder, inputs: ExampleInputs) -> None:
-    with recorder.whole_calls():
-        fake_run(recorder.gm, inputs, recorder.mode, recorder)
-
-
 def fake_run(
-    model: nn.Module, inputs: ExampleInputs, mode: AbstractContextManager[Any], recorder: _Recorder | None = None
+    model: nn.Module,
+    inputs: ExampleInputs,
+    inside: AbstractContextManager[Any] | None = None,
+    recorder: _Recorder | None = None,
 ) -> None:
-    """Run a module in eval mode on fake tensors, inside a context such as a dispatch mode.
+    """Run a module in eval mode on fake tensors.
+
+    Args:
+        model: the module.
+        inputs: what it is given.
+        inside: a context for the run, such as a dispatch mode that counts.
+        recorder: runs its graph in the place of the module, and writes down the calls.
 
     Raises:
         InputError: the example inputs do not fit the model.
     """
     fakes = recorder.mode if recorder is not None else Fakes({})
     args, kwargs = tree_map_only(Tensor, fakes.of, (inputs.args, dict(inputs.kwargs)))
-    outer = nullcontext() if mode is fakes else mode
     attention = one_by_one() if recorder is not None else unfused_attention()
-    run = model if recorder is None else recorder.run_on
     try:
-        # inference mode does not take ops apart
-        with ExitStack() as stack:
-            surroundings: tuple[Any, ...] = (one_at_a_time, torch.inference_mode(False), unchanged(model))
-            surroundings += (
-                evaluating(model),
-                quiet_fakes(),
-                attention,
-                torch.no_grad(),
-                fakes,
-                outer,
-                StandIns(fakes),
-            )
-            for context in surroundings:
-                stack.enter_context(context)
-            run(*args, **kwargs)
+        with (
+            one_at_a_time,
+            torch.inference_mode(False),  # inference mode does not take ops apart
+            unchanged(model),
+            evaluating(model),
+            quiet_fakes(),
+            attention,
+            torch.no_grad(),
+            fakes,
+            inside or nullcontext(),
+            StandIns(fakes),
+        ):
+            if recorder is None:
+                model(*args, **kwargs)
+            else:
+                run_graph(recorder, args, kwargs)
     except RuleError:
         raise
     except Exception as error:
@@ -219,14 +225,6 @@ class _Recorder(PlainInterpreter):
         self.mode = Recording(tensor_names(gm))
         self.steps: list[tuple[Node, list[OpCall], Any]] = []
         self.current: Node | None = None
-
-    def whole_calls(self) -> AbstractContextManager[Any]:
-        """Record some functions as one call each, whatever torch makes of them."""
-        return whole_calls(self.mode)
-
-    def run_on(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the graph."""
-        return run_graph(self, args, kwargs)
 
     def run_node(self, n: Node) -> Any:
         self.current, self.mode.node, self.mode.calls = n, n.name, []
@@ -293,3 +291,64 @@ def _explain(error: Exception, recorder: _Recorder | None, gm: nn.Module, inputs
     node = recorder.current if recorder is not None else None
     at = f" at node {node.name!r} ({source_line(node) or 'no source line'})" if node is not None else ""
     return misfit(error, at, gm, inputs)
+
+
+def misfit(error: Exception, where: str, model: nn.Module, inputs: ExampleInputs) -> InputError:
+    """The error that a model does not run on its example inputs: where, why, what they are, and what to give."""
+    given = tensor_leaves((inputs.args, inputs.kwargs))
+    shapes = ", ".join(f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in given) or _kinds(inputs)
+    mine, theirs = {t.device for t in tensor_names(model).values()}, {t.device for t in given}
+    hint = "give inputs of the shape and type that model(*inputs) accepts"
+    if mine and theirs and mine != theirs:
+        hint = f"the model is on {_list(mine)}, the inputs are on {_list(theirs)}: move one to the other's device"
+    elif numbers := inputs.numbers:
+        hint = f"give tensors such as torch.randn{numbers}"
+    elif isinstance(error, TypeError) and "missing" in str(error):
+        hint = "give every argument of forward: a tuple of them, or a dict by name"
+    reason = str(error).split("\n\nWhile executing")[0].strip()
+    return InputError(f"the model does not run on the example inputs{where}: {reason}; found {shapes}; {hint}")
+
+
+def _kinds(inputs: ExampleInputs) -> str:
+    return ", ".join(sorted({f"{type(leaf).__name__}s" for leaf in tree_leaves(inputs.args)})) or "no tensor"
+
+
+def _list(devices: set[Any]) -> str:
+    return ", ".join(sorted(map(str, devices)))
+
+
+def _real_values(gm: GraphModule, inputs: ExampleInputs) -> dict[str, tuple[Any, int]]:
+    """What opaque code returns on the example inputs themselves, and its multiply-adds, by node."""
+    found: dict[str, tuple[Any, int]] = {}
+
+    class Watch(PlainInterpreter):
+        def run_node(self, n: Node) -> Any:
+            if not is_opaque(n, gm) and not n.meta.get("asks_values"):
+                return super().run_node(n)
+            given = tensor_leaves(self.fetch_args_kwargs_from_env(n))
+            before = _versions(given)
+            with FlopCounterMode(display=False, custom_mapping=FUSED) as counter:
+                value = super().run_node(n)
+            is_leaf = n.op == "call_module" and leaf_of(gm.get_submodule(str(n.target))) is not None
+            if is_leaf and before != _versions(given):
+                raise _writes_into_input(op_name(n), n.name)
+            found[n.name] = value, counter.get_total_flops() // 2
+            return value
+
+    with torch.inference_mode(False), unwritten(gm):
+        copied = inputs.copied()
+        run_graph(Watch(gm), copied.args, copied.kwargs)
+    return found
+
+
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
+    """How often each was written into; those that were made in inference mode do not know."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+def _writes_into_input(kind: str, node: str) -> RuleError:
+    """The error for a leaf that changes what it is given, at a node."""
+    return RuleError(
+        f"{kind} is registered as a leaf, but in evaluation mode it writes into what it is given, at node {node!r}: "
+        "let it return a new tensor, or do not register it"
+    )

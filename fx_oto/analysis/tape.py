@@ -5,25 +5,24 @@ What it holds is independent of how the user spelled an operation; analyses read
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from fx_oto.analysis.fakes import tensors_in
-from fx_oto.core.fx_utils import (
-    bare_name,
-)
+from fx_oto.core.fx_utils import bare_name
 from fx_oto.nn.leaves import LeafOp, OpaqueOp
 from fx_oto.nn.recurrence import recurrent_macs
 
-__all__ = ["OpCall", "Tape", "macs_of", "macs_of_all"]
-
+__all__ = ["FUSED", "OpCall", "Tape", "macs_of", "macs_of_all"]
 
 _DIMS = {"dim", "dims", "dimension", "dim0", "dim1"}
 
@@ -121,11 +120,24 @@ class Tape:
         return self.text == str(gm.graph)
 
     @cached_property
+    def calls(self) -> tuple[OpCall, ...]:
+        """The calls of all steps."""
+        return tuple(call for _, calls, _ in self.steps for call in calls)
+
+    def made_at(self, step: str) -> tuple[OpCall, ...]:
+        """The calls of one step."""
+        return self._calls_by_step[step]
+
+    @cached_property
     def macs(self) -> int:
         """Multiply-adds of one forward pass on the example inputs, as ``fx_oto.cost`` counts them."""
         if self.counted is not None:
             return sum(self.counted.values())
-        return macs_of_all(call for _, calls, _ in self.steps for call in calls)
+        return macs_of_all(self.calls)
+
+    @cached_property
+    def _calls_by_step(self) -> dict[str, tuple[OpCall, ...]]:
+        return {name: calls for name, calls, _ in self.steps}
 
     @cached_property
     def _macs_by_step(self) -> dict[str, int]:
@@ -156,3 +168,23 @@ def macs_of(call: OpCall) -> int:
 def macs_of_all(calls: Iterable[OpCall]) -> int:
     """Those of recurrences as well, which the rule of dependency analysis counts gate by gate."""
     return sum(macs_of(call) + recurrent_macs(call.name, call.inputs) for call in calls)
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Of the two products, from the shapes ``(batch, heads, length, width)``."""
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _recurrent_flops(source: Any, *arguments: Any, **_: Any) -> int:
+    """Of the matrices, each applied at every step of every sequence: two of them, or those of a list."""
+    weights = arguments[:2] if isinstance(arguments[0], torch.Size) else arguments[0]
+    matrices = sum(math.prod(weight) for weight in weights if len(weight) == 2)
+    return int(2 * math.prod(source[:-1]) * matrices)
+
+
+# What torch's own counter of floating-point operations leaves out.
+FUSED = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten.mkldnn_rnn_layer: _recurrent_flops,
+    torch.ops.aten._cudnn_rnn: _recurrent_flops,
+}

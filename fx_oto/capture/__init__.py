@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +11,7 @@ from torch.fx import GraphModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from fx_oto.analysis.misfits import misfit
-from fx_oto.analysis.recording import fake_run
+from fx_oto.analysis.recording import fake_run, misfit
 from fx_oto.analysis.tape import Tape
 from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.attempt import Attempt, FixedByValuesError, analysed_tape
@@ -201,7 +199,7 @@ def _check_inputs(model: nn.Module, inputs: ExampleInputs, where: str) -> None:
     dice = Dice()
     try:
         if any(tensor.is_meta for tensor in given):  # it cannot really run
-            fake_run(model, inputs, nullcontext())
+            fake_run(model, inputs)
         else:  # not on fake tensors, which caches of the user's would keep
             _really_run(model, inputs.copied(), where)
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ def analysed_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
         if group.size == 1:
             with suppress(InputError):
                 size = group.others()[0]
-                fake_run(gm, resized(inputs, {group: size}), nullcontext())
+                fake_run(gm, resized(inputs, {group: size}))
                 larger[group] = size
     if larger:
         with suppress(InputError):

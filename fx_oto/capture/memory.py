@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
-from fx_oto.analysis.aliases import storage_of
 from fx_oto.analysis.recording import record_tape
+from fx_oto.analysis.values import storage_of
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.fx_utils import op_name, tensor_leaves
 from fx_oto.nn.leaves import OpaqueOp

@@ -12,8 +12,7 @@ from torch.fx import Node
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from fx_oto.analysis.flops import FUSED
-from fx_oto.analysis.tape import OpCall
+from fx_oto.analysis.tape import FUSED, OpCall
 from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.statements import StatementCall

@@ -25,7 +25,7 @@ from fx_oto.cli.subject import build_inputs, build_model
 from fx_oto.cli.tables import table, wrapped
 from fx_oto.core.context import Capture, Context
 from fx_oto.core.fx_utils import holder
-from fx_oto.core.tables import counted
+from fx_oto.core.tables import counted, macs_text
 from fx_oto.reports.costs import Cost, cost
 from fx_oto.viz.couplings import families_touching
 from fx_oto.zigs.explanation import AxisExplanation, Explanation
@@ -96,9 +96,9 @@ class Inspection:
     def _families(self) -> str:
         if not self.families:
             return "no family of ZIGs: nothing of what is shown can be pruned"
-        prices = [price.marginal.tolist() for price in (self.zigs.params, self.zigs.macs)]
+        params, macs = (price.marginal.tolist() for price in (self.zigs.params, self.zigs.macs))
         rows = [
-            (family.name, f"{len(family):,}", *(f"{round(price[i]):,}" for price in prices), _coupled(family))
+            (family.name, f"{len(family):,}", f"{round(params[i]):,}", macs_text(macs[i]), _coupled(family))
             for i, family in self.families
         ]
         headers = ("family", "ZIGs", "params/ZIG", "MACs/ZIG", "modules")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -171,7 +170,7 @@ class _Run(PlainInterpreter):
 
     def on(self, inputs: ExampleInputs) -> _Run:
         """Run on fake tensors."""
-        fake_run(_Run.Module(self), inputs, nullcontext())
+        fake_run(_Run.Module(self), inputs)
         return self
 
     def run_node(self, n: Node) -> Any:

@@ -123,9 +123,10 @@ class _Partitioner:
         runs = [
             (i, k, member[self.found.roots[along]]) for i, work in enumerate(works) for k, along in enumerate(work.axes)
         ]
+        summed = [(i, work.summed) for i, work in enumerate(works) if work.summed is not None]
         return (
             Price.of([self.tensors[name].numel() for name in names], parameters, sizes),
-            Price.of([work.macs for work in works], runs, sizes),
+            Price.of([work.macs for work in works], runs, sizes, summed),
         )
 
     def _families(self, prunable: Tensor) -> list[Family]:

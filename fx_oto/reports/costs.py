@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fx_oto.analysis.fakes import asks_values
-from fx_oto.analysis.flops import FUSED
 from fx_oto.analysis.recording import fake_run
+from fx_oto.analysis.tape import FUSED
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import InputError
 from fx_oto.core.preserve import unwritten

@@ -9,7 +9,7 @@ from typing import Any
 from fx_oto.core.doors import above
 from fx_oto.core.errors import SettingsError
 from fx_oto.core.picture import Picture
-from fx_oto.core.tables import Tabular, finite, table
+from fx_oto.core.tables import Tabular, finite, macs_text, table
 
 __all__ = ["Sensitivity", "Trial"]
 
@@ -169,12 +169,13 @@ class Sensitivity(Tabular):
     def _tables(self, style: str) -> tuple[str]:
         headers = ("family", "zero", "params left", "MACs left", *self.metrics)
         base = self.baseline
-        rows = [("(as it is)", "", f"{base.params:,}", f"{base.macs:,}", *map(_shown, base.metrics.values()))]
+        rows = [("(as it is)", "", f"{base.params:,}", macs_text(base.macs), *map(_shown, base.metrics.values()))]
         for trials in self._by_family():
             for trial in trials:
                 changes = (self._change(trial, name) for name in self.metrics)
                 zero = f"{trial.removed} of {trial.zigs}"
-                left = [_share(trial.params, base.params), _share(trial.macs, base.macs)]
+                left = [f"{trial.params:,} ({trial.params / max(base.params, 1):.1%})"]
+                left += [f"{macs_text(trial.macs)} ({trial.macs / max(base.macs, 1):.1%})"]
                 rows.append((trial.family if trial is trials[0] else "", zero, *left, *changes))
         return (table(rows, headers, style, headers[1:] if style == "html" else ()),)
 
@@ -185,7 +186,3 @@ class Sensitivity(Tabular):
 
 def _shown(value: float) -> str:
     return f"{value:.4g}"
-
-
-def _share(left: int, total: int) -> str:
-    return f"{left:,} ({left / max(total, 1):.1%})"

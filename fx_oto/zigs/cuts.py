@@ -90,7 +90,7 @@ class Cuts:
         """Multiply-adds that are saved: each contraction runs over what is left of each of its axes."""
         saved = 0
         for work in self.found.works:
-            if work.summed is not None and int(self.kept_labels(work.summed).sum()) == 1:
+            if work.summed is not None and int(self.keep[work.axes[work.summed]].sum()) == 1:
                 saved += work.macs
                 continue
             lengths = [self._lengths(*operand) for operand in work.operands]

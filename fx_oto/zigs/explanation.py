@@ -75,8 +75,8 @@ class AxisExplanation:
     @property
     def cells(self) -> tuple[str, ...]:
         """The axis as a row of the table."""
-        counts = (self.dim, self.size, self.prunable)
-        return (self.tensor, *map(str, counts), _listed(self.families), str(self.kept), f"{self.cost:,}", self.why)
+        counts = (f"{count:,}" for count in (self.dim, self.size, self.prunable))
+        return (self.tensor, *counts, _listed(self.families), f"{self.kept:,}", f"{self.cost:,}", self.why)
 
     def to_dict(self) -> dict[str, Any]:
         """``tensor``, ``dim``, ``size``, ``prunable``, ``kept``, ``cost``, ``families`` (names) and ``why``."""

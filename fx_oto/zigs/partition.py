@@ -18,7 +18,7 @@ from fx_oto.core.errors import MissingResultError, SettingsError
 from fx_oto.core.fx_utils import check_has_numbers, tensor_names
 from fx_oto.core.masks import is_mask, masks_of
 from fx_oto.core.picture import Picture
-from fx_oto.core.tables import Tabular, counted, foldable, table
+from fx_oto.core.tables import Tabular, counted, foldable, macs_text, table
 from fx_oto.zigs.explanation import Explanation
 from fx_oto.zigs.families import Family, FrozenAxis, shortened, zero_variables
 from fx_oto.zigs.forecast import FRACTIONS, Forecast, forecast
@@ -303,10 +303,10 @@ class Partition(Tabular):
 
     def _tables(self, style: str) -> tuple[str, str]:
         prunable = [
-            (family.name, str(len(family)), str(round(params)), str(round(macs)), shortened(family.slots))
+            (family.name, f"{len(family):,}", f"{round(params):,}", macs_text(macs), shortened(family.slots))
             for family, params, macs in self._priced()
         ]
-        frozen = [(f"{axis.tensor}[{axis.dim}]", str(axis.size), str(axis.reason)) for axis in self.frozen]
+        frozen = [(f"{axis.tensor}[{axis.dim}]", f"{axis.size:,}", str(axis.reason)) for axis in self.frozen]
         return table(prunable, _PRUNABLE, style, _PRUNABLE[1:4]), table(frozen, _FROZEN, style, _FROZEN[1:2])
 
     def _bound(self, doing: str | None = None) -> nn.Module:

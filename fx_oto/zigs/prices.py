@@ -30,7 +30,7 @@ class Price:
     """A sum of products of axis lengths, each of which shrinks with the number of ZIGs removed.
 
     An item is a parameter or a contraction: its cost is a constant times the length of each of its axes, so what one
-    ZIG saves depends on what else is removed.
+    ZIG saves depends on what else is removed: of a weight ``(8, 6)`` with 4 rows and 3 columns left, 12 elements are.
 
     Attributes:
         units: the constant of each item: float64, shape ``(items,)``.
@@ -39,6 +39,8 @@ class Price:
         families: the families: int64, shape ``(entries,)``.
         counts: indices of the axis that go with one of its ZIGs: float, shape ``(entries,)``.
         num_families: number of families.
+        summed: cells of axes that are summed over, where an item costs nothing once a single index is left: torch only
+            multiplies then, as ``einsum`` does; int64, shape ``(n,)``.
 
     Example:
         >>> import torch, fx_oto
@@ -55,29 +57,44 @@ class Price:
     families: Tensor
     counts: Tensor
     num_families: int
+    summed: Tensor
 
     @classmethod
-    def of(cls, amounts: Sequence[float], parts: Sequence[tuple[int, int, Tensor]], sizes: Tensor) -> Price:
+    def of(
+        cls,
+        amounts: Sequence[float],
+        parts: Sequence[tuple[int, int, Tensor]],
+        sizes: Tensor,
+        summed: Sequence[tuple[int, int]] = (),
+    ) -> Price:
         """Count the families' parts in the axes.
 
         Args:
             amounts: cost of each item in the full model.
             parts: item, axis of the item, and the family of each index along it, −1 where it is kept whole.
             sizes: ZIGs of each family, shape ``(families,)``.
+            summed: item and axis where it costs nothing once a single index of the axis is left.
         """
+        # Items are padded to the same number of axes, so that the axis k of item i is the cell i · axes + k of one
+        # matrix. A bias (8,) and a weight (8, 6) of 8 and 6 ZIGs: lengths ((8, 1), (8, 6)), cells 0, 2 and 3.
         axes = max((axis for _, axis, _ in parts), default=0) + 1
         number = torch.tensor([item * axes + axis for item, axis, _ in parts], dtype=torch.int64)
         length = torch.tensor([len(along) for *_, along in parts], dtype=torch.int64)
         lengths = torch.ones(len(amounts) * axes, dtype=torch.float64)
         lengths[number] = length.double()
         lengths = lengths.view(-1, axes)
+        # An entry for each family in each cell. A concatenation of two families of 8 ZIGs, where each ZIG of the second
+        # has 2 indices, is an axis of 24. Counted are the pairs of cell and family, each one number: one occurs 8
+        # times, the other 16, so 1 index and 2 indices go with one ZIG.
         family = torch.cat([torch.zeros(0, dtype=torch.int64), *(along for *_, along in parts)])
         count = max(len(sizes), 1)
         keys = number.repeat_interleave(length) * count + family
         keys, occurrences = keys[family >= 0].unique(return_counts=True)
         families = keys % count
         units = (torch.tensor(amounts, dtype=torch.float64) / lengths.prod(1)).nan_to_num()  # what has no elements
-        return cls(units, lengths, keys // count, families, occurrences / sizes[families], len(sizes))
+        counts = occurrences / sizes[families]
+        single = torch.tensor([item * axes + axis for item, axis in summed], dtype=torch.int64)
+        return cls(units, lengths, keys // count, families, counts, len(sizes), single)
 
     @property
     def total(self) -> float:
@@ -95,4 +112,6 @@ class Price:
         """What is left once ``removed[i]`` ZIGs of family i are gone; shape ``(families,)``."""
         gone = (self.counts * removed[self.families]).double()
         kept = self.lengths.reshape(-1).index_add(0, self.cells, gone, alpha=-1)
-        return float((self.units * kept.view_as(self.lengths).prod(1)).sum())
+        costs = self.units * kept.view_as(self.lengths).prod(1)
+        costs[self.summed[kept[self.summed] == 1] // self.lengths.size(1)] = 0
+        return float(costs.sum())

@@ -250,6 +250,26 @@ def test_the_copy_has_hooks_of_its_own():
     assert not gm.get_submodule("a")._forward_hooks
 
 
+class ScaleAndOutput(nn.Module):
+    """Widths of heads are scaled by what is returned as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 24), nn.Linear(24, 8), nn.Linear(8, 3)
+        self.inner = nn.Parameter(torch.randn(6))
+
+    def forward(self, x):
+        grid = self.a(x).view(x.size(0), 4, 6) * self.inner
+        return self.c(F.relu(self.b(grid.flatten(1)))), self.inner * 2
+
+
+def test_a_scale_that_is_kept_whole_keeps_the_widths_that_it_scales():
+    result = compress_half(ScaleAndOutput(), torch.randn(2, 5))
+    assert result.zigs == 8
+    reasons = {axis.reason.why for axis in fx_oto.partition(result.gm).frozen if axis.tensor == "a.bias"}
+    assert reasons == {"it is part of the model's output"}
+
+
 class OnAGrid(nn.Module):
     """Heads of a grid, combined with what they share or with what their indices share."""
 

@@ -12,8 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import fx_oto
-from fx_oto.analysis.flops import FUSED
-from fx_oto.analysis.tape import Tape
+from fx_oto.analysis.tape import FUSED, Tape
 from fx_oto.passes.verification import relative_error
 
 TOKENS = torch.randn(4, 6, 5)

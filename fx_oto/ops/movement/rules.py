@@ -13,8 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fx_oto.analysis.engine import FIXED, Propagation
 from fx_oto.analysis.fakes import tensors_in
-from fx_oto.analysis.labels import UNKNOWN, Layer, compress, laid_along, zero_stays
-from fx_oto.analysis.regions import Region
+from fx_oto.analysis.labels import UNKNOWN, Layer, Region, compress, laid_along, zero_stays
 from fx_oto.analysis.sizes import PLACE
 from fx_oto.analysis.tape import OpCall
 

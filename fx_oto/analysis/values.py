@@ -1,0 +1,95 @@
+"""What is known of each tensor of the tape: one record, which rules read and write."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fx_oto.analysis.dependencies import Reason
+from fx_oto.analysis.labels import Layer, Region
+from fx_oto.analysis.tape import OpCall
+
+__all__ = ["Value", "Values", "storage_of"]
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """The record of one tensor.
+
+    Attributes:
+        layers: along which axes elements of it can be removed; none of what is untracked or kept whole.
+        is_weight: whether it is a parameter, or one that was only moved around.
+        resized: whether it is a weight whose size may depend on the inputs' sizes all the same.
+        made_by: the call that returned it last.
+        region: the chain of movement that it is part of.
+        selected: what it is a selection from, along which dimension, at which positions.
+        origin: the refusal further up that left it without layers.
+        outdated_by: the tensor through which its memory was changed after its layers were recorded.
+        content: its real content, if it was asked for and is the same in every call; see ``Constants``.
+        is_judged: whether it was asked for.
+    """
+
+    layers: tuple[Layer, ...] = ()
+    is_weight: bool = False
+    resized: bool = False
+    made_by: OpCall | None = None
+    region: Region | None = None
+    selected: tuple[Tensor, int, Tensor] | None = None
+    origin: Reason | None = None
+    outdated_by: Tensor | None = None
+    content: Tensor | None = None
+    is_judged: bool = False
+
+
+class Values:
+    """The records of all tensors, each made when it is first asked for; the tape keeps the tensors alive."""
+
+    def __init__(self) -> None:
+        self._records: defaultdict[int, Value] = defaultdict(Value)
+        self._sharing: defaultdict[int, list[Tensor]] = defaultdict(list)
+
+    def __getitem__(self, value: object) -> Value:
+        return self._records[id(value)]
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Remember what memory these tensors are in."""
+        for tensor in tensors:
+            self._sharing[storage_of(tensor)].append(tensor)
+
+    def write(self, target: Tensor, before: Sequence[Layer]) -> None:
+        """Note that a call has written into ``target``, whose layers were ``before``.
+
+        What shares its memory is outdated if they have changed: of ``y = x.view(8)``, then ``y.cos_()``, the layers of
+        ``x`` say that a removed element is zero, but it is one now. After ``y.relu_()`` they still tell the truth.
+        """
+        after = self[target].layers
+        if len(after) == len(before) and all(map(_equivalent, before, after)):
+            return
+        for other in self._sharing.get(storage_of(target), ()):
+            if other is not target:
+                self[other].outdated_by = target
+
+    def behind(self, call: OpCall | None) -> Reason | None:
+        """Why an operand of a call is without layers; None if all have some, or none is known to have lost them."""
+        operands = [self[one] for one in call.inputs] if call is not None else []
+        return next((one.origin for one in operands if one.origin is not None and not one.layers), None)
+
+    def pass_on(self, call: OpCall, refused: Sequence[Reason]) -> None:
+        """After a call: what it returns without layers owes that to what it refused, or to its operands."""
+        lost = [self[out] for out in call.outputs if not self[out].layers]
+        origin = next((reason.origin for reason in refused), None) or self.behind(call)
+        for one in lost if origin is not None else ():
+            one.origin = origin
+
+
+def storage_of(tensor: Tensor) -> int:
+    """A key for the memory that a tensor is in, the same for all its views."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _equivalent(left: Layer, right: Layer) -> bool:
+    return left.labels is right.labels and (left.removed is right.removed or torch.equal(left.removed, right.removed))
