@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -67,7 +67,10 @@ class Editor:
     def replace(self, node: Node, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
         """Put a call of ``function`` in the place of a node."""
         with self.graph.inserting_before(node):
-            new = self.graph.call_function(function, args, kwargs)
+            return self.put(self.graph.call_function(function, args, kwargs), node)
+
+    def put(self, new: Node, node: Node) -> Node:
+        """Put another node, which was inserted for it, in the place of a node."""
         self.adopt(new, node)
         node.replace_all_uses_with(new)
         self.graph.erase_node(node)
@@ -122,13 +125,22 @@ class Editor:
         """Arguments with the sizes they were traced with, and the constants they name."""
         return map_arg(value, self._content)
 
+    def run(self, node: Node, tensor: Tensor) -> Any:
+        """What a node returns for another tensor in the place of its first argument."""
+        args, kwargs = self.plain((node.args[1:], node.kwargs))
+        return self._call(node, (tensor, *args), kwargs)
+
     def _content(self, node: Node) -> Any:
         """The value of a node that reads no input: what analysis takes for constant is computed from buffers."""
         if node.op == "get_attr":
             return attrgetter(str(node.target))(self.gm)
         if node not in self._constants:
             return node.meta["val"]
-        args, kwargs = self.plain((node.args, node.kwargs))
+        return self._call(node, *self.plain((node.args, node.kwargs)))
+
+    def _call(self, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if node.op == "call_module":
+            return self.gm.get_submodule(str(node.target))(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]

@@ -161,10 +161,9 @@ _HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(("view_as", "reshape_as", "expand_as"), sizes.use_sizes),
     **dict.fromkeys(("split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit"), movement.split),
     **dict.fromkeys(("split_with_sizes", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes"), movement.split),
-    **dict.fromkeys(("slice", "narrow", "roll", "index_select", "index"), movement.gather),
+    **dict.fromkeys(("slice", "narrow", "select", "roll", "index_select", "index"), movement.gather),
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle", "ChannelShuffle"), movement.gather),
     "getitem": movement.getitem,
-    "select": movement.select,
     **dict.fromkeys(("pad", "constant_pad_nd"), movement.pad),
     **dict.fromkeys(
         ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution"),
