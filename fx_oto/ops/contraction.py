@@ -30,6 +30,8 @@ __all__ = [
     "fewer_groups",
     "lift",
     "matmul",
+    "plus",
+    "times",
 ]
 
 _NOT_ZERO = "its value is not zero once removed, and the sum over it would change"
@@ -47,7 +49,7 @@ def add_matmul(call: OpCall, p: Propagation) -> None:
     scales = (call.arg("beta"), call.arg("alpha"))
     scale_is_one = scales == (1, 1) and not any(p.sizes.may_vary(call, scale) for scale in scales)
     product = Operand(call.out.shape, _product(p, left, right, foldable=scale_is_one))
-    layers = _add(p, product, Operand.of(p, bias), call.out.ndim)
+    layers = combine(p, [product, Operand.of(p, bias)], call.out.ndim, plus)
     p.put(call.out, layers if scale_is_one else [Layer(one.labels, zero_stays(one.removed)) for one in layers])
 
 
@@ -85,7 +87,7 @@ def contract(
     """
     letters = result + "".join(letter for letter in dict.fromkeys(terms[0]) if letter not in result)
     lifted = [lift(p, side, term, letters, len(result)) for side, term in zip(sides, terms, strict=True)]
-    product = combine(p, lifted, len(letters), _times, may_cross=False)
+    product = combine(p, lifted, len(letters), times, may_cross=False)
     return [total for layer in product if (total := _sum_out(p, layer, lifted[0], len(result), foldable))]
 
 
@@ -108,7 +110,8 @@ def _as_weight(p: Propagation, layer: Layer, kept: int) -> Layer:
     return Layer.uniform(layer.labels)
 
 
-def _times(values: list[Tensor]) -> Tensor:
+def times(values: list[Tensor]) -> Tensor:
+    """A product of removed values; of what is unknown and zero, zero."""
     left, right = values
     zero = (left == 0) | (right == 0)
     return torch.where(zero, ZERO, left * right)
@@ -139,8 +142,9 @@ def _consume(p: Propagation, layer: Layer, left: Operand, foldable: bool) -> Non
         p.freeze_where(bad, layer.labels, _NOT_ZERO)
 
 
-def _add(p: Propagation, value: Operand, bias: Operand, ndim: int) -> list[Layer]:
-    return combine(p, [value, bias], ndim, lambda values: values[0] + values[1])
+def plus(values: list[Tensor]) -> Tensor:
+    """A sum of removed values."""
+    return values[0] + values[1]
 
 
 def embedding(call: OpCall, p: Propagation) -> None:
@@ -177,7 +181,7 @@ def convolution(call: OpCall, p: Propagation) -> None:
         layers = _grouped(p, sides, groups, transposed, call.out.size(1))
         layers += [Layer(layer.labels, zero_stays(layer.removed)) for layer in by_image]
     if bias is not None:
-        layers = _add(p, Operand(call.out.shape[:2], layers), Operand.of(p, bias), 2)
+        layers = combine(p, [Operand(call.out.shape[:2], layers), Operand.of(p, bias)], 2, plus)
     p.put(call.out, [layer.map(lambda t: t[(...,) + (None,) * spatial]) for layer in layers])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from fx_oto.analysis.labels import UNKNOWN, Layer, align, compress
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import behind, is_random, tensor_leaves
 
-__all__ = ["Operand", "agreed", "combine", "glu", "join", "number", "overwrite", "pointwise", "with_other_sizes"]
+__all__ = ["Operand", "combine", "elementwise", "glu", "join", "overwrite", "pointwise", "with_other_sizes"]
 
 # Ops in which an operand that is known can decide the result, whatever the others are: 0 · x, 0 / x, where(x, a, a).
 _ABSORBING = {"mul", "div", "where", "masked_fill", "addcmul", "addcdiv", "lerp", "native_dropout", "_prelu_kernel"}
@@ -49,21 +50,37 @@ class Operand:
 
 def pointwise(call: OpCall, p: Propagation) -> None:
     """Any elementwise op, under broadcasting."""
-    tensors = call.inputs
-    if not any(p.layers(t) for t in tensors):
-        return
-    operands = [Operand.of(p, t) for t in tensors]
-    known = {i: content for i, t in enumerate(tensors) if (content := number(p, t, call.out.ndim)) is not None}
+    operands = [Operand.of(p, t) for t in call.inputs]
+    if any(operand.layers for operand in operands):
+        layers = elementwise(call, p, operands, call.out.ndim, partial(_evaluate, p.memo))
+        for out in call.outputs:
+            p.put(out, layers)
 
+
+def elementwise(
+    call: OpCall,
+    p: Propagation,
+    operands: Sequence[Operand],
+    ndim: int,
+    evaluate: Callable[[OpCall, list[Tensor]], Tensor],
+) -> list[Layer]:
+    """Layers of the result of an op that works element by element.
+
+    Args:
+        call: the call.
+        p: the engine.
+        operands: the call's tensors, so that they broadcast.
+        ndim: dimensions of the result.
+        evaluate: computes what a call returns for removed values, one tensor for each operand, NaN for unknown.
+    """
+    known = {place: one for place, t in enumerate(call.inputs) if (one := _number(p, t, ndim)) is not None}
     calls = [call, *with_other_sizes(call, p)]
 
     def worth(values: list[Tensor]) -> Tensor:
-        filled = [known.get(i, value) for i, value in enumerate(values)]
-        return agreed([_evaluate(one, filled, p.memo) for one in calls])
+        filled = [known.get(place, value) for place, value in enumerate(values)]
+        return _agreed([evaluate(one, filled) for one in calls])
 
-    layers = combine(p, operands, call.out.ndim, worth)
-    for out in call.outputs:
-        p.put(out, layers)
+    return combine(p, operands, ndim, worth)
 
 
 def with_other_sizes(call: OpCall, p: Propagation) -> list[OpCall]:
@@ -81,7 +98,7 @@ def with_other_sizes(call: OpCall, p: Propagation) -> list[OpCall]:
     return [replace(call, args=args, kwargs=kwargs) for args, kwargs in map(changed, changes)]
 
 
-def agreed(ways: Sequence[Tensor]) -> Tensor:
+def _agreed(ways: Sequence[Tensor]) -> Tensor:
     """What is left, where that is the same in every way; NaN where it is not."""
     removed = ways[0]
     for other in ways[1:]:
@@ -89,7 +106,7 @@ def agreed(ways: Sequence[Tensor]) -> Tensor:
     return removed
 
 
-def number(p: Propagation, tensor: Tensor, ndim: int) -> Tensor | None:
+def _number(p: Propagation, tensor: Tensor, ndim: int) -> Tensor | None:
     """The content of a constant of one element, such as a bound or a temperature in a buffer."""
     content = p.constant(tensor) if tensor.numel() == 1 else None
     return None if content is None else content.to("cpu", torch.float64).reshape((1,) * ndim)
@@ -144,10 +161,6 @@ def _draws_in_training(node: Node) -> bool:
     """Whether the value for training that ``by_mode`` chooses from comes by random numbers."""
     _, training, evaluation = node.args
     return any(map(is_random, behind(training) - behind(evaluation)))
-
-
-def _agreed(values: list[Tensor]) -> Tensor:
-    return torch.where(values[0] == values[1], values[1], UNKNOWN)
 
 
 def combine(
@@ -226,7 +239,7 @@ def _removed(
     for axis in axes:
         known = fat + [member for member in thin if member[1].dims == axis]
         ways.append(worth([_worth(position, known, ndim) for position in range(len(operands))]))
-    return agreed(ways)
+    return _agreed(ways)
 
 
 def _whole(p: Propagation, operand: Operand) -> Operand:
@@ -266,7 +279,7 @@ def _worth(position: int, members: list[tuple[int, Layer]], ndim: int) -> Tensor
     return mine[0] if len(mine) == 1 else UNKNOWN.view((1,) * ndim)
 
 
-def _evaluate(call: OpCall, values: list[Tensor], memo: dict[Any, Tensor]) -> Tensor:
+def _evaluate(memo: dict[Any, Tensor], call: OpCall, values: list[Tensor]) -> Tensor:
     """Run the op on removed values; where an unknown one decides the result, it is unknown."""
     name = call.name.removesuffix("_")
     if torch.Tag.nondeterministic_seeded in call.func.tags:

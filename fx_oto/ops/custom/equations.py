@@ -106,9 +106,9 @@ def operands_of(call: OpCall, names: Sequence[str] = ()) -> list[tuple[str, Any]
     return [(name, given[name]) for name in names]
 
 
-def keep_others(call: OpCall, p: Propagation, operands: Sequence[tuple[str, Tensor | None]]) -> None:
+def keep_others(call: OpCall, p: Propagation, operands: Sequence[Tensor | None]) -> None:
     """Keep whole the tensors of a call that are no operands, such as those in a list that a leaf is given."""
-    named = {id(tensor) for _, tensor in operands}
+    named = set(map(id, operands))
     known = {id(tensor): f"its argument {name}" for name, tensor in _all_operands(call)}
     for tensor in call.inputs:
         if id(tensor) not in named:

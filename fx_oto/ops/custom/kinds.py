@@ -20,9 +20,10 @@ from fx_oto.analysis.tape import OpCall
 from fx_oto.core.errors import RuleError
 from fx_oto.nn.leaves import LeafOp
 from fx_oto.ops.custom.elements import Elementwise
-from fx_oto.ops.custom.equations import Equation
+from fx_oto.ops.custom.equations import Equation, keep_others
 from fx_oto.ops.custom.shifting import Movement
 from fx_oto.ops.custom.sums import Sum, check_sum
+from fx_oto.ops.refusals import KeepWhole
 
 __all__ = ["contraction", "elementwise", "keep_whole", "like", "movement"]
 
@@ -183,10 +184,7 @@ class Like:
             p.rule_for(self.op)(stand_in, p)
         finally:
             p.as_whole = False
-        used = {id(tensor) for tensor in stand_in.inputs}
-        for tensor in call.inputs:
-            if id(tensor) not in used:
-                p.freeze_value(tensor, f"the rule of {call.name} does not say what it is for")
+        keep_others(call, p, stand_in.inputs)
 
     def _arguments(self, call: OpCall) -> tuple[Any, ...]:
         if self.arguments is None:
@@ -214,20 +212,3 @@ def _argument_names(call: OpCall) -> list[str]:
     if isinstance(call.func, LeafOp):
         return list(call.func.names)
     return [argument.name for argument in call.func._schema.arguments]
-
-
-@dataclass(frozen=True)
-class KeepWhole:
-    """See ``keep_whole``."""
-
-    reason: str
-
-    mixing = True
-
-    def __call__(self, call: OpCall, p: Propagation) -> None:
-        """The rule."""
-        for value in call.inputs:
-            p.freeze_value(value, self.reason)
-
-    def __repr__(self) -> str:
-        return f"keep_whole({self.reason!r})"

@@ -213,7 +213,7 @@ def rule_of(op: Any) -> Rule | None:
     """The rule that a user has registered for what stands on the tape."""
     if isinstance(op, LeafOp):
         leaf = leaves.get(type(op.module))
-        return refusals.opaque if leaf is None else leaf.rule  # it was registered when the model was traced
+        return refusals.OPAQUE if leaf is None else leaf.rule  # it was registered when the model was traced
     return _rules.get(op)
 
 

@@ -12,26 +12,20 @@ from fx_oto.analysis.labels import UNKNOWN, Layer, compress
 from fx_oto.analysis.tape import OpCall
 from fx_oto.ops.movement.rules import moves_data
 
-__all__ = ["concatenate", "stack"]
+__all__ = ["concatenate"]
 
 
 @moves_data
 def concatenate(call: OpCall, p: Propagation) -> None:
-    """``cat``: labels are concatenated as the values are; what has none gets atom 0."""
-    tensors = [t for t in call.args[0] if t.numel()]
+    """``cat``, and ``stack`` along a new dimension: labels are joined as the values are; what has none gets atom 0."""
+    tensors = [t for t in call.args[0] if t.numel() or call.name == "stack"]
     dim = call.arg("dim") % call.out.ndim
-    p.put(call.out, _joined(p, tensors, [p.layers(t) for t in tensors], dim))
-    if all(p.is_weight(t) for t in tensors):
-        p.put_weight(call.out)
 
+    def lifted(value: Tensor) -> Tensor:
+        return value.unsqueeze(dim) if call.name == "stack" else value
 
-@moves_data
-def stack(call: OpCall, p: Propagation) -> None:
-    """``stack``: ``cat`` along a new dimension."""
-    tensors = call.args[0]
-    dim = call.arg("dim") % call.out.ndim
-    lifted = [[layer.map(lambda t: t.unsqueeze(dim)) for layer in p.layers(t)] for t in tensors]
-    p.put(call.out, _joined(p, [t.unsqueeze(dim) for t in tensors], lifted, dim))
+    layers = [[layer.map(lifted) for layer in p.layers(t)] for t in tensors]
+    p.put(call.out, _joined(p, [lifted(t) for t in tensors], layers, dim))
     if all(p.is_weight(t) for t in tensors):
         p.put_weight(call.out)
 

@@ -21,6 +21,7 @@ from fx_oto.analysis.tape import OpCall
 __all__ = [
     "as_complex",
     "as_real",
+    "carried",
     "create",
     "expand",
     "follow",
@@ -118,13 +119,13 @@ def follow(call: OpCall, p: Propagation, source: Tensor, move: Move) -> None:
     if not p.rewritable and call.func.name() not in _SIZE_FREE:
         p.freeze_value(source, "it is reshaped inside an opaque function, into which slicing does not see")
     region = p.region(source)
-    results = [_run(layer, move, len(call.outputs)) for layer in layers]
+    results = [carried(layer, move, len(call.outputs)) for layer in layers]
     if region is None and any(
         len(layer.dims) == 1 and _is_grid(result) for layer, result in zip(layers, results, strict=True)
     ):
         region, layers = _open_region(p, source, layers, results)
-        results = [_run(layer, move, len(call.outputs)) for layer in layers]
-    moved = [_run(layer, move, len(call.outputs)) for layer in region.coordinates] if region else []
+        results = [carried(layer, move, len(call.outputs)) for layer in layers]
+    moved = [carried(layer, move, len(call.outputs)) for layer in region.coordinates] if region else []
     for i, out in enumerate(call.outputs):
         p.put(out, _of_their_own(p, [result[i] for result in results]))
         if region is not None:
@@ -145,7 +146,8 @@ def _of_their_own(p: Propagation, layers: Sequence[Layer]) -> list[Layer]:
     return [layer for layer in layers if layer not in merged]
 
 
-def _run(layer: Layer, move: Move, count: int) -> list[Layer]:
+def carried(layer: Layer, move: Move, count: int) -> list[Layer]:
+    """A layer of each result of a movement, of which there are ``count``."""
     labels = move(layer.labels)
     if layer.removed.numel() > 1:
         return [Layer(*pair) for pair in zip(labels, move(layer.removed), strict=True)]
