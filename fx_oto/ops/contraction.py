@@ -255,9 +255,4 @@ def add_folded(edit: Editor, node: Node, contribution: Tensor) -> None:
     """Add what removed input channels contributed to the outputs, shape ``(outputs,)``."""
     spatial = 0 if op_name(node).lower() == "linear" else len(edit.shape(node)) - 2
     constant = edit.constant("folded", contribution.reshape(-1, *[1] * spatial), node.next)
-    readers = list(node.users)
-    with edit.graph.inserting_after(constant):
-        total = edit.graph.call_function(torch.add, (node, constant))
-    edit.adopt(total, node)
-    for reader in readers:
-        reader.replace_input_with(node, total)
+    edit.adopt(edit.append(node, torch.add, constant), node)

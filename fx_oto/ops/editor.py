@@ -76,6 +76,15 @@ class Editor:
         self.graph.erase_node(node)
         return new
 
+    def append(self, node: Node, function: Callable[..., Any], *args: Any) -> Node:
+        """Let all that reads a node read ``function(node, *args)``, which is of the same form."""
+        readers, last = list(node.users), [node, *(one for one in args if isinstance(one, Node))][-1]
+        with self.graph.inserting_after(last):
+            new = self.graph.call_function(function, (node, *args))
+        for reader in readers:
+            reader.replace_input_with(node, new)
+        return new
+
     def adopt(self, new: Node, node: Node) -> None:
         """Let a node stand for one of the analysed graph."""
         new.meta = dict(node.meta)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from fx_oto.analysis.labels import UNKNOWN, Layer, align, compress
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import behind, is_random, tensor_leaves
 
-__all__ = ["Operand", "combine", "elementwise", "glu", "join", "overwrite", "pointwise", "with_other_sizes"]
+__all__ = ["Operand", "clusters", "combine", "elementwise", "glu", "join", "overwrite", "pointwise", "with_other_sizes"]
 
 # Ops in which an operand that is known can decide the result, whatever the others are: 0 · x, 0 / x, where(x, a, a).
 _ABSORBING = {"mul", "div", "where", "masked_fill", "addcmul", "addcdiv", "lerp", "native_dropout", "_prelu_kernel"}
@@ -243,28 +243,37 @@ def _removed(
 
 
 def _whole(p: Propagation, operand: Operand) -> Operand:
-    """Without grids of which a part is kept whole: no slice of them can go."""
-    partly = [layer for layer in operand.layers if len(layer.dims) > 1 and not layer.labels.all()]
+    """Without grids of which a part is kept whole, and without what is a single index: no slice of them can go."""
+    partly = [one for one in operand.layers if not one.dims or (len(one.dims) > 1 and not one.labels.all())]
     for layer in partly:
         p.freeze(layer.labels, FIXED)
     return Operand(operand.shape, [layer for layer in operand.layers if layer not in partly], operand.weight)
 
 
 def _group(operands: Sequence[Operand], ndim: int) -> list[tuple[set[int], list[tuple[int, Layer]]]]:
-    """Layers of all operands, grouped so that those that vary along a common dimension are together."""
-    groups: list[tuple[set[int], list[tuple[int, Layer]]]] = []
-    for position, operand in enumerate(operands):
-        for layer in operand.layers:
-            aligned = Layer(align(layer.labels, ndim), align(layer.removed, ndim))
-            dims, members = set(aligned.dims), [(position, aligned)]
-            apart = []
-            for group in groups:
-                if group[0] & dims:
-                    dims, members = dims | group[0], group[1] + members
-                else:
-                    apart.append(group)
-            groups = [*apart, (dims, members)]
-    return groups
+    """Layers of all operands, grouped so that those that vary along a common dimension are together.
+
+    Where ``(heads, width)`` is a grid, ``(1, heads, 1, width)``, all that varies along 1 or 3 is one group, and what
+    varies along 2, such as tokens, is another.
+    """
+    aligned = [
+        (position, Layer(align(layer.labels, ndim), align(layer.removed, ndim)))
+        for position, operand in enumerate(operands)
+        for layer in operand.layers
+    ]
+    return [
+        (dims, [member for member in aligned if dims.intersection(member[1].dims)])
+        for dims in clusters(layer.dims for _, layer in aligned)
+    ]
+
+
+def clusters(all_dims: Iterable[tuple[int, ...]]) -> list[set[int]]:
+    """Sets of dimensions that some layer ties together: of (0), (1, 2), (2, 3), these are {0} and {1, 2, 3}."""
+    found: list[set[int]] = []
+    for dims in map(set, all_dims):
+        touching = [cluster for cluster in found if cluster & dims]
+        found = [cluster for cluster in found if not cluster & dims] + [dims.union(*touching)]
+    return found
 
 
 def _spans(shape: Sequence[int], ndim: int, dims: set[int]) -> bool:

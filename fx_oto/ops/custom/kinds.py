@@ -187,10 +187,11 @@ class Like:
         keep_others(call, p, stand_in.inputs)
 
     def _arguments(self, call: OpCall) -> tuple[Any, ...]:
+        named = isinstance(call.func, LeafOp)
+        names = call.func.names if named else [argument.name for argument in call.func._schema.arguments]
         if self.arguments is None:
-            given = dict(zip(_argument_names(call), call.args, strict=False)) | call.kwargs
-            return tuple(given.values())
-        return tuple(self.arguments(**{name: call.arg(name) for name in _argument_names(call)}))
+            return tuple((dict(zip(names, call.args, strict=False)) | call.kwargs).values())
+        return tuple(self.arguments(**{name: call.arg(name) for name in names}))
 
     def _shape(self, args: Sequence[Any]) -> torch.Size:
         """Of the ATen op's first result."""
@@ -206,9 +207,3 @@ class Like:
 
     def __repr__(self) -> str:
         return f"like({self.op})"
-
-
-def _argument_names(call: OpCall) -> list[str]:
-    if isinstance(call.func, LeafOp):
-        return list(call.func.names)
-    return [argument.name for argument in call.func._schema.arguments]

@@ -11,6 +11,7 @@ from fx_oto.analysis.engine import FIXED, Propagation
 from fx_oto.analysis.labels import UNKNOWN, Layer, compress
 from fx_oto.analysis.tape import OpCall
 from fx_oto.ops.movement.rules import moves_data
+from fx_oto.ops.pointwise import clusters
 
 __all__ = ["concatenate"]
 
@@ -32,7 +33,7 @@ def concatenate(call: OpCall, p: Propagation) -> None:
 
 def _joined(p: Propagation, tensors: Sequence[Tensor], layers: Sequence[Sequence[Layer]], dim: int) -> list[Layer]:
     joined = []
-    for dims in _clusters([layer.dims for operand in layers for layer in operand]):
+    for dims in clusters(layer.dims for operand in layers for layer in operand):
         fitting = [[layer for layer in operand if dims.intersection(layer.dims)] for operand in layers]
         chosen = [found[0] if found else None for found in fitting]
         for extra in (layer for found in fitting for layer in found[1:]):
@@ -66,12 +67,3 @@ def _across(p: Propagation, layers: Sequence[Layer], everywhere: bool) -> list[L
     if any(not torch.equal(*torch.broadcast_tensors(removed, layer.removed)) for layer in layers[1:]):
         return [Layer.uniform(layers[0].labels)]
     return [layers[0]]
-
-
-def _clusters(all_dims: Sequence[tuple[int, ...]]) -> list[set[int]]:
-    """Sets of dimensions that some layer ties together."""
-    clusters: list[set[int]] = []
-    for dims in map(set, all_dims):
-        touching = [cluster for cluster in clusters if cluster & dims]
-        clusters = [cluster for cluster in clusters if not cluster & dims] + [dims.union(*touching)]
-    return clusters

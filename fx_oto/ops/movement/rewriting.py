@@ -101,7 +101,7 @@ def _select(edit: Editor, node: Node, source: Node, entries: Sequence[Any]) -> N
     for at, entry in enumerate(entries):
         if dim in cut and entry is not None and entry != slice(None):
             line = torch.arange(edit.shape(source)[dim])
-            positions = line[edit.plain(entry)]
+            positions = line[edit.plain(entry),]  # a tuple: lists in lists are one index
             if positions.ndim > 1:
                 raise edit.refuse(node, "it indexes a cut dimension by a tensor of several dimensions")
             left[at] = _left(positions, cut[dim], _shares_memory(positions, line))

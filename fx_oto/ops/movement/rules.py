@@ -242,22 +242,12 @@ def pad(call: OpCall, p: Propagation) -> None:
 
 
 def _padded(layer: Layer, dim: int, around: tuple[int, int], value: float, p: Propagation) -> Layer:
-    def grow(tensor: Tensor, make: Callable[[list[int]], Tensor]) -> Tensor:
-        shape = list(tensor.shape)
-        parts = []
-        for amount in around:
-            shape[dim] = amount
-            parts.append(make(list(shape)))
-        return torch.cat([parts[0], tensor, parts[1]], dim)
-
-    def atoms(shape: list[int]) -> Tensor:
-        return p.atoms.fresh(shape[dim]).view(shape)
-
-    removed = layer.removed.expand(layer.labels.shape)
-    return Layer(
-        grow(layer.labels, atoms),
-        compress(grow(removed, lambda shape: torch.full(shape, value, dtype=torch.float64))),
-    )
+    """A layer of ``(1, 8, 1, 1)``, padded by 1 and 2 channels, is one of ``(1, 11, 1, 1)``, of which 3 are new."""
+    amounts = [0, 0] * (layer.labels.ndim - 1 - dim) + list(around)
+    labels = torch.nn.functional.pad(layer.labels, amounts, value=-1)
+    labels[labels < 0] = p.atoms.fresh(sum(around))
+    removed = torch.nn.functional.pad(layer.removed.expand(layer.labels.shape), amounts, value=value)
+    return Layer(labels, compress(removed))
 
 
 @moves_data

@@ -23,7 +23,7 @@ from fx_oto.analysis.labels import Layer
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import op_name
 
-__all__ = ["cut_moves", "spelled_out"]
+__all__ = ["cut_moves", "entries_of", "spelled_out"]
 
 _GIVEN = {"view", "reshape", "_unsafe_view", "view_as", "reshape_as", "unflatten"}
 _TURNING = ("transpose", "permute", "flatten", "movedim", "moveaxis", "swapaxes", "swapdims", "squeeze", "unsqueeze")
@@ -73,7 +73,7 @@ def cut_moves(call: OpCall, p: Propagation, layer: Layer) -> bool:
     node, source = p.fx_node, call.args[0]
     if op_name(node) not in _GIVEN or not _is_all(node, call):
         return False
-    if all(isinstance(size, int) and size >= 0 for size in _entries(node)):  # torch refuses more elements, or fewer
+    if all(isinstance(size, int) and size >= 0 for size in entries_of(node)):  # torch refuses more elements, or fewer
         return False
     old = [_parts(p, node, source, dim) for dim in range(source.ndim)]
     sizes = [_product(parts) for parts in old]
@@ -103,7 +103,7 @@ def spelled_out(node: Node, dims: int = 1) -> set[int]:
         dims: how many dimensions at least.
     """
     products, rows = set[int](), list[list[int]]()
-    for entry in _entries(node) if op_name(node) in _GIVEN else []:
+    for entry in entries_of(node) if op_name(node) in _GIVEN else []:
         rows = [[*row, entry] for row in [*rows, []]] if isinstance(entry, int) and entry >= 0 else []
         products |= {math.prod(row) for row in rows if len(row) >= dims}
     return products
@@ -242,7 +242,7 @@ def _has(node: Node, ndim: int, back: int, size: int) -> bool:
 
 def _given(p: Propagation, node: Node, sizes: Sequence[_Size], known: set[Any]) -> list[_Size] | None:
     """The sizes of the result; of one that is not told, or not understood, what is left for it."""
-    given = [_read(p, entry) for entry in _entries(node)]
+    given = [_read(p, entry) for entry in entries_of(node)]
     if op_name(node) == "unflatten":
         dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
         dim %= len(sizes)
@@ -263,7 +263,7 @@ def _filled(given: list[_Size | None], total: _Size, known: set[Any]) -> list[_S
     return [left if place in open_ or size is None else size for place, size in enumerate(given)]
 
 
-def _entries(node: Node) -> list[Any]:
+def entries_of(node: Node) -> list[Any]:
     """Sizes one by one, each a number, a node, or a pair of a node that returns several and a place."""
     if op_name(node).endswith("_as"):
         other: Any = node.args[1] if len(node.args) > 1 else node.kwargs["other"]
