@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -52,7 +51,7 @@ def pointwise(call: OpCall, p: Propagation) -> None:
     """Any elementwise op, under broadcasting."""
     operands = [Operand.of(p, t) for t in call.inputs]
     if any(operand.layers for operand in operands):
-        layers = elementwise(call, p, operands, call.out.ndim, partial(_evaluate, p.memo))
+        layers = elementwise(call, p, operands, call.out.ndim, _evaluate)
         for out in call.outputs:
             p.put(out, layers)
 
@@ -288,7 +287,7 @@ def _worth(position: int, members: list[tuple[int, Layer]], ndim: int) -> Tensor
     return mine[0] if len(mine) == 1 else UNKNOWN.view((1,) * ndim)
 
 
-def _evaluate(memo: dict[Any, Tensor], call: OpCall, values: list[Tensor]) -> Tensor:
+def _evaluate(call: OpCall, values: list[Tensor]) -> Tensor:
     """Run the op on removed values; where an unknown one decides the result, it is unknown."""
     name = call.name.removesuffix("_")
     if torch.Tag.nondeterministic_seeded in call.func.tags:
@@ -300,18 +299,7 @@ def _evaluate(memo: dict[Any, Tensor], call: OpCall, values: list[Tensor]) -> Te
         if unknown.any():
             known = _probe(call, [torch.nan_to_num(value) for value in values]) if not unknown.all() else UNKNOWN
             return torch.where(unknown, UNKNOWN, known)
-    if any(value.numel() > 1 for value in values):
-        return _probe(call, values)
-    key = _key(call, values)
-    if key not in memo:
-        memo[key] = _probe(call, values)
-    return memo[key]
-
-
-def _key(call: OpCall, values: list[Tensor]) -> Any:
-    arguments = (*call.args, *call.kwargs.items())
-    settings = tuple(str(leaf.dtype if isinstance(leaf, Tensor) else leaf) for leaf in arguments)
-    return call.func, settings, tuple(str(value.item()) for value in values), values[0].ndim
+    return _probe(call, values)
 
 
 def _probe(call: OpCall, values: list[Tensor]) -> Tensor:
@@ -334,7 +322,7 @@ def _probe(call: OpCall, values: list[Tensor]) -> Tensor:
     args, kwargs = tree_map(fill, (call.args, {k: v for k, v in call.kwargs.items() if k != "dtype"}))
     try:
         results = _real(_functional(call.func)(*args, **kwargs))
-    except (RuntimeError, TypeError, NotImplementedError):
+    except (RuntimeError, TypeError, AttributeError, NotImplementedError):
         return unknown
     if results.size(0) != len(_PROBES):  # nothing unknown came in, or the op ignores its operands
         results = results.expand(len(_PROBES), *results.shape[1:])
@@ -353,12 +341,12 @@ def _real(results: Tensor) -> Tensor:
 
 
 def _functional(func: Any) -> Any:
-    """The op that returns what an in-place one writes."""
+    """The op that returns what an in-place one writes.
+
+    Raises:
+        AttributeError: there is none.
+    """
     if not func._schema.is_mutable:
         return func
     name = func._schema.name.split("::")[1]
-    packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
-    overload = getattr(packet, func._overloadname, None)
-    if overload is None:
-        raise NotImplementedError(f"{func} has no functional form")
-    return overload
+    return getattr(getattr(torch.ops.aten, name.removesuffix("_")), func._overloadname)

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from fx_oto.analysis.engine import Propagation
+from fx_oto.analysis.fakes import tensors_in
 from fx_oto.analysis.labels import UNKNOWN, ZERO
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.errors import RuleError
 from fx_oto.ops import pointwise
 from fx_oto.ops.contraction import lift
 from fx_oto.ops.custom.equations import Equation, operands_of
-from fx_oto.ops.custom.running import run_on
 from fx_oto.ops.pointwise import Operand
 
-__all__ = ["Elementwise"]
+__all__ = ["Elementwise", "run_on"]
 
 
 @dataclass(frozen=True)
@@ -139,3 +141,40 @@ class _Trial:
         letters = [letter for letter in self.result if letter in self.terms[place]]
         kept = filled.reshape([size for letter, size in zip(self.result, sizes, strict=True) if letter in letters])
         return kept.permute([letters.index(letter) for letter in self.terms[place]]).contiguous()
+
+
+def run_on(
+    call: OpCall, values: Sequence[Tensor], function: Callable[..., Any] | None = None, seed: int = 0
+) -> tuple[Tensor, ...] | None:
+    """Run what a call runs on other tensors in the place of ``call.inputs``.
+
+    On the CPU with the values as they are, else in the types that the model gives it, else on its device. What it
+    draws depends on ``seed``; the state of torch's random number generators is left as it was.
+
+    Returns:
+        What it returns, on the CPU; None where it cannot be run.
+    """
+    for adapted in _ways(values, call.inputs):
+        remaining = iter(adapted)
+        args, kwargs = tree_map(
+            lambda leaf, rest=remaining: next(rest) if isinstance(leaf, Tensor) else leaf, (call.args, call.kwargs)
+        )
+        devices = {tensor.device for tensor in adapted if tensor.is_cuda}
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+                torch.default_generator.manual_seed(seed)
+                for device in devices:
+                    torch.cuda.default_generators[device.index].manual_seed(seed)
+                results = tensors_in([(function or call.func)(*args, **kwargs)])
+        except Exception:  # whatever it cannot do
+            continue
+        return tuple(result.detach().cpu() for result in results)
+    return None
+
+
+def _ways(values: Sequence[Tensor], like: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    pairs = list(zip(values, like, strict=True))
+    yield [value if one.is_floating_point() else value.to(one.dtype) for value, one in pairs]
+    yield [value.to(one.dtype) for value, one in pairs]
+    if not any(one.device.type in ("meta", "cpu") for one in like):
+        yield [value.to(one.device, one.dtype) for value, one in pairs]

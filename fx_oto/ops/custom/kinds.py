@@ -22,7 +22,7 @@ from fx_oto.nn.leaves import LeafOp
 from fx_oto.ops.custom.elements import Elementwise
 from fx_oto.ops.custom.equations import Equation, keep_others
 from fx_oto.ops.custom.shifting import Movement
-from fx_oto.ops.custom.sums import Sum, check_sum
+from fx_oto.ops.custom.sums import Sum
 from fx_oto.ops.refusals import KeepWhole
 
 __all__ = ["contraction", "elementwise", "keep_whole", "like", "movement"]
@@ -108,9 +108,7 @@ def contraction(equation: str, *, of: Sequence[str] = (), activation: Callable[[
         >>> fx_oto.kinds.contraction("...i,oi,+o->...o", activation=torch.relu)
         contraction('...i,oi,+o->...o', activation=relu)
     """
-    read = Equation.read(equation)
-    check_sum(read)
-    return Sum(read, tuple(of), activation)
+    return Sum(Equation.read(equation), tuple(of), activation)
 
 
 def like(op: Any, arguments: Callable[..., Sequence[Any]] | None = None) -> Like:

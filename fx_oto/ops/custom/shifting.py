@@ -15,7 +15,7 @@ from fx_oto.analysis.labels import Layer, compress, laid_along, varying
 from fx_oto.analysis.sizes import PLACE
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.errors import RuleError
-from fx_oto.ops.custom.running import run_on
+from fx_oto.ops.custom.elements import run_on
 from fx_oto.ops.movement.rules import carried
 from fx_oto.ops.pointwise import with_other_sizes
 

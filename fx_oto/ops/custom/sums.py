@@ -19,27 +19,7 @@ from fx_oto.ops.contraction import contract, lift, plus, times
 from fx_oto.ops.custom.equations import Equation, keep_others, operands_of
 from fx_oto.ops.pointwise import Operand, combine
 
-__all__ = ["Sum", "check_sum"]
-
-
-def check_sum(read: Equation) -> None:
-    """Whether a rule can follow an equation.
-
-    Raises:
-        RuleError: it is no product, or sums over what its first two terms do not share.
-    """
-    first = set(read.terms[0])
-    factors = [term for term, added in zip(read.terms, read.added, strict=True) if not added]
-    if read.added[0] or len(factors) < 2:
-        raise RuleError(
-            f"{read.text!r}: expected a product of two tensors or more; for fewer, elementwise() or like(…)"
-        )
-    for term in read.terms[1:]:
-        if extra := set(term) - set(read.result) - (first if term is factors[1] else set()):
-            raise RuleError(
-                f"{sorted(extra)[0]!r} in the term {term!r} of {read.text!r} is summed over, but not in the first two "
-                "terms: only what these share can be"
-            )
+__all__ = ["Sum"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +31,22 @@ class Sum:
     activation: Callable[[Tensor], Tensor] | None
 
     mixing = True
+
+    def __post_init__(self) -> None:
+        read = self.equation
+        factors = [term for term, added in zip(read.terms, read.added, strict=True) if not added]
+        if read.added[0] or len(factors) < 2:
+            raise RuleError(
+                f"{read.text!r}: expected a product of two tensors or more; for fewer, elementwise() or like(…)"
+            )
+        for term in read.terms[1:]:
+            # In "bi,io,o->bo", i is summed over in the first two terms; a letter that only the third had could not be.
+            shared = set(read.terms[0]) if term is factors[1] else set()
+            if extra := set(term) - set(read.result) - shared:
+                raise RuleError(
+                    f"{sorted(extra)[0]!r} in the term {term!r} of {read.text!r} is summed over, but not in the first "
+                    "two terms: only what these share can be"
+                )
 
     def __call__(self, call: OpCall, p: Propagation) -> None:
         """The rule."""
