@@ -103,6 +103,9 @@ def lift(p: Propagation, side: Operand, term: str, letters: str, kept: int) -> O
 
 def _as_weight(p: Propagation, layer: Layer, kept: int) -> Layer:
     """A weight's rows are variables; its columns are only read, so nothing makes them zero."""
+    # x (N, 5) times the weight (8, 5) of nn.Linear: output channel i is zero once row i is, so the optimizer drives
+    # that row to zero: it is a variable of the group. Column j is cut when channel j of x goes; as that is zero by
+    # then, the column may hold anything, and a penalty on it would only do harm.
     if all(dim < kept for dim in layer.dims):
         p.produce(layer.labels)
         return layer
@@ -131,6 +134,8 @@ def _sum_out(p: Propagation, layer: Layer, left: Operand, kept: int, foldable: b
 
 
 def _consume(p: Propagation, layer: Layer, left: Operand, foldable: bool) -> None:
+    # Removed channels are often worth a constant, not 0: sigmoid(0) = 0.5. A sum over them then loses 0.5 times the
+    # columns of the weight, the same for every input, which slicing adds to the bias where it can ("fold").
     bad = layer.removed != 0
     if not bad.any():
         return
@@ -193,6 +198,10 @@ def _channels(p: Propagation, layers: Sequence[Layer]) -> list[Layer]:
 
 def _grouped(p: Propagation, sides: Sequence[Operand], groups: int, transposed: bool, width: int) -> list[Layer]:
     """Input and output channels stay a grid of groups; the weight's second axis is shared by all groups."""
+    # With 8 input channels, 16 output channels and 4 groups the weight is (16, 2, kh, kw): its second axis counts the
+    # channels within a group. The inputs are a grid (4, 2), the outputs one of (4, 4). Either whole groups go, rows of
+    # both grids; or the same positions in every group, and those of the inputs are the indices of the second axis.
+    # A transposed weight is (8, 4, kh, kw): its rows are the inputs, and the outputs have no axis of their own.
     inputs, kernel = sides
     incoming, rows, shared = _along(inputs.layers, 1), _along(kernel.layers, 0), _along(kernel.layers, 1)
     if rows is None or not kernel.weight or not p.rewritable:

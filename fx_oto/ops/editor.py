@@ -1,4 +1,4 @@
-"""The means by which every rewriting changes a graph, and what it may ask about the cuts."""
+"""The editor of a graph that every rewriting uses, to change nodes and to ask what is cut."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Editor:
         return values[0] if len(values) == 1 else ()
 
     def is_lost(self, node: Any) -> bool:
-        """Whether what is left of a node's tensor value is no rectangle."""
+        """Return whether what is left of a node's tensor value is not a rectangle."""
         return None in self.cuts.of_value(self._origins.get(node, node.name))
 
     def cut_dims(self, node: Any) -> set[int]:
@@ -135,7 +135,7 @@ class Editor:
         return map_arg(value, self._content)
 
     def run(self, node: Node, tensor: Tensor) -> Any:
-        """What a node returns for another tensor in the place of its first argument."""
+        """Run a node on another tensor in the place of its first argument."""
         args, kwargs = self.plain((node.args[1:], node.kwargs))
         return self._call(node, (tensor, *args), kwargs)
 
@@ -155,7 +155,7 @@ class Editor:
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def channels(self, node: Any, dim: int = 1) -> int:
-        """What is left of the dimension of the channels; 0 where there is none."""
+        """Return the size that is left of a dimension; 0 where there is none."""
         if not isinstance(node.meta["val"], Tensor):
             return 0
         shape = self.shape(node)

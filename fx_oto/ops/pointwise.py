@@ -98,7 +98,7 @@ def with_other_sizes(call: OpCall, p: Propagation) -> list[OpCall]:
 
 
 def _agreed(ways: Sequence[Tensor]) -> Tensor:
-    """What is left, where that is the same in every way; NaN where it is not."""
+    """Return what all results agree on, and NaN where they differ."""
     removed = ways[0]
     for other in ways[1:]:
         removed = torch.where((removed == other) | (ways[0] == math.inf), removed, UNKNOWN)
@@ -137,10 +137,10 @@ def overwrite(call: OpCall, p: Propagation) -> None:
 
 
 def join(call: OpCall, p: Propagation) -> None:
-    """``by_mode``: a value that is one of two: the labels of both are united.
+    """``by_mode``: one of two values, depending on the mode; the labels of both are united.
 
-    What it is worth once removed is known where both modes say the same; where training draws random numbers, which
-    are never the same, what evaluation says.
+    A removed element's worth is known where both modes agree on it. Where training draws random numbers, which never
+    agree, it is the one in evaluation.
     """
     _, *sides = call.args
     left, right = map(tensor_leaves, sides)
@@ -157,7 +157,7 @@ def join(call: OpCall, p: Propagation) -> None:
 
 
 def _draws_in_training(node: Node) -> bool:
-    """Whether the value for training that ``by_mode`` chooses from comes by random numbers."""
+    """Return whether the value that ``by_mode`` chooses in training depends on random numbers."""
     _, training, evaluation = node.args
     return any(map(is_random, behind(training) - behind(evaluation)))
 
@@ -179,6 +179,9 @@ def combine(
         worth: the op on removed values, one tensor for each operand, NaN for unknown.
         may_cross: whether a grid that meets what varies along one of its axes only may keep another axis.
     """
+    # x (N, 16, H, W) + y (N, 16, 1, 1): both vary along 1, so channel i of x and of y get one label, and go together.
+    # x (heads, width) + y (1, width): the labels of x are a grid, of which heads or widths go, and nobody knows yet
+    # which. y is "thin": its columns go with those of x if widths go, and stay if heads do.
     groups = _group([_whole(p, operand) for operand in operands], ndim)
     layers = []
     for dims, members in groups:
@@ -192,6 +195,8 @@ def combine(
         for member in members[1:]:
             couple = p.crossing if member in thin else p.unite
             couple(labels, member[1].labels)
+        # x (8,) and y (8,) with labels, z (8,) without: z is kept whole, so x + y + z is as well. Where z is (1,), it
+        # does not vary, and nothing of it would have to go.
         present = {position for position, _ in members}
         absent = [operand.shape for position, operand in enumerate(operands) if position not in present]
         free = {dim for dim in dims if not any(_spans(shape, ndim, {dim}) for shape in absent)}
@@ -226,7 +231,7 @@ def _removed(
     ndim: int,
     worth: Callable[[list[Tensor]], Tensor],
 ) -> Tensor:
-    """What is left of what goes, whichever axis of a grid survives; NaN where that makes a difference.
+    """Return the worth of removed elements, whichever axis of a grid survives; NaN where that makes a difference.
 
     A bias of shape (heads, width) loses its rows where whole heads go, and its columns where a part of their width
     does: queries that are zero stay zero with it either way. One of shape (heads, 1) stays where a part of the width
@@ -276,6 +281,7 @@ def clusters(all_dims: Iterable[tuple[int, ...]]) -> list[set[int]]:
 
 
 def _spans(shape: Sequence[int], ndim: int, dims: set[int]) -> bool:
+    """Return whether a tensor, broadcast to ``ndim`` dimensions, is longer than 1 along one of ``dims``."""
     lead = ndim - len(shape)
     return any(dim >= lead and shape[dim - lead] > 1 for dim in dims)
 
@@ -293,6 +299,7 @@ def _evaluate(call: OpCall, values: list[Tensor]) -> Tensor:
     if torch.Tag.nondeterministic_seeded in call.func.tags:
         zero = (values[0] == 0) & (name in ("native_dropout", "dropout"))
         return torch.where(zero, values[0], UNKNOWN)
+    # 0 · x is 0 for any x, so it is worth a trial with several x; x + 1 of an unknown x needs none.
     absorbs = name in _IGNORING or (name in _ABSORBING and not all(bool(value.isnan().all()) for value in values))
     if not absorbs:
         unknown = torch.stack(torch.broadcast_tensors(*[value.isnan() for value in values])).any(0)
@@ -303,6 +310,11 @@ def _evaluate(call: OpCall, values: list[Tensor]) -> Tensor:
 
 
 def _probe(call: OpCall, values: list[Tensor]) -> Tensor:
+    """Run the op on several stand-ins for what is unknown, in a dimension of their own: what all agree on is known.
+
+    Removed values of shapes ``(1, 8, 1)`` and ``(1, 1, 1)`` become operands of shapes ``(5, 1, 8, 1)`` and
+    ``(5, 1, 1, 1)``. The stand-ins of each operand come in another order, so that ``x - y`` is not 0 in all of them.
+    """
     unknown = UNKNOWN.view((1,) * values[0].ndim)
     remaining = iter(range(len(values)))
 

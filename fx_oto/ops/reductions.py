@@ -34,6 +34,8 @@ def reduction(call: OpCall, p: Propagation) -> None:
     source = call.args[0]
     dims = _reduced(call, source.ndim)
     keepdim = bool(_optional(call, "keepdim"))
+    # x (N, 16, H, W).mean((2, 3)): labels along 1 survive. x.mean(1): they are absorbed, which changes nothing if what
+    # goes is worth 0 and the sum is still divided by 16.
     layers, absorbed = [], []
     for layer in p.layers(source):
         survives = [dim for dim in layer.dims if dim not in dims]
@@ -54,9 +56,9 @@ def reduction(call: OpCall, p: Propagation) -> None:
 
 
 def _alike(p: Propagation, value: Tensor, layer: Layer) -> bool:
-    """Whether every removed element is worth the same, whatever that is: ``0 - mean``, say, or its square.
+    """Return whether every removed element is worth the same, whatever that is, such as ``0 - mean`` or its square.
 
-    Then slicing can compute that worth beside the value, by the same elementwise ops on what they are made from.
+    If so, slicing can compute that worth by applying the same elementwise ops to what they are made from.
     """
     if len(layer.dims) != 1 or layer.removed.numel() > 1:
         return False
@@ -157,7 +159,7 @@ def _mixed(edit: Editor, reader: Node, before: Any, now: Any, share: float) -> N
 
 
 def _missing(edit: Editor, reader: Node, labels: Tensor) -> Node:
-    """What each removed element of the mean's input is worth, in a tensor of size 1 along the dimension that is cut."""
+    """Return the worth of a removed element of the mean's input, of size 1 along the dimension that is cut."""
 
     def worth(node: Node, back: int) -> Node:
         if not isinstance(node.meta["val"], Tensor):  # a number, such as an input's length

@@ -1,4 +1,4 @@
-"""Rules for what is not understood: it keeps whole what enters it, and says why."""
+"""Rules for ops that are not understood: they keep their inputs whole, and say why."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["OPAQUE", "KeepWhole", "freeze_inputs"]
 
 @dataclass(frozen=True)
 class KeepWhole:
-    """See ``fx_oto.kinds.keep_whole``."""
+    """The rule that ``fx_oto.kinds.keep_whole`` makes."""
 
     reason: str
 
     mixing = True
 
     def __call__(self, call: OpCall, p: Propagation) -> None:
-        """The rule."""
+        """Follow a call."""
         for value in call.inputs:
             p.freeze_value(value, self.reason)
 
@@ -32,7 +32,7 @@ OPAQUE = KeepWhole("it enters code that could not be captured, and is called as 
 
 
 def freeze_inputs(call: OpCall, p: Propagation) -> None:
-    """What has no rule keeps whole whatever enters it; its result is untracked."""
+    """Keep whole all that enters an op without a rule; its result is untracked."""
     tracked = [value for value in call.inputs if p.layers(value)]
     for value in tracked:
         p.freeze_value(value, f"no rule is known for the op {call.name}")

@@ -77,6 +77,8 @@ def _positional(node: Node) -> None:
 
 def _find_stale(edit: Editor) -> set[Node]:
     """Nodes inside a chain of movement through a grid: they go, once its end selects from its beginning."""
+    # (N, 16) to (N, 4, 4), transposed, and back to (N, 16): the last selects from the first, and the two in between
+    # are read by nothing that stays.
     found, stale = edit.cuts.found, set[Node]()
     for node in reversed(edit.graph.nodes):
         replaced = all(user in stale or user.name in found.gathers for user in node.users)

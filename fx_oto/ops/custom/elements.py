@@ -26,7 +26,7 @@ __all__ = ["Elementwise", "run_on"]
 
 @dataclass(frozen=True)
 class Elementwise:
-    """See ``elementwise``."""
+    """The rule that ``fx_oto.kinds.elementwise`` makes."""
 
     equation: Equation | None
     zero_if: tuple[str, ...]
@@ -34,16 +34,16 @@ class Elementwise:
     mixing = False
 
     def __call__(self, call: OpCall, p: Propagation) -> None:
-        """The rule."""
+        """Follow a call."""
         operands = [(name, tensor) for name, tensor in operands_of(call) if tensor is not None]
         if len(operands) != len(call.inputs):
             raise RuleError(
-                f"{call.name} is given tensors in a container, which elementwise cannot tell apart: hand them over one "
+                f"{call.name} is given tensors in a container, which elementwise cannot tell apart: pass them one "
                 "by one, or use another kind"
             )
         terms, result = self._terms(call, operands)
         if len(set("".join(terms)) - set(result)):
-            raise RuleError(f"{self!r}: every letter must be in the result; for sums, use contraction or like")
+            raise RuleError(f"{self!r}: every letter must be in the result; for sums, use contraction(…) or like(…)")
         lifted = [
             lift(p, Operand.of(p, tensor), term, result, len(result))
             for (_, tensor), term in zip(operands, terms, strict=True)
@@ -53,8 +53,8 @@ class Elementwise:
         zeroing = [place for place, (name, _) in enumerate(operands) if name in self.zero_if]
         if len(zeroing) < len(self.zero_if):
             raise RuleError(
-                f"zero_if={self.zero_if} names what {call.name} does not have: it has "
-                f"{', '.join(name for name, _ in operands) or 'no tensors'}"
+                f"zero_if={self.zero_if} names an argument that {call.name} does not have; its tensors are "
+                f"{', '.join(name for name, _ in operands) or 'none'}"
             )
         for which, out in enumerate(call.outputs):
             trial = _Trial(terms, result, [operand.shape for operand in lifted], zeroing, which)
@@ -90,7 +90,7 @@ class Elementwise:
 
 @dataclass(frozen=True, eq=False)
 class _Trial:
-    """An op that is run on removed values, to see what they become."""
+    """A way to run an op on removed values, to see what they become."""
 
     terms: Sequence[str]
     result: str
@@ -99,7 +99,7 @@ class _Trial:
     which: int
 
     def worth(self, call: OpCall, values: list[Tensor]) -> Tensor:
-        """What the result is worth where the operands are worth this, NaN for unknown."""
+        """Return the worth of the result for these worths of the operands; NaN for unknown."""
         spread = torch.broadcast_tensors(*values)
         unknown = torch.stack([value.isnan() for value in spread]).any(0)
         zero = torch.zeros_like(unknown)

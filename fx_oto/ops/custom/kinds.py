@@ -112,7 +112,7 @@ def contraction(equation: str, *, of: Sequence[str] = (), activation: Callable[[
 
 
 def like(op: Any, arguments: Callable[..., Sequence[Any]] | None = None) -> Like:
-    """What an ATen op does to labels: for reductions, softmax, norms by channel, convolutions.
+    """The op does what an ATen op does: for reductions, softmax, norms by channel, convolutions.
 
     Taken for granted: the result is that of the ATen op on these arguments. What slicing would have to rewrite in the
     ATen op (sizes, groups, a count that a mean divides by) it cannot rewrite in another: there, it is kept whole.
@@ -139,10 +139,10 @@ def like(op: Any, arguments: Callable[..., Sequence[Any]] | None = None) -> Like
 
 
 def keep_whole(reason: str) -> KeepWhole:
-    """What enters the op stays as it is; nothing is known of its result.
+    """All inputs of the op are kept whole, and nothing is known about its result.
 
     Args:
-        reason: what tables and explanations say.
+        reason: the text that tables and explanations show.
 
     Returns:
         A rule for ``fx_oto.register_rule`` or ``fx_oto.register_leaf``.
@@ -157,7 +157,7 @@ def keep_whole(reason: str) -> KeepWhole:
 
 @dataclass(frozen=True)
 class Like:
-    """See ``like``."""
+    """The rule that ``fx_oto.kinds.like`` makes."""
 
     op: Any
     arguments: Callable[..., Sequence[Any]] | None
@@ -165,18 +165,20 @@ class Like:
     mixing = True
 
     def __call__(self, call: OpCall, p: Propagation) -> None:
-        """The rule."""
+        """Follow a call."""
         args = self._arguments(call)
         expected = self._shape(args)
         if expected != call.out.shape:
             raise RuleError(
-                f"{self!r} is of shape {tuple(expected)} on these arguments, but {call.name} returns "
-                f"{tuple(call.out.shape)}: give the arguments that return the same"
+                f"{self!r} returns shape {tuple(expected)} for these arguments, but {call.name} returns "
+                f"{tuple(call.out.shape)}; pass arguments=… that give the same shape"
             )
         known = {id(tensor) for tensor in call.inputs}
         stand_in = OpCall(call.node, self.op, args, {}, call.outputs)
         if any(id(tensor) not in known for tensor in stand_in.inputs):
-            raise RuleError(f"{self!r}: arguments must hand on tensors of the call as they are, not compute others")
+            raise RuleError(
+                f"{self!r}: arguments=… must return tensors of the call as they are, without computing new ones"
+            )
         p.as_whole = True
         try:
             p.rule_for(self.op)(stand_in, p)
@@ -197,7 +199,7 @@ class Like:
             result = self.op(*tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), tuple(args)))
         except Exception as error:
             raise RuleError(
-                f"{self.op} does not take the arguments that it is given ({error}): give like(…) a function that "
+                f"{self.op} does not accept the arguments of this call ({error}); pass like(…) a function that "
                 "computes its arguments from those of the call, by name"
             ) from error
         first: Tensor = result if isinstance(result, Tensor) else result[0]

@@ -24,16 +24,18 @@ __all__ = ["Movement"]
 
 @dataclass(frozen=True)
 class Movement:
-    """See ``fx_oto.kinds.movement``."""
+    """The rule that ``fx_oto.kinds.movement`` makes."""
 
     move: Callable[..., Any] | None = None
 
     mixing = False
 
     def __call__(self, call: OpCall, p: Propagation) -> None:
-        """The rule."""
+        """Follow a call."""
         if len(call.inputs) != 1:
-            raise RuleError(f"movement expects one tensor, {call.name} has {len(call.inputs)}: use another kind")
+            raise RuleError(
+                f"movement expects an op of one tensor, but {call.name} has {len(call.inputs)}: use another kind"
+            )
         source = call.inputs[0]
         numbers = torch.arange(source.numel()).view(source.shape)
         moved = self._run(call, numbers)
@@ -44,7 +46,7 @@ class Movement:
         ):
             why = (
                 f"{call.name} does not return the numbered elements that it is given, each always in the same place: "
-                "if it only moves them, give its rule movement(move=…)"
+                "if it only moves elements, use the rule movement(move=…)"
             )
             p.freeze_value(source, why)
             for out in call.outputs:
@@ -59,7 +61,7 @@ class Movement:
                 p.put_weight(out)
 
     def _moves_alike(self, call: OpCall, numbers: Tensor, moved: Sequence[Tensor]) -> bool:
-        """Whether it moves other numbers, and after other draws, in the same way: neither sorts nor shuffles."""
+        """Return whether it moves other numbers, with another seed, in the same way: it neither sorts nor shuffles."""
         order = torch.randperm(numbers.numel(), generator=torch.Generator().manual_seed(0))
         again = self._run(call, order.view(numbers.shape), seed=1)
         return again is not None and all(
@@ -86,7 +88,7 @@ def _same(found: Sequence[Tensor] | None, expected: Sequence[Tensor]) -> bool:
 
 
 def _lossless(results: Sequence[Tensor], found: Sequence[Tensor], numbers: Tensor) -> bool:
-    """Whether the results hold numbers of elements, and the type can hold them all."""
+    """Return whether the results hold numbers of elements, and their type can hold all of these."""
     if not numbers.numel():
         return True
     top = int(numbers.max()) + 1
@@ -132,12 +134,12 @@ class _Shift:
         return [compress(flat[one]) for one in self.moved]
 
     def _fits(self, labels: Sequence[Tensor], result: Tensor, dim: int) -> bool:
-        """Whether the op, run on what is left of its input once slices of a result are gone, returns what is left."""
+        """Return whether slices of a result can go: of what is left of its input, the op makes what is left of it."""
         trials = list(_slices(result, dim))
         return bool(trials) and all(self._leaves([_rectangle(one, gone) for one in labels]) for gone in trials)
 
     def _leaves(self, kept: Sequence[dict[int, Tensor] | None]) -> bool:
-        """Whether the op returns what is kept of its results for what is kept of its input, the first.
+        """Return whether the op makes what is kept of its results out of what is kept of its input, the first.
 
         Of ``(N, 8)``, a flip of the channels leaves 7, …, 1 once 0 is gone, which is the flip of 1, …, 7. A shuffle of
         2 groups, 0, 4, 1, 5, …, does not: of 1, …, 7 it cannot make equal groups.
@@ -150,7 +152,7 @@ class _Shift:
         return numbers.numel() > 0 and _same(self.run(numbers), expected)
 
     def _selects(self, before: Layer, after: Layer) -> bool:
-        """Whether it is a selection along one dimension, which slicing can put in its place; notes that it is."""
+        """Return whether slicing can replace it by a selection along one dimension; if so, note that it will."""
         source, p = self.call.inputs[0], self.p
         alone = before.dims == after.dims and len(before.dims) == len(self.moved) == 1 and not self.selecting
         if not alone or not p.rewritable or self.moved[0].ndim != source.ndim:

@@ -1,4 +1,4 @@
-"""The rule for users' ops that multiply and sum, as an equation says."""
+"""The rule for users' ops that multiply and sum, as an equation describes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Sum"]
 
 @dataclass(frozen=True)
 class Sum:
-    """See ``contraction``."""
+    """The rule that ``fx_oto.kinds.contraction`` makes."""
 
     equation: Equation
     of: tuple[str, ...]
@@ -37,19 +37,19 @@ class Sum:
         factors = [term for term, added in zip(read.terms, read.added, strict=True) if not added]
         if read.added[0] or len(factors) < 2:
             raise RuleError(
-                f"{read.text!r}: expected a product of two tensors or more; for fewer, elementwise() or like(…)"
+                f"{read.text!r}: expected a product of two or more tensors; for fewer, use elementwise() or like(…)"
             )
         for term in read.terms[1:]:
             # In "bi,io,o->bo", i is summed over in the first two terms; a letter that only the third had could not be.
             shared = set(read.terms[0]) if term is factors[1] else set()
             if extra := set(term) - set(read.result) - shared:
                 raise RuleError(
-                    f"{sorted(extra)[0]!r} in the term {term!r} of {read.text!r} is summed over, but not in the first "
-                    "two terms: only what these share can be"
+                    f"{sorted(extra)[0]!r} in the term {term!r} of {read.text!r} is summed over, but the first two "
+                    "terms do not share it; only a letter that they share can be summed over"
                 )
 
     def __call__(self, call: OpCall, p: Propagation) -> None:
-        """The rule."""
+        """Follow a call."""
         operands, terms, result = self._fitted(call)
         keep_others(call, p, [tensor for _, tensor in operands])
         # Factors first: of "i,oi,+o,o->o", the last is multiplied before the third is added.

@@ -38,6 +38,8 @@ def _joined(p: Propagation, tensors: Sequence[Tensor], layers: Sequence[Sequence
         chosen = [found[0] if found else None for found in fitting]
         for extra in (layer for found in fitting for layer in found[1:]):
             p.freeze(extra.labels, "two of its dimensions are tied together")
+        # x (N, 4) and y (N, 6) joined along 1 are labels 1 … 4, then 5 … 10. Joined along 0, their channels lie side by
+        # side, so they are united, and channel i goes from both or from neither.
         present = [layer for layer in chosen if layer is not None]
         if dim not in dims:
             joined += _across(p, present, len(present) == len(chosen))

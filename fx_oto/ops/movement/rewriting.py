@@ -59,7 +59,7 @@ def gather(edit: Editor, node: Node) -> None:
 
 
 def _entry(edit: Editor, node: Node, shape: Sequence[int], dim: int) -> Any:
-    """What a node takes along a dimension, as ``x[…]`` would say it; ``slice(None)`` for all of it, in order.
+    """Return what a node takes along a dimension, as ``x[…]`` would say it; ``slice(None)`` for all of it, in order.
 
     Found by a run on coordinates: of ``(N, 8)``, ``x.roll(1, 1)`` returns 7, 0, 1, …, 6 and ``x.select(1, 3)`` only 3.
     """

@@ -118,6 +118,10 @@ def follow(call: OpCall, p: Propagation, source: Tensor, move: Move) -> None:
         return
     if not p.rewritable and call.func.name() not in _SIZE_FREE:
         p.freeze_value(source, "it is reshaped inside an opaque function, into which slicing does not see")
+    # (N, 16) becomes (N, 4, 4) by a view: what was a line of 16 labels is a grid of 4 by 4, of which no single label
+    # can go without leaving a hole. But where it becomes (N, 16) again, in another order, the ops between merely
+    # shuffle, and any label can go: a region begins where the grid does, and slicing replaces it by one selection.
+    # A grid that another op reads, such as attention, loses rows or columns instead.
     region = p.region(source)
     results = [carried(layer, move, len(call.outputs)) for layer in layers]
     if region is None and any(
@@ -173,6 +177,8 @@ def _open_region(
 
 
 def _continue_region(p: Propagation, source: Tensor, out: Tensor, region: Region) -> None:
+    # Still a grid: the region goes on. A line of the length at the beginning: it ends, and is a selection. A line of
+    # another length, such as after a part was taken: what was removed must have left rectangles all the way.
     inside = [layer for layer in p.layers(out) if region.holds(layer)]
     if any(len(layer.dims) > 1 for layer in inside):
         p.put_region(out, region)
@@ -308,7 +314,7 @@ def slide(call: OpCall, p: Propagation) -> None:
 
 
 def _reads(call: OpCall, layer: Layer) -> bool:
-    """Whether a tensor of indices applies to a dimension along which the layer varies."""
+    """Return whether a tensor of indices applies to a dimension along which the layer varies."""
     if call.name == "index_select":
         return call.args[1] % layer.labels.ndim in layer.dims
     return any(which is not None and dim in layer.dims for dim, which in enumerate(call.args[1]))

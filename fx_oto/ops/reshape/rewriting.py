@@ -36,6 +36,9 @@ def read_size(edit: Editor, node: Node) -> None:
 
 def _size(edit: Editor, source: Node, dim: int, fixed: bool) -> Any:
     """The size that was traced, or a node that reads it from what is left in the graph."""
+    # Code divides, compares and spells sizes: x.shape[1] // 8 is the width of a head, of which slicing knows. So of x
+    # (N, 16), cut to (N, 12), x.shape[1] is the number 16. Where channels were merged with the batch, (N · 16,) cut to
+    # (N · 12,), it is what is left, times 16 / 12.
     full = edit.shape(source)[dim]
     while edit.is_lost(source):
         source = source.args[0]  # type: ignore[assignment]
@@ -53,7 +56,7 @@ def _size(edit: Editor, source: Node, dim: int, fixed: bool) -> Any:
 
 
 def _repeats(edit: Editor, source: Node, dim: int) -> bool:
-    """Whether a dimension is the product of what is cut and of something else, such as the batch."""
+    """Return whether a dimension is the product of what is cut and of something else, such as the batch."""
     return any(dim in layer.dims and len(layer.labels.unique()) < layer.labels.numel() for layer in edit.layers(source))
 
 
