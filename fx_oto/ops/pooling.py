@@ -20,9 +20,9 @@ def window(call: OpCall, p: Propagation) -> None:
     source = call.args[0]
     digit = re.search(r"([123])d", call.name)
     spatial = int(digit.group(1)) if digit else source.ndim - 2
+    let_through(call, p, range(source.ndim - spatial), _SLIDES)
     for value in call.inputs[1:]:
         p.freeze_value(value, "it steers how values are sampled")
-    let_through(call, p, range(source.ndim - spatial), _SLIDES)
 
 
 def unfold(call: OpCall, p: Propagation) -> None:

@@ -36,9 +36,9 @@ def read_size(edit: Editor, node: Node) -> None:
 
 def _size(edit: Editor, source: Node, dim: int, fixed: bool) -> Any:
     """The size that was traced, or a node that reads it from what is left in the graph."""
-    # Code divides, compares and spells sizes: x.shape[1] // 8 is the width of a head, of which slicing knows. So of x
-    # (N, 16), cut to (N, 12), x.shape[1] is the number 16. Where channels were merged with the batch, (N · 16,) cut to
-    # (N · 12,), it is what is left, times 16 / 12.
+    # Code computes with sizes, such as x.shape[1] // 2, and what is computed is rewritten where it is used, as if sizes
+    # were the full ones. So of x (N, 16), cut to (N, 12), x.shape[1] is the number 16. Where channels were merged with
+    # the batch, (N · 16,) cut to (N · 12,), it is what is left, times 16 / 12.
     full = edit.shape(source)[dim]
     while edit.is_lost(source):
         source = source.args[0]  # type: ignore[assignment]
