@@ -1,1 +1,1 @@
-"""What an op does: to the dependencies of channels (its rule), and once channels are gone (its rewriting)."""
+"""For each kind of op, its rule (how it makes channels depend on each other) and its rewriting for fewer channels."""

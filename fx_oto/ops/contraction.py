@@ -30,6 +30,8 @@ __all__ = [
     "fewer_groups",
     "lift",
     "matmul",
+    "plus",
+    "times",
 ]
 
 _NOT_ZERO = "its value is not zero once removed, and the sum over it would change"
@@ -47,7 +49,7 @@ def add_matmul(call: OpCall, p: Propagation) -> None:
     scales = (call.arg("beta"), call.arg("alpha"))
     scale_is_one = scales == (1, 1) and not any(p.sizes.may_vary(call, scale) for scale in scales)
     product = Operand(call.out.shape, _product(p, left, right, foldable=scale_is_one))
-    layers = _add(p, product, Operand.of(p, bias), call.out.ndim)
+    layers = combine(p, [product, Operand.of(p, bias)], call.out.ndim, plus)
     p.put(call.out, layers if scale_is_one else [Layer(one.labels, zero_stays(one.removed)) for one in layers])
 
 
@@ -85,7 +87,7 @@ def contract(
     """
     letters = result + "".join(letter for letter in dict.fromkeys(terms[0]) if letter not in result)
     lifted = [lift(p, side, term, letters, len(result)) for side, term in zip(sides, terms, strict=True)]
-    product = combine(p, lifted, len(letters), _times, may_cross=False)
+    product = combine(p, lifted, len(letters), times, may_cross=False)
     return [total for layer in product if (total := _sum_out(p, layer, lifted[0], len(result), foldable))]
 
 
@@ -101,6 +103,9 @@ def lift(p: Propagation, side: Operand, term: str, letters: str, kept: int) -> O
 
 def _as_weight(p: Propagation, layer: Layer, kept: int) -> Layer:
     """A weight's rows are variables; its columns are only read, so nothing makes them zero."""
+    # x (N, 5) times the weight (8, 5) of nn.Linear: output channel i is zero once row i is, so the optimizer drives
+    # that row to zero: it is a variable of the group. Column j is cut when channel j of x goes; as that is zero by
+    # then, the column may hold anything, and a penalty on it would only do harm.
     if all(dim < kept for dim in layer.dims):
         p.produce(layer.labels)
         return layer
@@ -108,7 +113,8 @@ def _as_weight(p: Propagation, layer: Layer, kept: int) -> Layer:
     return Layer.uniform(layer.labels)
 
 
-def _times(values: list[Tensor]) -> Tensor:
+def times(values: list[Tensor]) -> Tensor:
+    """A product of removed values; of what is unknown and zero, zero."""
     left, right = values
     zero = (left == 0) | (right == 0)
     return torch.where(zero, ZERO, left * right)
@@ -128,6 +134,8 @@ def _sum_out(p: Propagation, layer: Layer, left: Operand, kept: int, foldable: b
 
 
 def _consume(p: Propagation, layer: Layer, left: Operand, foldable: bool) -> None:
+    # Removed channels are often worth a constant, not 0: sigmoid(0) = 0.5. A sum over them then loses 0.5 times the
+    # columns of the weight, the same for every input, which slicing adds to the bias where it can ("fold").
     bad = layer.removed != 0
     if not bad.any():
         return
@@ -139,8 +147,9 @@ def _consume(p: Propagation, layer: Layer, left: Operand, foldable: bool) -> Non
         p.freeze_where(bad, layer.labels, _NOT_ZERO)
 
 
-def _add(p: Propagation, value: Operand, bias: Operand, ndim: int) -> list[Layer]:
-    return combine(p, [value, bias], ndim, lambda values: values[0] + values[1])
+def plus(values: list[Tensor]) -> Tensor:
+    """A sum of removed values."""
+    return values[0] + values[1]
 
 
 def embedding(call: OpCall, p: Propagation) -> None:
@@ -177,7 +186,7 @@ def convolution(call: OpCall, p: Propagation) -> None:
         layers = _grouped(p, sides, groups, transposed, call.out.size(1))
         layers += [Layer(layer.labels, zero_stays(layer.removed)) for layer in by_image]
     if bias is not None:
-        layers = _add(p, Operand(call.out.shape[:2], layers), Operand.of(p, bias), 2)
+        layers = combine(p, [Operand(call.out.shape[:2], layers), Operand.of(p, bias)], 2, plus)
     p.put(call.out, [layer.map(lambda t: t[(...,) + (None,) * spatial]) for layer in layers])
 
 
@@ -189,6 +198,10 @@ def _channels(p: Propagation, layers: Sequence[Layer]) -> list[Layer]:
 
 def _grouped(p: Propagation, sides: Sequence[Operand], groups: int, transposed: bool, width: int) -> list[Layer]:
     """Input and output channels stay a grid of groups; the weight's second axis is shared by all groups."""
+    # With 8 input channels, 16 output channels and 4 groups the weight is (16, 2, kh, kw): its second axis counts the
+    # channels within a group. The inputs are a grid (4, 2), the outputs one of (4, 4). Either whole groups go, rows of
+    # both grids; or the same positions in every group, and those of the inputs are the indices of the second axis.
+    # A transposed weight is (8, 4, kh, kw): its rows are the inputs, and the outputs have no axis of their own.
     inputs, kernel = sides
     incoming, rows, shared = _along(inputs.layers, 1), _along(kernel.layers, 0), _along(kernel.layers, 1)
     if rows is None or not kernel.weight or not p.rewritable:
@@ -251,9 +264,4 @@ def add_folded(edit: Editor, node: Node, contribution: Tensor) -> None:
     """Add what removed input channels contributed to the outputs, shape ``(outputs,)``."""
     spatial = 0 if op_name(node).lower() == "linear" else len(edit.shape(node)) - 2
     constant = edit.constant("folded", contribution.reshape(-1, *[1] * spatial), node.next)
-    readers = list(node.users)
-    with edit.graph.inserting_after(constant):
-        total = edit.graph.call_function(torch.add, (node, constant))
-    edit.adopt(total, node)
-    for reader in readers:
-        reader.replace_input_with(node, total)
+    edit.adopt(edit.append(node, torch.add, constant), node)

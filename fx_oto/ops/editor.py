@@ -1,8 +1,8 @@
-"""The means by which every rewriting changes a graph, and what it may ask about the cuts."""
+"""The editor of a graph that every rewriting uses, to change nodes and to ask what is cut."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -47,7 +47,7 @@ class Editor:
         return values[0] if len(values) == 1 else ()
 
     def is_lost(self, node: Any) -> bool:
-        """Whether what is left of a node's tensor value is no rectangle."""
+        """Return whether what is left of a node's tensor value is not a rectangle."""
         return None in self.cuts.of_value(self._origins.get(node, node.name))
 
     def cut_dims(self, node: Any) -> set[int]:
@@ -67,10 +67,22 @@ class Editor:
     def replace(self, node: Node, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
         """Put a call of ``function`` in the place of a node."""
         with self.graph.inserting_before(node):
-            new = self.graph.call_function(function, args, kwargs)
+            return self.put(self.graph.call_function(function, args, kwargs), node)
+
+    def put(self, new: Node, node: Node) -> Node:
+        """Put another node, which was inserted for it, in the place of a node."""
         self.adopt(new, node)
         node.replace_all_uses_with(new)
         self.graph.erase_node(node)
+        return new
+
+    def append(self, node: Node, function: Callable[..., Any], *args: Any) -> Node:
+        """Let all that reads a node read ``function(node, *args)``, which is of the same form."""
+        readers, last = list(node.users), [node, *(one for one in args if isinstance(one, Node))][-1]
+        with self.graph.inserting_after(last):
+            new = self.graph.call_function(function, (node, *args))
+        for reader in readers:
+            reader.replace_input_with(node, new)
         return new
 
     def adopt(self, new: Node, node: Node) -> None:
@@ -122,19 +134,28 @@ class Editor:
         """Arguments with the sizes they were traced with, and the constants they name."""
         return map_arg(value, self._content)
 
+    def run(self, node: Node, tensor: Tensor) -> Any:
+        """Run a node on another tensor in the place of its first argument."""
+        args, kwargs = self.plain((node.args[1:], node.kwargs))
+        return self._call(node, (tensor, *args), kwargs)
+
     def _content(self, node: Node) -> Any:
         """The value of a node that reads no input: what analysis takes for constant is computed from buffers."""
         if node.op == "get_attr":
             return attrgetter(str(node.target))(self.gm)
         if node not in self._constants:
             return node.meta["val"]
-        args, kwargs = self.plain((node.args, node.kwargs))
+        return self._call(node, *self.plain((node.args, node.kwargs)))
+
+    def _call(self, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if node.op == "call_module":
+            return self.gm.get_submodule(str(node.target))(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def channels(self, node: Any, dim: int = 1) -> int:
-        """What is left of the dimension of the channels; 0 where there is none."""
+        """Return the size that is left of a dimension; 0 where there is none."""
         if not isinstance(node.meta["val"], Tensor):
             return 0
         shape = self.shape(node)

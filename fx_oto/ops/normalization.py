@@ -1,4 +1,4 @@
-"""Normalisations: what their statistics run over decides what can go, and how they are written then.
+"""Normalisations: the dimensions of their statistics decide what can go, and how they are rewritten.
 
 Statistics per channel lose nothing. Statistics over channels stay exact when they still divide by the
 original count, which slicing sees to; whole norm groups need not even that.
@@ -56,7 +56,7 @@ def batch_norm(call: OpCall, p: Propagation) -> None:
 
 
 def _of_the_data(call: OpCall) -> bool:
-    """Whether a batch norm takes its statistics from what it normalises, so that zeros stay zeros."""
+    """Return whether a batch norm takes its statistics from its input, so that zeros stay zeros."""
     by_name = {argument.name for argument in call.func._schema.arguments}
     running = call.arg("running_mean") if "running_mean" in by_name else None
     training = call.arg("training") if "training" in by_name else "no_training" not in call.name
@@ -91,6 +91,9 @@ def group_norm(call: OpCall, p: Propagation) -> None:
     groups = call.arg("group")
     layers = []
     for narrowed in p.narrow(p.layers(source), (1,), "its statistics are taken along it"):
+        # 8 channels in 4 groups are a grid (4, 2): each group has statistics of its own, so whole groups can go and
+        # no other notices. With one group, the mean and variance run over all channels: what goes must be zero, and
+        # the sums must still be divided by 8.
         worth = UNKNOWN
         if groups == 1:
             _over_original_count(p, narrowed)
@@ -132,6 +135,8 @@ def _affine(
     p: Propagation, weight: Tensor | None, bias: Tensor | None, layer: Layer, dim: int, normalised: Tensor = UNKNOWN
 ) -> Tensor:
     """Couple a norm's weight and bias; the removed value of its result, normalised · weight + bias."""
+    # With weight[i] = 0 and bias[i] = 0 the result is 0 whatever the statistics are. Without an affine part it is
+    # (0 - mean) / std, which depends on the others.
     worth = UNKNOWN if weight is None else _couple(p, weight, layer.labels.reshape(-1))
     shift = ZERO if bias is None else _couple(p, bias, layer.labels.reshape(-1))
     scaled = torch.where((worth == 0) | (normalised == 0), ZERO, UNKNOWN)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from fx_oto.analysis.labels import UNKNOWN, Layer, align, compress
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import behind, is_random, tensor_leaves
 
-__all__ = ["Operand", "agreed", "combine", "glu", "join", "number", "overwrite", "pointwise", "with_other_sizes"]
+__all__ = ["Operand", "clusters", "combine", "elementwise", "glu", "join", "overwrite", "pointwise", "with_other_sizes"]
 
 # Ops in which an operand that is known can decide the result, whatever the others are: 0 · x, 0 / x, where(x, a, a).
 _ABSORBING = {"mul", "div", "where", "masked_fill", "addcmul", "addcdiv", "lerp", "native_dropout", "_prelu_kernel"}
@@ -49,21 +49,37 @@ class Operand:
 
 def pointwise(call: OpCall, p: Propagation) -> None:
     """Any elementwise op, under broadcasting."""
-    tensors = call.inputs
-    if not any(p.layers(t) for t in tensors):
-        return
-    operands = [Operand.of(p, t) for t in tensors]
-    known = {i: content for i, t in enumerate(tensors) if (content := number(p, t, call.out.ndim)) is not None}
+    operands = [Operand.of(p, t) for t in call.inputs]
+    if any(operand.layers for operand in operands):
+        layers = elementwise(call, p, operands, call.out.ndim, _evaluate)
+        for out in call.outputs:
+            p.put(out, layers)
 
+
+def elementwise(
+    call: OpCall,
+    p: Propagation,
+    operands: Sequence[Operand],
+    ndim: int,
+    evaluate: Callable[[OpCall, list[Tensor]], Tensor],
+) -> list[Layer]:
+    """Layers of the result of an op that works element by element.
+
+    Args:
+        call: the call.
+        p: the engine.
+        operands: the call's tensors, so that they broadcast.
+        ndim: dimensions of the result.
+        evaluate: computes what a call returns for removed values, one tensor for each operand, NaN for unknown.
+    """
+    known = {place: one for place, t in enumerate(call.inputs) if (one := _number(p, t, ndim)) is not None}
     calls = [call, *with_other_sizes(call, p)]
 
     def worth(values: list[Tensor]) -> Tensor:
-        filled = [known.get(i, value) for i, value in enumerate(values)]
-        return agreed([_evaluate(one, filled, p.memo) for one in calls])
+        filled = [known.get(place, value) for place, value in enumerate(values)]
+        return _agreed([evaluate(one, filled) for one in calls])
 
-    layers = combine(p, operands, call.out.ndim, worth)
-    for out in call.outputs:
-        p.put(out, layers)
+    return combine(p, operands, ndim, worth)
 
 
 def with_other_sizes(call: OpCall, p: Propagation) -> list[OpCall]:
@@ -81,15 +97,15 @@ def with_other_sizes(call: OpCall, p: Propagation) -> list[OpCall]:
     return [replace(call, args=args, kwargs=kwargs) for args, kwargs in map(changed, changes)]
 
 
-def agreed(ways: Sequence[Tensor]) -> Tensor:
-    """What is left, where that is the same in every way; NaN where it is not."""
+def _agreed(ways: Sequence[Tensor]) -> Tensor:
+    """Return what all results agree on, and NaN where they differ."""
     removed = ways[0]
     for other in ways[1:]:
         removed = torch.where((removed == other) | (ways[0] == math.inf), removed, UNKNOWN)
     return removed
 
 
-def number(p: Propagation, tensor: Tensor, ndim: int) -> Tensor | None:
+def _number(p: Propagation, tensor: Tensor, ndim: int) -> Tensor | None:
     """The content of a constant of one element, such as a bound or a temperature in a buffer."""
     content = p.constant(tensor) if tensor.numel() == 1 else None
     return None if content is None else content.to("cpu", torch.float64).reshape((1,) * ndim)
@@ -121,10 +137,10 @@ def overwrite(call: OpCall, p: Propagation) -> None:
 
 
 def join(call: OpCall, p: Propagation) -> None:
-    """``by_mode``: a value that is one of two: the labels of both are united.
+    """``by_mode``: one of two values, depending on the mode; the labels of both are united.
 
-    What it is worth once removed is known where both modes say the same; where training draws random numbers, which
-    are never the same, what evaluation says.
+    A removed element's worth is known where both modes agree on it. Where training draws random numbers, which never
+    agree, it is the one in evaluation.
     """
     _, *sides = call.args
     left, right = map(tensor_leaves, sides)
@@ -141,13 +157,9 @@ def join(call: OpCall, p: Propagation) -> None:
 
 
 def _draws_in_training(node: Node) -> bool:
-    """Whether the value for training that ``by_mode`` chooses from comes by random numbers."""
+    """Return whether the value that ``by_mode`` chooses in training depends on random numbers."""
     _, training, evaluation = node.args
     return any(map(is_random, behind(training) - behind(evaluation)))
-
-
-def _agreed(values: list[Tensor]) -> Tensor:
-    return torch.where(values[0] == values[1], values[1], UNKNOWN)
 
 
 def combine(
@@ -167,6 +179,9 @@ def combine(
         worth: the op on removed values, one tensor for each operand, NaN for unknown.
         may_cross: whether a grid that meets what varies along one of its axes only may keep another axis.
     """
+    # x (N, 16, H, W) + y (N, 16, 1, 1): both vary along 1, so channel i of x and of y get one label, and go together.
+    # x (heads, width) + y (1, width): the labels of x are a grid, of which heads or widths go, and nobody knows yet
+    # which. y is "thin": its columns go with those of x if widths go, and stay if heads do.
     groups = _group([_whole(p, operand) for operand in operands], ndim)
     layers = []
     for dims, members in groups:
@@ -180,6 +195,8 @@ def combine(
         for member in members[1:]:
             couple = p.crossing if member in thin else p.unite
             couple(labels, member[1].labels)
+        # x (8,) and y (8,) with labels, z (8,) without: z is kept whole, so x + y + z is as well. Where z is (1,), it
+        # does not vary, and nothing of it would have to go.
         present = {position for position, _ in members}
         absent = [operand.shape for position, operand in enumerate(operands) if position not in present]
         free = {dim for dim in dims if not any(_spans(shape, ndim, {dim}) for shape in absent)}
@@ -214,7 +231,7 @@ def _removed(
     ndim: int,
     worth: Callable[[list[Tensor]], Tensor],
 ) -> Tensor:
-    """What is left of what goes, whichever axis of a grid survives; NaN where that makes a difference.
+    """Return the worth of removed elements, whichever axis of a grid survives; NaN where that makes a difference.
 
     A bias of shape (heads, width) loses its rows where whole heads go, and its columns where a part of their width
     does: queries that are zero stay zero with it either way. One of shape (heads, 1) stays where a part of the width
@@ -226,35 +243,45 @@ def _removed(
     for axis in axes:
         known = fat + [member for member in thin if member[1].dims == axis]
         ways.append(worth([_worth(position, known, ndim) for position in range(len(operands))]))
-    return agreed(ways)
+    return _agreed(ways)
 
 
 def _whole(p: Propagation, operand: Operand) -> Operand:
-    """Without grids of which a part is kept whole: no slice of them can go."""
-    partly = [layer for layer in operand.layers if len(layer.dims) > 1 and not layer.labels.all()]
+    """Without grids of which a part is kept whole, and without what is a single index: no slice of them can go."""
+    partly = [one for one in operand.layers if not one.dims or (len(one.dims) > 1 and not one.labels.all())]
     for layer in partly:
         p.freeze(layer.labels, FIXED)
     return Operand(operand.shape, [layer for layer in operand.layers if layer not in partly], operand.weight)
 
 
 def _group(operands: Sequence[Operand], ndim: int) -> list[tuple[set[int], list[tuple[int, Layer]]]]:
-    """Layers of all operands, grouped so that those that vary along a common dimension are together."""
-    groups: list[tuple[set[int], list[tuple[int, Layer]]]] = []
-    for position, operand in enumerate(operands):
-        for layer in operand.layers:
-            aligned = Layer(align(layer.labels, ndim), align(layer.removed, ndim))
-            dims, members = set(aligned.dims), [(position, aligned)]
-            apart = []
-            for group in groups:
-                if group[0] & dims:
-                    dims, members = dims | group[0], group[1] + members
-                else:
-                    apart.append(group)
-            groups = [*apart, (dims, members)]
-    return groups
+    """Layers of all operands, grouped so that those that vary along a common dimension are together.
+
+    Where ``(heads, width)`` is a grid, ``(1, heads, 1, width)``, all that varies along 1 or 3 is one group, and what
+    varies along 2, such as tokens, is another.
+    """
+    aligned = [
+        (position, Layer(align(layer.labels, ndim), align(layer.removed, ndim)))
+        for position, operand in enumerate(operands)
+        for layer in operand.layers
+    ]
+    return [
+        (dims, [member for member in aligned if dims.intersection(member[1].dims)])
+        for dims in clusters(layer.dims for _, layer in aligned)
+    ]
+
+
+def clusters(all_dims: Iterable[tuple[int, ...]]) -> list[set[int]]:
+    """Sets of dimensions that some layer ties together: of (0), (1, 2), (2, 3), these are {0} and {1, 2, 3}."""
+    found: list[set[int]] = []
+    for dims in map(set, all_dims):
+        touching = [cluster for cluster in found if cluster & dims]
+        found = [cluster for cluster in found if not cluster & dims] + [dims.union(*touching)]
+    return found
 
 
 def _spans(shape: Sequence[int], ndim: int, dims: set[int]) -> bool:
+    """Return whether a tensor, broadcast to ``ndim`` dimensions, is longer than 1 along one of ``dims``."""
     lead = ndim - len(shape)
     return any(dim >= lead and shape[dim - lead] > 1 for dim in dims)
 
@@ -266,33 +293,28 @@ def _worth(position: int, members: list[tuple[int, Layer]], ndim: int) -> Tensor
     return mine[0] if len(mine) == 1 else UNKNOWN.view((1,) * ndim)
 
 
-def _evaluate(call: OpCall, values: list[Tensor], memo: dict[Any, Tensor]) -> Tensor:
+def _evaluate(call: OpCall, values: list[Tensor]) -> Tensor:
     """Run the op on removed values; where an unknown one decides the result, it is unknown."""
     name = call.name.removesuffix("_")
     if torch.Tag.nondeterministic_seeded in call.func.tags:
         zero = (values[0] == 0) & (name in ("native_dropout", "dropout"))
         return torch.where(zero, values[0], UNKNOWN)
+    # 0 · x is 0 for any x, so it is worth a trial with several x; x + 1 of an unknown x needs none.
     absorbs = name in _IGNORING or (name in _ABSORBING and not all(bool(value.isnan().all()) for value in values))
     if not absorbs:
         unknown = torch.stack(torch.broadcast_tensors(*[value.isnan() for value in values])).any(0)
         if unknown.any():
             known = _probe(call, [torch.nan_to_num(value) for value in values]) if not unknown.all() else UNKNOWN
             return torch.where(unknown, UNKNOWN, known)
-    if any(value.numel() > 1 for value in values):
-        return _probe(call, values)
-    key = _key(call, values)
-    if key not in memo:
-        memo[key] = _probe(call, values)
-    return memo[key]
-
-
-def _key(call: OpCall, values: list[Tensor]) -> Any:
-    arguments = (*call.args, *call.kwargs.items())
-    settings = tuple(str(leaf.dtype if isinstance(leaf, Tensor) else leaf) for leaf in arguments)
-    return call.func, settings, tuple(str(value.item()) for value in values), values[0].ndim
+    return _probe(call, values)
 
 
 def _probe(call: OpCall, values: list[Tensor]) -> Tensor:
+    """Run the op on several stand-ins for what is unknown, in a dimension of their own: what all agree on is known.
+
+    Removed values of shapes ``(1, 8, 1)`` and ``(1, 1, 1)`` become operands of shapes ``(5, 1, 8, 1)`` and
+    ``(5, 1, 1, 1)``. The stand-ins of each operand come in another order, so that ``x - y`` is not 0 in all of them.
+    """
     unknown = UNKNOWN.view((1,) * values[0].ndim)
     remaining = iter(range(len(values)))
 
@@ -312,7 +334,7 @@ def _probe(call: OpCall, values: list[Tensor]) -> Tensor:
     args, kwargs = tree_map(fill, (call.args, {k: v for k, v in call.kwargs.items() if k != "dtype"}))
     try:
         results = _real(_functional(call.func)(*args, **kwargs))
-    except (RuntimeError, TypeError, NotImplementedError):
+    except (RuntimeError, TypeError, AttributeError, NotImplementedError):
         return unknown
     if results.size(0) != len(_PROBES):  # nothing unknown came in, or the op ignores its operands
         results = results.expand(len(_PROBES), *results.shape[1:])
@@ -331,12 +353,12 @@ def _real(results: Tensor) -> Tensor:
 
 
 def _functional(func: Any) -> Any:
-    """The op that returns what an in-place one writes."""
+    """The op that returns what an in-place one writes.
+
+    Raises:
+        AttributeError: there is none.
+    """
     if not func._schema.is_mutable:
         return func
     name = func._schema.name.split("::")[1]
-    packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
-    overload = getattr(packet, func._overloadname, None)
-    if overload is None:
-        raise NotImplementedError(f"{func} has no functional form")
-    return overload
+    return getattr(getattr(torch.ops.aten, name.removesuffix("_")), func._overloadname)

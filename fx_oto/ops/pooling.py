@@ -6,9 +6,9 @@ import math
 import re
 
 from fx_oto.analysis.engine import Propagation
-from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer, zero_stays
+from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer
 from fx_oto.analysis.tape import OpCall
-from fx_oto.ops.reductions import put_results
+from fx_oto.ops.reductions import let_through
 
 __all__ = ["fold", "triangle", "unfold", "window"]
 
@@ -20,11 +20,9 @@ def window(call: OpCall, p: Propagation) -> None:
     source = call.args[0]
     digit = re.search(r"([123])d", call.name)
     spatial = int(digit.group(1)) if digit else source.ndim - 2
-    keep = range(source.ndim - spatial)
-    narrowed = p.narrow(p.layers(source), keep, _SLIDES)
+    let_through(call, p, range(source.ndim - spatial), _SLIDES)
     for value in call.inputs[1:]:
         p.freeze_value(value, "it steers how values are sampled")
-    put_results(call, p, [Layer(layer.labels, zero_stays(layer.removed)) for layer in narrowed])
 
 
 def unfold(call: OpCall, p: Propagation) -> None:
@@ -56,6 +54,4 @@ def fold(call: OpCall, p: Propagation) -> None:
 
 def triangle(call: OpCall, p: Propagation) -> None:
     """``tril`` and ``triu``: what they zero depends on the place in the last two dimensions, the others pass."""
-    source = call.args[0]
-    layers = p.narrow(p.layers(source), range(source.ndim - 2), "a triangle is cut from it")
-    p.put(call.out, [Layer(layer.labels, zero_stays(layer.removed)) for layer in layers])
+    let_through(call, p, range(call.out.ndim - 2), "a triangle is cut from it")

@@ -97,6 +97,8 @@ def _direction(
     call: OpCall, p: Propagation, incoming: Operand, weights: Sequence[Tensor], atoms: tuple[Tensor, Tensor]
 ) -> None:
     """The weights of one layer in one direction: of the input, of the state, biases, and of a projection."""
+    # An LSTM of hidden size 8 has weights (32, inputs) and (32, 8): 4 gates of 8 rows each. Row i of every gate gets
+    # the label of unit i, and so does column i of the second, which reads the state.
     shown, units = atoms
     state = Operand((1, len(shown)), _layers(shown, 2))
     biases = weights[2:] if shown is units else weights[2:-1]

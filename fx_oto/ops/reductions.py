@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from fx_oto.core.fx_utils import op_name
 from fx_oto.nn.norms import mean_over, variance_over, worth_beside
 from fx_oto.ops.editor import Editor
 
-__all__ = ["along", "mean_over_share", "put_results", "reduction", "variance_over_share"]
+__all__ = ["along", "let_through", "mean_over_share", "reduction", "variance_over_share"]
 
 # Reductions that map zeros to zero; of these, the ones to which an element worth 0 adds nothing.
 _ZERO_TO_ZERO = {"sum", "nansum", "mean", "amax", "amin", "max", "min", "linalg_vector_norm", "norm", "prod"}
@@ -34,6 +34,8 @@ def reduction(call: OpCall, p: Propagation) -> None:
     source = call.args[0]
     dims = _reduced(call, source.ndim)
     keepdim = bool(_optional(call, "keepdim"))
+    # x (N, 16, H, W).mean((2, 3)): labels along 1 survive. x.mean(1): they are absorbed, which changes nothing if what
+    # goes is worth 0 and the sum is still divided by 16.
     layers, absorbed = [], []
     for layer in p.layers(source):
         survives = [dim for dim in layer.dims if dim not in dims]
@@ -50,13 +52,13 @@ def reduction(call: OpCall, p: Propagation) -> None:
             p.adjust("mean", layer.labels, UNKNOWN)
         else:
             _absorb(call, p, layer)
-    put_results(call, p, layers)
+    _put_results(call, p, layers)
 
 
 def _alike(p: Propagation, value: Tensor, layer: Layer) -> bool:
-    """Whether every removed element is worth the same, whatever that is: ``0 - mean``, say, or its square.
+    """Return whether every removed element is worth the same, whatever that is, such as ``0 - mean`` or its square.
 
-    Then slicing can compute that worth beside the value, by the same elementwise ops on what they are made from.
+    If so, slicing can compute that worth by applying the same elementwise ops to what they are made from.
     """
     if len(layer.dims) != 1 or layer.removed.numel() > 1:
         return False
@@ -105,17 +107,23 @@ def _drop(tensor: Tensor, dims: set[int]) -> Tensor:
 
 def along(call: OpCall, p: Propagation) -> None:
     """Softmax, cumulative sums, sorting, Fourier transforms: kept whole along their dimensions, every other passes."""
-    source = call.args[0]
-    others = set(range(source.ndim)) - _reduced(call, source.ndim)
-    narrowed = p.narrow(p.layers(source), others, f"{call.name} runs along it")
-    put_results(call, p, [_after(layer, call.name in _ZERO_OF_ZEROS) for layer in narrowed])
+    ndim = call.args[0].ndim
+    let_through(
+        call, p, set(range(ndim)) - _reduced(call, ndim), f"{call.name} runs along it", call.name in _ZERO_OF_ZEROS
+    )
+
+
+def let_through(call: OpCall, p: Propagation, dims: Collection[int], why: str, keeps_zero: bool = True) -> None:
+    """Layers along some dimensions pass an op that works on each index of these alike; others are kept whole."""
+    narrowed = p.narrow(p.layers(call.args[0]), dims, why)
+    _put_results(call, p, [_after(layer, keeps_zero) for layer in narrowed])
 
 
 def _after(layer: Layer, keeps_zero: bool) -> Layer:
     return Layer(layer.labels, zero_stays(layer.removed)) if keeps_zero else Layer.uniform(layer.labels)
 
 
-def put_results(call: OpCall, p: Propagation, layers: Sequence[Layer]) -> None:
+def _put_results(call: OpCall, p: Propagation, layers: Sequence[Layer]) -> None:
     """Layers of the results; indices beside the first are not known once their channel is removed."""
     for position, out in enumerate(call.outputs):
         known = position == 0 or out.is_floating_point()
@@ -151,7 +159,7 @@ def _mixed(edit: Editor, reader: Node, before: Any, now: Any, share: float) -> N
 
 
 def _missing(edit: Editor, reader: Node, labels: Tensor) -> Node:
-    """What each removed element of the mean's input is worth, in a tensor of size 1 along the dimension that is cut."""
+    """Return the worth of a removed element of the mean's input, of size 1 along the dimension that is cut."""
 
     def worth(node: Node, back: int) -> Node:
         if not isinstance(node.meta["val"], Tensor):  # a number, such as an input's length

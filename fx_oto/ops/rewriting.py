@@ -77,6 +77,8 @@ def _positional(node: Node) -> None:
 
 def _find_stale(edit: Editor) -> set[Node]:
     """Nodes inside a chain of movement through a grid: they go, once its end selects from its beginning."""
+    # (N, 16) to (N, 4, 4), transposed, and back to (N, 16): the last selects from the first, and the two in between
+    # are read by nothing that stays.
     found, stale = edit.cuts.found, set[Node]()
     for node in reversed(edit.graph.nodes):
         replaced = all(user in stale or user.name in found.gathers for user in node.users)
@@ -154,25 +156,21 @@ def _erase(edit: Editor, stale: set[Node]) -> None:
             edit.graph.erase_node(node)
 
 
-_HANDLERS: dict[str, Handler] = {
-    **dict.fromkeys(("shape", "size", "sym_size"), sizes.read_size),
-    **dict.fromkeys(("numel", "nelement"), sizes.read_count),
-    **dict.fromkeys(("view", "_unsafe_view", "reshape", "unflatten", "expand", "broadcast_to"), sizes.use_sizes),
-    **dict.fromkeys(("view_as", "reshape_as", "expand_as"), sizes.use_sizes),
-    **dict.fromkeys(("split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit"), movement.split),
-    **dict.fromkeys(("split_with_sizes", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes"), movement.split),
-    **dict.fromkeys(("slice", "narrow", "roll", "index_select", "index"), movement.gather),
-    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle", "ChannelShuffle"), movement.gather),
-    "getitem": movement.getitem,
-    "select": movement.select,
-    **dict.fromkeys(("pad", "constant_pad_nd"), movement.pad),
-    **dict.fromkeys(
-        ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution"),
-        contraction.fewer_groups,
-    ),
-    **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), sizes.created),
-    "group_norm": normalization.fewer_groups,
-    "MultiheadAttention": attention.fewer_heads,
-    "FewerHeads": attention.fewer_heads,
-    "scaled_dot_product_attention": attention.original_scale,
+# The names of what nodes call, by how it is rewritten.
+_REWRITINGS: dict[Handler, str] = {
+    sizes.read_size: "shape size sym_size",
+    sizes.read_count: "numel nelement",
+    sizes.use_sizes: "view _unsafe_view reshape unflatten expand broadcast_to view_as reshape_as expand_as",
+    sizes.created: "new_zeros new_ones new_full new_empty",
+    movement.split: "split chunk tensor_split hsplit vsplit dsplit split_with_sizes unsafe_split unsafe_chunk "
+    "unsafe_split_with_sizes",
+    movement.gather: "slice narrow select roll index_select index channel_shuffle native_channel_shuffle "
+    "ChannelShuffle",
+    movement.getitem: "getitem",
+    movement.pad: "pad constant_pad_nd",
+    contraction.fewer_groups: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution",
+    normalization.fewer_groups: "group_norm",
+    attention.fewer_heads: "MultiheadAttention FewerHeads",
+    attention.original_scale: "scaled_dot_product_attention",
 }
+_HANDLERS = {name: handler for handler, names in _REWRITINGS.items() for name in names.split()}

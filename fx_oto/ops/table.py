@@ -22,58 +22,44 @@ from fx_oto.ops.reshape.rules import view
 
 __all__ = ["rule_for"]
 
-_BY_NAME: dict[str, Rule] = {
-    **dict.fromkeys(("mm", "bmm", "mv", "dot", "vdot"), contraction.matmul),
-    **dict.fromkeys(("addmm", "baddbmm"), contraction.add_matmul),
-    "convolution": contraction.convolution,
-    "embedding": contraction.embedding,
-    **dict.fromkeys(
-        ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"),
-        normalization.batch_norm,
-    ),
-    "_batch_norm_with_update": normalization.batch_norm,
-    **dict.fromkeys(SEQUENCES, recurrence.sequence),
-    **dict.fromkeys(CELLS, recurrence.cell),
-    "native_layer_norm": normalization.layer_norm,
-    "native_group_norm": normalization.group_norm,
-    "_weight_norm_interface": normalization.weight_norm,
-    **dict.fromkeys(
-        ("clone", "_to_copy", "lift_fresh_copy", "alias", "detach", "detach_", "lift_fresh"), movement.identity
-    ),
-    **dict.fromkeys(("view", "_unsafe_view", "_reshape_alias", "reshape"), view),
-    **dict.fromkeys(
-        ("flip", "pixel_shuffle", "pixel_unshuffle", "native_channel_shuffle", "channel_shuffle", "repeat"),
-        movement.movement,
-    ),
-    **dict.fromkeys(("index", "index_select"), movement.index),
-    "roll": movement.roll,
-    "unfold": movement.slide,
-    "im2col": pooling.unfold,
-    "col2im": pooling.fold,
-    "view_as_complex": movement.as_complex,
-    "view_as_real": movement.as_real,
-    **dict.fromkeys(("_conj", "_neg_view"), movement.negate_parts),
-    "cat": joining.concatenate,
-    "stack": joining.stack,
-    "expand": movement.expand,
-    **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), movement.create),
-    "constant_pad_nd": movement.pad,
-    "as_strided": refusals.freeze_inputs,
-    "copy_": pointwise.overwrite,
-    "glu": pointwise.glu,
-    **dict.fromkeys(
-        ("hardswish", "hardswish_", "_prelu_kernel", "native_dropout", "fill", "fill_", "zero_", "zeros_like",
-         "ones_like", "full_like", "rand_like", "randn_like", "empty_like", "bernoulli", "bernoulli_",
-         "rrelu_with_noise", "complex", "polar"),
-        pointwise.pointwise,
-    ),
-    **dict.fromkeys(
-        ("_softmax", "_safe_softmax", "_log_softmax", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp",
-         "sort", "topk", "_fft_r2c", "_fft_c2r", "_fft_c2c"),
-        reductions.along,
-    ),
-    **dict.fromkeys(("tril", "triu"), pooling.triangle),
-}  # fmt: skip
+# The names of ATen's ops, by their rule.
+_RULES: dict[Rule, str] = {
+    contraction.matmul: "mm bmm mv dot vdot",
+    contraction.add_matmul: "addmm baddbmm",
+    contraction.convolution: "convolution",
+    contraction.embedding: "embedding",
+    normalization.batch_norm: "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
+    "cudnn_batch_norm _batch_norm_with_update",
+    normalization.layer_norm: "native_layer_norm",
+    normalization.group_norm: "native_group_norm",
+    normalization.weight_norm: "_weight_norm_interface",
+    recurrence.sequence: " ".join(SEQUENCES),
+    recurrence.cell: " ".join(CELLS),
+    movement.identity: "clone _to_copy lift_fresh_copy alias detach detach_ lift_fresh",
+    movement.movement: "flip pixel_shuffle pixel_unshuffle native_channel_shuffle channel_shuffle repeat",
+    movement.index: "index index_select",
+    movement.roll: "roll",
+    movement.slide: "unfold",
+    movement.expand: "expand",
+    movement.create: "new_zeros new_ones new_full new_empty",
+    movement.pad: "constant_pad_nd",
+    movement.as_complex: "view_as_complex",
+    movement.as_real: "view_as_real",
+    movement.negate_parts: "_conj _neg_view",
+    joining.concatenate: "cat stack",
+    view: "view _unsafe_view _reshape_alias reshape",
+    pooling.unfold: "im2col",
+    pooling.fold: "col2im",
+    pooling.triangle: "tril triu",
+    reductions.along: "_softmax _safe_softmax _log_softmax cumsum cumprod cummax cummin logcumsumexp sort topk "
+    "_fft_r2c _fft_c2r _fft_c2c",
+    pointwise.overwrite: "copy_",
+    pointwise.glu: "glu",
+    pointwise.pointwise: "hardswish hardswish_ _prelu_kernel native_dropout fill fill_ zero_ zeros_like ones_like "
+    "full_like rand_like randn_like empty_like bernoulli bernoulli_ rrelu_with_noise complex polar",
+    refusals.freeze_inputs: "as_strided",
+}
+_BY_NAME = {name: rule for rule, names in _RULES.items() for name in names.split()}
 
 _WINDOWS = ("pool", "upsample", "reflection_pad", "replication_pad", "grid_sampler")
 
@@ -82,7 +68,7 @@ _STAND_INS: dict[Any, Rule] = {by_mode: pointwise.join}
 
 def rule_for(op: Any) -> Rule:
     """The rule of an operator: registered, named in the table, or told by ATen's own tags."""
-    taught = refusals.opaque if isinstance(op, OpaqueOp) else rule_of(op) or _STAND_INS.get(op)
+    taught = refusals.OPAQUE if isinstance(op, OpaqueOp) else rule_of(op) or _STAND_INS.get(op)
     if taught is not None:
         return taught
     namespace, _, name = str(op._schema.name).partition("::")
@@ -98,8 +84,7 @@ def rule_for(op: Any) -> Rule:
 
 
 def _aten_rule(op: Any, name: str) -> Rule | None:
-    if name in _BY_NAME:
-        return _BY_NAME[name]
-    if op.is_view:
+    if op.is_view and name not in _BY_NAME:
         return movement.movement
-    return pooling.window if any(part in name for part in _WINDOWS) else None
+    window = pooling.window if any(part in name for part in _WINDOWS) else None
+    return _BY_NAME.get(name, window)

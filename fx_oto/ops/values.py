@@ -1,4 +1,4 @@
-"""The values of the nodes of a compact graph, which need no run: what is left of those that were traced."""
+"""Values of the nodes of a compact graph, derived from the traced values without running the graph."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["note_values"]
 
 
 def note_values(edit: Editor) -> None:
-    """Let ``node.meta["val"]`` of every node be of the form that it has in the compact graph."""
+    """Give ``node.meta["val"]`` of every node the shape that it has in the compact graph."""
     fakes = Fakes.of_graph(edit.graph)
     changed: set[Node] = set()
     for node in edit.graph.nodes:
@@ -33,9 +33,9 @@ def note_values(edit: Editor) -> None:
 
 
 def _is_untold(node: Node) -> bool:
-    """Whether labels do not tell what is left of a value.
+    """Return whether the labels are not enough to tell what is left of a value.
 
-    Numbers may be sizes, no elements have no labels, and of several tensors nobody may read one.
+    A number may be a size, an empty tensor has no labels, and one of several tensors may be read by nobody.
     """
     leaves = tree_leaves(node.meta.get("val"))
     return len(leaves) > 1 or any(

@@ -321,7 +321,7 @@ def test_a_movement_that_cannot_be_run_asks_for_a_function():
     model = nn.Sequential(nn.Linear(12, 8), Call(ops.elsewhere), nn.Linear(8, 4))
     partition = fx_oto.partition(fx_oto.prepare(model, TOKENS))
     assert partition.num_zigs == 0
-    assert "give its rule movement(move=…)" in str(partition)
+    assert "use the rule movement(move=…)" in str(partition)
     fx_oto.register_rule(ops.elsewhere, kinds.movement(lambda x: x.flip(-1)))
     assert fx_oto.partition(fx_oto.prepare(model, TOKENS)).num_zigs == 8
 
@@ -442,4 +442,4 @@ def test_an_op_that_sorts_is_no_movement():
 
     partition = fx_oto.partition(fx_oto.prepare(Sorting(), torch.randn(3, 4)))
     assert partition.num_zigs == 0
-    assert "give its rule movement(move=…)" in str(partition)
+    assert "use the rule movement(move=…)" in str(partition)

@@ -108,7 +108,7 @@ def test_what_is_no_rule():
         fx_oto.register_rule(ops.wobble, kinds.elementwise)
     with refused("the rule of Net", "(call, p)", "found 3"):
         fx_oto.register_leaf(Net, 3)
-    with refused("register_leaf expects a class of modules", "for an op, register_rule"):
+    with refused("register_leaf expects a class of modules", "for an op, use register_rule"):
         fx_oto.register_leaf(ops.wobble, kinds.elementwise())
     with refused("the attribute 'width' of Net", "('weight', 0)", "found 'weight'"):
         fx_oto.register_leaf(Net, kinds.elementwise(), attributes={"width": "weight"})
@@ -128,17 +128,21 @@ def test_another_rule_for_the_same_op_is_refused_but_not_the_same_again():
     fx_oto.register_rule(ops.wobble)(first)
     fx_oto.register_rule(ops.wobble.default)(again)
     with refused(
-        "fx_oto_errors.wobble.default has the rule", "my_rule", "test_rule_errors.py", "elementwise()", "replace=True"
+        "fx_oto_errors.wobble.default already has the rule",
+        "my_rule",
+        "test_rule_errors.py",
+        "replace=True",
+        "elementwise()",
     ):
         fx_oto.register_rule(ops.wobble, kinds.elementwise())
     fx_oto.register_rule(ops.wobble, kinds.elementwise(), replace=True)
     fx_oto.register_rule(ops.wobble, kinds.elementwise(zero_if="x"))
     fx_oto.unregister_rule(ops.wobble)
     fx_oto.register_rule(ops.wobble, kinds.movement())
-    with refused("has no rule that could be forgotten", "fx_oto_errors.wobble.default"):
+    with refused("has no registered rule; rules are registered for: ", "fx_oto_errors.wobble.default"):
         fx_oto.unregister_rule(ops.weighted)
     fx_oto.register_leaf(Net, kinds.elementwise())
-    with refused("Net has the rule elementwise() and would get movement()", "replace=True"):
+    with refused("Net already has the rule elementwise()", "replace=True to replace it by movement()"):
         fx_oto.register_leaf(Net, kinds.movement())
 
 
@@ -221,7 +225,14 @@ def fail_inside(call, p):
 @pytest.mark.parametrize(
     ("rule", "parts"),
     [
-        (put_nothing, ("said nothing about a result", "p.put(call.out, layers)", 'p.freeze_value(value, "why")')),
+        (
+            put_nothing,
+            (
+                "neither gave a result layers nor kept all inputs whole",
+                "p.put(call.out, layers)",
+                'p.freeze_value(value, "why")',
+            ),
+        ),
         (put_wrong_shape, ("a result of shape (2, 5, 8) labels of shape (1, 8)", "expected 3 dimensions")),
         (put_wrong_size, ("a result of shape (2, 5, 8) labels of shape (1, 1, 16)", "each of size 1 or the result's")),
         (put_elsewhere, ("gave layers to a tensor that the op does not return", "call.outputs")),
@@ -334,13 +345,13 @@ def test_a_wrong_rule_is_caught_where_a_mask_would_hide_it():
 @pytest.mark.parametrize(
     ("equation", "parts"),
     [
-        ("bi,oi", ("expected an equation such as", "'->' comes before the result")),
+        ("bi,oi", ("expected an equation such as", "with '->' before the result")),
         ("bI,oi->bo", ("'bI' in", "expected lower-case letters")),
-        ("bii,oi->bo", ("'bii' in", "may not come twice")),
+        ("bii,oi->bo", ("'bii' in", "may occur only once in a term")),
         ("bi,oi->bx", ("'x' in the result", "is in no operand")),
-        ("bi->b", ("expected a product of two tensors or more",)),
-        ("bi,oij->bo", ("'j' in the term 'oij'", "only what these share")),
-        ("bi,oi,+b,+k->bo", ("'k' in the term 'k'", "only what these share")),
+        ("bi->b", ("expected a product of two or more tensors",)),
+        ("bi,oij->bo", ("'j' in the term 'oij'", "only a letter that they share")),
+        ("bi,oi,+b,+k->bo", ("'k' in the term 'k'", "only a letter that they share")),
     ],
 )
 def test_an_equation_that_cannot_be(equation, parts):
@@ -356,17 +367,17 @@ def product(x):
     ("rule", "parts"),
     [
         (kinds.contraction("...i,oi,o->...o"), ("has 3 operands, but", "has 2 tensors (x, weight)", "of=(…)")),
-        (kinds.contraction("i,oi->o"), ("'i' in", "does not fit x, which has 3 dimensions")),
+        (kinds.contraction("i,oi->o"), ("'i' in", "does not match x, which has 3 dimensions")),
         (kinds.contraction("...i,oi->...o", of=("x", "bias")), ("has no tensor 'bias': it has x, weight",)),
         (kinds.elementwise(), ("elementwise expects results of the shape that (2, 5, 8), (8, 8) broadcast to",)),
-        (kinds.movement(), ("movement expects one tensor", "has 2")),
+        (kinds.movement(), ("movement expects an op of one tensor", "has 2")),
         (
             kinds.like(torch.ops.aten.mm.default),
-            ("aten.mm.default does not take", "a must be 2D", "give like(…) a function"),
+            ("aten.mm.default does not accept the arguments", "a must be 2D", "pass like(…) a function"),
         ),
         (
             kinds.like(torch.ops.aten.sum.dim_IntList, lambda x, weight: (x, [-1])),
-            ("is of shape (2, 5) on these arguments, but fx_oto_errors::weighted returns (2, 5, 8)",),
+            ("returns shape (2, 5) for these arguments, but fx_oto_errors::weighted returns (2, 5, 8)",),
         ),
     ],
 )
@@ -378,7 +389,7 @@ def test_a_kind_that_does_not_fit(rule, parts):
 
 def test_sizes_that_do_not_fit_the_letters():
     fx_oto.register_rule(ops.weighted, kinds.contraction("...i,io->...o"))
-    with refused("'i' in '...i,io->...o' is 6 and, in weight, 8", "does not fit this call"):
+    with refused("dimension 'i' in '...i,io->...o' is 6, but 8 in weight", "does not match this call"):
         prepared(lambda x: ops.weighted(x[..., :6], torch.ones(8, 6)))
 
 
@@ -386,7 +397,7 @@ def test_like_and_zero_if_name_what_there_is():
     with refused("like expects an overload of an ATen op", "found"):
         kinds.like(torch.sum)
     fx_oto.register_rule(ops.wobble, kinds.elementwise(zero_if="gate"))
-    with refused("zero_if=('gate',) names what fx_oto_errors::wobble does not have", "x"):
+    with refused("zero_if=('gate',) names an argument that fx_oto_errors::wobble does not have", "x"):
         prepared()
 
 

@@ -1,4 +1,4 @@
-"""Ops and modules of users': they are taught with a rule of one of a few kinds."""
+"""Rules for users' own ops and modules: a few ready-made kinds, and their registration."""
 
 from fx_oto.ops.custom import kinds
 from fx_oto.ops.custom.registration import (

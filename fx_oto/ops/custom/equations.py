@@ -1,4 +1,4 @@
-"""How the dimensions of an op's operands belong together: a letter for each, as in ``einsum``."""
+"""Equations that say which dimensions of an op's operands belong together, by letters, as in ``einsum``."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Equation:
 
     @classmethod
     def read(cls, text: str) -> Equation:
-        """Take an equation apart, and check it."""
+        """Parse and check an equation."""
         left, arrow, result = text.replace(" ", "").partition("->")
         if not arrow or not left:
             raise RuleError(
-                f"expected an equation such as '...i,oi,+o->...o', found {text!r}: '->' comes before the result"
+                f"expected an equation such as '...i,oi,+o->...o', with '->' before the result; found {text!r}"
             )
         parts = left.split(",")
         terms = tuple(part.removeprefix("+") for part in parts)
@@ -48,7 +48,9 @@ class Equation:
             if not (letters == "" or (letters.isascii() and letters.isalpha() and letters.islower())):
                 raise RuleError(f"{term!r} in {text!r}: expected lower-case letters, and at most one '...'")
             if len(set(letters)) < len(letters):
-                raise RuleError(f"{term!r} in {text!r}: a letter stands for one dimension, and may not come twice")
+                raise RuleError(
+                    f"{term!r} in {text!r}: a letter stands for one dimension, so it may occur only once in a term"
+                )
         if lost := set(result.replace(".", "")) - set("".join(terms)):
             raise RuleError(f"{sorted(lost)[0]!r} in the result of {text!r} is in no operand: add it to one")
         return cls(text, terms, tuple(part.startswith("+") for part in parts), result)
@@ -59,7 +61,7 @@ class Equation:
             names = ", ".join(name for name, _ in operands) or "none"
             raise RuleError(
                 f"{self.text!r} has {len(self.terms)} operands, but {call.name} has {len(operands)} tensors ({names}): "
-                "write a term for each, or say by of=(…) which ones it is about"
+                "write a term for each, or name those that it is about by of=(…)"
             )
         terms, sizes = [], dict[str, int]()
         for (name, tensor), term in zip(operands, self.terms, strict=True):
@@ -67,25 +69,25 @@ class Equation:
             for letter, size in zip(terms[-1], () if tensor is None else tensor.shape, strict=False):
                 if sizes.setdefault(letter, size) != size and 1 not in (size, sizes[letter]):
                     raise RuleError(
-                        f"{letter!r} in {self.text!r} is {sizes[letter]} and, in {name}, {size}: the equation does not "
-                        f"fit this call of {call.name}"
+                        f"dimension {letter!r} in {self.text!r} is {sizes[letter]}, but {size} in {name}: the "
+                        f"equation does not match this call of {call.name}"
                     )
                 sizes[letter] = max(size, sizes[letter])
         result = _spelt(self.text, self.result, call.out.ndim, "the result")
         for letter, size in zip(result, call.out.shape, strict=True):
             if sizes.get(letter, size) != size:
                 raise RuleError(
-                    f"{letter!r} in {self.text!r} is {sizes[letter]}, but {size} in the result of {call.name}, of "
-                    f"shape {tuple(call.out.shape)}: the equation does not fit it"
+                    f"dimension {letter!r} in {self.text!r} is {sizes[letter]}, but {size} in the result of "
+                    f"{call.name}, of shape {tuple(call.out.shape)}: the equation does not match it"
                 )
         return terms, result
 
 
 def _spelt(text: str, term: str, ndim: int, name: str) -> str:
-    """A term with letters in the place of its dots; those of all terms end alike, as in broadcasting."""
+    """Replace the dots of a term by letters, aligned at the right as in broadcasting."""
     missing = ndim - len(term.replace("...", ""))
     if missing < 0 or (missing and "..." not in term):
-        raise RuleError(f"{term!r} in {text!r} does not fit {name}, which has {ndim} dimensions")
+        raise RuleError(f"{term!r} in {text!r} does not match {name}, which has {ndim} dimensions")
     return term.replace("...", _DOTS[len(_DOTS) - missing :])
 
 
@@ -106,9 +108,9 @@ def operands_of(call: OpCall, names: Sequence[str] = ()) -> list[tuple[str, Any]
     return [(name, given[name]) for name in names]
 
 
-def keep_others(call: OpCall, p: Propagation, operands: Sequence[tuple[str, Tensor | None]]) -> None:
+def keep_others(call: OpCall, p: Propagation, operands: Sequence[Tensor | None]) -> None:
     """Keep whole the tensors of a call that are no operands, such as those in a list that a leaf is given."""
-    named = {id(tensor) for _, tensor in operands}
+    named = set(map(id, operands))
     known = {id(tensor): f"its argument {name}" for name, tensor in _all_operands(call)}
     for tensor in call.inputs:
         if id(tensor) not in named:

@@ -20,9 +20,10 @@ from fx_oto.analysis.tape import OpCall
 from fx_oto.core.errors import RuleError
 from fx_oto.nn.leaves import LeafOp
 from fx_oto.ops.custom.elements import Elementwise
-from fx_oto.ops.custom.equations import Equation
+from fx_oto.ops.custom.equations import Equation, keep_others
 from fx_oto.ops.custom.shifting import Movement
-from fx_oto.ops.custom.sums import Sum, check_sum
+from fx_oto.ops.custom.sums import Sum
+from fx_oto.ops.refusals import KeepWhole
 
 __all__ = ["contraction", "elementwise", "keep_whole", "like", "movement"]
 
@@ -107,13 +108,11 @@ def contraction(equation: str, *, of: Sequence[str] = (), activation: Callable[[
         >>> fx_oto.kinds.contraction("...i,oi,+o->...o", activation=torch.relu)
         contraction('...i,oi,+o->...o', activation=relu)
     """
-    read = Equation.read(equation)
-    check_sum(read)
-    return Sum(read, tuple(of), activation)
+    return Sum(Equation.read(equation), tuple(of), activation)
 
 
 def like(op: Any, arguments: Callable[..., Sequence[Any]] | None = None) -> Like:
-    """What an ATen op does to labels: for reductions, softmax, norms by channel, convolutions.
+    """The op does what an ATen op does: for reductions, softmax, norms by channel, convolutions.
 
     Taken for granted: the result is that of the ATen op on these arguments. What slicing would have to rewrite in the
     ATen op (sizes, groups, a count that a mean divides by) it cannot rewrite in another: there, it is kept whole.
@@ -140,10 +139,10 @@ def like(op: Any, arguments: Callable[..., Sequence[Any]] | None = None) -> Like
 
 
 def keep_whole(reason: str) -> KeepWhole:
-    """What enters the op stays as it is; nothing is known of its result.
+    """All inputs of the op are kept whole, and nothing is known about its result.
 
     Args:
-        reason: what tables and explanations say.
+        reason: the text that tables and explanations show.
 
     Returns:
         A rule for ``fx_oto.register_rule`` or ``fx_oto.register_leaf``.
@@ -158,7 +157,7 @@ def keep_whole(reason: str) -> KeepWhole:
 
 @dataclass(frozen=True)
 class Like:
-    """See ``like``."""
+    """The rule that ``fx_oto.kinds.like`` makes."""
 
     op: Any
     arguments: Callable[..., Sequence[Any]] | None
@@ -166,33 +165,33 @@ class Like:
     mixing = True
 
     def __call__(self, call: OpCall, p: Propagation) -> None:
-        """The rule."""
+        """Follow a call."""
         args = self._arguments(call)
         expected = self._shape(args)
         if expected != call.out.shape:
             raise RuleError(
-                f"{self!r} is of shape {tuple(expected)} on these arguments, but {call.name} returns "
-                f"{tuple(call.out.shape)}: give the arguments that return the same"
+                f"{self!r} returns shape {tuple(expected)} for these arguments, but {call.name} returns "
+                f"{tuple(call.out.shape)}; pass arguments=… that give the same shape"
             )
         known = {id(tensor) for tensor in call.inputs}
         stand_in = OpCall(call.node, self.op, args, {}, call.outputs)
         if any(id(tensor) not in known for tensor in stand_in.inputs):
-            raise RuleError(f"{self!r}: arguments must hand on tensors of the call as they are, not compute others")
+            raise RuleError(
+                f"{self!r}: arguments=… must return tensors of the call as they are, without computing new ones"
+            )
         p.as_whole = True
         try:
             p.rule_for(self.op)(stand_in, p)
         finally:
             p.as_whole = False
-        used = {id(tensor) for tensor in stand_in.inputs}
-        for tensor in call.inputs:
-            if id(tensor) not in used:
-                p.freeze_value(tensor, f"the rule of {call.name} does not say what it is for")
+        keep_others(call, p, stand_in.inputs)
 
     def _arguments(self, call: OpCall) -> tuple[Any, ...]:
+        named = isinstance(call.func, LeafOp)
+        names = call.func.names if named else [argument.name for argument in call.func._schema.arguments]
         if self.arguments is None:
-            given = dict(zip(_argument_names(call), call.args, strict=False)) | call.kwargs
-            return tuple(given.values())
-        return tuple(self.arguments(**{name: call.arg(name) for name in _argument_names(call)}))
+            return tuple((dict(zip(names, call.args, strict=False)) | call.kwargs).values())
+        return tuple(self.arguments(**{name: call.arg(name) for name in names}))
 
     def _shape(self, args: Sequence[Any]) -> torch.Size:
         """Of the ATen op's first result."""
@@ -200,7 +199,7 @@ class Like:
             result = self.op(*tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), tuple(args)))
         except Exception as error:
             raise RuleError(
-                f"{self.op} does not take the arguments that it is given ({error}): give like(…) a function that "
+                f"{self.op} does not accept the arguments of this call ({error}); pass like(…) a function that "
                 "computes its arguments from those of the call, by name"
             ) from error
         first: Tensor = result if isinstance(result, Tensor) else result[0]
@@ -208,26 +207,3 @@ class Like:
 
     def __repr__(self) -> str:
         return f"like({self.op})"
-
-
-def _argument_names(call: OpCall) -> list[str]:
-    if isinstance(call.func, LeafOp):
-        return list(call.func.names)
-    return [argument.name for argument in call.func._schema.arguments]
-
-
-@dataclass(frozen=True)
-class KeepWhole:
-    """See ``keep_whole``."""
-
-    reason: str
-
-    mixing = True
-
-    def __call__(self, call: OpCall, p: Propagation) -> None:
-        """The rule."""
-        for value in call.inputs:
-            p.freeze_value(value, self.reason)
-
-    def __repr__(self) -> str:
-        return f"keep_whole({self.reason!r})"

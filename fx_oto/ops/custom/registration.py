@@ -1,4 +1,4 @@
-"""What users teach the analysis: rules for ops, and for module classes that are called as a whole."""
+"""Registration of users' rules, for ops and for classes of modules that are called as a whole."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def register_leaf(
         elementwise('...c,c->...c')
     """
     if not (inspect.isclass(kind) and issubclass(kind, nn.Module)) or kind is nn.Module:
-        raise RuleError(f"register_leaf expects a class of modules, found {kind!r}; for an op, register_rule")
+        raise RuleError(f"register_leaf expects a class of modules, found {kind!r}; for an op, use register_rule")
     if rule is None:
         return lambda given: register_leaf(kind, given, attributes=attributes, replace=replace)
     _check_callable(rule, f"the rule of {kind.__name__}")
@@ -151,7 +151,7 @@ def unregister_rule(subject: Any) -> None:
             _forget(overload)
     if not found:
         raise RuleError(
-            f"{subject} has no rule that could be forgotten: {', '.join(registered_rules()) or 'none'} have"
+            f"{subject} has no registered rule; rules are registered for: {', '.join(registered_rules()) or 'nothing'}"
         )
 
 
@@ -173,7 +173,7 @@ def _count(overload: OpOverload) -> None:
 
 
 def registered_rules() -> dict[str, str]:
-    """What is registered: for each op and module class by name, its rule.
+    """Return the registered rules, by the name of the op or module class.
 
     Example:
         >>> import torch, fx_oto
@@ -189,7 +189,7 @@ def registered_rules() -> dict[str, str]:
 
 @contextmanager
 def temporary_rules() -> Iterator[None]:
-    """What is registered inside is forgotten at the end, and what was registered before is as it was.
+    """Forget at the end of the block the rules that are registered inside; those from before are restored.
 
     Example:
         >>> import torch, fx_oto
@@ -210,27 +210,27 @@ def temporary_rules() -> Iterator[None]:
 
 
 def rule_of(op: Any) -> Rule | None:
-    """The rule that a user has registered for what stands on the tape."""
+    """Return the rule that a user has registered for an operator or leaf on the tape."""
     if isinstance(op, LeafOp):
         leaf = leaves.get(type(op.module))
-        return refusals.opaque if leaf is None else leaf.rule  # it was registered when the model was traced
+        return refusals.OPAQUE if leaf is None else leaf.rule  # it was registered when the model was traced
     return _rules.get(op)
 
 
 def taught(call: OpCall) -> str:
-    """The rule that a user has registered for what a call calls, as errors name it; empty if there is none."""
+    """Describe, for errors, the rule that a user has registered for what a call calls; empty if there is none."""
     rule = rule_of(call.func)
     return f"the rule {_described(rule.rule)} of {call.name}" if isinstance(rule, Taught) else ""
 
 
 @dataclass(frozen=True)
 class Taught:
-    """A rule of the user's: what it says is checked, and its errors name it."""
+    """A user's rule, whose statements are checked, and whose errors name it."""
 
     rule: Any
 
     def __call__(self, call: OpCall, p: Propagation) -> None:
-        """The rule."""
+        """Follow a call, and check what the rule says of it."""
         tracked = [layer for value in call.inputs for layer in p.layers(value)]
         with p.watched() as said:
             try:
@@ -257,17 +257,17 @@ class Taught:
 
 
 def _own_frame(error: Exception, rule: Any) -> traceback.FrameSummary:
-    """Where in a rule it failed; where it is no plain function, where the error came up."""
+    """Return the line of a rule at which it failed; of one that is not a plain function, where the error was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     file = getattr(getattr(rule, "__code__", None), "co_filename", None)
     return next((frame for frame in reversed(frames) if frame.filename == file), frames[-1])
 
 
 def _problem(call: OpCall, p: Propagation, said: Said, tracked: list[Layer]) -> str:
-    """What a rule has said that cannot be, or has not said; empty if all is well."""
+    """Return what is wrong with the statements of a rule; empty if nothing is."""
     mine = {id(out) for out in call.outputs}
     if any(id(value) not in mine for value in said.put):
-        return "gave layers to a tensor that the op does not return: p.put(…) is for call.out and call.outputs"
+        return "gave layers to a tensor that the op does not return: call p.put(…) only for call.out and call.outputs"
     for out in call.outputs:
         for layer in p.layers(out):
             if not (_broadcasts(layer.labels, out) and _broadcasts(layer.removed, out)):
@@ -282,7 +282,7 @@ def _problem(call: OpCall, p: Propagation, said: Said, tracked: list[Layer]) -> 
     if all(torch.isin(layer.labels[layer.labels > 0], frozen).all() for layer in tracked):
         return ""
     return (
-        "said nothing about a result, nor kept whole what enters: expected p.put(call.out, layers) for each result, or "
+        "neither gave a result layers nor kept all inputs whole: expected p.put(call.out, layers) for each result, or "
         'p.freeze_value(value, "why") for each input'
     )
 
@@ -304,8 +304,8 @@ def _overloads(op: Any) -> list[OpOverload]:
     written = [one for one in found if one._schema.is_mutable]
     if written and (len(written) == len(found) or found[0].namespace != "aten"):
         raise RuleError(
-            f"{written[0]} writes into its arguments, which a rule cannot tell of: register an op that returns its "
-            "result"
+            f"{written[0]} writes into its arguments, which a rule cannot describe; register an op that returns its "
+            "result instead"
         )
     return [one for one in found if one not in written]
 
@@ -313,7 +313,7 @@ def _overloads(op: Any) -> list[OpOverload]:
 def _instead_of_op(op: Any) -> str:
     if inspect.isclass(op) and issubclass(op, torch.autograd.Function):
         return (
-            f"the autograd.Function {op.__name__}, which leaves no trace of its own: wrap what its forward does as "
+            f"the autograd.Function {op.__name__}, which is not an op by itself: wrap what its forward does as "
             f"{_WRAP} and its backward with .register_autograd, or register the module that calls it with register_leaf"
         )
     if isinstance(op, nn.Module) or (inspect.isclass(op) and issubclass(op, nn.Module)):
@@ -321,10 +321,10 @@ def _instead_of_op(op: Any) -> str:
         return f"the module {name}: give its class to register_leaf"
     if inspect.isfunction(op) or inspect.isbuiltin(op):
         return (
-            f"the Python function {op.__name__}, whose ops are seen one by one: if it is a kernel that they do not "
-            f"tell, wrap it as {_WRAP}"
+            f"the Python function {op.__name__}, whose ops are analysed one by one: if it calls a kernel that is "
+            f"not an op, wrap it as {_WRAP}"
         )
-    return f"{op!r} ({type(op).__name__}): a name is looked up as getattr(torch.ops.mylib, name)"
+    return f"{op!r} ({type(op).__name__}): for an op given by name, use getattr(torch.ops.mylib, name)"
 
 
 _WRAP = '@torch.library.custom_op("mylib::name", mutates_args=()) with .register_fake for its shapes'
@@ -344,13 +344,13 @@ def _check_callable(rule: Any, whose: str) -> None:
 def _check_free(subject: str, earlier: Taught | None, rule: Any, replace: bool) -> None:
     if earlier is not None and not replace and _name(earlier.rule) != _name(rule):
         raise RuleError(
-            f"{subject} has the rule {_described(earlier.rule)} and would get {_described(rule)}: the same function or "
-            "kind may be registered again, for another pass replace=True, or unregister_rule first"
+            f"{subject} already has the rule {_described(earlier.rule)}; pass replace=True to replace it by "
+            f"{_described(rule)}, or call unregister_rule first"
         )
 
 
 def _name(thing: Callable[..., Any]) -> tuple[str, str]:
-    """What tells rules, and classes, apart: those of a cell that was run again have the same."""
+    """Return module and name of a rule or class, which stay the same when a notebook's cell is run again."""
     named = thing if hasattr(thing, "__qualname__") else type(thing)
     return named.__module__, named.__qualname__
 

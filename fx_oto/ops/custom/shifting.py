@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fx_oto.analysis.engine import Propagation
-from fx_oto.analysis.labels import Layer, compress, laid_along
+from fx_oto.analysis.labels import Layer, compress, laid_along, varying
 from fx_oto.analysis.sizes import PLACE
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.errors import RuleError
-from fx_oto.ops.custom.running import run_on
+from fx_oto.ops.custom.elements import run_on
+from fx_oto.ops.movement.rules import carried
 from fx_oto.ops.pointwise import with_other_sizes
 
 __all__ = ["Movement"]
@@ -22,16 +24,18 @@ __all__ = ["Movement"]
 
 @dataclass(frozen=True)
 class Movement:
-    """See ``fx_oto.kinds.movement``."""
+    """The rule that ``fx_oto.kinds.movement`` makes."""
 
     move: Callable[..., Any] | None = None
 
     mixing = False
 
     def __call__(self, call: OpCall, p: Propagation) -> None:
-        """The rule."""
+        """Follow a call."""
         if len(call.inputs) != 1:
-            raise RuleError(f"movement expects one tensor, {call.name} has {len(call.inputs)}: use another kind")
+            raise RuleError(
+                f"movement expects an op of one tensor, but {call.name} has {len(call.inputs)}: use another kind"
+            )
         source = call.inputs[0]
         numbers = torch.arange(source.numel()).view(source.shape)
         moved = self._run(call, numbers)
@@ -42,7 +46,7 @@ class Movement:
         ):
             why = (
                 f"{call.name} does not return the numbered elements that it is given, each always in the same place: "
-                "if it only moves them, give its rule movement(move=…)"
+                "if it only moves elements, use the rule movement(move=…)"
             )
             p.freeze_value(source, why)
             for out in call.outputs:
@@ -50,15 +54,14 @@ class Movement:
             return
         if any(not _same(self._run(one, numbers), moved) for one in with_other_sizes(call, p)):
             p.keep_along(source, range(source.ndim), PLACE)
-        shift = _Shift(call, p, moved, lambda cut: self._run(call, cut))
-        weight = p.is_weight(source)
+        shift = _Shift(call, p, moved, partial(self._run, call))
         for which, out in enumerate(call.outputs):
             p.put(out, [layer for one in p.layers(source) if (layer := shift.after(one, which)) is not None])
-            if weight:
+            if p.is_weight(source):
                 p.put_weight(out)
 
     def _moves_alike(self, call: OpCall, numbers: Tensor, moved: Sequence[Tensor]) -> bool:
-        """Whether it moves other numbers, and after other draws, in the same way: neither sorts nor shuffles."""
+        """Return whether it moves other numbers, with another seed, in the same way: it neither sorts nor shuffles."""
         order = torch.randperm(numbers.numel(), generator=torch.Generator().manual_seed(0))
         again = self._run(call, order.view(numbers.shape), seed=1)
         return again is not None and all(
@@ -85,7 +88,7 @@ def _same(found: Sequence[Tensor] | None, expected: Sequence[Tensor]) -> bool:
 
 
 def _lossless(results: Sequence[Tensor], found: Sequence[Tensor], numbers: Tensor) -> bool:
-    """Whether the results hold numbers of elements, and the type can hold them all."""
+    """Return whether the results hold numbers of elements, and their type can hold all of these."""
     if not numbers.numel():
         return True
     top = int(numbers.max()) + 1
@@ -118,42 +121,38 @@ class _Shift:
 
     def after(self, layer: Layer, which: int) -> Layer | None:
         """The layer of a result, along the dimensions of which slices can go; None where there are none."""
-        worth = layer.removed
-        result = Layer(
-            self._follow(layer.labels, which),
-            self._follow(worth, which) if worth.numel() > 1 else worth.reshape((1,) * self.moved[which].ndim),
-        )
-        fitting = [dim for dim in result.dims if self._fits(layer.labels, which, dim)]
+        results = carried(layer, self._move, len(self.moved))
+        result, labels = results[which], [one.labels for one in (layer, *results)]
+        fitting = [dim for dim in result.dims if self._fits(labels, result.labels, dim)]
         if len(fitting) == len(result.dims) or self._selects(layer, result):
             return result
         why = f"{self.call.name} does not do to a smaller tensor what it does to this one"
         return self.p.narrow_to(result, fitting, why)
 
-    def _follow(self, labels: Tensor, which: int) -> Tensor:
-        return compress(labels.expand(self.call.inputs[0].shape).reshape(-1)[self.moved[which]])
+    def _move(self, labels: Tensor) -> list[Tensor]:
+        flat = labels.expand(self.call.inputs[0].shape).reshape(-1)
+        return [compress(flat[one]) for one in self.moved]
 
-    def _fits(self, labels: Tensor, which: int, dim: int) -> bool:
-        """Whether the op, run on what is left of its input once slices of a result are gone, returns what is left."""
-        results = [self._follow(labels, place) for place in range(len(self.moved))]
-        tried = False
-        for gone in _slices(results[which], dim):
-            kept = [_rectangle(one, gone) for one in (labels, *results)]
-            left = self._left(kept) if None not in kept else None
-            if left is None:
-                return False
-            tried = True
-        return tried
+    def _fits(self, labels: Sequence[Tensor], result: Tensor, dim: int) -> bool:
+        """Return whether slices of a result can go: of what is left of its input, the op makes what is left of it."""
+        trials = list(_slices(result, dim))
+        return bool(trials) and all(self._leaves([_rectangle(one, gone) for one in labels]) for gone in trials)
 
-    def _left(self, kept: Sequence[Any]) -> list[Tensor] | None:
-        """What the op returns for what is kept of its input, if it is what is kept of its results."""
+    def _leaves(self, kept: Sequence[dict[int, Tensor] | None]) -> bool:
+        """Return whether the op makes what is kept of its results out of what is kept of its input, the first.
+
+        Of ``(N, 8)``, a flip of the channels leaves 7, …, 1 once 0 is gone, which is the flip of 1, …, 7. A shuffle of
+        2 groups, 0, 4, 1, 5, …, does not: of 1, …, 7 it cannot make equal groups.
+        """
+        if any(cut is None for cut in kept):
+            return False
         shape = self.call.inputs[0].shape
-        numbers = _taken(torch.arange(shape.numel()).view(shape), kept[0])
-        expected = [_taken(one, index) for one, index in zip(self.moved, kept[1:], strict=True)]
-        found = self.run(numbers) if numbers.numel() else None
-        return found if _same(found, expected) else None
+        whole = (torch.arange(shape.numel()).view(shape), *self.moved)
+        numbers, *expected = (_taken(one, cut or {}) for one, cut in zip(whole, kept, strict=True))
+        return numbers.numel() > 0 and _same(self.run(numbers), expected)
 
     def _selects(self, before: Layer, after: Layer) -> bool:
-        """Whether it is a selection along one dimension, which slicing can put in its place; notes that it is."""
+        """Return whether slicing can replace it by a selection along one dimension; if so, note that it will."""
         source, p = self.call.inputs[0], self.p
         alone = before.dims == after.dims and len(before.dims) == len(self.moved) == 1 and not self.selecting
         if not alone or not p.rewritable or self.moved[0].ndim != source.ndim:
@@ -161,7 +160,7 @@ class _Shift:
         dim = before.dims[0]
         for other, size in enumerate(source.shape):
             line = laid_along(torch.arange(size), other, source.ndim)
-            found = self._follow(line, 0)
+            found = self._move(line)[0]
             if other == dim and found.numel() == found.size(dim):
                 positions = found.reshape(-1)
             elif other == dim or size != self.moved[0].size(other) or not torch.equal(found, compress(line)):
@@ -182,20 +181,16 @@ def _slices(labels: Tensor, dim: int) -> Iterator[Tensor]:
             yield gone
 
 
-def _rectangle(labels: Tensor, gone: Tensor) -> list[Tensor | None] | None:
-    """For each dimension, the indices that stay once some labels are gone, None for all; None if no rectangle stays."""
-    stays = ~torch.isin(labels, gone)
-    kept: list[Tensor | None] = []
-    inner = stays
-    for dim in range(labels.ndim):
-        others = [one for one in range(labels.ndim) if one != dim]
-        index = (stays.any(others) if others else stays).nonzero().reshape(-1)
-        kept.append(index if labels.size(dim) > 1 else None)
-        inner = inner.index_select(dim, index)
-    return kept if inner.numel() and inner.all() else None
+def _rectangle(labels: Tensor, gone: Tensor) -> dict[int, Tensor] | None:
+    """The indices that stay, by dimension, once some labels are gone; None if no rectangle stays."""
+    stays = compress(~torch.isin(labels, gone))
+    dims = varying(stays)
+    if len(dims) > 1 or not stays.any():
+        return None
+    return {dim: stays.reshape(-1).nonzero().reshape(-1) for dim in dims}
 
 
-def _taken(tensor: Tensor, kept: Sequence[Tensor | None]) -> Tensor:
-    for dim, index in enumerate(kept):
-        tensor = tensor if index is None else tensor.index_select(dim, index)
+def _taken(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
+    for dim, index in kept.items():
+        tensor = tensor.index_select(dim, index)
     return tensor

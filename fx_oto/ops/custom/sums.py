@@ -1,4 +1,4 @@
-"""The rule for users' ops that multiply and sum, as an equation says."""
+"""The rule for users' ops that multiply and sum, as an equation describes."""
 
 from __future__ import annotations
 
@@ -12,39 +12,19 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
 from fx_oto.analysis.engine import Propagation
-from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer
+from fx_oto.analysis.labels import UNKNOWN, Layer
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.errors import RuleError
-from fx_oto.ops.contraction import contract, lift
+from fx_oto.ops.contraction import contract, lift, plus, times
 from fx_oto.ops.custom.equations import Equation, keep_others, operands_of
 from fx_oto.ops.pointwise import Operand, combine
 
-__all__ = ["Sum", "check_sum"]
-
-
-def check_sum(read: Equation) -> None:
-    """Whether a rule can follow an equation.
-
-    Raises:
-        RuleError: it is no product, or sums over what its first two terms do not share.
-    """
-    first = set(read.terms[0])
-    factors = [term for term, added in zip(read.terms, read.added, strict=True) if not added]
-    if read.added[0] or len(factors) < 2:
-        raise RuleError(
-            f"{read.text!r}: expected a product of two tensors or more; for fewer, elementwise() or like(…)"
-        )
-    for term in read.terms[1:]:
-        if extra := set(term) - set(read.result) - (first if term is factors[1] else set()):
-            raise RuleError(
-                f"{sorted(extra)[0]!r} in the term {term!r} of {read.text!r} is summed over, but not in the first two "
-                "terms: only what these share can be"
-            )
+__all__ = ["Sum"]
 
 
 @dataclass(frozen=True)
 class Sum:
-    """See ``contraction``."""
+    """The rule that ``fx_oto.kinds.contraction`` makes."""
 
     equation: Equation
     of: tuple[str, ...]
@@ -52,22 +32,34 @@ class Sum:
 
     mixing = True
 
+    def __post_init__(self) -> None:
+        read = self.equation
+        factors = [term for term, added in zip(read.terms, read.added, strict=True) if not added]
+        if read.added[0] or len(factors) < 2:
+            raise RuleError(
+                f"{read.text!r}: expected a product of two or more tensors; for fewer, use elementwise() or like(…)"
+            )
+        for term in read.terms[1:]:
+            # In "bi,io,o->bo", i is summed over in the first two terms; a letter that only the third had could not be.
+            shared = set(read.terms[0]) if term is factors[1] else set()
+            if extra := set(term) - set(read.result) - shared:
+                raise RuleError(
+                    f"{sorted(extra)[0]!r} in the term {term!r} of {read.text!r} is summed over, but the first two "
+                    "terms do not share it; only a letter that they share can be summed over"
+                )
+
     def __call__(self, call: OpCall, p: Propagation) -> None:
-        """The rule."""
+        """Follow a call."""
         operands, terms, result = self._fitted(call)
-        keep_others(call, p, operands)
-        sides = [None if tensor is None else Operand.of(p, tensor) for _, tensor in operands]
-        first, second, *rest = [place for place, added in enumerate(self.equation.added) if not added]
-        one, other = sides[first], sides[second]
-        assert one is not None
-        assert other is not None
-        layers = contract(p, (one, other), (terms[first], terms[second]), result, False)
-        for place in (*rest, *(place for place, added in enumerate(self.equation.added) if added)):
-            if (side := sides[place]) is None:
-                continue
-            lifted = lift(p, side, terms[place], result, len(result))
-            together = _plus if self.equation.added[place] else _times
-            layers = combine(p, [Operand(call.out.shape, layers), lifted], len(result), together)
+        keep_others(call, p, [tensor for _, tensor in operands])
+        # Factors first: of "i,oi,+o,o->o", the last is multiplied before the third is added.
+        rows = sorted(zip(self.equation.added, terms, operands, strict=True), key=lambda row: row[0])
+        given = [(added, term, Operand.of(p, tensor)) for added, term, (_, tensor) in rows if tensor is not None]
+        (_, first, one), (_, second, other), *rest = given
+        layers = contract(p, (one, other), (first, second), result, False)
+        for added, term, side in rest:
+            sides = [Operand(call.out.shape, layers), lift(p, side, term, result, len(result))]
+            layers = combine(p, sides, len(result), plus if added else times)
         p.put(call.out, [self._activated(layer) for layer in layers])
 
     def contracted(self, call: OpCall, p: Propagation) -> list[Layer]:
@@ -128,12 +120,3 @@ class Sum:
         if self.activation is not None:
             given.append(f"activation={getattr(self.activation, '__name__', self.activation)}")
         return f"contraction({', '.join(given)})"
-
-
-def _plus(values: list[Tensor]) -> Tensor:
-    return values[0] + values[1]
-
-
-def _times(values: list[Tensor]) -> Tensor:
-    left, right = values
-    return torch.where((left == 0) | (right == 0), ZERO, left * right)

@@ -11,38 +11,35 @@ from fx_oto.analysis.engine import FIXED, Propagation
 from fx_oto.analysis.labels import UNKNOWN, Layer, compress
 from fx_oto.analysis.tape import OpCall
 from fx_oto.ops.movement.rules import moves_data
+from fx_oto.ops.pointwise import clusters
 
-__all__ = ["concatenate", "stack"]
+__all__ = ["concatenate"]
 
 
 @moves_data
 def concatenate(call: OpCall, p: Propagation) -> None:
-    """``cat``: labels are concatenated as the values are; what has none gets atom 0."""
-    tensors = [t for t in call.args[0] if t.numel()]
+    """``cat``, and ``stack`` along a new dimension: labels are joined as the values are; what has none gets atom 0."""
+    tensors = [t for t in call.args[0] if t.numel() or call.name == "stack"]
     dim = call.arg("dim") % call.out.ndim
-    p.put(call.out, _joined(p, tensors, [p.layers(t) for t in tensors], dim))
-    if all(p.is_weight(t) for t in tensors):
-        p.put_weight(call.out)
 
+    def lifted(value: Tensor) -> Tensor:
+        return value.unsqueeze(dim) if call.name == "stack" else value
 
-@moves_data
-def stack(call: OpCall, p: Propagation) -> None:
-    """``stack``: ``cat`` along a new dimension."""
-    tensors = call.args[0]
-    dim = call.arg("dim") % call.out.ndim
-    lifted = [[layer.map(lambda t: t.unsqueeze(dim)) for layer in p.layers(t)] for t in tensors]
-    p.put(call.out, _joined(p, [t.unsqueeze(dim) for t in tensors], lifted, dim))
+    layers = [[layer.map(lifted) for layer in p.layers(t)] for t in tensors]
+    p.put(call.out, _joined(p, [lifted(t) for t in tensors], layers, dim))
     if all(p.is_weight(t) for t in tensors):
         p.put_weight(call.out)
 
 
 def _joined(p: Propagation, tensors: Sequence[Tensor], layers: Sequence[Sequence[Layer]], dim: int) -> list[Layer]:
     joined = []
-    for dims in _clusters([layer.dims for operand in layers for layer in operand]):
+    for dims in clusters(layer.dims for operand in layers for layer in operand):
         fitting = [[layer for layer in operand if dims.intersection(layer.dims)] for operand in layers]
         chosen = [found[0] if found else None for found in fitting]
         for extra in (layer for found in fitting for layer in found[1:]):
             p.freeze(extra.labels, "two of its dimensions are tied together")
+        # x (N, 4) and y (N, 6) joined along 1 are labels 1 … 4, then 5 … 10. Joined along 0, their channels lie side by
+        # side, so they are united, and channel i goes from both or from neither.
         present = [layer for layer in chosen if layer is not None]
         if dim not in dims:
             joined += _across(p, present, len(present) == len(chosen))
@@ -72,12 +69,3 @@ def _across(p: Propagation, layers: Sequence[Layer], everywhere: bool) -> list[L
     if any(not torch.equal(*torch.broadcast_tensors(removed, layer.removed)) for layer in layers[1:]):
         return [Layer.uniform(layers[0].labels)]
     return [layers[0]]
-
-
-def _clusters(all_dims: Sequence[tuple[int, ...]]) -> list[set[int]]:
-    """Sets of dimensions that some layer ties together."""
-    clusters: list[set[int]] = []
-    for dims in map(set, all_dims):
-        touching = [cluster for cluster in clusters if cluster & dims]
-        clusters = [cluster for cluster in clusters if not cluster & dims] + [dims.union(*touching)]
-    return clusters

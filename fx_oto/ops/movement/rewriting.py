@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from fx_oto.analysis.labels import compress, laid_along
 from fx_oto.core.fx_utils import op_name
 from fx_oto.ops.editor import Cut, Editor
 
-__all__ = ["gather", "gather_from_entry", "getitem", "pad", "select", "split"]
+__all__ = ["gather", "gather_from_entry", "getitem", "pad", "split"]
 
 
 def split(edit: Editor, node: Node) -> None:
@@ -42,93 +44,94 @@ def _split_dim(edit: Editor, node: Node, source: Node) -> int:
 
 
 def gather(edit: Editor, node: Node) -> None:
-    """Slices, rolls and shuffles along a cut dimension select from what is left of it."""
+    """Slices, rolls, indices and shuffles along a cut dimension select from what is left of it."""
     source: Any = node.args[0]
-    for dim, kept in edit.cut(source).items():
-        positions = _positions(edit, node, source, dim)
-        whole = torch.equal(positions, torch.arange(edit.shape(source)[dim]))
-        if whole and not (op_name(node) == "narrow" and edit.argument(node, 1, "dim") % len(edit.shape(source)) == dim):
-            continue  # it selects along another dimension; a narrow says how long all of this one is
-        _select(edit, node, source, dim, _places(positions, kept))
-        return
-
-
-def _positions(edit: Editor, node: Node, source: Node, dim: int) -> Tensor:
-    """Index into the source for each index of the result, found by running the node on coordinates."""
     shape = edit.shape(source)
-    coordinate = laid_along(torch.arange(shape[dim]), dim, len(shape)).expand(shape)
-    args, kwargs = edit.plain((node.args[1:], node.kwargs))
-    if node.op == "call_module":
-        result = edit.gm.get_submodule(str(node.target))(coordinate)
-    elif node.op == "call_method":
-        result = getattr(coordinate, str(node.target))(*args, **kwargs)
-    else:
-        result = node.target(coordinate, *args, **kwargs)  # type: ignore[operator]
-    if result.ndim == len(shape) and not result.numel():  # empty along this dimension, or along another one
-        return torch.arange(min(shape[dim], result.shape[dim]))
+    for dim in edit.cut(source):
+        entry = _entry(edit, node, shape, dim)
+        # What leaves every dimension as it is may still count its elements, such as x.narrow(1, 0, 8) where x is
+        # (N, 8). What moves along another dimension, such as x.narrow(0, 1, 1), may stay as it is.
+        if entry == slice(None) and all(_entry(edit, node, shape, one) == entry for one in range(len(shape))):
+            entry = slice(0, shape[dim])
+        if entry != slice(None):
+            _select(edit, node, source, [slice(None)] * dim + [entry])
+            break
+
+
+def _entry(edit: Editor, node: Node, shape: Sequence[int], dim: int) -> Any:
+    """Return what a node takes along a dimension, as ``x[…]`` would say it; ``slice(None)`` for all of it, in order.
+
+    Found by a run on coordinates: of ``(N, 8)``, ``x.roll(1, 1)`` returns 7, 0, 1, …, 6 and ``x.select(1, 3)`` only 3.
+    """
+    line = torch.arange(shape[dim])
+    result = edit.run(node, laid_along(line, dim, len(shape)).expand([max(size, 1) for size in shape]))
     moved = compress(result)
+    positions = moved.reshape(-1)
+    if result.ndim < len(shape) and moved.numel() == 1:
+        return int(moved)
+    if torch.equal(positions, line) or (not len(positions) and result.shape[dim]):  # nothing of another dimension
+        return slice(None)
     if moved.ndim != len(shape) or moved.shape[dim] != moved.numel():
         raise edit.refuse(node, "it moves a cut dimension elsewhere")
-    return moved.reshape(-1)
-
-
-def _select(edit: Editor, node: Node, source: Node, dim: int, places: Tensor) -> None:
-    start, length = _run(places)
-    if torch.equal(places, torch.arange(start, start + length)):
-        edit.replace(node, torch.narrow, source, dim, start, length)
-    else:
-        edit.replace(node, torch.index_select, source, dim, edit.constant("kept", places, node))
+    if not _shares_memory(result, line) or not len(positions):
+        return positions
+    return slice(int(positions[0]), int(positions[-1]) + 1, int(positions.diff()[:1].sum()) or 1)
 
 
 def getitem(edit: Editor, node: Node) -> None:
     """``x[:, 2:8]`` on tensors: the entry of a cut dimension selects from what is left of it."""
-    source, entries = node.args[:2]
-    assert isinstance(source, Node)
-    cut = edit.cut(source)
-    if not cut or not isinstance(source.meta["val"], Tensor):
-        return
-    entries = list(entries) if isinstance(entries, tuple) else [entries]
-    _expand_ellipsis(edit, entries, len(edit.shape(source)))
-    dim = 0
-    for place, entry in enumerate(entries):
-        if entry is None:
-            continue
-        if dim in cut and entry != slice(None):
-            source, entries[place] = _take(edit, node, source, dim, entry, cut[dim])
-        dim += 1
-    node.args = (source, tuple(entries))
+    source: Any = node.args[0]
+    if edit.cut(source) and isinstance(source.meta["val"], Tensor):
+        given: Any = node.args[1]
+        entries = list(given) if isinstance(given, tuple) else [given]
+        if Ellipsis in entries:
+            at = entries.index(Ellipsis)
+            count = len(edit.shape(source)) - sum(entry is not None for entry in entries) + 1
+            entries[at : at + 1] = [slice(None)] * count
+        _select(edit, node, source, entries)
 
 
-def select(edit: Editor, node: Node) -> None:
-    """``select``: one index, which is kept, of what is left."""
-    source = node.args[0]
-    cut = edit.cut(source)
-    dim = edit.argument(node, 1, "dim") % len(edit.shape(source))  # type: ignore[arg-type]
-    if dim in cut:
-        position = edit.argument(node, 2, "index") % edit.shape(source)[dim]  # type: ignore[arg-type]
-        edit.set_argument(node, 2, "index", int(_places(torch.tensor([position]), cut[dim])))
+def _select(edit: Editor, node: Node, source: Node, entries: Sequence[Any]) -> None:
+    """Put ``source[entries]``, of what is left of the source, in the place of a node.
+
+    Of ``(N, 8)``, of which channels 1, 2, 5, 7 are kept, ``x[:, 2:6]`` takes 2 and 5, which lie at 1 and 2 now:
+    ``x[:, 1:3]``. ``x[:, [5, 1]]`` takes 5 and 1, which lie at 2 and 0, and are selected one by one.
+    """
+    cut, read, left, dim = edit.cut(source), source, list(entries), 0
+    for at, entry in enumerate(entries):
+        if dim in cut and entry is not None and entry != slice(None):
+            line = torch.arange(edit.shape(source)[dim])
+            positions = line[edit.plain(entry),]  # a tuple: lists in lists are one index
+            if positions.ndim > 1:
+                raise edit.refuse(node, "it indexes a cut dimension by a tensor of several dimensions")
+            left[at] = _left(positions, cut[dim], _shares_memory(positions, line))
+            if isinstance(left[at], Tensor):
+                index = edit.constant(f"kept_{dim}", left[at], node)
+                with edit.graph.inserting_before(node):
+                    read = edit.graph.call_function(torch.index_select, (read, dim, index))
+                left[at] = slice(None)
+        dim += entry is not None
+    if read is not source and all(entry == slice(None) for entry in left):
+        edit.put(read, node)
+    elif left != list(entries):
+        edit.replace(node, operator.getitem, read, tuple(left))
 
 
-def _expand_ellipsis(edit: Editor, entries: list[Any], ndim: int) -> None:
-    if Ellipsis in entries:
-        at = entries.index(Ellipsis)
-        count = ndim - sum(entry is not None for entry in entries) + 1
-        entries[at : at + 1] = [slice(None)] * count
+def _left(positions: Tensor, kept: Tensor, is_view: bool) -> Any:
+    """Where those of some positions that are kept lie: as a number, as a slice, or one by one.
 
-
-def _take(edit: Editor, node: Node, source: Node, dim: int, entry: Any, kept: Tensor) -> tuple[Node, Any]:
-    positions = torch.arange(edit.shape(source)[dim])[edit.plain(entry)]
+    A view stays one, and a copy a copy: code may write into it, or rely on how it lies in memory.
+    """
+    places = torch.searchsorted(kept, positions[torch.isin(positions, kept)])  # kept is in order
     if positions.ndim == 0:
-        return source, int(_places(positions[None], kept))
-    if positions.ndim != 1:
-        raise edit.refuse(node, "it indexes a cut dimension by something other than a number, a slice or a list")
-    places = _places(positions, kept)
-    start, length = _run(places)
-    if torch.equal(places, torch.arange(start, start + length)):
-        return source, slice(start, start + length)
-    index = edit.constant(f"kept_{dim}", places, node)
-    with edit.graph.inserting_before(node):
-        return edit.graph.call_function(torch.index_select, (source, dim, index)), slice(None)
+        return int(places)
+    start, length = int(places[:1].sum()), len(places)
+    run = is_view and torch.equal(places, torch.arange(start, start + length))
+    return slice(start, start + length) if run else places
+
+
+def _shares_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def pad(edit: Editor, node: Node) -> None:
@@ -148,17 +151,5 @@ def pad(edit: Editor, node: Node) -> None:
 
 def gather_from_entry(edit: Editor, node: Node, gather: Gather, cut: Cut) -> None:
     """The end of a chain of movement through a grid: select from where the chain began."""
-    entry = edit.nodes[gather.entry]
-    kept = edit.cut(entry)[gather.dim]
-    places = _places(gather.positions[cut[gather.dim]], kept)
-    edit.replace(node, torch.index_select, entry, gather.dim, edit.constant("order", places, node))
-
-
-def _run(places: Tensor) -> tuple[int, int]:
-    """Where places begin, and how many there are: perhaps none."""
-    return int(places[:1].sum()), len(places)
-
-
-def _places(positions: Tensor, kept: Tensor) -> Tensor:
-    """Where those of ``positions`` that are kept lie among what is kept (``kept`` is ascending)."""
-    return torch.searchsorted(kept, positions[torch.isin(positions, kept)])
+    positions = gather.positions[cut[gather.dim]]
+    _select(edit, node, edit.nodes[gather.entry], [slice(None)] * gather.dim + [positions])

@@ -20,6 +20,7 @@ from fx_oto.analysis.tape import OpCall
 __all__ = [
     "as_complex",
     "as_real",
+    "carried",
     "create",
     "expand",
     "follow",
@@ -116,14 +117,18 @@ def follow(call: OpCall, p: Propagation, source: Tensor, move: Move) -> None:
         return
     if not p.rewritable and call.func.name() not in _SIZE_FREE:
         p.freeze_value(source, "it is reshaped inside an opaque function, into which slicing does not see")
+    # (N, 16) becomes (N, 4, 4) by a view: what was a line of 16 labels is a grid of 4 by 4, of which no single label
+    # can go without leaving a hole. But where it becomes (N, 16) again, in another order, the ops between merely
+    # shuffle, and any label can go: a region begins where the grid does, and slicing replaces it by one selection.
+    # A grid that another op reads, such as attention, loses rows or columns instead.
     region = p.region(source)
-    results = [_run(layer, move, len(call.outputs)) for layer in layers]
+    results = [carried(layer, move, len(call.outputs)) for layer in layers]
     if region is None and any(
         len(layer.dims) == 1 and _is_grid(result) for layer, result in zip(layers, results, strict=True)
     ):
         region, layers = _open_region(p, source, layers, results)
-        results = [_run(layer, move, len(call.outputs)) for layer in layers]
-    moved = [_run(layer, move, len(call.outputs)) for layer in region.coordinates] if region else []
+        results = [carried(layer, move, len(call.outputs)) for layer in layers]
+    moved = [carried(layer, move, len(call.outputs)) for layer in region.coordinates] if region else []
     for i, out in enumerate(call.outputs):
         p.put(out, _of_their_own(p, [result[i] for result in results]))
         if region is not None:
@@ -144,7 +149,8 @@ def _of_their_own(p: Propagation, layers: Sequence[Layer]) -> list[Layer]:
     return [layer for layer in layers if layer not in merged]
 
 
-def _run(layer: Layer, move: Move, count: int) -> list[Layer]:
+def carried(layer: Layer, move: Move, count: int) -> list[Layer]:
+    """A layer of each result of a movement, of which there are ``count``."""
     labels = move(layer.labels)
     if layer.removed.numel() > 1:
         return [Layer(*pair) for pair in zip(labels, move(layer.removed), strict=True)]
@@ -170,6 +176,8 @@ def _open_region(
 
 
 def _continue_region(p: Propagation, source: Tensor, out: Tensor, region: Region) -> None:
+    # Still a grid: the region goes on. A line of the length at the beginning: it ends, and is a selection. A line of
+    # another length, such as after a part was taken: what was removed must have left rectangles all the way.
     inside = [layer for layer in p.layers(out) if region.holds(layer)]
     if any(len(layer.dims) > 1 for layer in inside):
         p.put_region(out, region)
@@ -239,22 +247,12 @@ def pad(call: OpCall, p: Propagation) -> None:
 
 
 def _padded(layer: Layer, dim: int, around: tuple[int, int], value: float, p: Propagation) -> Layer:
-    def grow(tensor: Tensor, make: Callable[[list[int]], Tensor]) -> Tensor:
-        shape = list(tensor.shape)
-        parts = []
-        for amount in around:
-            shape[dim] = amount
-            parts.append(make(list(shape)))
-        return torch.cat([parts[0], tensor, parts[1]], dim)
-
-    def atoms(shape: list[int]) -> Tensor:
-        return p.atoms.fresh(shape[dim]).view(shape)
-
-    removed = layer.removed.expand(layer.labels.shape)
-    return Layer(
-        grow(layer.labels, atoms),
-        compress(grow(removed, lambda shape: torch.full(shape, value, dtype=torch.float64))),
-    )
+    """A layer of ``(1, 8, 1, 1)``, padded by 1 and 2 channels, is one of ``(1, 11, 1, 1)``, of which 3 are new."""
+    amounts = [0, 0] * (layer.labels.ndim - 1 - dim) + list(around)
+    labels = torch.nn.functional.pad(layer.labels, amounts, value=-1)
+    labels[labels < 0] = p.atoms.fresh(sum(around))
+    removed = torch.nn.functional.pad(layer.removed.expand(layer.labels.shape), amounts, value=value)
+    return Layer(labels, compress(removed))
 
 
 @moves_data
@@ -315,7 +313,7 @@ def slide(call: OpCall, p: Propagation) -> None:
 
 
 def _reads(call: OpCall, layer: Layer) -> bool:
-    """Whether a tensor of indices applies to a dimension along which the layer varies."""
+    """Return whether a tensor of indices applies to a dimension along which the layer varies."""
     if call.name == "index_select":
         return call.args[1] % layer.labels.ndim in layer.dims
     return any(which is not None and dim in layer.dims for dim, which in enumerate(call.args[1]))

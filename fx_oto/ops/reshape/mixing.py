@@ -1,4 +1,4 @@
-"""Reshapes whose cuts move: whether each channel goes to the same place on inputs of other sizes.
+"""Decides whether a reshape moves each channel to the same place on inputs of other sizes.
 
 Sizes are products of numbers and of symbols, one for each size that inputs of other sizes change. Where
 ``(B, 16, H, W)`` becomes ``(-1, 512)``, rows end after 512 elements and channels after ``H W`` of them: on other
@@ -23,7 +23,7 @@ from fx_oto.analysis.labels import Layer
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import op_name
 
-__all__ = ["cut_moves", "spelled_out"]
+__all__ = ["cut_moves", "entries_of", "spelled_out"]
 
 _GIVEN = {"view", "reshape", "_unsafe_view", "view_as", "reshape_as", "unflatten"}
 _TURNING = ("transpose", "permute", "flatten", "movedim", "moveaxis", "swapaxes", "swapdims", "squeeze", "unsqueeze")
@@ -53,7 +53,7 @@ class _Size:
         return _Size(number, {name: power for name, power in powers.items() if power})
 
     def is_whole(self) -> bool:
-        """Whether it is a whole number on all inputs."""
+        """Return whether it is a whole number on all inputs."""
         return self.number.denominator == 1 and all(power > 0 for power in self.powers.values())
 
     def pinned(self, names: Sequence[Any]) -> _Size:
@@ -69,11 +69,11 @@ def _product(sizes: Sequence[_Size]) -> _Size:
 
 
 def cut_moves(call: OpCall, p: Propagation, layer: Layer) -> bool:
-    """Whether a reshape cuts what varies along a layer at places that depend on the sizes of inputs."""
+    """Return whether a reshape cuts what varies along a layer at places that depend on the sizes of inputs."""
     node, source = p.fx_node, call.args[0]
     if op_name(node) not in _GIVEN or not _is_all(node, call):
         return False
-    if all(isinstance(size, int) and size >= 0 for size in _entries(node)):  # torch refuses more elements, or fewer
+    if all(isinstance(size, int) and size >= 0 for size in entries_of(node)):  # torch refuses more elements, or fewer
         return False
     old = [_parts(p, node, source, dim) for dim in range(source.ndim)]
     sizes = [_product(parts) for parts in old]
@@ -84,6 +84,8 @@ def cut_moves(call: OpCall, p: Propagation, layer: Layer) -> bool:
     if pinned := list((_product(sizes) / _product(new)).powers):  # torch refuses inputs for which they are others
         old = [[one.pinned(pinned) for one in parts] for parts in old]
         sizes, new = ([one.pinned(pinned) for one in some] for some in (sizes, new))
+    # (B, 16, H, W) to (B, -1): B is the same on both sides, so what is left is (16, H, W) to (-1): its one cut, after
+    # all of them, falls where the channels end.
     alike = takewhile(lambda pair: pair[0] == pair[1], zip(sizes[:-1], new[:-1], strict=False))
     first = len(list(alike))  # within what comes before, such as the batch, each reshape is one of the rest
     known = {name for size in sizes[first:] for name in size.powers}
@@ -96,14 +98,14 @@ def cut_moves(call: OpCall, p: Propagation, layer: Layer) -> bool:
 
 
 def spelled_out(node: Node, dims: int = 1) -> set[int]:
-    """How many elements are in what a reshape gives plain numbers for, in a row: code relies on these sizes.
+    """Return products of neighbouring sizes that a reshape gives as plain numbers: code relies on these.
 
     Args:
         node: the reshape.
         dims: how many dimensions at least.
     """
     products, rows = set[int](), list[list[int]]()
-    for entry in _entries(node) if op_name(node) in _GIVEN else []:
+    for entry in entries_of(node) if op_name(node) in _GIVEN else []:
         rows = [[*row, entry] for row in [*rows, []]] if isinstance(entry, int) and entry >= 0 else []
         products |= {math.prod(row) for row in rows if len(row) >= dims}
     return products
@@ -118,13 +120,15 @@ def _read_by(node: Node) -> Node | None:
 
 
 def _is_all(node: Node, call: OpCall) -> bool:
-    """Whether a call is all that a node does."""
+    """Return whether a call is all that a node does."""
     ends = [one.meta["val"] for one in (_read_by(node), node) if one is not None]
     return [one.shape for one in ends] == [call.args[0].shape, call.out.shape]
 
 
 def _moves(inner: _Size, length: _Size, tails: Sequence[_Size], known: set[Any]) -> bool:
-    """Whether one of some cuts, which are so many elements apart, falls elsewhere among channels of ``inner`` each."""
+    """Return whether cuts, after every ``tail`` elements, fall elsewhere among channels of ``inner`` elements each."""
+    # Channels of H W elements each, cut after 512 of them: where H W = 64 a row ends with 8 channels, where it is 100
+    # within one. Cut after 2 H W, a row ends with 2 channels on all inputs.
     within = [place for place, tail in enumerate(tails) if (inner / tail).is_whole()]
     for tail in tails[within[-1] + 1 if within else 0 :]:
         if (tail / (inner * length)).is_whole():
@@ -213,7 +217,7 @@ def _turned_into(node: Node, value: Tensor, dim: int) -> list[int]:
 
 
 def _is_settled(node: Any, back: int) -> bool:
-    """Whether a dimension, counted from behind, is of a size that inputs do not change, such as a pooled one."""
+    """Return whether a dimension, counted from the last, has a size that inputs do not change, as after pooling."""
     while isinstance(node, Node) and node.op != "placeholder":
         value, name = node.meta["val"], _name(node)
         if "adaptive" in name or node.op == "get_attr":
@@ -242,7 +246,7 @@ def _has(node: Node, ndim: int, back: int, size: int) -> bool:
 
 def _given(p: Propagation, node: Node, sizes: Sequence[_Size], known: set[Any]) -> list[_Size] | None:
     """The sizes of the result; of one that is not told, or not understood, what is left for it."""
-    given = [_read(p, entry) for entry in _entries(node)]
+    given = [_read(p, entry) for entry in entries_of(node)]
     if op_name(node) == "unflatten":
         dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
         dim %= len(sizes)
@@ -263,7 +267,7 @@ def _filled(given: list[_Size | None], total: _Size, known: set[Any]) -> list[_S
     return [left if place in open_ or size is None else size for place, size in enumerate(given)]
 
 
-def _entries(node: Node) -> list[Any]:
+def entries_of(node: Node) -> list[Any]:
     """Sizes one by one, each a number, a node, or a pair of a node that returns several and a place."""
     if op_name(node).endswith("_as"):
         other: Any = node.args[1] if len(node.args) > 1 else node.kwargs["other"]

@@ -13,6 +13,7 @@ from torch.fx import Node
 
 from fx_oto.core.fx_utils import op_name, source_line
 from fx_oto.ops.editor import Editor
+from fx_oto.ops.reshape.mixing import entries_of
 
 __all__ = ["check_sizes", "created", "read_count", "read_size", "use_sizes"]
 
@@ -35,6 +36,9 @@ def read_size(edit: Editor, node: Node) -> None:
 
 def _size(edit: Editor, source: Node, dim: int, fixed: bool) -> Any:
     """The size that was traced, or a node that reads it from what is left in the graph."""
+    # Code computes with sizes, such as x.shape[1] // 2, and what is computed is rewritten where it is used, as if sizes
+    # were the full ones. So of x (N, 16), cut to (N, 12), x.shape[1] is the number 16. Where channels were merged with
+    # the batch, (N · 16,) cut to (N · 12,), it is what is left, times 16 / 12.
     full = edit.shape(source)[dim]
     while edit.is_lost(source):
         source = source.args[0]  # type: ignore[assignment]
@@ -52,7 +56,7 @@ def _size(edit: Editor, source: Node, dim: int, fixed: bool) -> Any:
 
 
 def _repeats(edit: Editor, source: Node, dim: int) -> bool:
-    """Whether a dimension is the product of what is cut and of something else, such as the batch."""
+    """Return whether a dimension is the product of what is cut and of something else, such as the batch."""
     return any(dim in layer.dims and len(layer.labels.unique()) < layer.labels.numel() for layer in edit.layers(source))
 
 
@@ -62,12 +66,8 @@ def read_count(edit: Editor, node: Node) -> None:
     cut = edit.cut(source)
     if cut and isinstance(source, Node):
         full = math.prod(edit.shape(source)[dim] for dim in cut)
-        readers = list(node.users)
-        with edit.graph.inserting_after(node):
-            count = edit.graph.call_function(_times_ratio, (node, full, math.prod(map(len, cut.values()))))
+        count = edit.append(node, _times_ratio, full, math.prod(map(len, cut.values())))
         count.meta["val"] = node.meta["val"]
-        for reader in readers:
-            reader.replace_input_with(node, count)
 
 
 def _spread_sizes(edit: Editor, node: Node, sizes: Sequence[Any]) -> None:
@@ -87,29 +87,19 @@ def use_sizes(edit: Editor, node: Node) -> None:
     """``view``, ``reshape``, ``expand`` and ``unflatten`` with literal or computed sizes, or those of a tensor."""
     source = node.args[0]
     if isinstance(source, Node) and (edit.cut(node) or edit.cut(source)):
+        sizes = [_listed(edit, node, entry) for entry in entries_of(node)]
         if op_name(node).endswith("_as"):
-            node = _spell_out(edit, node, source)
-        _use_given(edit, node, source)
+            node = edit.replace(node, getattr(Tensor, op_name(node).removesuffix("_as")), source)
+        _use_given(edit, node, source, sizes)
 
 
-def _spell_out(edit: Editor, node: Node, source: Node) -> Node:
-    """``reshape_as``, ``view_as`` and ``expand_as`` with the sizes that the other tensor would have."""
-    other: Node = edit.argument(node, 1, "other")
-    cut = edit.cut_dims(other)
-    with edit.graph.inserting_before(node):
-        sizes = tuple(_size(edit, other, dim, dim in cut) for dim in range(len(edit.shape(other))))
-    return edit.replace(node, getattr(Tensor, op_name(node).removesuffix("_as")), source, sizes)
-
-
-def _use_given(edit: Editor, node: Node, source: Node) -> None:
+def _use_given(edit: Editor, node: Node, source: Node, sizes: list[Any]) -> None:
     cut = edit.cut(node)
     created = _created(edit, node, source) if op_name(node).startswith(("expand", "broadcast")) else set()
     lead: tuple[Any, ...] = (source,)
     if op_name(node) == "unflatten":
         lead = (source, edit.argument(node, 1, "dim") % len(edit.shape(source)))
     offset = 0 if len(lead) == 1 else lead[1]
-    by_name = [node.kwargs[key] for key in ("shape", "size", "sizes") if key in node.kwargs]
-    sizes = _listed(edit, node, node.args[len(lead) :] or by_name)
     for dim, index in cut.items():
         place = dim - offset
         if dim not in created and 0 <= place < len(sizes):
@@ -119,19 +109,17 @@ def _use_given(edit: Editor, node: Node, source: Node) -> None:
     _select_created(edit, node, created & set(cut))
 
 
-def _listed(edit: Editor, node: Node, given: Sequence[Any]) -> list[Any]:
-    """Sizes one by one, however they were given: in a row, as a list, or as another tensor's shape."""
-    if len(given) != 1:
-        return list(given)
-    whole = given[0]
-    if not isinstance(whole, Node) or isinstance(whole.meta["val"], int):
-        return list(whole) if isinstance(whole, list | tuple) else [whole]
-    sizes = []
-    for dim, size in enumerate(whole.meta["val"]):
-        with edit.graph.inserting_before(node):
-            sizes.append(edit.graph.call_function(operator.getitem, (whole, dim)))
-        sizes[-1].meta["val"] = size
-    return sizes
+def _listed(edit: Editor, node: Node, entry: Any) -> Any:
+    """One of the sizes that a node gives; of another tensor's, or of several, a node that reads it."""
+    if not isinstance(entry, tuple):
+        return entry
+    several, dim = entry
+    with edit.graph.inserting_before(node):
+        if isinstance(several.meta["val"], Tensor):
+            return _size(edit, several, dim, dim in edit.cut_dims(several))
+        size = edit.graph.call_function(operator.getitem, entry)
+    size.meta["val"] = several.meta["val"][dim]
+    return size
 
 
 def _resized(edit: Editor, node: Node, size: Any, before: int, after: int) -> Any:
@@ -175,15 +163,11 @@ def created(edit: Editor, node: Node) -> None:
 
 def _select_created(edit: Editor, node: Node, dims: set[int]) -> None:
     """Dimensions that a node creates are cut after it."""
-    value, readers = node, list(node.users)
+    value, cut = node, edit.cut(node)
     for dim in sorted(dims):
-        index = edit.constant(f"kept_{dim}", edit.cut(node)[dim], value.next)
-        with edit.graph.inserting_after(index):
-            value = edit.graph.call_function(torch.index_select, (value, dim, index))
+        index = edit.constant(f"kept_{dim}", cut[dim], value.next)
+        value = edit.append(value, torch.index_select, dim, index)
         edit.adopt(value, node)
-    for reader in readers:
-        if value is not node:
-            reader.replace_input_with(node, value)
 
 
 def _times_ratio(size: int, after: int, before: int) -> int:

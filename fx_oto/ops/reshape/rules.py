@@ -35,7 +35,7 @@ def view(call: OpCall, p: Propagation) -> None:
 
 
 def _is_spelled_out(p: Propagation, source: Tensor, layer: Layer) -> bool:
-    """Whether code says how many elements channels and what is behind them are: then slicing can check it.
+    """Return whether code spells out the number of elements from the channels on, so that slicing can check it.
 
     Of channels that are last, how many are before them, as where ``(B, 49, C)`` becomes ``(B, 7, 7, -1)``.
     """
@@ -54,6 +54,7 @@ def _keep_mixed(p: Propagation, source: Tensor, out: Tensor) -> None:
     ``8 t + c`` falls in rows of ``T``: which channels share a row depends on ``T``. Where ``(B, 8)`` becomes
     ``(2 B, 4)``, they are halves of each 8, whatever ``B`` is.
     """
+    # (B, 8, 6) to (B, 4, 12): B is a run of its own, and 8 · 6 = 4 · 12 is the other.
     for left, right in runs(source.shape, out.shape):
         if len(left) < 2 or len(right) < 2:
             continue
