@@ -9,6 +9,7 @@ import types
 import pytest
 import torch
 from support.guides import GUIDES, ROOT, anchors, links, python_blocks
+from support.vision import torchvision_models
 from torch import nn
 
 import fx_oto
@@ -48,9 +49,19 @@ def _alone(monkeypatch, tmp_path):
         yield
 
 
+def skip_without_what_it_imports(path):
+    """Some guides are about models of a library that need not be here."""
+    code = "\n".join(block.code for block in python_blocks(path) if not block.excuse)
+    if re.search(r"^(?:import|from) .*\b(?:torchvision|transformers)\b", code, re.MULTILINE):
+        torchvision_models()  # transformers imports torchvision
+    if re.search(r"^(?:import|from) .*\btransformers\b", code, re.MULTILINE):
+        pytest.importorskip("transformers", reason="transformers is not installed")
+
+
 @pytest.mark.usefixtures("_alone")
 @pytest.mark.parametrize("path", PROGRAMS, ids=[str(path.relative_to(ROOT)) for path in PROGRAMS])
 def test_a_guide_runs_and_prints_what_it_says(path, monkeypatch):
+    skip_without_what_it_imports(path)
     guide = types.ModuleType("guide")
     monkeypatch.setitem(sys.modules, "guide", guide)
     if path == ROOT / "README.md":
@@ -96,6 +107,14 @@ def test_the_guides_that_are_promised_are_here():
     for path in set(PROGRAMS) - {ROOT / "README.md"}:  # which is about the reader's own model
         blocks = list(python_blocks(path))
         assert any(block.output is not None or "assert" in block.code for block in blocks if not block.excuse), path
+
+
+def test_every_page_is_in_the_index():
+    folder = ROOT / "fx_oto/guides"
+    pages = {page.name for page in folder.iterdir()} - {"README.md"}
+    assert len(pages) >= 8
+    assert pages == set(links(folder / "README.md")) - {"../README.md"}
+    assert {folder / page for page in pages} <= set(PROGRAMS)
 
 
 _GUIDE = """# Title

@@ -203,3 +203,19 @@ def test_training_the_model_or_the_graph_gives_the_same_zeros(name, kind, period
         ends.append((fx_oto.partition(gm).zeros(), model.state_dict()))
     assert all(torch.equal(left, right) for left, right in zip(ends[0][0], ends[1][0], strict=True))
     torch.testing.assert_close(ends[0][1], ends[1][1], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("lam", [1e-3, 0.3, 5.0])
+@pytest.mark.parametrize(("amplify", "hat", "epsilon"), [(2.0, 10.0, 0.0), (1.1, 1.5, 0.6), (50.0, 30.0, 0.95)])
+def test_a_dual_step_is_that_of_the_formulas(lam, amplify, hat, epsilon):
+    """Of every kind: both goals agree, they disagree, λ is outside of its bounds, the group is zero, x and d oppose."""
+    torch.manual_seed(0)
+    x, d, rate = torch.randn(300, 3).double(), torch.randn(300, 3).double(), 0.1
+    x[0], d[1], d[2] = 0, -x[1], -0.99 * x[2] + 1e-3
+    dual = dual_step(moments_of(x, d, rate), lam, amplify, hat, epsilon)
+    after = x - rate * d
+    trial = torch.where(dual.project[:, None], 0.0, after - rate * dual.shrink[:, None] * x)
+    numbers = (rate, lam, amplify, hat, epsilon)
+    expected = [reference_step(a, b, *numbers) for a, b in zip(x.tolist(), after.tolist(), strict=True)]
+    torch.testing.assert_close(trial, torch.tensor(expected, dtype=torch.float64))
+    assert 0 < dual.project.sum() < 300
