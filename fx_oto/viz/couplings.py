@@ -14,9 +14,9 @@ from fx_oto.core.fx_utils import holder, matches, tensor_names
 from fx_oto.core.picture import Picture
 from fx_oto.core.tables import counted
 from fx_oto.viz.folding import Folding, check_fold, grouped, labelled
-from fx_oto.viz.lanes import interval_lanes
-from fx_oto.viz.strip import Entry, Line, Mark, Row, Strip, draw_strip
+from fx_oto.viz.layout import interval_lanes
 from fx_oto.viz.style import FROZEN, darker, family_colour
+from fx_oto.viz.wired_rows import Entry, Line, Mark, Row, Strip, draw_strip
 from fx_oto.zigs.families import Family
 from fx_oto.zigs.partition import Partition
 

@@ -20,9 +20,9 @@ from fx_oto.core.picture import Picture
 from fx_oto.core.tables import counted
 from fx_oto.viz.couplings import family_entries
 from fx_oto.viz.folding import Folding, check_fold, folded, grouped, prefix, span
-from fx_oto.viz.lanes import value_lanes
-from fx_oto.viz.strip import Entry, Line, Mark, Row, Strip, draw_strip
+from fx_oto.viz.layout import value_lanes
 from fx_oto.viz.style import FROZEN, darker, family_colour
+from fx_oto.viz.wired_rows import Entry, Line, Mark, Row, Strip, draw_strip
 from fx_oto.zigs.partition import Partition
 
 __all__ = ["draw_graph"]

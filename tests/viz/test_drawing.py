@@ -12,7 +12,7 @@ from support.vision import build, torchvision_models
 from torch import nn
 
 import fx_oto
-from fx_oto.viz import strip
+from fx_oto.viz import wired_rows
 from fx_oto.viz.style import DARK, FROZEN, family_colour, text_width
 
 
@@ -70,7 +70,7 @@ def test_every_text_can_be_read(make):
 
 
 def test_a_number_of_three_digits_fits_the_narrowest_box():
-    assert text_width("888", strip._SMALL - 0.5) < strip._NUMBERED - 0.01
+    assert text_width("888", wired_rows._SMALL - 0.5) < wired_rows._NUMBERED - 0.01
 
 
 def test_nodes_have_the_colour_and_number_of_their_family(resnet):

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import fx_oto
-from fx_oto.viz.lanes import columns, interval_lanes, value_lanes
+from fx_oto.viz.layout import columns, interval_lanes, value_lanes
 from fx_oto.viz.style import DARK, FROZEN, clipped, family_colour, text_width
 
 PREPARED = """

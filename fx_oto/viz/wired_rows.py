@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fx_oto.core.picture import Picture, drawing, new_figure
-from fx_oto.viz.lanes import columns
+from fx_oto.viz.layout import columns
 from fx_oto.viz.style import DARK, FAINT, MUTED, clipped, darker, printable, text_width
 
 if TYPE_CHECKING:
