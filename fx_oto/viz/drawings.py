@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from itertools import count
+from itertools import count, pairwise
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fx_oto.analysis.dependencies import Dependencies
@@ -40,8 +39,8 @@ def draw_graph(gm: GraphModule, *patterns: str, fold: int | None = None, limit: 
     """The FX graph of a prepared GraphModule, a row for each node, coloured by the families whose channels it carries.
 
     A box is a node, numbered and coloured as its family is everywhere; a box of several stripes carries several. A
-    wire is a value on its way to the nodes that read it. Nodes that compute sizes are not drawn, nor are masks, which
-    show as a bar below what they mask.
+    wire is a value on its way to the nodes that read it; its shape stands where it is another than in the row above.
+    Nodes that compute sizes are not drawn, nor are masks, which show as a bar below what they mask.
 
     Args:
         gm: a prepared GraphModule.
@@ -144,9 +143,15 @@ class _Graph:
     def _rows(self, folding: Folding, wanted: Sequence[bool], lanes: Sequence[int]) -> list[Row]:
         members = [[self.nodes[i] for i in run] for run in folding.rows]
         groups = grouped([nodes[0].path for nodes in members])
-        return [
+        rows = [
             _row(nodes, any(wanted[i] for i in run), lanes[row], folding.depth, groups[row])
             for row, (run, nodes) in enumerate(zip(folding.rows, members, strict=True))
+        ]
+        shapes = [_shape(nodes[0].node) if len(nodes) == 1 else "" for nodes in members]
+        changed = [shape if shape != before else "" for before, shape in pairwise(["", *shapes])]
+        return [
+            replace(row, detail="  ".join(filter(None, (row.detail, shape))))
+            for row, shape in zip(rows, changed, strict=True)
         ]
 
     def _colour(self, run: Sequence[int]) -> str:
@@ -231,10 +236,12 @@ def _chips(families: Sequence[int]) -> tuple[tuple[str, str], ...]:
 
 
 def _detail(node: Node) -> str:
-    word = _WORDS.get(node.op) if node.op in _WORDS else op_name(node)
+    return _WORDS[node.op] if node.op in _WORDS else op_name(node)
+
+
+def _shape(node: Node) -> str:
     values = tensor_leaves(node.meta.get("val"))
-    shape = "×".join(map(str, values[0].shape)) if values and isinstance(values[0], Tensor) else ""
-    return "  ".join(filter(None, (word, shape)))
+    return "×".join(map(str, values[0].shape)) if values else ""
 
 
 def _lines(inputs: Sequence[Sequence[int]], lanes: Sequence[int], colours: Sequence[str]) -> list[Line]:
