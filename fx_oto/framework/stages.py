@@ -238,6 +238,8 @@ class Pass(Stage):
                 f"the pass {self.name!r} must return the GraphModule that it changed, or None if it changed nothing; "
                 f"found {type(changed).__name__}"
             )
+        if not self._is_trusted:
+            changed.delete_all_unused_submodules()  # what no node calls any more is no part of the model
         now = changed.meta.get("fx_oto", context)
         fresh = [kind for kind, result in now.results.items() if result is not context.results.get(kind)]
         now.keep((*self.preserves, *fresh), self.name).attach(changed)
