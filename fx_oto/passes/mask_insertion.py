@@ -26,7 +26,8 @@ class MaskInsertion(Pass):
 
     All masks are 1, so nothing changes numerically. A producer whose only reader is another producer of the
     same family (a convolution before its normalisation) is left out, for the reader's mask covers it. A leaf module
-    that returns several tensors (``nn.LSTM``, ``nn.MultiheadAttention``) gets none: there, zero variables act alone.
+    that returns several tensors (``nn.LSTM``, ``nn.MultiheadAttention``) gets none: there, only zero weights have an
+    effect.
 
     Example:
         >>> import torch, fx_oto
@@ -52,11 +53,12 @@ class MaskInsertion(Pass):
         return gm
 
     def refusals(self, gm: GraphModule, context: Context) -> list[str]:
-        """Families that no mask acts on."""
+        """Families whose mask is not applied, and what to do instead."""
         used = {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
         return [
-            f"no mask acts on the family {family.name!r}: it is made in a module that returns several tensors, or no "
-            "value is zero without it; its zero variables act alone"
+            f"the mask of the family {family.name!r} is not applied: its layer returns several tensors, as nn.LSTM "
+            "does, or none of its values is exactly zero without a group. Training and compress are not affected, as "
+            f"they look at the weights; to try out a pruning, call partition(gm).zero_zigs_({i}, …)"
             for i, family in enumerate(context.get(Partition).families)
             if f"{MASKS}.family_{i}" not in used
         ]
