@@ -10,7 +10,7 @@ from torch import nn
 
 from fx_oto.cli.tables import table
 from fx_oto.core.context import ExampleInputs
-from fx_oto.core.tables import macs_text
+from fx_oto.core.tables import MACS, macs_text
 from fx_oto.demo.measure import file_size
 from fx_oto.reports.costs import Cost, cost
 from fx_oto.reports.timing import latency
@@ -47,7 +47,7 @@ def before_and_after(full: Measured, compact: Measured) -> str:
     """The table of both."""
     rows: list[tuple[str, Callable[[Measured], str], Callable[[Measured], float | None]]] = [
         ("parameters", lambda m: f"{m.cost.params:,}", lambda m: m.cost.params),
-        ("MACs", lambda m: macs_text(m.cost.macs), lambda m: m.cost.macs),
+        (MACS, lambda m: macs_text(m.cost.macs, m.cost.samples), lambda m: m.cost.macs),
         ("state_dict", lambda m: f"{m.bytes / 1024:,.0f} KiB", lambda m: m.bytes),
         ("latency", lambda m: f"{1e3 * (m.seconds or 0):,.2f} ms", lambda m: m.seconds),
     ]

@@ -5,8 +5,8 @@ With ``--json``, one object on standard output; keys are only ever added to it:
 - ``schema`` (1), ``command``, ``version``, ``model``, ``warnings`` (texts);
 - ``capture``: as for ``inspect``; ``group_sparsity``: the fraction of ZIGs that went;
 - ``target``: ``name`` and ``value`` of what was asked; ``reached``: fractions by name; both null without ``--train``;
-- ``before``, ``after``: each ``params``, ``macs``, ``bytes`` (of the state_dict), ``seconds`` (of one
-  forward pass, or null);
+- ``before``, ``after``: each ``params``, ``macs`` (of a batch of ``samples``), ``bytes`` (of the state_dict),
+  ``seconds`` (of one forward pass, or null);
 - ``verification``: ``error`` and ``tolerance``, relative to the largest output;
 - ``passes``: each ``name``, ``options``, ``seconds``, ``peak_memory`` (bytes, or null), ``modified``, ``nodes``,
   ``params`` and ``macs`` (each before and after), ``refusals`` (texts), ``resized`` (shapes before and after, by

@@ -5,7 +5,7 @@ With ``--json``, one object on standard output; keys are only ever added to it:
 - ``schema`` (1), ``command``, ``version``, ``model``, ``warnings`` (texts);
 - ``capture``: ``front_end``, ``opaque`` (names), ``sizes``: each ``dims`` (input, dimension), ``size``, ``fixed`` and
   ``decided`` (why, or ``""``);
-- ``cost``: ``params`` and ``macs`` of the full model, MACs on the example inputs;
+- ``cost``: ``params`` and ``macs`` of the full model, MACs on the example inputs, a batch of ``samples``;
 - ``explained``: of the parameters that ``--only`` names, all without it: ``params``, ``prunable``, ``kept``;
 - ``zigs``: their number; ``families``: each ``name``, ``zigs``, ``params_per_zig``, ``macs_per_zig``, and ``slots``,
   each ``tensor``, ``dim``, ``variable``, ``indices`` (how many);
@@ -25,7 +25,7 @@ from fx_oto.cli.subject import build_inputs, build_model
 from fx_oto.cli.tables import table, wrapped
 from fx_oto.core.context import Capture, Context
 from fx_oto.core.fx_utils import holder
-from fx_oto.core.tables import counted
+from fx_oto.core.tables import counted, macs_text
 from fx_oto.reports.costs import Cost, cost
 from fx_oto.viz.couplings import families_touching
 from fx_oto.zigs.explanation import AxisExplanation, Explanation
@@ -96,10 +96,11 @@ class Inspection:
     def _families(self) -> str:
         if not self.families:
             return "no family of ZIGs: nothing of what is shown can be pruned"
-        prices = [price.marginal.tolist() for price in (self.zigs.params, self.zigs.macs)]
+        params, macs = self.zigs.params.marginal.tolist(), self.zigs.macs.marginal.tolist()
+        costs = [(f"{round(params[i]):,}", macs_text(macs[i], self.zigs.samples)) for i, _ in self.families]
         rows = [
-            (family.name, f"{len(family):,}", *(f"{round(price[i]):,}" for price in prices), _coupled(family))
-            for i, family in self.families
+            (family.name, f"{len(family):,}", *cost, _coupled(family))
+            for (_, family), cost in zip(self.families, costs, strict=True)
         ]
         headers = ("family", "ZIGs", "params/ZIG", "MACs/ZIG", "modules")
         return table(rows, headers, headers[1:4])

@@ -76,12 +76,17 @@ class ExampleInputs:
         args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), (self.args, self.kwargs))
         return ExampleInputs(args, kwargs)
 
+    @property
+    def samples(self) -> int:
+        """The batch size: the length of the first dimension of the first tensor that has one; 1 where none has."""
+        return next((tensor.size(0) for tensor in tensor_leaves((self.args, self.kwargs)) if tensor.ndim), 1)
+
     def doubled(self) -> ExampleInputs:
-        """Twice the batch: of each tensor whose first dimension is as long as that of the first tensor that has one."""
-        sizes = [tensor.size(0) for tensor in tensor_leaves((self.args, self.kwargs)) if tensor.ndim]
+        """Twice the batch: of each tensor whose first dimension is as long as the batch."""
+        samples = self.samples
 
         def double(tensor: Tensor) -> Tensor:
-            return torch.cat([tensor, tensor]) if tensor.ndim and tensor.size(0) == sizes[0] else tensor
+            return torch.cat([tensor, tensor]) if tensor.ndim and tensor.size(0) == samples else tensor
 
         args, kwargs = tree_map_only(Tensor, double, (self.args, self.kwargs))
         return ExampleInputs(args, kwargs)

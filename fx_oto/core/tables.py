@@ -11,7 +11,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-__all__ = ["Tabular", "counted", "finite", "foldable", "macs_text", "table"]
+__all__ = ["MACS", "Tabular", "counted", "finite", "foldable", "macs_text", "table"]
 
 _MOST_ROWS = 12  # that a notebook shows of what can be unfolded
 
@@ -51,8 +51,17 @@ class Tabular(ABC):
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
 
-def macs_text(macs: float) -> str:
-    """Multiply-adds in millions, or one by one where there are few."""
+MACS = "MACs/sample"
+
+
+def macs_text(macs: float, samples: int = 1) -> str:
+    """Multiply-adds of one sample, in millions, or one by one where there are few.
+
+    Args:
+        macs: those of a whole batch.
+        samples: in the batch.
+    """
+    macs /= max(samples, 1)
     return f"{macs / 1e6:,.2f}M" if macs >= 1e5 else f"{round(macs):,}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
@@ -58,7 +58,8 @@ class ZIGPartition(Analysis):
         Raises:
             SettingsError: a pattern in ``unprunable`` matches nothing.
         """
-        return _Partitioner(gm, context.get(Dependencies), self.unprunable).run()
+        found = _Partitioner(gm, context.get(Dependencies), self.unprunable).run()
+        return replace(found, samples=context.inputs.samples)
 
     def refusals(self, gm: GraphModule, context: Context) -> list[str]:
         """What is kept whole, by reason."""

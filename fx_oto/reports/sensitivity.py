@@ -9,7 +9,7 @@ from typing import Any
 from fx_oto.core.doors import above
 from fx_oto.core.errors import SettingsError
 from fx_oto.core.picture import Picture
-from fx_oto.core.tables import Tabular, finite, table
+from fx_oto.core.tables import MACS, Tabular, finite, macs_text, table
 
 __all__ = ["Sensitivity", "Trial"]
 
@@ -62,21 +62,23 @@ class Sensitivity(Tabular):
     Attributes:
         baseline: the model as it is.
         trials: for each family, one for each fraction, ascending.
+        samples: in the batch that multiply-adds are counted for; tables give them per sample.
 
     Example:
         >>> import torch, fx_oto
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
         >>> print(fx_oto.sensitivity(gm, lambda gm: fx_oto.partition(gm).group_sparsity(), fractions=(0.5, 1)))
-        family      zero    params left    MACs left    value
-        ----------  ------  -------------  -----------  -------------
-        (as it is)          58             96           0
-        0.weight    4 of 8  30 (51.7%)     48 (50.0%)   0.5 (+0.5)
-                    7 of 8  9 (15.5%)      12 (12.5%)   0.875 (+0.88)
+        family      zero    params left    MACs/sample left    value
+        ----------  ------  -------------  ------------------  -------------
+        (as it is)          58             48                  0
+        0.weight    4 of 8  30 (51.7%)     24 (50.0%)          0.5 (+0.5)
+                    7 of 8  9 (15.5%)      6 (12.5%)           0.875 (+0.88)
     """
 
     baseline: Trial
     trials: tuple[Trial, ...]
+    samples: int = 1
 
     def __iter__(self) -> Iterator[Trial]:
         return iter(self.trials)
@@ -167,15 +169,17 @@ class Sensitivity(Tabular):
         return list(families.values())
 
     def _tables(self, style: str) -> tuple[str]:
-        headers = ("family", "zero", "params left", "MACs left", *self.metrics)
+        headers = ("family", "zero", "params left", f"{MACS} left", *self.metrics)
         base = self.baseline
-        rows = [("(as it is)", "", f"{base.params:,}", f"{base.macs:,}", *map(_shown, base.metrics.values()))]
+        full = (f"{base.params:,}", macs_text(base.macs, self.samples))
+        rows = [("(as it is)", "", *full, *map(_shown, base.metrics.values()))]
         for trials in self._by_family():
             for trial in trials:
                 changes = (self._change(trial, name) for name in self.metrics)
                 zero = f"{trial.removed} of {trial.zigs}"
-                left = [_share(trial.params, base.params), _share(trial.macs, base.macs)]
-                rows.append((trial.family if trial is trials[0] else "", zero, *left, *changes))
+                params = f"{trial.params:,} ({trial.params / max(base.params, 1):.1%})"
+                macs = f"{macs_text(trial.macs, self.samples)} ({trial.macs / max(base.macs, 1):.1%})"
+                rows.append((trial.family if trial is trials[0] else "", zero, params, macs, *changes))
         return (table(rows, headers, style, headers[1:] if style == "html" else ()),)
 
     def _change(self, trial: Trial, name: str) -> str:
@@ -185,7 +189,3 @@ class Sensitivity(Tabular):
 
 def _shown(value: float) -> str:
     return f"{value:.4g}"
-
-
-def _share(left: int, total: int) -> str:
-    return f"{left:,} ({left / max(total, 1):.1%})"

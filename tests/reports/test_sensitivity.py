@@ -241,7 +241,7 @@ def test_tables_and_limits():
     )
     assert optimizer.limits.most == (0, 15)
     lines = str(found).splitlines()
-    assert lines[0].split() == ["family", "zero", "params", "left", "MACs", "left", "loss", "accuracy"]
+    assert lines[0].split() == ["family", "zero", "params", "left", "MACs/sample", "left", "loss", "accuracy"]
     assert lines[3].split()[:4] == ["0.weight", "3", "of", "12"]
     assert lines[3].endswith("1.3 (+0.3)  0.9 (+0)")
     assert "<table>" in found._repr_html_()
