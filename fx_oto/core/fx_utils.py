@@ -8,9 +8,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from pathlib import Path
 from threading import RLock
 from types import MethodType
@@ -33,10 +32,8 @@ __all__ = [
     "graph_copy",
     "holder",
     "is_random",
-    "matches",
     "one_at_a_time",
     "op_name",
-    "patterns_in",
     "quiet_fakes",
     "raised_at",
     "source_line",
@@ -44,7 +41,6 @@ __all__ = [
     "tensor_names",
     "unfused_attention",
     "with_modes_of",
-    "with_modules",
 ]
 
 # Tracing, and running on fake tensors, set switches of the whole process, such as which attention kernel torch takes,
@@ -229,22 +225,6 @@ def tensor_leaves(value: Any) -> list[Tensor]:
     if type(value) in _NO_TENSORS:
         return []
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
-def with_modules(name: str) -> list[str]:
-    """The name of a tensor, and those of the modules that hold it, outermost first."""
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-
-
-def patterns_in(given: str | Iterable[str]) -> tuple[str, ...]:
-    """Glob patterns as a user gives them: a string is one of them, not its letters."""
-    return (given,) if isinstance(given, str) else tuple(given)
-
-
-def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a parameter, or a module that holds it, matches one of the patterns; if there are none, it does."""
-    return not patterns or any(fnmatchcase(part, pattern) for part in with_modules(name) for pattern in patterns)
 
 
 def holder(tensor: str) -> str:

@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 
 from fx_oto.core.context import Context
 from fx_oto.core.errors import InputError, SettingsError, TrainingError
-from fx_oto.core.fx_utils import patterns_in, tensor_names
+from fx_oto.core.fx_utils import tensor_names
+from fx_oto.core.patterns import patterns_in
 from fx_oto.core.progress import StepsBar
 from fx_oto.core.tables import counted
 from fx_oto.framework.trajectory import Trajectory

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from itertools import count, pairwise
 
 import torch
@@ -12,9 +11,9 @@ from torch.fx import GraphModule, Node
 
 from fx_oto.analysis.dependencies import Dependencies
 from fx_oto.core.context import Context
-from fx_oto.core.errors import SettingsError
-from fx_oto.core.fx_utils import op_name, tensor_leaves, with_modules
+from fx_oto.core.fx_utils import op_name, tensor_leaves
 from fx_oto.core.masks import MASKS, apply_mask
+from fx_oto.core.patterns import check_matched, matches
 from fx_oto.core.picture import Picture
 from fx_oto.core.tables import counted
 from fx_oto.viz.couplings import family_entries
@@ -84,8 +83,7 @@ class _Shown:
         return (*map(family_colour, self.families), *((FROZEN,) * self.frozen))
 
     def matches(self, patterns: Sequence[str]) -> bool:
-        names = {self.node.name, *with_modules(self.path)}
-        return not patterns or any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+        return any(matches(name, patterns) for name in (self.node.name, self.path))
 
 
 class _Graph:
@@ -97,10 +95,9 @@ class _Graph:
         self.nodes = [self._shown(node) for node in _late_tensors(gm) if _is_drawn(node)]
 
     def strip(self, patterns: Sequence[str], fold: int | None, limit: int) -> Strip:
+        names = [*(node.node.name for node in self.nodes), *(node.path for node in self.nodes)]
+        check_matched(patterns, names, "node or module")
         wanted = [node.matches(patterns) for node in self.nodes]
-        if not any(wanted):
-            known = ", ".join(repr(node.node.name) for node in self.nodes[:3])
-            raise SettingsError(f"no node or module matches {', '.join(map(repr, patterns))}; nodes look like {known}")
         kinds = [_kind(node.node) if asked else None for node, asked in zip(self.nodes, wanted, strict=True)]
         folding = folded([_inside(node) for node in self.nodes], fold, limit, kinds)
         inputs = self._inputs(folding.rows)

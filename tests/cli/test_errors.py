@@ -93,7 +93,7 @@ def test_inputs_that_do_not_fit(refused, spec, text):
         (["--state-dict", "other.pt"], 'other.pt does not fit Net: Missing key(s) in state_dict: "stem.weight"'),
         (["--state-dict", "list.pt"], "expected a state_dict, tensors by name; found list in --state-dict"),
         (["--device", "mta"], "--device mta: Expected one of cpu"),
-        (["--only", "foo"], "no parameter or module matches 'foo'; names look like 'stem.weight'"),
+        (["--only", "foo"], "the pattern 'foo' matches no parameter or module; names look like 'stem.weight'"),
         (["--unprunable", "foo"], "the pattern 'foo' in unprunable matches no parameter or module"),
     ],
 )

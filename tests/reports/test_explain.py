@@ -194,7 +194,7 @@ def test_a_glob_finds_a_tied_parameter_under_each_of_its_names():
 def test_a_glob_that_matches_nothing_is_refused():
     zigs = fx_oto.partition(fx_oto.prepare(Net(), torch.randn(2, 3, 8, 8)))
     with pytest.raises(
-        fx_oto.SettingsError, match=r"no parameter or module matches 'layer9\.\*'; names look like 'scale'"
+        fx_oto.SettingsError, match=r"the pattern 'layer9\.\*' matches no parameter or module; names look like 'scale'"
     ):
         zigs.explain("layer9.*")
 

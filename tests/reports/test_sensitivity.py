@@ -286,7 +286,7 @@ def test_wrong_arguments():
         with pytest.raises(error, match=match):
             fx_oto.sensitivity(gm, lambda gm: calls.append(1) or value, **options)
 
-    refused(r"pattern 'stem\.\*' in families matches no family; families are called '0.weight'", families="stem.*")
+    refused(r"pattern 'stem\.\*' in families matches no family; names look like '0.weight'", families="stem.*")
     refused(r"positions from 0 to 1 in fx_oto.partition\(gm\).families; found 2", families=[0, 2])
     refused(r"fractions must be above 0 and at most 1, found 1.5", fractions=(0.5, 1.5))
     refused(r"fractions must be above 0 and at most 1, found 0;", fractions=[0])

@@ -135,7 +135,9 @@ def test_patterns_leave_the_rest_in_single_rows(resnet):
     assert "output" in found  # alone, it is shown as it is
     assert "layer2.0.conv1" in found
     assert "layer2.1.conv1" not in found
-    with pytest.raises(fx_oto.SettingsError, match=r"no node or module matches 'head\*'; nodes look like 'x', 'conv1'"):
+    with pytest.raises(
+        fx_oto.SettingsError, match=r"the pattern 'head\*' matches no node or module; names look like 'x', 'conv1'"
+    ):
         fx_oto.draw_graph(resnet, "head*")
 
 
@@ -221,7 +223,9 @@ def test_patterns_choose_families(resnet):
     assert "layer1.0.conv2" in found  # reads what conv1 makes
     assert "layer1.1.conv1" in found  # reads what layer1.0.conv1 reads
     assert "layer4.0.conv1" not in found
-    with pytest.raises(fx_oto.SettingsError, match=r"no parameter or module matches 'stem'; names look like 'conv1.we"):
+    with pytest.raises(
+        fx_oto.SettingsError, match=r"the pattern 'stem' matches no parameter or module; names look like 'conv1.we"
+    ):
         fx_oto.partition(resnet).draw("stem")
 
 
