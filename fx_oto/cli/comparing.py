@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from fx_oto.cli.tables import table
 from fx_oto.core.context import ExampleInputs
-from fx_oto.core.tables import MACS, macs_text
+from fx_oto.core.tables import MACS, macs_text, table, terminal_width
 from fx_oto.demo.measure import file_size
 from fx_oto.reports.costs import Cost, cost
 from fx_oto.reports.timing import latency
@@ -57,4 +56,4 @@ def before_and_after(full: Measured, compact: Measured) -> str:
         if value(full) is not None
     ]
     headers = ("", "before", "after", "left")
-    return table(shown, headers, headers[1:])
+    return table(shown, headers, numeric=headers[1:], width=terminal_width())

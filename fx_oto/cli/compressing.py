@@ -32,10 +32,10 @@ from fx_oto.cli.comparing import Measured, before_and_after, measure
 from fx_oto.cli.locating import did_you_mean, failed, locate
 from fx_oto.cli.saving import Saved, check_output, save
 from fx_oto.cli.subject import build_inputs, build_model
-from fx_oto.cli.tables import wrapped
 from fx_oto.cli.values import assignments
 from fx_oto.core.context import Context
 from fx_oto.core.errors import FxOtoError, InputError, NothingToCompressError, SettingsError
+from fx_oto.core.tables import wrapped
 from fx_oto.optim.dhspg import DHSPG
 from fx_oto.optim.hesso import HESSO
 from fx_oto.optim.sparsifier import GroupSparseOptimizer

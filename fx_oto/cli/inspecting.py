@@ -22,10 +22,9 @@ from typing import Any
 
 from fx_oto.api import prepare
 from fx_oto.cli.subject import build_inputs, build_model
-from fx_oto.cli.tables import table, wrapped
 from fx_oto.core.context import Capture, Context
 from fx_oto.core.fx_utils import holder
-from fx_oto.core.tables import counted, macs_text
+from fx_oto.core.tables import counted, macs_text, table, terminal_width, wrapped
 from fx_oto.reports.costs import Cost, cost
 from fx_oto.viz.couplings import families_touching
 from fx_oto.zigs.explanation import AxisExplanation, Explanation
@@ -103,7 +102,7 @@ class Inspection:
             for (_, family), cost in zip(self.families, costs, strict=True)
         ]
         headers = ("family", "ZIGs", "params/ZIG", "MACs/ZIG", "modules")
-        return table(rows, headers, headers[1:4])
+        return table(rows, headers, numeric=headers[1:4], width=terminal_width())
 
     def _causes(self) -> str:
         found = self.explanation
@@ -112,7 +111,7 @@ class Inspection:
             for cause in found.causes
         ]
         headers = ("cost", "share", "axes", "kept whole because")
-        return table(rows, headers, headers[:3]) if rows else "nothing is kept whole"
+        return table(rows, headers, numeric=headers[:3], width=terminal_width()) if rows else "nothing is kept whole"
 
     def _axes(self) -> str:
         rows = [
@@ -121,7 +120,7 @@ class Inspection:
             if self.axes == "all" or axis.kept
         ]
         headers = ("parameter axis", "size", "can go", "kept", "cost", "family, or why it is kept")
-        return table(rows, headers, headers[1:5])
+        return table(rows, headers, numeric=headers[1:5], width=terminal_width())
 
 
 def inspect(options: argparse.Namespace) -> Inspection:

@@ -17,8 +17,8 @@ from typing import Any
 
 import fx_oto
 from fx_oto.cli.options import parser
-from fx_oto.cli.tables import wrapped
 from fx_oto.core.errors import FxOtoError, FxOtoWarning
+from fx_oto.core.tables import wrapped
 
 __all__ = ["main"]
 

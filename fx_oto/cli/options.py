@@ -9,7 +9,7 @@ from typing import Any
 
 import fx_oto
 from fx_oto.cli import texts
-from fx_oto.cli.tables import wrapped
+from fx_oto.core.tables import wrapped
 
 __all__ = ["parser"]
 

@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tabulate import tabulate
 from torch import nn
 from torch.fx import GraphModule
 
 import fx_oto
 from fx_oto.core.progress import progress
-from fx_oto.core.tables import macs_text
+from fx_oto.core.tables import macs_text, table
 from fx_oto.demo.data import Images, digits, fashion_mnist
 from fx_oto.demo.measure import file_size
 from fx_oto.demo.network import ResidualNet
@@ -68,10 +67,10 @@ class Outcome:
             ("latency, batch of 256", lambda m: f"{1e3 * m.latency:.1f} ms ({m.latency / full.latency:.1%})"),
         ]
         cells = [(name, *(show(m) for m in self.columns.values())) for name, show in rows]
-        table = tabulate(cells, ("", *self.columns), disable_numparse=True)
+        models = table(cells, ("", *self.columns))
         return (
             f"{self.images.name}: {len(self.images.train):,} images to train on, {len(self.images.test):,} to test "
-            f"on\n\n{table}\n\n"
+            f"on\n\n{models}\n\n"
             f"group sparsity: asked {self.asked:.3f}, reached {self.reached:.3f}\n"
             f"largest output difference, full to compact, on the test images: {self.difference:.1e}"
         )

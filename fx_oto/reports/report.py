@@ -59,7 +59,7 @@ class Report(Tabular):
         parts = [self._summary, *self._tables("simple")]
         refused = [(record.name, reason) for record in self.records for reason in _shortened(record.refusals)]
         if refused:
-            parts.append(table(refused, _REFUSALS, widest=[None, 120]))
+            parts.append(table(refused, _REFUSALS, width=140))
         if self.training is not None:
             parts.append(str(self.training))
         return "\n\n".join(parts)
