@@ -1,8 +1,9 @@
-"""Trying something out on a model and leaving it as it was."""
+"""Context managers that restore a model's modes, attributes, tensors and random state."""
 
 from __future__ import annotations
 
 import gc
+import random
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
@@ -14,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
-from fx_oto.core.random_state import Dice
-
 __all__ = [
+    "Dice",
     "evaluating",
     "forget_parameters",
     "kept",
@@ -279,3 +279,41 @@ def _device_states(module: nn.Module) -> dict[torch.device, Any]:
         for device in devices
         if device.type not in ("cpu", "meta")
     }
+
+
+class Dice:
+    """The states of the generators of torch, of Python and of NumPy, as they are now.
+
+    Args:
+        torchs: whether torch's is one of them, from which other threads may draw, too.
+    """
+
+    def __init__(self, torchs: bool = True) -> None:
+        self._torchs = torchs
+        self._states = self._now()
+
+    def _now(self) -> tuple[Tensor, Any, Any]:
+        numpy: Any = sys.modules.get("numpy")
+        drawn = numpy.random.get_state() if numpy else ()
+        return torch.random.get_rng_state() if self._torchs else torch.empty(0), random.getstate(), drawn
+
+    def rolled(self) -> bool:
+        """Whether numbers have been drawn since."""
+        mine, now = self._states, self._now()
+        if (self._torchs and not torch.equal(mine[0], now[0])) or mine[1] != now[1]:
+            return True
+        return any(_differ(*pair) for pair in zip(mine[2], now[2], strict=True))
+
+    def put_back(self) -> None:
+        """As if none had been drawn."""
+        state, python, drawn = self._states
+        if self._torchs:
+            torch.random.set_rng_state(state)
+        random.setstate(python)
+        if drawn:
+            sys.modules["numpy"].random.set_state(drawn)
+
+
+def _differ(one: Any, other: Any) -> bool:
+    same = one == other
+    return not (same if isinstance(same, bool) else same.all())
