@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx import GraphModule
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from fx_oto.nn.whole_calls import Shown, WholeCalls
@@ -25,7 +24,6 @@ __all__ = [
     "WholeNorms",
     "batch_norm_over",
     "group_norm_over",
-    "holds_norms_over",
     "layer_norm_over",
     "mean_over",
     "over_original_count",
@@ -220,12 +218,6 @@ def over_original_count(module: nn.Module, count: int) -> nn.Module:
 
 # The functions that ``WholeNorms`` shows as torch's.
 _SHOWN = (layer_norm_over, group_norm_over, batch_norm_over)
-
-
-def holds_norms_over(gm: GraphModule) -> bool:
-    """Whether a graph has norms that divide by an original count: those that rest on the functions above."""
-    modules = any(isinstance(module, LayerNormOver | GroupNormOver) for module in gm.modules())
-    return modules or any(node.target in _SHOWN for node in gm.graph.nodes if node.op == "call_function")
 
 
 class WholeNorms(WholeCalls):
