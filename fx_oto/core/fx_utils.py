@@ -41,6 +41,7 @@ __all__ = [
     "tensor_names",
     "unfused_attention",
     "with_modes_of",
+    "without_code",
 ]
 
 # Tracing, and running on fake tensors, set switches of the whole process, such as which attention kernel torch takes,
@@ -144,18 +145,36 @@ def unfused_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def graph_copy(gm: GraphModule) -> GraphModule:
-    """A GraphModule with a graph and a tree of its own that shares the input's leaf modules, parameters and buffers."""
+def graph_copy(gm: GraphModule, coded: bool = True) -> GraphModule:
+    """A GraphModule with a graph and a tree of its own that shares the input's leaf modules, parameters and buffers.
+
+    Args:
+        gm: the input.
+        coded: whether it can be run at once. Else it must be recompiled first: its code, which is most of the work to
+            make, would be vain where the graph is changed before.
+    """
     graph = Graph(tracer_cls=gm.graph._tracer_cls)
     renamed: dict[Node, Node] = {}
     output = graph.graph_copy(gm.graph, renamed)
-    old = next(node for node in gm.graph.nodes if node.op == "output")
-    renamed[old] = graph.output(output)
+    renamed[gm.graph.output_node()] = graph.output(output)
     for before, after in renamed.items():
         after.meta = dict(before.meta)
     graph.set_codegen(copy.copy(gm.graph._codegen))
-    new = with_modes_of(GraphModule(gm, graph, gm.__class__.__name__), gm)
+    name = gm.__class__.__name__
+    new = with_modes_of(GraphModule(gm, graph, name) if coded else without_code(gm, graph, name), gm)
     new.meta = dict(gm.meta)
+    return new
+
+
+def without_code(root: nn.Module, graph: Graph, name: str) -> GraphModule:
+    """A GraphModule that must be recompiled before it is run."""
+    new = GraphModule.__new__(GraphModule)
+    kind = type(new)  # a class of its own, as every GraphModule has
+    kind.recompile = lambda self: None  # type: ignore[method-assign,assignment,return-value]
+    try:
+        GraphModule.__init__(new, root, graph, name)
+    finally:
+        del kind.recompile
     return new
 
 

@@ -21,7 +21,7 @@ from fx_oto.demo.data import Images, digits, fashion_mnist
 from fx_oto.demo.measure import file_size
 from fx_oto.demo.network import ResidualNet
 
-__all__ = ["Outcome", "run"]
+__all__ = ["Outcome", "demo"]
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class Outcome:
         )
 
 
-def run(options: argparse.Namespace) -> Outcome:
-    """Do the job."""
+def demo(options: argparse.Namespace) -> Outcome:
+    """Carry out the command."""
     images = digits() if options.data == "digits" else fashion_mnist(options.root)
     epochs = options.epochs or (30 if options.data == "digits" else 3)
     torch.manual_seed(options.seed)

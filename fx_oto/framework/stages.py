@@ -24,7 +24,6 @@ from fx_oto.core.errors import FxOtoError, FxOtoWarning, MissingResultError, Pas
 from fx_oto.core.fx_utils import graph_copy
 from fx_oto.core.memory import PeakMemory
 from fx_oto.core.records import PassRecord, Snapshot
-from fx_oto.framework.drafts import draft_of
 from fx_oto.framework.integrity import REMEDY, check_integrity, check_notes
 from fx_oto.framework.shared import Shared
 
@@ -224,7 +223,7 @@ class Pass(Stage):
         """
 
     def _run(self, gm: GraphModule, context: Context) -> GraphModule:
-        copy = draft_of(gm) if self._is_trusted else graph_copy(gm)
+        copy = graph_copy(gm, coded=not self._is_trusted)
         changed = self.transform(copy, context)
         if changed is None and str(copy.graph) != str(gm.graph):
             raise PassError(

@@ -14,12 +14,11 @@ from torch.fx import GraphModule, Node
 from fx_oto.analysis.dependencies import Adjustment, Axis, Dependencies
 from fx_oto.core.context import Context
 from fx_oto.core.errors import InputError, NothingToCompressError, SlicingError
-from fx_oto.core.fx_utils import check_has_numbers, clone_module, tensor_names, with_modes_of
+from fx_oto.core.fx_utils import check_has_numbers, clone_module, tensor_names, with_modes_of, without_code
 from fx_oto.core.masks import MASKS
 from fx_oto.core.preserve import evaluating
 from fx_oto.core.tables import Tabular, counted, table
 from fx_oto.core.warn import warn
-from fx_oto.framework.drafts import assembled
 from fx_oto.framework.stages import Pass
 from fx_oto.framework.trajectory import Trajectory
 from fx_oto.ops.rewriting import rewrite
@@ -231,7 +230,7 @@ def _sliced_copy(gm: GraphModule, plan: SlicingPlan) -> GraphModule:
             done[id(tensor)] = _cut_tensor(tensor, names.get(id(tensor), ""), plan)
         return done[id(tensor)]
 
-    return with_modes_of(assembled(clone_module(gm, cut), gm.graph, gm.__class__.__name__), gm)
+    return with_modes_of(without_code(clone_module(gm, cut), gm.graph, gm.__class__.__name__), gm)
 
 
 def _cut_tensor(tensor: Tensor, name: str, plan: SlicingPlan) -> Tensor:
