@@ -1,4 +1,4 @@
-"""What the author of a pass tests it with."""
+"""Tools for the author of a pass to test it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_pass(
     same_outputs: bool = True,
     modes: Sequence[str] = ("eval", "train"),
 ) -> GraphModule:
-    """Run a pass on a copy in float64 and hold it to what every pass owes.
+    """Run a pass on a copy of the model in float64 and check what every pass must keep.
 
     That is: the input is untouched; the result is a sound graph with the same inputs and outputs; ``modified`` is
     honest; it is deterministic; run again on its own result it changes nothing; an analysis changes nothing at all;
@@ -177,12 +177,12 @@ def _in_double(model: nn.Module, inputs: Any) -> tuple[GraphModule, ExampleInput
 
 
 def _text(gm: GraphModule) -> str:
-    """Its code and its modules: not its class, whose name a copy loses."""
+    """The code and the modules of ``gm``, without its class, whose name a copy loses."""
     return "\n".join((gm.code, *map(str, gm.named_children())))
 
 
 def _run(gm: GraphModule, inputs: ExampleInputs, mode: str) -> list[Any]:
-    """What a copy returns, so that nothing is written into the original, nor into the inputs."""
+    """Run a copy, so that nothing is written into the original, nor into the inputs."""
     inputs = inputs.copied()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Where it began: why a value is kept whole that others are combined with."""
+"""Traces a frozen value back to the refusal that caused it."""
 
 from __future__ import annotations
 

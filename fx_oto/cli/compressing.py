@@ -52,7 +52,7 @@ TARGETS = ("group_sparsity", "params", "macs", "latency")
 
 @dataclass(frozen=True)
 class Compression:
-    """What came out; ``str()`` prints it, ``to_dict()`` has it as plain values.
+    """The result of the command; ``str()`` prints it, ``to_dict()`` has it as plain values.
 
     Attributes:
         model: as the user named it.
@@ -81,11 +81,11 @@ class Compression:
 
     @property
     def verification(self) -> VerificationReport:
-        """How near the outputs of the compact model are."""
+        """The difference of the compact model's outputs."""
         return Context.of(self.small).get(VerificationReport)
 
     def to_dict(self) -> dict[str, Any]:
-        """See the module."""
+        """The keys that the docstring of the module lists."""
         return {
             "model": self.model,
             **self.report.to_dict(),
@@ -149,7 +149,7 @@ def compress(options: argparse.Namespace) -> Compression:
 
 
 def _check(options: argparse.Namespace) -> tuple[str, float] | None:
-    """What can be known to be wrong before the model is built; returns the target."""
+    """Refuse wrong options before the model is built, and return the target."""
     given = [(name, value) for name in TARGETS if (value := getattr(options, f"target_{name}")) is not None]
     names = ", ".join(f"--target-{name.replace('_', '-')}" for name in TARGETS)
     if options.train and len(given) != 1:
@@ -163,7 +163,7 @@ def _check(options: argparse.Namespace) -> tuple[str, float] | None:
         if needless:
             raise SettingsError(f"{', '.join(needless)} can only be used with --train MODULE:FUNCTION")
     if options.device == "meta":
-        raise SettingsError("--device meta has no numbers to compress: it is for inspect")
+        raise SettingsError("a model on --device meta has no numbers, so it cannot be compressed: use inspect")
     if options.output is not None:
         check_output(options.output)
     return given[0] if given else None

@@ -39,7 +39,7 @@ _MOST_MODULES = 3
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is found of a model; ``str()`` prints it, ``to_dict()`` has it as plain values.
+    """The result of the command; ``str()`` prints it, ``to_dict()`` has it as plain values.
 
     Attributes:
         model: as the user named it.
@@ -62,7 +62,7 @@ class Inspection:
     axes: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """See the module."""
+        """The keys that the docstring of the module lists."""
         explained, families = self.explanation.to_dict(), self.zigs.to_dict()["families"]
         return {
             "model": self.model,

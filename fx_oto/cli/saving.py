@@ -1,4 +1,4 @@
-"""What ``compress --output`` writes: a program that runs without any code of the user's, or the tensors alone."""
+"""Writes the file of ``compress --output``: a program that runs without the user's code, or the tensors alone."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Saved:
 
 
 def check_output(path: Path) -> None:
-    """See that a file can be written there, before anything long is begun.
+    """Check that a file can be written there, before any long work.
 
     Raises:
         InputError: it cannot.
@@ -62,9 +62,9 @@ def check_output(path: Path) -> None:
     if path.suffix not in (".pt2", ".pt", ".safetensors"):
         raise InputError(f"--output {path}: expected a file ending in .pt2 (program), .pt or .safetensors (state_dict)")
     if path.is_dir():
-        raise InputError(f"--output {path}: there is a folder of this name")
+        raise InputError(f"--output {path}: this is a folder; name a file")
     if not path.parent.is_dir():
-        raise InputError(f"--output {path}: there is no folder {path.parent}")
+        raise InputError(f"--output {path}: no folder {path.parent} exists")
     if path.suffix == ".safetensors":
         try:
             import safetensors  # noqa: F401

@@ -33,9 +33,7 @@ def build_model(options: argparse.Namespace) -> nn.Module:
     kwargs = assignments(options.kwargs, "--kwargs")
     if isinstance(factory, nn.Module):
         if kwargs:
-            raise InputError(
-                f"{options.model} is a model already, so --kwargs cannot be used: name its class or factory"
-            )
+            raise InputError(f"{options.model} is an instance, so --kwargs cannot be used: name its class or factory")
         model = factory
     else:
         with device:
@@ -92,7 +90,8 @@ def _check_arguments(factory: Callable[..., Any], kwargs: dict[str, Any], name: 
         signature.bind(**kwargs)
     except TypeError as error:
         raise InputError(
-            f"{name} cannot be called so: {error}; it takes {signature}: give arguments with --kwargs NAME=VALUE"
+            f"{name} cannot be called with these arguments: {error}; it takes {signature}. Give arguments with "
+            "--kwargs NAME=VALUE"
         ) from error
 
 
@@ -122,7 +121,7 @@ def _few_lines(text: str, most: int = 400) -> str:
 
 def _read_state(path: Path) -> Any:
     if not path.is_file():
-        raise InputError(f"--state-dict {path}: there is no such file")
+        raise InputError(f"--state-dict {path}: no such file")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -133,7 +132,7 @@ def _read_state(path: Path) -> Any:
         raise InputError(f"reading {path} needs safetensors: pip install safetensors") from error
     except Exception as error:  # a damaged file can fail in any way
         raise InputError(
-            f"{path} is no file of tensors that can be loaded safely: write it with "
+            f"{path} cannot be loaded with torch.load(weights_only=True): write it with "
             "torch.save(model.state_dict(), FILE), or as .safetensors"
         ) from error
 

@@ -1,6 +1,6 @@
 """Lets a result of a lower room show itself by means of a room above, such as ``Partition.draw`` by ``viz``.
 
-Imports run one way: ``viz`` imports ``zigs``, for it draws a ``Partition``, so ``zigs`` cannot import ``viz``. But
+Imports run one way: ``viz`` imports ``zigs`` because it draws a ``Partition``, so ``zigs`` cannot import ``viz``. But
 users look for the picture at the result: ``fx_oto.partition(gm).draw()``. So such a method asks ``above`` for the
 function that does the work, by name; it is imported when the method is called. This list is all that reaches upwards.
 """

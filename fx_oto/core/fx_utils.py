@@ -67,27 +67,27 @@ def behind(value: Any) -> set[Node]:
 
 
 def is_random(node: Node) -> bool:
-    """Whether a node draws random numbers, as its name says."""
+    """Return whether a node draws random numbers, judged by its name."""
     name = str(node.target)
     return any(word in name for word in ("rand", "dropout", "bernoulli", "normal_", "uniform_", "multinomial"))
 
 
 def source_line(node: Node) -> str:
-    """Where in the user's source a node was traced: ``"path/net.py:12"``, or ``""`` when not recorded."""
+    """The line of the user's source that made a node: ``"path/net.py:12"``, or ``""`` when not recorded."""
     frames = _FRAME.findall(node.stack_trace or "")
     users = [frame for frame in frames if not frame[0].startswith(_TORCH)] or frames
     return f"{file_shown(users[-1][0])}:{users[-1][1]}" if users else ""
 
 
 def raised_at(error: BaseException) -> str:
-    """Where in the user's code an error arose: ``"path/net.py:12 (x = self.a(x))"``, or ``""`` if it was in none."""
+    """The line of the user's code that raised an error: ``"path/net.py:12 (x = self.a(x))"``, ``""`` if it was none."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_USERS)]
     return f"{file_shown(frames[-1].filename)}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
 
 
 @contextmanager
 def quiet_fakes() -> Iterator[None]:
-    """Keep torch from logging what does not run on fake tensors, traceback by traceback: it will be explained."""
+    """Keep torch from logging a traceback for each op that fails on fake tensors: our own error explains it."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before, logger.disabled = logger.disabled, True
     try:
@@ -97,7 +97,7 @@ def quiet_fakes() -> Iterator[None]:
 
 
 def file_shown(path: str) -> str:
-    """A source file as its reader knows it: a cell of a notebook, whose file is made up, by its prompt, ``"In[3]"``."""
+    """A source file as its reader knows it: a notebook cell, whose file does not exist, by its prompt, ``"In[3]"``."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     name_of = getattr(getattr(shell, "compile", None), "format_code_name", None)
@@ -118,7 +118,7 @@ def op_name(node: Node) -> str:
 
 
 def bare_name(qualified: str) -> str:
-    """An operator's name: of torch's own without the namespace, of any other in full, for it may mean anything."""
+    """An operator's name: torch's own without the namespace, any other in full, as its name may mean anything."""
     namespace, _, name = qualified.partition("::")
     return name if namespace in ("aten", "prims") else qualified
 
@@ -136,7 +136,7 @@ def _submodule(node: Node) -> nn.Module:
 
 @contextmanager
 def unfused_attention() -> Iterator[None]:
-    """Keep torch's transformer modules from calling one kernel for a whole layer."""
+    """Keep torch's transformer modules from calling one fused kernel for a whole layer."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -221,10 +221,14 @@ def tensor_names(module: nn.Module) -> dict[str, Tensor]:
 
 
 def check_has_numbers(model: nn.Module, doing: str) -> None:
-    """Refuse a model on the meta device, whose tensors have shapes alone, for what reads or writes numbers.
+    """Refuse a model on the meta device, whose tensors have shapes but no numbers.
+
+    Args:
+        model: the model.
+        doing: the start of the sentence, such as ``"slicing"``.
 
     Raises:
-        InputError: a parameter or buffer is there.
+        InputError: a parameter or buffer is on the meta device.
     """
     empty = [name for name, tensor in tensor_names(model).items() if tensor.is_meta]
     if empty:

@@ -16,23 +16,23 @@ def patterns_in(given: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a parameter, or a module that holds it, matches one of the patterns; if there are none, it does."""
+    """Return whether a parameter, or a module that holds it, matches one of the patterns; True without patterns."""
     parts = name.split(".")
     names = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
     return not patterns or any(fnmatchcase(one, pattern) for one in names for pattern in patterns)
 
 
 def check_matched(patterns: Iterable[str], names: Iterable[str], kind: str, option: str = "") -> None:
-    """Refuse a pattern that matches nothing, for it is a slip of the pen.
+    """Refuse a pattern that matches nothing: it is a typing error.
 
     Args:
         patterns: those that were given.
-        names: all that can be matched; modules that hold one of them can be, too.
+        names: all that can be matched; a pattern may also match a module that holds one of them.
         kind: what has these names, such as ``"parameter or module"``.
-        option: that the patterns were given to; none for the arguments of the call itself.
+        option: the option that has these patterns; empty for positional arguments.
 
     Raises:
-        SettingsError: there is one; gives three of the names.
+        SettingsError: a pattern matches nothing; the text gives three of the names.
     """
     names = list(names)
     for pattern in patterns:

@@ -41,7 +41,7 @@ _TIMELESS: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"Creation
 class Picture:
     """A matplotlib figure that was made without pyplot; a notebook shows it as PNG.
 
-    A notebook gets a PNG alone, for it stores what it shows, and the SVG of a large network is ten times the size.
+    A notebook gets a PNG only: it stores what it shows, and the SVG of a large network is ten times the size.
 
     Attributes:
         figure: the ``matplotlib.figure.Figure``, to change what you like before saving.

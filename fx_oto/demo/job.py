@@ -40,7 +40,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out of the job; ``str()`` prints the table."""
+    """The result of the job; ``str()`` prints the table."""
 
     images: Images
     columns: dict[str, Measured]

@@ -1,4 +1,4 @@
-"""What a model weighs."""
+"""The size of a model's file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules of the user's that are called as a whole, and that the analysis has been taught."""
+"""Modules of the user that are called as a whole, for which the analysis was taught a rule."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Attribute = tuple[str, int] | Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Leaf:
-    """What has been taught about a module class.
+    """The rule and the attributes that were taught for a module class.
 
     Attributes:
         rule: what a call of it does to labels.
@@ -59,7 +59,7 @@ leaves: dict[type[nn.Module], Leaf] = {}
 
 
 def leaf_of(module: nn.Module) -> Leaf | None:
-    """What has been taught about a module's class."""
+    """Return what was taught for a module's class, None if nothing was."""
     return leaves.get(type(module))
 
 
@@ -97,7 +97,7 @@ class LeafOp:
         if both := given.keys() & held.keys():
             raise RuleError(
                 f"{type(module).__name__} is registered as a leaf, but {sorted(both)[0]!r} is both an argument of its "
-                "forward and a parameter or buffer: rename one, for rules tell them apart by name"
+                "forward and a parameter or buffer: rename one, because rules tell them apart by name"
             )
         return cls(module, (*given, *held), len(given)), (*given.values(), *held.values())
 

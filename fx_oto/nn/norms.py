@@ -226,7 +226,7 @@ class WholeNorms(WholeCalls):
     names = frozenset(function.__name__ for function in _SHOWN)
 
     def shown(self, func: Any, args: tuple[Any, ...]) -> Shown | None:
-        """See the base class."""
+        """Return torch's own norm that stands for a call."""
         if func not in _SHOWN:
             return None
         value, _, weight, bias, eps = args

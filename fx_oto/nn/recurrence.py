@@ -36,7 +36,7 @@ class WholeRecurrence(WholeCalls):
     names = frozenset(f"{name}{overload}" for name in SEQUENCES + CELLS for overload in ("", ".input", ".default"))
 
     def shown(self, func: Any, args: tuple[Any, ...]) -> Shown | None:
-        """See the base class."""
+        """Return the op that stands for a recurrent call."""
         name = getattr(func, "__name__", "").partition(".")[0]
         if name in CELLS:
             return getattr(torch.ops.aten, name).default, args, lambda: func(*args)

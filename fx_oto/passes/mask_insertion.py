@@ -1,4 +1,4 @@
-"""Masks in the graph: the one place that says which ZIGs are gone."""
+"""Masks in the graph: one switch for each ZIG, to try out a pruning before it is made."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class MaskInsertion(Pass):
     """Multiply the outputs of each family's producers by its mask.
 
     All masks are 1, so nothing changes numerically. A producer whose only reader is another producer of the
-    same family (a convolution before its normalisation) is left out, for the reader's mask covers it. A leaf module
+    same family (a convolution before its normalisation) is left out, because the reader's mask covers it. A leaf module
     that returns several tensors (``nn.LSTM``, ``nn.MultiheadAttention``) gets none: there, only zero weights have an
     effect.
 
@@ -111,7 +111,7 @@ class _Inserter:
                 self._insert(self.nodes[name], site)
 
     def _sites(self, name: str, labels: Tensor) -> list[tuple[Node, _Site]]:
-        """Where a mask has the effect of zero variables: the node's value, or else the parameters it is made from."""
+        """The places where a mask acts as zero variables do: the node's value, or else the parameters behind it."""
         classes = self.found.roots[labels]
         classes = classes[self.family_of[classes] >= 0]
         if not classes.numel():

@@ -61,7 +61,7 @@ class ZIGPartition(Analysis):
         return replace(found, samples=context.inputs.samples)
 
     def refusals(self, gm: GraphModule, context: Context) -> list[str]:
-        """What is kept whole, by reason."""
+        """Axes that are kept whole, by reason."""
         alike: dict[str, list[FrozenAxis]] = {}
         for axis in context.get(Partition).frozen:
             alike.setdefault(str(axis.reason), []).append(axis)

@@ -20,11 +20,11 @@ from fx_oto.zigs.partition import Partition
 __all__ = ["explain"]
 
 _NO_CHANNELS = "no channels lie along it, as with a convolution's window"
-_UNTRACED = "it is not used by the traced graph: the compact model is without it"
+_UNTRACED = "the traced graph does not use it, so the compact model does not have it"
 
 
 def explain(partition: Partition, module: nn.Module, patterns: Sequence[str] = ()) -> Explanation:
-    """See ``Partition.explain``."""
+    """Do the work of ``Partition.explain``."""
     parameters = _parameters(module)
     untraced = Context.of(module).results.get(Untraced, Untraced({})).shapes
     check_matched(patterns, [*chain(*(names for names, _ in parameters)), *untraced], "parameter or module")

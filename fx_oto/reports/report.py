@@ -1,4 +1,4 @@
-"""What the passes did, and how the training went, as text, HTML, Markdown and JSON."""
+"""The report on passes and training as text, HTML, Markdown and JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``fx_oto.sensitivity`` found: a table, a figure, and limits for the optimizers."""
+"""The result of ``fx_oto.sensitivity``: a table, a figure, and limits for the optimizers."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ class Trial:
     metrics: Mapping[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON knows it, which has no NaN and nothing infinite: None instead."""
+        """The attributes by name; NaN and infinity, which JSON does not have, are None."""
         values = {name: finite(value) for name, value in self.metrics.items()}
         return {**vars(self), "metrics": values}
 
 
 @dataclass(frozen=True)
 class Sensitivity(Tabular):
-    """How evaluations change as part of a family goes; made by ``fx_oto.sensitivity``.
+    """Evaluations with part of a family removed; made by ``fx_oto.sensitivity``.
 
     ``str()`` prints a table, a notebook shows it as HTML, iteration yields the trials.
 
@@ -94,7 +94,7 @@ class Sensitivity(Tabular):
     def min_kept(
         self, metric: str | None = None, *, drop: float | None = None, rise: float | None = None
     ) -> dict[str, int]:
-        """How many ZIGs of each family must be kept so that one metric gets worse by no more than is allowed.
+        """Find how many ZIGs of each family must be kept so that one metric gets worse by no more than is allowed.
 
         Every family is judged alone, by the largest fraction that was tried at which, and below which, the metric stays
         within bounds; several families together cost more.

@@ -1,4 +1,4 @@
-"""How long models take: warmed up, taking turns, with the spread beside the median."""
+"""The latency of models: warmed up, taking turns, with the spread beside the median."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HEADERS = ("model", "median", "middle half", "to the first")
 
 @dataclass(frozen=True)
 class ModelLatency:
-    """What was measured of one model.
+    """The measured latency of one model.
 
     Attributes:
         name: the model's name.
@@ -158,7 +158,7 @@ def latency(
         raise SettingsError(f"rounds must be at least 1 and warmup at least 0; found {rounds} and {warmup}")
     if any(tensor.is_meta for tensor in tensor_leaves((inputs.args, inputs.kwargs))):
         raise InputError(
-            "latency needs inputs with numbers, and these are on the meta device: make them on the model's"
+            "latency needs inputs with numbers, but these are on the meta device: make them on the device of the model"
         )
     with ExitStack() as untouched:
         for name, model in named.items():

@@ -35,7 +35,7 @@ _READ = Entry(
 def draw_couplings(
     partition: Partition, module: nn.Module, patterns: Sequence[str], fold: int | None, limit: int
 ) -> Picture:
-    """See ``Partition.draw``."""
+    """Do the work of ``Partition.draw``."""
     check_fold(fold, limit)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensor_names(module).items()}
     check_matched(patterns, shapes, "parameter or module")

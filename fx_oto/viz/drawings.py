@@ -176,7 +176,7 @@ def _late_tensors(gm: GraphModule) -> list[Node]:
 
 
 def _is_drawn(node: Node) -> bool:
-    """Whether a tensor of the model passes through it: not masks, nor what computes sizes."""
+    """Return whether a tensor of the model passes through a node: masks and sizes are not drawn."""
     if node.target is apply_mask or str(node.target).startswith(f"{MASKS}."):
         return False
     return node.op == "output" or "val" not in node.meta or bool(tensor_leaves(node.meta["val"]))

@@ -1,4 +1,4 @@
-"""Which lane each wire runs in, as in ``git log --graph``: a row for each node, a lane for each value in use."""
+"""The lane of each wire, as in ``git log --graph``: a row for each node, a lane for each value in use; columns."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class Strip:
 
 
 def draw_strip(strip: Strip) -> Picture:
-    """Draw it."""
+    """Lay out and draw the rows, the wires and the legend."""
     with drawing():
         return _Drawing(_printable(strip)).run()
 
@@ -245,7 +245,7 @@ class _Box:
 
 
 class _Ink:
-    """All that is no text, drawn as a few collections: an artist for each box and wire takes several times as long."""
+    """Everything except text, drawn as a few collections: an artist for each box and wire is several times slower."""
 
     def __init__(self) -> None:
         self.shades: list[_Box] = []  # behind rows

@@ -65,7 +65,7 @@ def test_pipelines_nest_and_append():
 def test_a_result_that_was_dropped_names_the_pass():
     gm = relu_to_silu(fx_oto.prepare(_network(), X)).graph_module
     text = r"the pass 'relu-to-silu' changed the graph and dropped it: run the pass 'zig-partition' again, or let"
-    with pytest.raises(fx_oto.MissingResultError, match=rf"no Partition is known for this GraphModule, for {text}"):
+    with pytest.raises(fx_oto.MissingResultError, match=rf"no Partition is known for this GraphModule, because {text}"):
         fx_oto.partition(gm)
     with pytest.raises(
         fx_oto.MissingResultError, match=r"'mask-insertion' needs Dependencies, .* 'relu-to-silu' changed"

@@ -128,7 +128,11 @@ def test_another_rule_for_the_same_op_is_refused_but_not_the_same_again():
     fx_oto.register_rule(ops.wobble)(first)
     fx_oto.register_rule(ops.wobble.default)(again)
     with refused(
-        "fx_oto_errors.wobble.default has the rule", "my_rule", "test_rule_errors.py", "elementwise()", "replace=True"
+        "fx_oto_errors.wobble.default already has the rule",
+        "my_rule",
+        "test_rule_errors.py",
+        "replace=True",
+        "elementwise()",
     ):
         fx_oto.register_rule(ops.wobble, kinds.elementwise())
     fx_oto.register_rule(ops.wobble, kinds.elementwise(), replace=True)
@@ -138,7 +142,9 @@ def test_another_rule_for_the_same_op_is_refused_but_not_the_same_again():
     with refused("has no rule that could be forgotten", "fx_oto_errors.wobble.default"):
         fx_oto.unregister_rule(ops.weighted)
     fx_oto.register_leaf(Net, kinds.elementwise())
-    with refused("Net has the rule elementwise() and would get movement()", "replace=True"):
+    with refused(
+        "Net already has the rule elementwise(); pass replace=True to replace it by movement()", "replace=True"
+    ):
         fx_oto.register_leaf(Net, kinds.movement())
 
 
@@ -378,7 +384,7 @@ def test_a_kind_that_does_not_fit(rule, parts):
 
 def test_sizes_that_do_not_fit_the_letters():
     fx_oto.register_rule(ops.weighted, kinds.contraction("...i,io->...o"))
-    with refused("'i' in '...i,io->...o' is 6 and, in weight, 8", "does not fit this call"):
+    with refused("dimension 'i' of '...i,io->...o' is 6, but 8 in weight", "does not match this call"):
         prepared(lambda x: ops.weighted(x[..., :6], torch.ones(8, 6)))
 
 

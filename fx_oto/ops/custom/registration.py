@@ -344,8 +344,8 @@ def _check_callable(rule: Any, whose: str) -> None:
 def _check_free(subject: str, earlier: Taught | None, rule: Any, replace: bool) -> None:
     if earlier is not None and not replace and _name(earlier.rule) != _name(rule):
         raise RuleError(
-            f"{subject} has the rule {_described(earlier.rule)} and would get {_described(rule)}: the same function or "
-            "kind may be registered again, for another pass replace=True, or unregister_rule first"
+            f"{subject} already has the rule {_described(earlier.rule)}; pass replace=True to replace it by "
+            f"{_described(rule)}, or call unregister_rule first"
         )
 
 
