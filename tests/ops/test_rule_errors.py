@@ -142,9 +142,7 @@ def test_another_rule_for_the_same_op_is_refused_but_not_the_same_again():
     with refused("has no rule that could be forgotten", "fx_oto_errors.wobble.default"):
         fx_oto.unregister_rule(ops.weighted)
     fx_oto.register_leaf(Net, kinds.elementwise())
-    with refused(
-        "Net already has the rule elementwise(); pass replace=True to replace it by movement()", "replace=True"
-    ):
+    with refused("Net already has the rule elementwise(); pass replace=True to replace it by movement()"):
         fx_oto.register_leaf(Net, kinds.movement())
 
 
