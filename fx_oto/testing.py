@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from fx_oto.analysis.recording import record_tape
 from fx_oto.capture import trace
@@ -163,10 +163,7 @@ def _in_double(model: nn.Module, inputs: Any) -> tuple[GraphModule, ExampleInput
     if inputs is None and not traced:
         raise InputError("check_pass needs example inputs, such as torch.randn(2, 3, 32, 32), to trace a model")
     given = Context.of(model).inputs if inputs is None else ExampleInputs.of(inputs)
-    args, kwargs = tree_map_only(
-        Tensor, lambda t: t.double() if t.is_floating_point() else t, (given.args, given.kwargs)
-    )
-    example = ExampleInputs(args, kwargs)
+    example = given.mapped(lambda t: t.double() if t.is_floating_point() else t)
     twin = copy.deepcopy(model).double()
     if not traced:
         return trace(twin, example), example

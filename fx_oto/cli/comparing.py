@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
 
 from torch import nn
 
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.tables import MACS, macs_text, table, terminal_width
-from fx_oto.demo.measure import file_size
-from fx_oto.reports.costs import Cost, cost
+from fx_oto.demo.measure import Measured
 from fx_oto.reports.timing import latency
 
-__all__ = ["Measured", "before_and_after", "measure"]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One model: its cost, bytes of its state_dict, and seconds of a forward pass, or None where not measured."""
-
-    cost: Cost
-    bytes: int
-    seconds: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain values."""
-        return {**asdict(self.cost), "bytes": self.bytes, "seconds": self.seconds}
+__all__ = ["before_and_after", "measure"]
 
 
 def measure(full: nn.Module, compact: nn.Module, inputs: ExampleInputs, timed: bool) -> tuple[Measured, Measured]:
@@ -35,11 +19,7 @@ def measure(full: nn.Module, compact: nn.Module, inputs: ExampleInputs, timed: b
     seconds: list[float | None] = [None, None]
     if timed:
         seconds = [taken.median for taken in latency([full, compact], inputs)]
-    first, second = (
-        Measured(cost(model, inputs), file_size(model), taken)
-        for model, taken in zip((full, compact), seconds, strict=True)
-    )
-    return first, second
+    return Measured.of(full, inputs, seconds[0]), Measured.of(compact, inputs, seconds[1])
 
 
 def before_and_after(full: Measured, compact: Measured) -> str:

@@ -28,7 +28,7 @@ from torch.fx import GraphModule
 
 from fx_oto.api import compress as cut
 from fx_oto.api import prepare
-from fx_oto.cli.comparing import Measured, before_and_after, measure
+from fx_oto.cli.comparing import before_and_after, measure
 from fx_oto.cli.locating import did_you_mean, failed, locate
 from fx_oto.cli.saving import Saved, check_output, save
 from fx_oto.cli.subject import build_inputs, build_model
@@ -36,6 +36,7 @@ from fx_oto.cli.values import assignments
 from fx_oto.core.context import Context
 from fx_oto.core.errors import FxOtoError, InputError, NothingToCompressError, SettingsError
 from fx_oto.core.tables import wrapped
+from fx_oto.demo.measure import Measured
 from fx_oto.optim.dhspg import DHSPG
 from fx_oto.optim.hesso import HESSO
 from fx_oto.optim.sparsifier import GroupSparseOptimizer

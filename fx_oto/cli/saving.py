@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import InputError, VerificationError
+from fx_oto.core.fx_utils import tensor_leaves
 from fx_oto.core.preserve import evaluating
 from fx_oto.passes.verification import relative_error
 
@@ -140,11 +141,7 @@ def _exported(model: nn.Module, inputs: ExampleInputs, batch: Any) -> ExportedPr
 
 def _doubled(inputs: ExampleInputs) -> ExampleInputs:
     """Twice the batch: torch.export takes a batch of one for a constant."""
-    sizes = {
-        leaf.size(0) if leaf.ndim else 0
-        for leaf in tree_leaves((inputs.args, inputs.kwargs))
-        if isinstance(leaf, Tensor)
-    }
+    sizes = {leaf.size(0) if leaf.ndim else 0 for leaf in tensor_leaves((inputs.args, inputs.kwargs))}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError("the example inputs have no batch dimension in common")
     return inputs.doubled()

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from fx_oto.cli.locating import failed, locate
 from fx_oto.cli.values import assignments, read_inputs
@@ -55,8 +54,7 @@ def build_inputs(options: argparse.Namespace) -> ExampleInputs:
         function = locate(options.inputs, "the example inputs")
         inputs = ExampleInputs.of(_call(function, options.inputs) if callable(function) else function)
     device = _device(options.device)
-    args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to(device), (inputs.args, inputs.kwargs))
-    return ExampleInputs(args, kwargs)
+    return inputs.mapped(lambda tensor: tensor.to(device))
 
 
 def _device(name: str) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -71,10 +71,13 @@ class ExampleInputs:
         plain = bool(self.args) and not self.kwargs and all(type(value) is int for value in self.args)
         return self.args if plain else ()
 
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> ExampleInputs:
+        """The same structure with ``change`` applied to each tensor."""
+        return ExampleInputs(*tree_map_only(Tensor, change, (self.args, self.kwargs)))
+
     def copied(self) -> ExampleInputs:
         """A copy with tensors of its own, which a model may write into."""
-        args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), (self.args, self.kwargs))
-        return ExampleInputs(args, kwargs)
+        return self.mapped(lambda tensor: tensor.detach().clone())
 
     @property
     def samples(self) -> int:
@@ -84,12 +87,7 @@ class ExampleInputs:
     def doubled(self) -> ExampleInputs:
         """Twice the batch: of each tensor whose first dimension is as long as the batch."""
         samples = self.samples
-
-        def double(tensor: Tensor) -> Tensor:
-            return torch.cat([tensor, tensor]) if tensor.ndim and tensor.size(0) == samples else tensor
-
-        args, kwargs = tree_map_only(Tensor, double, (self.args, self.kwargs))
-        return ExampleInputs(args, kwargs)
+        return self.mapped(lambda one: torch.cat([one, one]) if one.ndim and one.size(0) == samples else one)
 
 
 @dataclass(frozen=True)

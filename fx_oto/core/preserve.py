@@ -7,7 +7,7 @@ import random
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -61,24 +61,15 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-@contextmanager
-def on_cpu() -> Iterator[None]:
+def on_cpu() -> AbstractContextManager[Any]:
     """Make the CPU the default device, where the analysis works, whatever the user has set."""
-    if torch.get_default_device().type == "cpu":
-        yield
-        return
-    with torch.device("cpu"):
-        yield
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
-@contextmanager
-def uncompiled() -> Iterator[None]:
+def uncompiled() -> AbstractContextManager[Any]:
     """Run compiled code, and code marked for ``torch.compile``, eagerly, as it is written."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and to load it takes long
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+    compiled = "torch._dynamo" in sys.modules  # else nothing is compiled, and to load it takes long
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from fx_oto.core.errors import RuleError
+from fx_oto.core.preserve import evaluating
 
 __all__ = ["Attribute", "Leaf", "LeafOp", "OpaqueOp", "leaf_of", "leaves"]
 
@@ -106,13 +107,8 @@ class LeafOp:
         held = dict(zip(self.names[self.num_inputs :], arguments[self.num_inputs :], strict=True))
         given = OrderedDict(zip(self.names, arguments[: self.num_inputs], strict=False))
         bound = inspect.BoundArguments(inspect.signature(self.module.forward), given)
-        before = [(child, child.training) for child in self.module.modules()]
-        try:
-            self.module.eval()
+        with evaluating(self.module):
             return functional_call(self.module, held, bound.args, bound.kwargs)
-        finally:
-            for child, mode in before:
-                child.training = mode
 
 
 @dataclass(frozen=True, eq=False)

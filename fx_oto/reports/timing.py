@@ -7,12 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch import nn
 
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import InputError, SettingsError
@@ -221,14 +219,14 @@ def _run(model: nn.Module, inputs: ExampleInputs) -> Callable[[], None]:
     """A forward pass that is over when it returns."""
     tensor = next((t for tensors in (model.parameters(), model.buffers()) for t in tensors), None)
     device = torch.device("cpu") if tensor is None else tensor.device
-    args, kwargs = tree_map_only(Tensor, lambda t: t.detach().to(device, copy=True), (inputs.args, inputs.kwargs))
+    mine = inputs.mapped(lambda t: t.detach().to(device, copy=True))
     _wait(device)
-    return partial(_forward, model, args, kwargs, device)
 
+    def forward() -> None:
+        model(*mine.args, **mine.kwargs)
+        _wait(device)
 
-def _forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device) -> None:
-    model(*args, **kwargs)
-    _wait(device)
+    return forward
 
 
 def _wait(device: torch.device) -> None:
