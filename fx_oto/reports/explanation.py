@@ -20,7 +20,7 @@ from fx_oto.zigs.partition import Partition
 __all__ = ["explain"]
 
 _NO_CHANNELS = "no channels lie along it, as with a convolution's window"
-_UNTRACED = "the traced graph does not use it, so the compact model does not have it"
+_UNTRACED = "it is not used by the traced graph, so the compact model does not have it"
 
 
 def explain(partition: Partition, module: nn.Module, patterns: Sequence[str] = ()) -> Explanation:

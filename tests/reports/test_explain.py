@@ -79,7 +79,7 @@ def test_rows_name_the_family_or_the_reason_with_op_and_line(found):
     assert axes["fc.weight", 1].families == (("d.weight", 12),)
     assert axes["b.weight", 1].why == ""
     assert axes["a.weight", 3].why == "no channels lie along it, as with a convolution's window"
-    assert axes["spare", 1].why == "it is not used by the traced graph: the compact model is without it"
+    assert axes["spare", 1].why == "it is not used by the traced graph, so the compact model does not have it"
     (sort,) = axes["b.weight", 0].frozen
     assert (sort.reason.why, sort.reason.op, sort.reason.source) == (SORT, "sort", line_of(".sort(1)"))
     (reader,) = axes["c.weight", 1].frozen
