@@ -238,6 +238,8 @@ class _Column:
 
 @dataclass(frozen=True)
 class _Box:
+    """A rectangle from its upper left corner; a fill or an edge may be ``"none"``."""
+
     corner: Point
     size: Point
     fill: str
@@ -261,11 +263,10 @@ class _Ink:
         stripe = width / max(len(fills), 1)
         corner = x, y - height / 2
         edge = darker(fills[0]) if len(set(fills)) == 1 else "#888888"
-        if len(fills) > 1:
-            self.boxes += [
-                _Box((x + stripe * i, corner[1]), (stripe, height), fill, "none") for i, fill in enumerate(fills)
-            ]
-        self.boxes.append(_Box(corner, (width, height), (*fills, "white")[0] if len(fills) < 2 else "none", edge))
+        face = "none" if fills else "white"
+        for i, fill in enumerate(fills):
+            self.boxes.append(_Box((x + stripe * i, corner[1]), (stripe, height), fill, "none"))
+        self.boxes.append(_Box(corner, (width, height), face, edge))
 
     def draw(self, axes: Axes) -> None:
         from matplotlib.collections import LineCollection, PathCollection  # noqa: PLC0415 - an extra
@@ -313,7 +314,7 @@ def _chip_width(text: str) -> float:
 def draw_mark(axes: Axes, ink: _Ink, mark: Mark, x: float, y: float, width: float = _BOX[0]) -> None:
     """Draw a mark around a point."""
     if mark.kind == "dot":
-        ink.dots.append((x, y, darker((*mark.fills, "#FFFFFF")[0])))
+        ink.dots.append((x, y, darker(mark.fills[0] if mark.fills else "#FFFFFF")))
         return
     if mark.kind == "pile":
         ink.box((x - width / 2 + 0.03, y - 0.03), width, mark.fills[-1:])
