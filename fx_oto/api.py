@@ -12,7 +12,7 @@ from fx_oto.analysis.engine import Attention
 from fx_oto.capture import trace
 from fx_oto.core.context import Context
 from fx_oto.core.errors import MissingResultError, SettingsError
-from fx_oto.core.fx_utils import patterns_in
+from fx_oto.core.patterns import patterns_in
 from fx_oto.core.records import PassRecord
 from fx_oto.core.warn import warn
 from fx_oto.framework.pipeline import Pipeline

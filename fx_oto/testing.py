@@ -1,4 +1,4 @@
-"""What the author of a pass tests it with."""
+"""Tools for the author of a pass to test it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from fx_oto.analysis.recording import record_tape
 from fx_oto.capture import trace
@@ -32,7 +32,7 @@ def check_pass(
     same_outputs: bool = True,
     modes: Sequence[str] = ("eval", "train"),
 ) -> GraphModule:
-    """Run a pass on a copy in float64 and hold it to what every pass owes.
+    """Run a pass on a copy of the model in float64 and check what every pass must keep.
 
     That is: the input is untouched; the result is a sound graph with the same inputs and outputs; ``modified`` is
     honest; it is deterministic; run again on its own result it changes nothing; an analysis changes nothing at all;
@@ -51,7 +51,8 @@ def check_pass(
         What the pass made of the copy.
 
     Raises:
-        AssertionError: a promise is broken; the text names the pass and the promise.
+        AssertionError: a promise is broken; the text names the pass and the promise, the largest difference where
+            numbers were compared, and what to do.
 
     Example:
         >>> import torch, fx_oto
@@ -68,20 +69,25 @@ def check_pass(
     made: GraphModule = result.graph_module
     record = Context.of(made).records[-1]
     promises = _Promises(stage)
-    promises.hold(_text(gm) == text, "leaves what it is given as it was, but changed its graph or modules")
-    promises.hold(_equal(gm.state_dict(), before), "leaves what it is given as it was, but changed its tensors")
-    promises.hold(result.modified == (made is not gm), "says modified if, and only if, it returns another GraphModule")
-    promises.hold(not (isinstance(stage, Analysis) and result.modified), "changes nothing, as it is an analysis")
-    found, counted = (record.params[1], record.macs[1]), cost(made, example)
-    promises.hold(found == (counted.params, counted.macs), f"has {counted}, but its record says {found}")
-    for mode, expected in outputs.items():
-        promises.hold(_equal(_run(made, example, mode), expected, **_TOLERANCE), f"keeps the outputs in {mode} mode")
-    again = stage(twin).graph_module
+    promises.hold(_text(gm) == text, "leaves the graph and the modules that it is given as they were", _COPY)
+    promises.same(gm.state_dict(), before, "leaves the tensors that it is given as they were", _COPY)
     promises.hold(
-        _text(again) == _text(made) and _equal(again.state_dict(), made.state_dict()), "does the same each time"
+        result.modified == (made is not gm), "says modified if, and only if, it returns another GraphModule", _HONEST
     )
+    promises.hold(not (isinstance(stage, Analysis) and result.modified), "that is an analysis changes nothing", _HONEST)
+    found, counted = (record.params[1], record.macs[1]), cost(made, example)
+    promises.hold(
+        found == (counted.params, counted.macs),
+        f"has a record that says what the model costs: {counted}",
+        f"the record says {found}. Count in Stage.macs, or leave out trusted = True",
+    )
+    for mode, expected in outputs.items():
+        promises.same(_run(made, example, mode), expected, f"keeps the outputs in {mode} mode", _OUTPUTS, **_TOLERANCE)
+    again = stage(twin).graph_module
+    promises.hold(_text(again) == _text(made), "does the same each time", _CHANCE)
+    promises.same(again.state_dict(), made.state_dict(), "does the same each time", _CHANCE)
     if all(kind in Context.of(made).results for kind in stage.requires):
-        promises.hold(not stage(made).modified, "changes nothing when it is run again on its own result")
+        promises.hold(not stage(made).modified, "changes nothing when it is run again on its own result", _HONEST)
     return made
 
 
@@ -125,13 +131,30 @@ def randomise(model: nn.Module, seed: int = 0, linear_gain: float = 2.0, constan
     return model
 
 
+_COPY = (
+    "change nothing but the graph and the module tree of the copy that transform is given, and put new modules and "
+    "tensors there with gm.set_submodule(name, copy.deepcopy(module))"
+)
+_HONEST = "let transform return the GraphModule if it has changed it, and None if there was nothing to change"
+_OUTPUTS = "mend the pass, or call check_pass with same_outputs=False, or other modes, if it is meant to change them"
+_CHANCE = "let nothing depend on random numbers, on the order of a set, or on what an earlier run left behind"
+
+
 class _Promises:
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
 
-    def hold(self, kept: bool, promise: str) -> None:
+    def hold(self, kept: bool, promise: str, remedy: str, found: str = "") -> None:
         if not kept:
-            raise AssertionError(f"the pass {self.stage.name!r} breaks a promise: a pass {promise}")
+            found = f"; found: {found}" if found else ""
+            raise AssertionError(f"the pass {self.stage.name!r} breaks a promise: a pass {promise}{found}; {remedy}")
+
+    def same(self, found: Any, expected: Any, promise: str, remedy: str, rtol: float = 0.0, atol: float = 0.0) -> None:
+        """Two structures of tensors must hold the same numbers; the error tells the largest difference."""
+        try:
+            torch.testing.assert_close(found, expected, rtol=rtol, atol=atol, equal_nan=True)
+        except (AssertionError, ValueError, TypeError) as error:
+            self.hold(False, promise, remedy, " ".join(str(error).split()))
 
 
 def _in_double(model: nn.Module, inputs: Any) -> tuple[GraphModule, ExampleInputs]:
@@ -140,10 +163,7 @@ def _in_double(model: nn.Module, inputs: Any) -> tuple[GraphModule, ExampleInput
     if inputs is None and not traced:
         raise InputError("check_pass needs example inputs, such as torch.randn(2, 3, 32, 32), to trace a model")
     given = Context.of(model).inputs if inputs is None else ExampleInputs.of(inputs)
-    args, kwargs = tree_map_only(
-        Tensor, lambda t: t.double() if t.is_floating_point() else t, (given.args, given.kwargs)
-    )
-    example = ExampleInputs(args, kwargs)
+    example = given.mapped(lambda t: t.double() if t.is_floating_point() else t)
     twin = copy.deepcopy(model).double()
     if not traced:
         return trace(twin, example), example
@@ -154,21 +174,13 @@ def _in_double(model: nn.Module, inputs: Any) -> tuple[GraphModule, ExampleInput
 
 
 def _text(gm: GraphModule) -> str:
-    """Its code and its modules: not its class, whose name a copy loses."""
+    """The code and the modules of ``gm``, without its class, whose name a copy loses."""
     return "\n".join((gm.code, *map(str, gm.named_children())))
 
 
 def _run(gm: GraphModule, inputs: ExampleInputs, mode: str) -> list[Any]:
-    """What a copy returns, so that nothing is written into the original, nor into the inputs."""
+    """Run a copy, so that nothing is written into the original, nor into the inputs."""
     inputs = inputs.copied()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         return tree_leaves(copy.deepcopy(gm).train(mode == "train")(*inputs.args, **inputs.kwargs))
-
-
-def _equal(found: Any, expected: Any, rtol: float = 0.0, atol: float = 0.0) -> bool:
-    try:
-        torch.testing.assert_close(found, expected, rtol=rtol, atol=atol, equal_nan=True)
-    except (AssertionError, ValueError, TypeError):
-        return False
-    return True

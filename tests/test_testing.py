@@ -79,19 +79,28 @@ def test_a_pass_that_keeps_its_promises():
     assert check_pass(drop_dropout, make_net(), IMAGE, modes=["eval"]) is not None
 
 
+DIFFER = r"Greatest absolute difference: \d[\d.e-]+ at index .* \(up to 1e-12 allowed\)"
+
+
 @pytest.mark.parametrize(
-    ("stage", "promise"),
+    ("stage", "promise", "remedy"),
     [
-        (drop_relu, "keeps the outputs in eval mode"),
-        (drop_dropout, "keeps the outputs in train mode"),
-        (scale_shared_weights, "leaves what it is given as it was, but changed its tensors"),
-        (never_done, "changes nothing when it is run again on its own result"),
-        (by_chance, "does the same each time"),
+        (drop_relu, f"keeps the outputs in eval mode; found: .*{DIFFER}", "same_outputs=False"),
+        (drop_dropout, f"keeps the outputs in train mode; found: .*{DIFFER}", "or other modes"),
+        (
+            scale_shared_weights,
+            r"leaves the tensors that it is given as they were; found: .* for item \['0.weight'\]",
+            "change nothing but the graph",
+        ),
+        (never_done, "changes nothing when it is run again on its own result", "None if there was nothing to change"),
+        (by_chance, "does the same each time", "let nothing depend on random numbers"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_broken_promises_are_named(stage, promise):
-    with pytest.raises(AssertionError, match=f"the pass {stage.name!r} breaks a promise: a pass {promise}"):
+def test_broken_promises_are_named_with_number_and_remedy(stage, promise, remedy):
+    with pytest.raises(
+        AssertionError, match=f"the pass {stage.name!r} breaks a promise: a pass {promise}.*; .*{remedy}"
+    ):
         check_pass(stage, make_net(), IMAGE)
 
 

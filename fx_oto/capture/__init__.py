@@ -25,8 +25,7 @@ from fx_oto.core.errors import InputError, TraceError
 from fx_oto.core.fx_utils import graph_copy, one_at_a_time, quiet_fakes, raised_at, tensor_leaves, tensor_names
 from fx_oto.core.masks import MASKS, drop_masks
 from fx_oto.core.original import Original
-from fx_oto.core.preserve import unchanged, uncollected, uncompiled, unwritten, without_autocast
-from fx_oto.core.random_state import Dice
+from fx_oto.core.preserve import Dice, unchanged, uncollected, uncompiled, unwritten, without_autocast
 from fx_oto.core.records import PassRecord
 from fx_oto.core.warn import warn
 

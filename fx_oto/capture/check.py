@@ -9,8 +9,7 @@ from torch.fx import GraphModule
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import tensor_leaves, tensor_names
-from fx_oto.core.preserve import evaluating, unwritten
-from fx_oto.core.random_state import Dice
+from fx_oto.core.preserve import Dice, evaluating, unwritten
 
 __all__ = ["check_capture"]
 

@@ -18,7 +18,7 @@ from fx_oto.capture.really import Evaluator
 from fx_oto.capture.seen import SeenList, SeenTuple
 from fx_oto.capture.sheet import Item
 from fx_oto.core.fx_utils import tensor_leaves
-from fx_oto.core.random_state import Dice
+from fx_oto.core.preserve import Dice
 
 __all__ = ["Handing"]
 

@@ -43,8 +43,7 @@ from fx_oto.capture.whole import (
 )
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import raised_at
-from fx_oto.core.preserve import evaluating, forget_parameters, without_backward_hooks
-from fx_oto.core.random_state import Dice
+from fx_oto.core.preserve import Dice, evaluating, forget_parameters, without_backward_hooks
 from fx_oto.nn.leaves import LeafOp, leaf_of
 from fx_oto.nn.modules import is_torchs
 

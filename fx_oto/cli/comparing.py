@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
 
 from torch import nn
 
-from fx_oto.cli.tables import table
 from fx_oto.core.context import ExampleInputs
-from fx_oto.core.tables import macs_text
-from fx_oto.demo.measure import file_size
-from fx_oto.reports.costs import Cost, cost
+from fx_oto.core.tables import MACS, macs_text, table, terminal_width
+from fx_oto.demo.measure import Measured
 from fx_oto.reports.timing import latency
 
-__all__ = ["Measured", "before_and_after", "measure"]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One model: its cost, bytes of its state_dict, and seconds of a forward pass, or None where not measured."""
-
-    cost: Cost
-    bytes: int
-    seconds: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain values."""
-        return {**asdict(self.cost), "bytes": self.bytes, "seconds": self.seconds}
+__all__ = ["before_and_after", "measure"]
 
 
 def measure(full: nn.Module, compact: nn.Module, inputs: ExampleInputs, timed: bool) -> tuple[Measured, Measured]:
@@ -36,18 +19,14 @@ def measure(full: nn.Module, compact: nn.Module, inputs: ExampleInputs, timed: b
     seconds: list[float | None] = [None, None]
     if timed:
         seconds = [taken.median for taken in latency([full, compact], inputs)]
-    first, second = (
-        Measured(cost(model, inputs), file_size(model), taken)
-        for model, taken in zip((full, compact), seconds, strict=True)
-    )
-    return first, second
+    return Measured.of(full, inputs, seconds[0]), Measured.of(compact, inputs, seconds[1])
 
 
 def before_and_after(full: Measured, compact: Measured) -> str:
     """The table of both."""
     rows: list[tuple[str, Callable[[Measured], str], Callable[[Measured], float | None]]] = [
         ("parameters", lambda m: f"{m.cost.params:,}", lambda m: m.cost.params),
-        ("MACs", lambda m: macs_text(m.cost.macs), lambda m: m.cost.macs),
+        (MACS, lambda m: macs_text(m.cost.macs, m.cost.samples), lambda m: m.cost.macs),
         ("state_dict", lambda m: f"{m.bytes / 1024:,.0f} KiB", lambda m: m.bytes),
         ("latency", lambda m: f"{1e3 * (m.seconds or 0):,.2f} ms", lambda m: m.seconds),
     ]
@@ -57,4 +36,4 @@ def before_and_after(full: Measured, compact: Measured) -> str:
         if value(full) is not None
     ]
     headers = ("", "before", "after", "left")
-    return table(shown, headers, headers[1:])
+    return table(shown, headers, numeric=headers[1:], width=terminal_width())

@@ -5,8 +5,8 @@ With ``--json``, one object on standard output; keys are only ever added to it:
 - ``schema`` (1), ``command``, ``version``, ``model``, ``warnings`` (texts);
 - ``capture``: as for ``inspect``; ``group_sparsity``: the fraction of ZIGs that went;
 - ``target``: ``name`` and ``value`` of what was asked; ``reached``: fractions by name; both null without ``--train``;
-- ``before``, ``after``: each ``params``, ``macs``, ``bytes`` (of the state_dict), ``seconds`` (of one
-  forward pass, or null);
+- ``before``, ``after``: each ``params``, ``macs`` (of a batch of ``samples``), ``bytes`` (of the state_dict),
+  ``seconds`` (of one forward pass, or null);
 - ``verification``: ``error`` and ``tolerance``, relative to the largest output;
 - ``passes``: each ``name``, ``options``, ``seconds``, ``peak_memory`` (bytes, or null), ``modified``, ``nodes``,
   ``params`` and ``macs`` (each before and after), ``refusals`` (texts), ``resized`` (shapes before and after, by
@@ -28,14 +28,15 @@ from torch.fx import GraphModule
 
 from fx_oto.api import compress as cut
 from fx_oto.api import prepare
-from fx_oto.cli.comparing import Measured, before_and_after, measure
+from fx_oto.cli.comparing import before_and_after, measure
 from fx_oto.cli.locating import did_you_mean, failed, locate
 from fx_oto.cli.saving import Saved, check_output, save
 from fx_oto.cli.subject import build_inputs, build_model
-from fx_oto.cli.tables import wrapped
 from fx_oto.cli.values import assignments
 from fx_oto.core.context import Context
 from fx_oto.core.errors import FxOtoError, InputError, NothingToCompressError, SettingsError
+from fx_oto.core.tables import wrapped
+from fx_oto.demo.measure import Measured
 from fx_oto.optim.dhspg import DHSPG
 from fx_oto.optim.hesso import HESSO
 from fx_oto.optim.sparsifier import GroupSparseOptimizer
@@ -52,7 +53,7 @@ TARGETS = ("group_sparsity", "params", "macs", "latency")
 
 @dataclass(frozen=True)
 class Compression:
-    """What came out; ``str()`` prints it, ``to_dict()`` has it as plain values.
+    """The result of the command; ``str()`` prints it, ``to_dict()`` has it as plain values.
 
     Attributes:
         model: as the user named it.
@@ -81,11 +82,11 @@ class Compression:
 
     @property
     def verification(self) -> VerificationReport:
-        """How near the outputs of the compact model are."""
+        """The difference of the compact model's outputs."""
         return Context.of(self.small).get(VerificationReport)
 
     def to_dict(self) -> dict[str, Any]:
-        """See the module."""
+        """The keys that the docstring of the module lists."""
         return {
             "model": self.model,
             **self.report.to_dict(),
@@ -149,7 +150,7 @@ def compress(options: argparse.Namespace) -> Compression:
 
 
 def _check(options: argparse.Namespace) -> tuple[str, float] | None:
-    """What can be known to be wrong before the model is built; returns the target."""
+    """Refuse wrong options before the model is built, and return the target."""
     given = [(name, value) for name in TARGETS if (value := getattr(options, f"target_{name}")) is not None]
     names = ", ".join(f"--target-{name.replace('_', '-')}" for name in TARGETS)
     if options.train and len(given) != 1:
@@ -163,7 +164,7 @@ def _check(options: argparse.Namespace) -> tuple[str, float] | None:
         if needless:
             raise SettingsError(f"{', '.join(needless)} can only be used with --train MODULE:FUNCTION")
     if options.device == "meta":
-        raise SettingsError("--device meta has no numbers to compress: it is for inspect")
+        raise SettingsError("a model on --device meta has no numbers, so it cannot be compressed: use inspect")
     if options.output is not None:
         check_output(options.output)
     return given[0] if given else None

@@ -5,7 +5,7 @@ With ``--json``, one object on standard output; keys are only ever added to it:
 - ``schema`` (1), ``command``, ``version``, ``model``, ``warnings`` (texts);
 - ``capture``: ``front_end``, ``opaque`` (names), ``sizes``: each ``dims`` (input, dimension), ``size``, ``fixed`` and
   ``decided`` (why, or ``""``);
-- ``cost``: ``params`` and ``macs`` of the full model, MACs on the example inputs;
+- ``cost``: ``params`` and ``macs`` of the full model, MACs on the example inputs, a batch of ``samples``;
 - ``explained``: of the parameters that ``--only`` names, all without it: ``params``, ``prunable``, ``kept``;
 - ``zigs``: their number; ``families``: each ``name``, ``zigs``, ``params_per_zig``, ``macs_per_zig``, and ``slots``,
   each ``tensor``, ``dim``, ``variable``, ``indices`` (how many);
@@ -22,10 +22,9 @@ from typing import Any
 
 from fx_oto.api import prepare
 from fx_oto.cli.subject import build_inputs, build_model
-from fx_oto.cli.tables import table, wrapped
 from fx_oto.core.context import Capture, Context
 from fx_oto.core.fx_utils import holder
-from fx_oto.core.tables import counted, macs_text
+from fx_oto.core.tables import counted, macs_text, table, terminal_width, wrapped
 from fx_oto.reports.costs import Cost, cost
 from fx_oto.viz.couplings import families_touching
 from fx_oto.zigs.explanation import AxisExplanation, Explanation
@@ -40,7 +39,7 @@ _MOST_MODULES = 3
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is found of a model; ``str()`` prints it, ``to_dict()`` has it as plain values.
+    """The result of the command; ``str()`` prints it, ``to_dict()`` has it as plain values.
 
     Attributes:
         model: as the user named it.
@@ -63,7 +62,7 @@ class Inspection:
     axes: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """See the module."""
+        """The keys that the docstring of the module lists."""
         explained, families = self.explanation.to_dict(), self.zigs.to_dict()["families"]
         return {
             "model": self.model,
@@ -96,13 +95,14 @@ class Inspection:
     def _families(self) -> str:
         if not self.families:
             return "no family of ZIGs: nothing of what is shown can be pruned"
-        params, macs = (price.marginal.tolist() for price in (self.zigs.params, self.zigs.macs))
+        params, macs = self.zigs.params.marginal.tolist(), self.zigs.macs.marginal.tolist()
+        costs = [(f"{round(params[i]):,}", macs_text(macs[i], self.zigs.samples)) for i, _ in self.families]
         rows = [
-            (family.name, f"{len(family):,}", f"{round(params[i]):,}", macs_text(macs[i]), _coupled(family))
-            for i, family in self.families
+            (family.name, f"{len(family):,}", *cost, _coupled(family))
+            for (_, family), cost in zip(self.families, costs, strict=True)
         ]
         headers = ("family", "ZIGs", "params/ZIG", "MACs/ZIG", "modules")
-        return table(rows, headers, headers[1:4])
+        return table(rows, headers, numeric=headers[1:4], width=terminal_width())
 
     def _causes(self) -> str:
         found = self.explanation
@@ -111,7 +111,7 @@ class Inspection:
             for cause in found.causes
         ]
         headers = ("cost", "share", "axes", "kept whole because")
-        return table(rows, headers, headers[:3]) if rows else "nothing is kept whole"
+        return table(rows, headers, numeric=headers[:3], width=terminal_width()) if rows else "nothing is kept whole"
 
     def _axes(self) -> str:
         rows = [
@@ -120,7 +120,7 @@ class Inspection:
             if self.axes == "all" or axis.kept
         ]
         headers = ("parameter axis", "size", "can go", "kept", "cost", "family, or why it is kept")
-        return table(rows, headers, headers[1:5])
+        return table(rows, headers, numeric=headers[1:5], width=terminal_width())
 
 
 def inspect(options: argparse.Namespace) -> Inspection:

@@ -19,7 +19,7 @@ __all__ = ["did_you_mean", "failed", "locate"]
 
 
 def locate(target: str, what: str) -> Any:
-    """What ``MODULE:NAME`` stands for; modules are looked for in the working directory first.
+    """Load the object that ``MODULE:NAME`` names; modules are looked for in the working directory first.
 
     Args:
         target: ``"package.module:name"``, ``"path/file.py:name"``; ``name`` may be dotted.
@@ -96,7 +96,7 @@ def _load_file(path: Path) -> ModuleType:
     """Import a file, once, under its own name, or another where a module has that."""
     if not path.is_file():
         known = [str(file) for file in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise InputError(f"there is no file {path}{did_you_mean(str(path), known)}")
+        raise InputError(f"no file {path} exists{did_you_mean(str(path), known)}")
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)  # for what it imports from beside it

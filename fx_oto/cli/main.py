@@ -12,13 +12,14 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import fx_oto
 from fx_oto.cli.options import parser
-from fx_oto.cli.tables import wrapped
 from fx_oto.core.errors import FxOtoError, FxOtoWarning
+from fx_oto.core.tables import wrapped
 
 __all__ = ["main"]
 
@@ -48,7 +49,7 @@ def _carry_out(options: argparse.Namespace) -> int:
     try:
         # what the user's code prints must not end up in the JSON
         with _shown_warnings() as seen, contextlib.redirect_stdout(sys.stderr if options.json else output):
-            found = _COMMANDS[options.command](options)
+            found = getattr(import_module(_COMMANDS[options.command]), options.command)(options)
             text = _as_json(options.command, found, seen) if options.json else str(found)
     except FxOtoError as error:
         if options.traceback:
@@ -84,22 +85,5 @@ def _shown_warnings() -> Iterator[list[str]]:
         yield seen
 
 
-def _inspect(options: argparse.Namespace) -> Any:
-    from fx_oto.cli.inspecting import inspect
-
-    return inspect(options)
-
-
-def _compress(options: argparse.Namespace) -> Any:
-    from fx_oto.cli.compressing import compress
-
-    return compress(options)
-
-
-def _demo(options: argparse.Namespace) -> Any:
-    from fx_oto.demo.job import run
-
-    return run(options)
-
-
-_COMMANDS: dict[str, Callable[[argparse.Namespace], Any]] = {"inspect": _inspect, "compress": _compress, "demo": _demo}
+# Loaded when it is asked for: what one command needs, another does without.
+_COMMANDS = {"inspect": "fx_oto.cli.inspecting", "compress": "fx_oto.cli.compressing", "demo": "fx_oto.demo.job"}

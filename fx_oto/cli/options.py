@@ -9,9 +9,11 @@ from typing import Any
 
 import fx_oto
 from fx_oto.cli import texts
-from fx_oto.cli.tables import wrapped
+from fx_oto.core.tables import wrapped
 
 __all__ = ["parser"]
+
+_SEVERAL: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,9 +46,7 @@ def _add_inspect(commands: Any) -> None:
     parser.add_argument(
         "--only",
         metavar="PATTERN",
-        nargs="+",
-        action="extend",
-        default=[],
+        **_SEVERAL,
         help="only parameters or modules that match a glob pattern, and every axis of theirs",
     )
     parser.add_argument("--frozen", action="store_true", help="list every parameter axis that is kept whole, and why")
@@ -83,9 +83,7 @@ def _add_compress(commands: Any) -> None:
     group.add_argument(
         "--set",
         metavar="NAME=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
+        **_SEVERAL,
         help="further arguments of it, or of fx_oto.DHSPG: momentum=0.9 round_to=8",
     )
     for name, text in texts.TARGETS.items():
@@ -108,9 +106,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kwargs",
         metavar="NAME=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
+        **_SEVERAL,
         help="arguments of FACTORY: Python literals or words",
     )
     inputs = parser.add_mutually_exclusive_group(required=True)
@@ -134,9 +130,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unprunable",
         metavar="PATTERN",
-        nargs="+",
-        action="extend",
-        default=[],
+        **_SEVERAL,
         help="parameters or modules to keep whole, as glob patterns",
     )
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""What ``compress --output`` writes: a program that runs without any code of the user's, or the tensors alone."""
+"""Writes the file of ``compress --output``: a program that runs without the user's code, or the tensors alone."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import InputError, VerificationError
+from fx_oto.core.fx_utils import tensor_leaves
 from fx_oto.core.preserve import evaluating
 from fx_oto.passes.verification import relative_error
 
@@ -54,7 +55,7 @@ class Saved:
 
 
 def check_output(path: Path) -> None:
-    """See that a file can be written there, before anything long is begun.
+    """Check that a file can be written there, before any long work.
 
     Raises:
         InputError: it cannot.
@@ -62,9 +63,9 @@ def check_output(path: Path) -> None:
     if path.suffix not in (".pt2", ".pt", ".safetensors"):
         raise InputError(f"--output {path}: expected a file ending in .pt2 (program), .pt or .safetensors (state_dict)")
     if path.is_dir():
-        raise InputError(f"--output {path}: there is a folder of this name")
+        raise InputError(f"--output {path}: this is a folder; name a file")
     if not path.parent.is_dir():
-        raise InputError(f"--output {path}: there is no folder {path.parent}")
+        raise InputError(f"--output {path}: no folder {path.parent} exists")
     if path.suffix == ".safetensors":
         try:
             import safetensors  # noqa: F401
@@ -140,11 +141,7 @@ def _exported(model: nn.Module, inputs: ExampleInputs, batch: Any) -> ExportedPr
 
 def _doubled(inputs: ExampleInputs) -> ExampleInputs:
     """Twice the batch: torch.export takes a batch of one for a constant."""
-    sizes = {
-        leaf.size(0) if leaf.ndim else 0
-        for leaf in tree_leaves((inputs.args, inputs.kwargs))
-        if isinstance(leaf, Tensor)
-    }
+    sizes = {leaf.size(0) if leaf.ndim else 0 for leaf in tensor_leaves((inputs.args, inputs.kwargs))}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError("the example inputs have no batch dimension in common")
     return inputs.doubled()

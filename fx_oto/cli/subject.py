@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from fx_oto.cli.locating import failed, locate
 from fx_oto.cli.values import assignments, read_inputs
@@ -32,9 +31,7 @@ def build_model(options: argparse.Namespace) -> nn.Module:
     kwargs = assignments(options.kwargs, "--kwargs")
     if isinstance(factory, nn.Module):
         if kwargs:
-            raise InputError(
-                f"{options.model} is a model already, so --kwargs cannot be used: name its class or factory"
-            )
+            raise InputError(f"{options.model} is an instance, so --kwargs cannot be used: name its class or factory")
         model = factory
     else:
         with device:
@@ -56,8 +53,7 @@ def build_inputs(options: argparse.Namespace) -> ExampleInputs:
         function = locate(options.inputs, "the example inputs")
         inputs = ExampleInputs.of(_call(function, options.inputs) if callable(function) else function)
     device = _device(options.device)
-    args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to(device), (inputs.args, inputs.kwargs))
-    return ExampleInputs(args, kwargs)
+    return inputs.mapped(lambda tensor: tensor.to(device))
 
 
 def _device(name: str) -> torch.device:
@@ -91,7 +87,8 @@ def _check_arguments(factory: Callable[..., Any], kwargs: dict[str, Any], name: 
         signature.bind(**kwargs)
     except TypeError as error:
         raise InputError(
-            f"{name} cannot be called so: {error}; it takes {signature}: give arguments with --kwargs NAME=VALUE"
+            f"{name} cannot be called with these arguments: {error}; it takes {signature}. Give arguments with "
+            "--kwargs NAME=VALUE"
         ) from error
 
 
@@ -120,7 +117,7 @@ def _few_lines(text: str, most: int = 400) -> str:
 
 def _read_state(path: Path) -> Any:
     if not path.is_file():
-        raise InputError(f"--state-dict {path}: there is no such file")
+        raise InputError(f"--state-dict {path}: no such file")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -131,7 +128,7 @@ def _read_state(path: Path) -> Any:
         raise InputError(f"reading {path} needs safetensors: pip install safetensors") from error
     except Exception as error:  # a damaged file can fail in any way
         raise InputError(
-            f"{path} is no file of tensors that can be loaded safely: write it with "
+            f"{path} cannot be loaded with torch.load(weights_only=True): write it with "
             "torch.save(model.state_dict(), FILE), or as .safetensors"
         ) from error
 

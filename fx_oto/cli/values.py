@@ -1,4 +1,4 @@
-"""What users write behind options: ``name=value``, and the shapes of example inputs."""
+"""Values of options: ``name=value``, and the shapes of example inputs."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def _literal(text: str, where: str) -> Any:
         if _WORD.fullmatch(text):
             return text
         raise SettingsError(
-            f"{where}: {text!r} is no Python literal, such as 3, 0.1, None, [1,2] or 'text' (quote it for the shell: "
-            f"\"name='a text'\")"
+            f"{where}: expected a Python literal, such as 3, 0.1, None, [1,2] or 'text' (quote it for the shell: "
+            f"\"name='a text'\"); found {text!r}"
         ) from error
 
 
@@ -91,7 +91,7 @@ def _shape(text: str, spec: str) -> list[int]:
     sizes = [size.strip() for size in text.removesuffix(",").split(",")]
     for size in sizes:
         if not size.isdecimal() or int(size) == 0:
-            raise InputError(f"--input {spec}: {size!r} is no size, a positive whole number; {_FORM}")
+            raise InputError(f"--input {spec}: a size must be a positive integer, found {size!r}; {_FORM}")
     return list(map(int, sizes))
 
 
@@ -113,5 +113,5 @@ def _random(shape: list[int], dtype: torch.dtype, bounds: str | None, spec: str)
 def _bounds(text: str, spec: str) -> tuple[float, float]:
     match = _RANGE.fullmatch(text)
     if match is None or float(match[1]) >= float(match[2]):
-        raise InputError(f"--input {spec}: {text!r} is no range LOW-HIGH with LOW below HIGH, such as 0-30522 or -1-1")
+        raise InputError(f"--input {spec}: expected LOW-HIGH with LOW < HIGH, such as 0-30522 or -1-1; found {text!r}")
     return float(match[1]), float(match[2])

@@ -1,1 +1,1 @@
-"""What every room stands on: errors, what is known of a graph, tables, and leaving models as they were."""
+"""The foundation of every room: errors, what is known about a graph, tables, restoring models."""

@@ -1,9 +1,9 @@
-"""What the passes learn about a GraphModule, in one typed, immutable object: ``gm.meta["fx_oto"]``."""
+"""The results of all passes on a GraphModule in one typed, immutable object, ``gm.meta["fx_oto"]``."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -68,35 +68,38 @@ class ExampleInputs:
 
     @property
     def numbers(self) -> tuple[Any, ...]:
-        """What was given if it is nothing but whole numbers, such as a shape where a tensor of it was meant."""
+        """The arguments if all are plain integers, as when a shape was given in the place of a tensor; else ``()``."""
         plain = bool(self.args) and not self.kwargs and all(type(value) is int for value in self.args)
         return self.args if plain else ()
 
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> ExampleInputs:
+        """The same structure with ``change`` applied to each tensor."""
+        return ExampleInputs(*tree_map_only(Tensor, change, (self.args, self.kwargs)))
+
     def copied(self) -> ExampleInputs:
-        """The same with tensors of their own, which a model may write into."""
-        args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), (self.args, self.kwargs))
-        return ExampleInputs(args, kwargs)
+        """A copy with tensors of its own, which a model may write into."""
+        return self.mapped(lambda tensor: tensor.detach().clone())
+
+    @property
+    def samples(self) -> int:
+        """The batch size: the length of the first dimension of the first tensor that has one; 1 where none has."""
+        return next((tensor.size(0) for tensor in tensor_leaves((self.args, self.kwargs)) if tensor.ndim), 1)
 
     def doubled(self) -> ExampleInputs:
-        """Twice the batch: of each tensor whose first dimension is as long as that of the first tensor that has one."""
-        sizes = [tensor.size(0) for tensor in tensor_leaves((self.args, self.kwargs)) if tensor.ndim]
-
-        def double(tensor: Tensor) -> Tensor:
-            return torch.cat([tensor, tensor]) if tensor.ndim and tensor.size(0) == sizes[0] else tensor
-
-        args, kwargs = tree_map_only(Tensor, double, (self.args, self.kwargs))
-        return ExampleInputs(args, kwargs)
+        """Twice the batch: of each tensor whose first dimension is as long as the batch."""
+        samples = self.samples
+        return self.mapped(lambda one: torch.cat([one, one]) if one.ndim and one.size(0) == samples else one)
 
 
 @dataclass(frozen=True)
 class InputSize:
-    """A size of the example inputs, and whether the graph takes others.
+    """A size of the example inputs, and which other sizes the graph accepts.
 
     Attributes:
-        dims: the dimensions that are of this size together: of each the input's name and the dimension.
+        dims: the dimensions that have this size in common: the input's name and the dimension of each.
         size: in the example inputs.
-        fixed: why the graph takes no other, with the line in the user's code; empty if it takes others.
-        decided: where code decides by it, if the graph takes only those for which it decides alike.
+        fixed: the reason why the graph accepts no other, with the line in the user's code; empty if it does.
+        decided: the line that branches on the size, if the graph accepts only sizes that take the same branch.
 
     Example:
         >>> import torch, fx_oto
@@ -118,12 +121,12 @@ class InputSize:
 
 @dataclass(frozen=True)
 class Capture:
-    """How a model became a graph.
+    """The way in which a model became a graph.
 
     Attributes:
-        front_end: ``"fx_oto"``, or ``"GraphModule"`` if it was one.
-        opaque: submodules, methods and functions that are called as a whole, by name.
-        sizes: of the example inputs: which of them the graph takes others for. Empty for a GraphModule.
+        front_end: ``"fx_oto"``, or ``"GraphModule"`` if the user gave one.
+        opaque: names of the submodules, methods and functions that could not be captured and are called as a whole.
+        sizes: the sizes of the example inputs, and which others the graph accepts. Empty for a GraphModule.
 
     Example:
         >>> import torch, fx_oto
@@ -151,7 +154,7 @@ class Capture:
 
 @dataclass(frozen=True)
 class Context:
-    """How the model was captured, the example inputs, and the results of analyses, by type.
+    """The example inputs, the capture, the records of passes, and the results of analyses by type.
 
     A transformation that changes the graph replaces the context by one that keeps only what it preserves.
 
@@ -179,12 +182,12 @@ class Context:
     original: Original | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Context:
-        """Copies of a GraphModule share what never changes, which is all but the record of a training that goes on."""
+        """Share what never changes with the copy: everything but the record of a training that still runs."""
         shared = {kind: copy.deepcopy(one, memo) if _changes(one) else one for kind, one in self.results.items()}
         return replace(self, results=shared, original=self.original and self.original.without_model())
 
     def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[()]]:
-        """Pickle drops it, as torch.fx drops the metadata of the nodes that it speaks of."""
+        """Drop it when pickled, as torch.fx drops the metadata of nodes, which the results refer to."""
         return dict, ()
 
     @classmethod
@@ -219,14 +222,14 @@ class Context:
         return found
 
     def remedy(self, kind: type) -> str:
-        """Text that says how a result of the type ``kind`` is found that is not there."""
+        """Text that says how to obtain a missing result of the type ``kind``."""
         known = getattr(kind, "provided_by", None)
         provider = f"the pass {known!r}" if known else f"an analysis whose class says provides = ({kind.__name__},)"
         if kind in self.dropped:
             by = self.dropped[kind]
             return (
-                f", for the pass {by!r} changed the graph and dropped it: run {provider} again, or let the class of "
-                f"{by!r} say that it stays true, preserves = ({kind.__name__},)"
+                f", because the pass {by!r} changed the graph and dropped it: run {provider} again, or let the class "
+                f"of {by!r} say that it stays true, preserves = ({kind.__name__},)"
             )
         return f": run {provider} first, or fx_oto.prepare, which runs every pass up to the masks"
 
@@ -242,7 +245,7 @@ class Context:
 
 
 def _changes(result: Any) -> bool:
-    """Whether a result is one that is written on after it was provided: a dataclass that is not frozen."""
+    """Return whether a result may change after it was provided: a dataclass that is not frozen."""
     settings = getattr(type(result), "__dataclass_params__", None)
     return settings is not None and not settings.frozen
 
@@ -267,6 +270,6 @@ class Untraced:
 
     @classmethod
     def of(cls, model: nn.Module, gm: nn.Module) -> Untraced:
-        """What is left out of ``gm``."""
+        """The parameters of ``model`` that ``gm`` lacks."""
         traced = {id(parameter) for parameter in gm.parameters()}
         return cls({name: tuple(p.shape) for name, p in model.named_parameters() if id(p) not in traced})

@@ -1,4 +1,9 @@
-"""The one way up: results show themselves by what is built on top of them, which is loaded when it is asked for."""
+"""Lets a result of a lower room show itself by means of a room above, such as ``Partition.draw`` by ``viz``.
+
+Imports run one way: ``viz`` imports ``zigs`` because it draws a ``Partition``, so ``zigs`` cannot import ``viz``. But
+users look for the picture at the result: ``fx_oto.partition(gm).draw()``. So such a method asks ``above`` for the
+function that does the work, by name; it is imported when the method is called. This list is all that reaches upwards.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +13,13 @@ from typing import Any
 __all__ = ["above"]
 
 _HOMES = {
-    "explain": "fx_oto.reports.explanation",
-    "draw_couplings": "fx_oto.viz.couplings",
-    "draw_training": "fx_oto.viz.charts",
-    "draw_trials": "fx_oto.viz.trials",
+    "explain": "fx_oto.reports.explanation",  # Partition.explain
+    "draw_couplings": "fx_oto.viz.couplings",  # Partition.draw
+    "draw_training": "fx_oto.viz.charts",  # Trajectory.plot
+    "draw_trials": "fx_oto.viz.trials",  # Sensitivity.plot
 }
 
 
 def above(name: str) -> Any:
-    """A function by which results of lower rooms show themselves: a class of data does not import what draws it."""
+    """Import a function of a higher room, one of the list."""
     return getattr(import_module(_HOMES[name]), name)

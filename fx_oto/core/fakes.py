@@ -39,12 +39,12 @@ class Fakes:
         return self._make(tensor, tuple(tensor.shape), tensor.stride())
 
     def resized(self, tensor: Tensor, sizes: Mapping[int, int]) -> FakeTensor:
-        """One of the same form but for the sizes of some dimensions, laid out in the same order."""
+        """One of the same form except for the sizes of some dimensions, laid out in the same order."""
         shape = tuple(sizes.get(dim, size) for dim, size in enumerate(tensor.shape))
         return self._make(tensor, shape, _dense(shape, tensor.stride()))
 
     def called(self, gm: GraphModule, node: Node) -> Any:
-        """What a call returns on the values that its inputs carry."""
+        """Run a node on the values that its inputs carry, and return its value."""
         args, kwargs = map_arg((node.args, node.kwargs), lambda read: read.meta["val"])
         with torch.no_grad(), self._mode:
             if node.op == "call_module":

@@ -8,9 +8,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from pathlib import Path
 from threading import RLock
 from types import MethodType
@@ -33,10 +32,8 @@ __all__ = [
     "graph_copy",
     "holder",
     "is_random",
-    "matches",
     "one_at_a_time",
     "op_name",
-    "patterns_in",
     "quiet_fakes",
     "raised_at",
     "source_line",
@@ -44,7 +41,7 @@ __all__ = [
     "tensor_names",
     "unfused_attention",
     "with_modes_of",
-    "with_modules",
+    "without_code",
 ]
 
 # Tracing, and running on fake tensors, set switches of the whole process, such as which attention kernel torch takes,
@@ -70,27 +67,27 @@ def behind(value: Any) -> set[Node]:
 
 
 def is_random(node: Node) -> bool:
-    """Whether a node draws random numbers, as its name says."""
+    """Return whether a node draws random numbers, judged by its name."""
     name = str(node.target)
     return any(word in name for word in ("rand", "dropout", "bernoulli", "normal_", "uniform_", "multinomial"))
 
 
 def source_line(node: Node) -> str:
-    """Where in the user's source a node was traced: ``"path/net.py:12"``, or ``""`` when not recorded."""
+    """The line of the user's source that made a node: ``"path/net.py:12"``, or ``""`` when not recorded."""
     frames = _FRAME.findall(node.stack_trace or "")
     users = [frame for frame in frames if not frame[0].startswith(_TORCH)] or frames
     return f"{file_shown(users[-1][0])}:{users[-1][1]}" if users else ""
 
 
 def raised_at(error: BaseException) -> str:
-    """Where in the user's code an error arose: ``"path/net.py:12 (x = self.a(x))"``, or ``""`` if it was in none."""
+    """The line of the user's code that raised an error: ``"path/net.py:12 (x = self.a(x))"``, ``""`` if it was none."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_USERS)]
     return f"{file_shown(frames[-1].filename)}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
 
 
 @contextmanager
 def quiet_fakes() -> Iterator[None]:
-    """Keep torch from logging what does not run on fake tensors, traceback by traceback: it will be explained."""
+    """Keep torch from logging a traceback for each op that fails on fake tensors: our own error explains it."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before, logger.disabled = logger.disabled, True
     try:
@@ -100,7 +97,7 @@ def quiet_fakes() -> Iterator[None]:
 
 
 def file_shown(path: str) -> str:
-    """A source file as its reader knows it: a cell of a notebook, whose file is made up, by its prompt, ``"In[3]"``."""
+    """A source file as its reader knows it: a notebook cell, whose file does not exist, by its prompt, ``"In[3]"``."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     name_of = getattr(getattr(shell, "compile", None), "format_code_name", None)
@@ -121,7 +118,7 @@ def op_name(node: Node) -> str:
 
 
 def bare_name(qualified: str) -> str:
-    """An operator's name: of torch's own without the namespace, of any other in full, for it may mean anything."""
+    """An operator's name: torch's own without the namespace, any other in full, as its name may mean anything."""
     namespace, _, name = qualified.partition("::")
     return name if namespace in ("aten", "prims") else qualified
 
@@ -139,7 +136,7 @@ def _submodule(node: Node) -> nn.Module:
 
 @contextmanager
 def unfused_attention() -> Iterator[None]:
-    """Keep torch's transformer modules from calling one kernel for a whole layer."""
+    """Keep torch's transformer modules from calling one fused kernel for a whole layer."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -148,18 +145,36 @@ def unfused_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def graph_copy(gm: GraphModule) -> GraphModule:
-    """A GraphModule with a graph and a tree of its own that shares the input's leaf modules, parameters and buffers."""
+def graph_copy(gm: GraphModule, coded: bool = True) -> GraphModule:
+    """A GraphModule with a graph and a tree of its own that shares the input's leaf modules, parameters and buffers.
+
+    Args:
+        gm: the input.
+        coded: whether it can be run at once. Else it must be recompiled first: its code, which is most of the work to
+            make, would be vain where the graph is changed before.
+    """
     graph = Graph(tracer_cls=gm.graph._tracer_cls)
     renamed: dict[Node, Node] = {}
     output = graph.graph_copy(gm.graph, renamed)
-    old = next(node for node in gm.graph.nodes if node.op == "output")
-    renamed[old] = graph.output(output)
+    renamed[gm.graph.output_node()] = graph.output(output)
     for before, after in renamed.items():
         after.meta = dict(before.meta)
     graph.set_codegen(copy.copy(gm.graph._codegen))
-    new = with_modes_of(GraphModule(gm, graph, gm.__class__.__name__), gm)
+    name = gm.__class__.__name__
+    new = with_modes_of(GraphModule(gm, graph, name) if coded else without_code(gm, graph, name), gm)
     new.meta = dict(gm.meta)
+    return new
+
+
+def without_code(root: nn.Module, graph: Graph, name: str) -> GraphModule:
+    """A GraphModule that must be recompiled before it is run."""
+    new = GraphModule.__new__(GraphModule)
+    kind = type(new)  # a class of its own, as every GraphModule has
+    kind.recompile = lambda self: None  # type: ignore[method-assign,assignment,return-value]
+    try:
+        GraphModule.__init__(new, root, graph, name)
+    finally:
+        del kind.recompile
     return new
 
 
@@ -206,10 +221,14 @@ def tensor_names(module: nn.Module) -> dict[str, Tensor]:
 
 
 def check_has_numbers(model: nn.Module, doing: str) -> None:
-    """Refuse a model on the meta device, whose tensors have shapes alone, for what reads or writes numbers.
+    """Refuse a model on the meta device, whose tensors have shapes but no numbers.
+
+    Args:
+        model: the model.
+        doing: the start of the sentence, such as ``"slicing"``.
 
     Raises:
-        InputError: a parameter or buffer is there.
+        InputError: a parameter or buffer is on the meta device.
     """
     empty = [name for name, tensor in tensor_names(model).items() if tensor.is_meta]
     if empty:
@@ -229,22 +248,6 @@ def tensor_leaves(value: Any) -> list[Tensor]:
     if type(value) in _NO_TENSORS:
         return []
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
-def with_modules(name: str) -> list[str]:
-    """The name of a tensor, and those of the modules that hold it, outermost first."""
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-
-
-def patterns_in(given: str | Iterable[str]) -> tuple[str, ...]:
-    """Glob patterns as a user gives them: a string is one of them, not its letters."""
-    return (given,) if isinstance(given, str) else tuple(given)
-
-
-def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a parameter, or a module that holds it, matches one of the patterns; if there are none, it does."""
-    return not patterns or any(fnmatchcase(part, pattern) for part in with_modules(name) for pattern in patterns)
 
 
 def holder(tensor: str) -> str:

@@ -1,4 +1,4 @@
-"""How much memory a piece of work takes at most."""
+"""The peak memory of a piece of work."""
 
 from __future__ import annotations
 

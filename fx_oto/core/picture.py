@@ -41,7 +41,7 @@ _TIMELESS: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"Creation
 class Picture:
     """A matplotlib figure that was made without pyplot; a notebook shows it as PNG.
 
-    A notebook gets a PNG alone, for it stores what it shows, and the SVG of a large network is ten times the size.
+    A notebook gets a PNG only: it stores what it shows, and the SVG of a large network is ten times the size.
 
     Attributes:
         figure: the ``matplotlib.figure.Figure``, to change what you like before saving.
@@ -87,9 +87,11 @@ class Picture:
     def _repr_png_(self) -> bytes:
         from PIL import Image  # noqa: PLC0415 - matplotlib brings it
 
-        pixels = Image.open(io.BytesIO(self._render("png", min(110, 1600 / self.figure.get_size_inches()[0]))))
+        width, height = self.figure.get_size_inches()
+        dpi = max(80, min(110, 1000 / width))  # as wide as a notebook
+        pixels = Image.frombytes("RGBA", (int(width * dpi), int(height * dpi)), self._render("rgba", dpi))
         buffer = io.BytesIO()
-        pixels.convert("RGB").quantize(128).save(buffer, "png", optimize=True)  # a third of the size
+        pixels.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(buffer, "png")  # a third of the size
         return buffer.getvalue()
 
     def _render(self, kind: str, dpi: float) -> bytes:

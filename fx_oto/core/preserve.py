@@ -1,12 +1,13 @@
-"""Trying something out on a model and leaving it as it was."""
+"""Context managers that restore a model's modes, attributes, tensors and random state."""
 
 from __future__ import annotations
 
 import gc
+import random
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -14,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
-from fx_oto.core.random_state import Dice
-
 __all__ = [
+    "Dice",
     "evaluating",
     "forget_parameters",
     "kept",
@@ -52,7 +52,7 @@ def _set_mode(module: nn.Module, training: bool) -> None:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Leave garbage for later: looking through all that a process holds takes as long as what is done meanwhile."""
+    """Pause garbage collection, which would take as long as the work itself: it looks at all objects of the process."""
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -62,24 +62,15 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-@contextmanager
-def on_cpu() -> Iterator[None]:
-    """Let tensors be made where analysis works, whatever the user has made the default device."""
-    if torch.get_default_device().type == "cpu":
-        yield
-        return
-    with torch.device("cpu"):
-        yield
+def on_cpu() -> AbstractContextManager[Any]:
+    """Make the CPU the default device, where the analysis works, whatever the user has set."""
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
-@contextmanager
-def uncompiled() -> Iterator[None]:
-    """Let what ``torch.compile`` has compiled, or would, run as it is written."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and to load it takes long
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+def uncompiled() -> AbstractContextManager[Any]:
+    """Run compiled code, and code marked for ``torch.compile``, eagerly, as it is written."""
+    compiled = "torch._dynamo" in sys.modules  # else nothing is compiled, and to load it takes long
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 @contextmanager
@@ -97,17 +88,17 @@ def without_autocast() -> Iterator[None]:
 def unchanged(
     model: nn.Module, but: tuple[str, ...] = (), found: list[Any] | None = None
 ) -> Iterator[Callable[[], None]]:
-    """Take back what code sets on modules, and in what they hold, but for the model's own names that begin so.
+    """Undo afterwards what code sets on modules and in the containers that they hold.
 
     Tensors are not copied: what is written into them stays.
 
     Args:
-        model: whose modules.
-        but: beginnings of names.
-        found: what can be changed, as ``_changeable`` lists it, where that is known already.
+        model: the root of the modules.
+        but: prefixes of attributes of the root itself that keep their new values.
+        found: what can be changed, as ``_changeable`` lists it, if that is known already.
 
     Yields:
-        A function that takes it back at once, as often as is wanted.
+        A function that undoes the changes at once; it can be called any number of times.
     """
     found = _changeable(model) if found is None else found
     before = [(held, tuple(held.items() if isinstance(held, dict) else held)) for held in found]
@@ -129,7 +120,7 @@ def unchanged(
 
 
 def forget_parameters(model: nn.Module) -> None:
-    """Let modules forget what they keep in evaluation of their parameters, as they do when training begins."""
+    """Make modules drop what they cached from their parameters in evaluation, as they do when training begins."""
     changing = [module for module in model.modules() if type(module).train is not nn.Module.train]
     if changing:
         with evaluating(model, True):
@@ -139,7 +130,7 @@ def forget_parameters(model: nn.Module) -> None:
 
 @contextmanager
 def without_backward_hooks(model: nn.Module) -> Iterator[None]:
-    """Let modules be called on tensors that no gradient will come to."""
+    """Take backward hooks off the modules for a while: they cannot be called on tensors without gradients."""
     before = [(module.__dict__, name) for module in model.modules() for name in _BACKWARD if module.__dict__.get(name)]
     hooks = [held[name] for held, name in before]
     try:
@@ -155,7 +146,7 @@ def without_backward_hooks(model: nn.Module) -> Iterator[None]:
 def unwritten(model: nn.Module, training: bool = False) -> Iterator[None]:
     """Run a model in one mode, without gradients, and leave it as it was.
 
-    Taken back is what it writes into its buffers and other tensors but parameters, and sets on its modules.
+    What it writes into tensors other than parameters, such as buffers, and sets on modules is undone.
     """
     found = _changeable(model)
     held = {id(tensor): tensor for tensor in (*model.buffers(), *_plain_tensors(found))}.values()
@@ -175,7 +166,7 @@ def unwritten(model: nn.Module, training: bool = False) -> Iterator[None]:
 
 
 def memory_of(tensor: Tensor) -> Tensor:
-    """The same memory, no element of which is met twice, as in what was expanded: so it can be written."""
+    """A view of the same memory in which no element occurs twice, unlike an expanded tensor: it can be written."""
     tensor = tensor.detach()
     for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         if size > 1 and stride == 0:
@@ -193,7 +184,7 @@ _PLAIN = (int, float, str, bool, type(None), Tensor)
 
 
 def _plain_tensors(found: list[Any]) -> list[Tensor]:
-    """Those in the attributes of modules, and in what they hold, that are no parameters."""
+    """Tensors in the attributes of modules, and in their containers, that are not parameters."""
     values = (value for held in found for value in (held.values() if isinstance(held, dict) else held))
     return [value for value in values if isinstance(value, Tensor) and not isinstance(value, nn.Parameter)]
 
@@ -231,15 +222,14 @@ def _is_plain_object(value: Any) -> bool:
 
 @contextmanager
 def kept(module: nn.Module) -> Iterator[Callable[[], None]]:
-    """Afterwards everything of a module is as it was, bit for bit, whatever is done to it and however that ends.
+    """Restore everything of a module afterwards, bit for bit, whatever was done to it, also after an error.
 
-    That is: parameters, buffers and gradients, where they lie, ``requires_grad``, what is set on modules such as
-    ``training``, and the states of the generators of random numbers of torch, Python and NumPy. One copy of the
-    tensors is held meanwhile.
+    That is: parameters, buffers and gradients, their devices and types, ``requires_grad``, attributes of modules such
+    as ``training``, and the random number generators of torch, Python and NumPy. This holds one copy of the tensors.
 
     Yields:
-        A function that puts the tensors and the random numbers back at once, as often as is wanted; what is set on
-        modules is taken back at the end alone.
+        A function that restores the tensors and the random numbers at once; it can be called any number of times.
+        Attributes of modules are restored at the end only.
     """
     tensors = [_Kept(tensor) for tensor in (*module.parameters(), *module.buffers())]
     dice, devices = Dice(), _device_states(module)
@@ -278,7 +268,7 @@ class _Kept:
             self.tensor.grad = self.grad
 
     def _moved(self) -> bool:
-        """Whether it lies elsewhere now, as after ``model.half()``."""
+        """Return whether its data was moved or converted, as by ``model.half()``."""
         now, then = self.tensor, self.data
         same = (now.device, now.dtype, now.shape) == (then.device, then.dtype, then.shape)
         return not same or now.data_ptr() != then.data_ptr()
@@ -291,3 +281,41 @@ def _device_states(module: nn.Module) -> dict[torch.device, Any]:
         for device in devices
         if device.type not in ("cpu", "meta")
     }
+
+
+class Dice:
+    """The states of the generators of torch, of Python and of NumPy, as they are now.
+
+    Args:
+        torchs: include torch's generator, from which other threads may draw as well.
+    """
+
+    def __init__(self, torchs: bool = True) -> None:
+        self._torchs = torchs
+        self._states = self._now()
+
+    def _now(self) -> tuple[Tensor, Any, Any]:
+        numpy: Any = sys.modules.get("numpy")
+        drawn = numpy.random.get_state() if numpy else ()
+        return torch.random.get_rng_state() if self._torchs else torch.empty(0), random.getstate(), drawn
+
+    def rolled(self) -> bool:
+        """Return whether numbers have been drawn since then."""
+        mine, now = self._states, self._now()
+        if (self._torchs and not torch.equal(mine[0], now[0])) or mine[1] != now[1]:
+            return True
+        return any(_differ(*pair) for pair in zip(mine[2], now[2], strict=True))
+
+    def put_back(self) -> None:
+        """Restore the states, as if no number had been drawn."""
+        state, python, drawn = self._states
+        if self._torchs:
+            torch.random.set_rng_state(state)
+        random.setstate(python)
+        if drawn:
+            sys.modules["numpy"].random.set_state(drawn)
+
+
+def _differ(one: Any, other: Any) -> bool:
+    same = one == other
+    return not (same if isinstance(same, bool) else same.all())

@@ -1,4 +1,4 @@
-"""What one run of one pass did."""
+"""The record of one run of one pass."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Snapshot:
 
     @classmethod
     def of(cls, gm: GraphModule, macs: int | None) -> Snapshot:
-        """What there is to see of ``gm`` now, and its multiply-adds, ``macs``."""
+        """Take a snapshot of ``gm``, which has ``macs`` multiply-adds."""
         params = sum(parameter.numel() for parameter in gm.parameters())
         shapes = {name: tuple(tensor.shape) for name, tensor in tensor_names(gm).items()}
         return cls(len(gm.graph.nodes), params, macs, _FREED.sub("", gm.code).strip(), shapes)
@@ -106,7 +106,7 @@ class PassRecord:
 
     @property
     def diff(self) -> str:
-        """What changed in ``forward``: a unified diff of its Python code, empty if nothing did."""
+        """The change of ``forward``: a unified diff of its Python code, empty if nothing changed."""
         texts = (self.before.code.splitlines(), self.after.code.splitlines())
         lines = difflib.unified_diff(*texts, f"before {self.name}", f"after {self.name}", n=1, lineterm="")
         return "\n".join(lines)

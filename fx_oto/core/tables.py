@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from html import escape
@@ -11,9 +13,10 @@ from typing import Any
 
 from tabulate import tabulate
 
-__all__ = ["Tabular", "counted", "finite", "foldable", "macs_text", "table"]
+__all__ = ["MACS", "Tabular", "counted", "finite", "foldable", "macs_text", "table", "terminal_width", "wrapped"]
 
 _MOST_ROWS = 12  # that a notebook shows of what can be unfolded
+_NARROWEST = 24  # columns that a text is wrapped to
 
 
 class Tabular(ABC):
@@ -51,17 +54,26 @@ class Tabular(ABC):
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
 
-def macs_text(macs: float) -> str:
-    """Multiply-adds in millions, or one by one where there are few."""
+MACS = "MACs/sample"
+
+
+def macs_text(macs: float, samples: int = 1) -> str:
+    """Multiply-adds of one sample, in millions, or one by one where there are few.
+
+    Args:
+        macs: those of a whole batch.
+        samples: in the batch.
+    """
+    macs /= max(samples, 1)
     return f"{macs / 1e6:,.2f}M" if macs >= 1e5 else f"{round(macs):,}"
 
 
 def table(
-    rows: Sequence[Sequence[str]],
+    rows: Sequence[Sequence[object]],
     headers: Sequence[str],
     style: str = "simple",
     numeric: Sequence[str] = (),
-    widest: Sequence[int | None] | None = None,
+    width: int | None = None,
 ) -> str:
     """A table of texts.
 
@@ -70,17 +82,31 @@ def table(
         headers: a name for each column.
         style: a format of ``tabulate``: ``"simple"``, ``"html"`` or ``"pipe"``.
         numeric: the headers of the columns that are aligned to the right.
-        widest: the most characters in a line of each column's cells.
+        width: columns of text that the last column is wrapped to fit into, between words; None for any.
     """
+    cells = [[str(cell) for cell in row] for row in rows]
+    if width is not None:
+        padded = [f"{header}  " for header in headers]  # as tabulate has it
+        taken = sum(max(len(line[i]) for line in (padded, *cells)) + 2 for i in range(len(headers) - 1))
+        cells = [[*row[:-1], wrapped(row[-1], max(width - taken, _NARROWEST))] for row in cells]
     if style == "pipe":
-        rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in cells]
     align = ["right" if header in numeric else "left" for header in headers]
-    options: dict[str, Any] = {"colalign": align if rows else None, "disable_numparse": True, "maxcolwidths": widest}
-    text = str(tabulate(rows, headers, tablefmt=style, **options))
+    text = str(tabulate(cells, headers, style, colalign=align if cells else None, disable_numparse=True))
     if style == "html":
         for tag in ("td", "th"):  # else a notebook moves them to the right
             text = text.replace(f"<{tag}>", f'<{tag} style="text-align: left;">')
     return text
+
+
+def terminal_width() -> int:
+    """Columns to write in: ``$COLUMNS``, those of the terminal, or 100 where there is none."""
+    return shutil.get_terminal_size((100, 24)).columns
+
+
+def wrapped(text: str, columns: int | None = None) -> str:
+    """Text in lines of at most so many columns, by default the terminal's; names are not broken."""
+    return textwrap.fill(text, columns or terminal_width(), break_long_words=False, break_on_hyphens=False)
 
 
 def foldable(text: str, rows: int, title: str) -> str:

@@ -61,7 +61,7 @@ def fashion_mnist(root: Path) -> Images:
     """60,000 + 10,000 images of 28 × 28 pixels from the four standard idx files, gzipped or not.
 
     Raises:
-        InputError: a file is missing or is no idx file.
+        InputError: a file is missing or is not an idx file.
     """
     train, train_labels, test, test_labels = (read_idx(_find(root, name)) for name in _FASHION)
     images = [part.float().unsqueeze(1) for part in (train, test)]
@@ -86,7 +86,7 @@ def read_idx(path: Path) -> Tensor:
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise InputError(
-            f"{path} is no idx file of unsigned bytes: it starts with {content[:4].hex(' ')}, expected 00 00 08"
+            f"{path} is not an idx file of unsigned bytes: it starts with {content[:4].hex(' ')}, expected 00 00 08"
         )
     start = 4 + 4 * content[3]
     shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]

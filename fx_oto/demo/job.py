@@ -5,46 +5,32 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tabulate import tabulate
 from torch import nn
 from torch.fx import GraphModule
 
 import fx_oto
 from fx_oto.core.progress import progress
-from fx_oto.core.tables import macs_text
+from fx_oto.core.tables import macs_text, table
 from fx_oto.demo.data import Images, digits, fashion_mnist
-from fx_oto.demo.measure import file_size
+from fx_oto.demo.measure import Measured
 from fx_oto.demo.network import ResidualNet
 
-__all__ = ["Outcome", "run"]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One column of the table."""
-
-    accuracy: float
-    cost: fx_oto.Cost
-    bytes: int
-    latency: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain values."""
-        return {"accuracy": self.accuracy, **asdict(self.cost), "bytes": self.bytes, "seconds": self.latency}
+__all__ = ["Outcome", "demo"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out of the job; ``str()`` prints the table."""
+    """The result of the job; ``str()`` prints the table."""
 
     images: Images
     columns: dict[str, Measured]
+    accuracy: dict[str, float]
     asked: float
     reached: float
     difference: float
@@ -53,7 +39,7 @@ class Outcome:
         """The same as plain values: bytes, and seconds of a forward pass of 256 images."""
         return {
             "data": {"name": self.images.name, "train": len(self.images.train), "test": len(self.images.test)},
-            "models": {name: m.to_dict() for name, m in self.columns.items()},
+            "models": {name: {"accuracy": self.accuracy[name], **m.to_dict()} for name, m in self.columns.items()},
             "group_sparsity": {"asked": self.asked, "reached": self.reached},
             "difference": self.difference,
         }
@@ -61,24 +47,27 @@ class Outcome:
     def __str__(self) -> str:
         full = self.columns["full"]
         rows: list[tuple[str, Callable[[Measured], str]]] = [
-            ("accuracy", lambda m: f"{m.accuracy:.2%}"),
             ("parameters", lambda m: f"{m.cost.params:,} ({m.cost.params / full.cost.params:.1%})"),
             ("MACs per image", lambda m: f"{macs_text(m.cost.macs)} ({m.cost.macs / full.cost.macs:.1%})"),
             ("file size", lambda m: f"{m.bytes / 1024:.0f} KiB"),
-            ("latency, batch of 256", lambda m: f"{1e3 * m.latency:.1f} ms ({m.latency / full.latency:.1%})"),
+            (
+                "latency, batch of 256",
+                lambda m: f"{1e3 * (m.seconds or 0):.1f} ms ({(m.seconds or 0) / (full.seconds or 1):.1%})",
+            ),
         ]
-        cells = [(name, *(show(m) for m in self.columns.values())) for name, show in rows]
-        table = tabulate(cells, ("", *self.columns), disable_numparse=True)
+        cells = [("accuracy", *(f"{accuracy:.2%}" for accuracy in self.accuracy.values()))]
+        cells += [(name, *(show(m) for m in self.columns.values())) for name, show in rows]
+        models = table(cells, ("", *self.columns))
         return (
             f"{self.images.name}: {len(self.images.train):,} images to train on, {len(self.images.test):,} to test "
-            f"on\n\n{table}\n\n"
+            f"on\n\n{models}\n\n"
             f"group sparsity: asked {self.asked:.3f}, reached {self.reached:.3f}\n"
             f"largest output difference, full to compact, on the test images: {self.difference:.1e}"
         )
 
 
-def run(options: argparse.Namespace) -> Outcome:
-    """Do the job."""
+def demo(options: argparse.Namespace) -> Outcome:
+    """Carry out the command."""
     images = digits() if options.data == "digits" else fashion_mnist(options.root)
     epochs = options.epochs or (30 if options.data == "digits" else 3)
     torch.manual_seed(options.seed)
@@ -139,11 +128,12 @@ def _train(
 def _measured(models: dict[str, nn.Module], images: Images, asked: float, reached: float, quiet: bool) -> Outcome:
     latency = fx_oto.latency(models, images.test[:256], progress=False if quiet else None)
     columns = {
-        name: Measured(_accuracy(model, images), fx_oto.cost(model, images.test[:1]), file_size(model), taken.median)
+        name: Measured.of(model, images.test[:1], taken.median)
         for (name, model), taken in zip(models.items(), latency, strict=True)
     }
+    accuracy = {name: _accuracy(model, images) for name, model in models.items()}
     difference = (models["full"](images.test) - models["compact"](images.test)).abs().max().item()
-    return Outcome(images, columns, asked, reached, difference)
+    return Outcome(images, columns, accuracy, asked, reached, difference)
 
 
 @torch.no_grad()

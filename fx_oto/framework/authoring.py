@@ -88,8 +88,8 @@ def analysis_pass(
         result = _returned(function)
         if not isinstance(result, type):
             raise PassError(
-                f"the analysis {function.__name__!r} must say what it returns, a class of its own that its result is "
-                f"then found by, such as def {function.__name__}(gm) -> MyResult; found {result}"
+                f"the analysis {function.__name__!r} needs a return annotation, a class of its own by which its result "
+                f"is looked up, such as def {function.__name__}(gm) -> MyResult; found {result}"
             )
         return _made_of(function, Analysis, "analyse", name, requires=requires, provides=(result,))
 
@@ -113,8 +113,8 @@ def _made_of(function: Any, base: Any, method: str, name: str | None, **attribut
         takes = len(parameters)
         if takes not in (1, 2) or any(one.default is not one.empty or one.kind in _OPTIONS for one in parameters):
             raise PassError(
-                f"a pass is made of a function of (gm) or (gm, context); {function.__name__!r} takes "
-                f"{inspect.signature(function)}: for options, write a class with fields"
+                f"a pass can be made from a function of (gm) or (gm, context); {function.__name__!r} takes "
+                f"{inspect.signature(function)}. For options, write a class with fields"
             )
 
         def run(_: Stage, gm: GraphModule, context: Context) -> Any:
@@ -141,16 +141,16 @@ class _OfTorch(Pass):
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", type(self.torchs).__name__).lower()
 
     def transform(self, gm: GraphModule, context: Context) -> GraphModule | None:
-        """Run it."""
+        """Run the pass of torch.fx."""
         result = self.torchs(gm)
         return result.graph_module if result is not None and result.modified else None
 
 
 def as_stage(given: Any) -> Stage:
-    """A pass, the registered one of a name, or one of torch.fx.
+    """Return a given pass, the registered one of a name, or a wrapped one of torch.fx.
 
     Raises:
-        PassError: it is neither.
+        PassError: it is none of these.
     """
     if isinstance(given, str):
         if given not in _registered:
@@ -190,7 +190,7 @@ def register_pass(kind: Any) -> Any:
             ``fx_oto.analysis_pass`` make.
 
     Raises:
-        PassError: it is no pass or has no name, or another pass has that name.
+        PassError: it is not a pass, has no name, or another pass has that name.
 
     Example:
         >>> import fx_oto
@@ -205,8 +205,8 @@ def register_pass(kind: Any) -> Any:
     stage = kind if isinstance(kind, type) else type(kind)
     if not issubclass(stage, Stage):
         raise PassError(
-            f"register_pass takes a subclass of fx_oto.Pass or fx_oto.Analysis, found {kind!r}: of a function, "
-            "@fx_oto.transformation_pass or @fx_oto.analysis_pass below it makes one"
+            f"register_pass takes a subclass of fx_oto.Pass or fx_oto.Analysis, found {kind!r}. Below it, "
+            "@fx_oto.transformation_pass or @fx_oto.analysis_pass makes a pass of a function"
         )
     name = getattr(stage, "name", None)
     if not name:
@@ -215,7 +215,7 @@ def register_pass(kind: Any) -> Any:
     other = _registered.get(name, stage)
     if (other.__module__, other.__qualname__) != (stage.__module__, stage.__qualname__):  # else a cell was run again
         raise PassError(
-            f"a pass called {name!r} is registered already: {other.__module__}.{other.__qualname__}. Give this one "
+            f"a pass called {name!r} is already registered: {other.__module__}.{other.__qualname__}. Give this one "
             "another name"
         )
     _registered[name] = stage
@@ -223,17 +223,17 @@ def register_pass(kind: Any) -> Any:
 
 
 def _check_by_name(kind: Any, stage: type[Stage]) -> None:
-    """Whether what was given can be made again from its class alone."""
+    """Refuse a pass that cannot be made again from its class alone."""
     parameters = inspect.signature(stage).parameters.values()
     if needed := [one.name for one in parameters if one.default is one.empty and one.kind not in _OPEN]:
         raise PassError(
-            f"{stage.__name__} cannot be made without {', '.join(needed)}, so it cannot go by its name: give every "
-            "option a default, or put the pass itself into pipelines"
+            f"{stage.__name__} cannot be registered, because {', '.join(needed)} has no default: give every option a "
+            "default, or put the pass itself into pipelines"
         )
     if isinstance(kind, Stage) and kind != stage():
         raise PassError(
-            f"{kind!r} has options of its own, but what is registered is the class {stage.__name__}, which is made "
-            "without any: put the pass itself into pipelines"
+            f"{kind!r} has options, but only its class {stage.__name__} can be registered, and its options would be "
+            "lost: put the pass itself into pipelines"
         )
 
 

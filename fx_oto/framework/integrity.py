@@ -1,4 +1,4 @@
-"""What a graph owes after a pass: it is well formed, runs, at any batch size, and returns what it returned."""
+"""Checks of a graph after a pass: it is well formed, runs at any batch size, and returns the same shapes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["REMEDY", "check_integrity", "check_notes"]
 
 
 def check_integrity(stage: str, before: GraphModule, after: GraphModule, inputs: ExampleInputs) -> Tape:
-    """Hold what a pass made to what every graph owes.
+    """Check the graph that a pass has made.
 
     Args:
         stage: name of the pass.
@@ -57,7 +57,7 @@ def check_integrity(stage: str, before: GraphModule, after: GraphModule, inputs:
 
 
 def check_notes(stage: str, before: GraphModule, after: GraphModule, inputs: ExampleInputs, macs: int | None) -> None:
-    """As ``check_integrity``; and what a pass has noted by itself, instead of running the graph, must be true.
+    """As ``check_integrity``, and compare the values and multiply-adds that the pass has noted with those of a run.
 
     Args:
         stage: name of the pass.
@@ -91,9 +91,9 @@ def _form(node: Node) -> list[str]:
 
 
 REMEDY = (
-    ". The GraphModule that it was given is unchanged: mend the pass, or leave it out with pipeline.without(…); if it "
-    "is one of fx_oto's own, call fx_oto.prepare again where the model's type, device or layers were changed since, "
-    "and else please report this model"
+    ". The GraphModule that it was given is unchanged. If the pass is yours, mend it, or leave it out with "
+    "pipeline.without(…). If it is one of fx_oto's own and the model's type, device or layers were changed since, call "
+    "fx_oto.prepare again; otherwise please report this model"
 )
 
 
@@ -122,7 +122,7 @@ def _check_structure(stage: str, before: GraphModule, after: GraphModule) -> Non
 
 
 def _changed(before: GraphModule, after: GraphModule) -> list[tuple[str, str, str]]:
-    """What is of another form: how it was, how it is, and where."""
+    """Outputs whose form has changed: the old form, the new form, and the place."""
     old, new = (tree_leaves(gm.graph.output_node().args[0]) for gm in (before, after))
     return [
         (was, now, f", at {described(other)}" if isinstance(other, Node) else "")
@@ -132,7 +132,7 @@ def _changed(before: GraphModule, after: GraphModule) -> list[tuple[str, str, st
 
 
 def _check_batch(stage: str, before: GraphModule, after: GraphModule, doubled: ExampleInputs) -> None:
-    """Where the graph that a pass was given takes twice the batch, so does what it made, and returns as much."""
+    """Check that a graph that accepted twice the batch still does, and returns as much as before."""
     now, failure = _Run(after), None
     try:
         if now.on(doubled).grown():  # as nearly always: no need to ask what it was
@@ -185,7 +185,7 @@ class _Run(PlainInterpreter):
         return [(leaf, shape) for leaf in self.leaves for shape in self.shapes[leaf.name]]
 
     def grown(self) -> bool:
-        """Whether every output is as it was, but twice as long in its first dimension."""
+        """Return whether every output is as it was, but twice as long in its first dimension."""
         before = [shape for leaf in self.leaves for shape in _shapes(leaf.meta["val"])]
         return [shape for _, shape in self.outputs()] == [(2 * shape[0], *shape[1:]) for shape in before if shape]
 

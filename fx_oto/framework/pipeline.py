@@ -34,8 +34,8 @@ class Pipeline(Tabular):
             ``Stage``.
 
     Raises:
-        PassError: something is no pass, two different passes have one name, or a name that a method is given is not
-            that of one pass here.
+        PassError: something is not a pass, two different passes have one name, or a method is given a name that is not
+            that of exactly one pass here.
 
     Example:
         >>> import fx_oto

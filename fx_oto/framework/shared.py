@@ -1,4 +1,4 @@
-"""What a pass shares with the user's model, and has to leave as it is."""
+"""Guards what a pass shares with the user's model, and must not change."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Shared:
         self._modules = {name: (module, _held(module)) for name, module in gm.named_modules()}
 
     def __enter__(self) -> None:
-        """Nothing is done before the pass."""
+        """Do nothing before the pass."""
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        """Take back what was set on modules, also where the pass has failed.
+        """Undo what was set on modules, also if the pass has failed.
 
         Raises:
             PassError: the pass has changed something; names it. What was written into tensors stays.
@@ -43,18 +43,18 @@ class Shared:
         written = [name for name, version in _versions(self._gm).items() if self._versions.get(name) != version]
         if found := next(filter(None, changed), None):
             raise PassError(
-                f"the pass {self._stage!r} set {found!r}, which is the user's model's as well; it is put back. Copy a "
-                "module before you change it: gm.set_submodule(name, copy.deepcopy(module))"
+                f"the pass {self._stage!r} set {found!r} on a module that it shares with the user's model; it is put "
+                "back. Copy a module before you change it: gm.set_submodule(name, copy.deepcopy(module))"
             )
         if written:
             raise PassError(
-                f"the pass {self._stage!r} wrote into {written[0]!r}, which is the user's model's as well, and is "
-                "changed now: give the module a new tensor, in a module of its own (gm.set_submodule)"
+                f"the pass {self._stage!r} wrote into {written[0]!r}, which it shares with the user's model; that has "
+                "changed the model. Make a new tensor, in a copy of the module (gm.set_submodule)"
             )
         if str(self._gm.graph) != self._graph:
             raise PassError(
-                f"the pass {self._stage!r} changed the graph that it was given, which earlier results speak of: an "
-                "analysis only reads; a Pass is given a copy to change"
+                f"the pass {self._stage!r} changed the graph that it was given, which earlier results refer to. An "
+                "analysis must only read; a transformation (fx_oto.Pass) is given a copy to change"
             )
 
     def _put_back(self, name: str, module: nn.Module, before: dict[str, Any]) -> str:
@@ -105,6 +105,6 @@ def _same(before: Any, now: Any) -> bool:
 
 
 def _versions(gm: GraphModule) -> dict[str, tuple[int, int]]:
-    """Which tensors there are, and how often each was written into; those made in inference mode do not know."""
+    """The identity of each tensor, and how often it was written into; 0 for those made in inference mode."""
     tensors = tensor_names(gm)
     return {name: (id(one), 0 if one.is_inference() else one._version) for name, one in tensors.items()}

@@ -25,7 +25,6 @@ from fx_oto.core.fx_utils import graph_copy
 from fx_oto.core.memory import PeakMemory
 from fx_oto.core.preserve import without_autocast
 from fx_oto.core.records import PassRecord, Snapshot
-from fx_oto.framework.drafts import draft_of
 from fx_oto.framework.integrity import REMEDY, check_integrity, check_notes
 from fx_oto.framework.shared import Shared
 
@@ -39,7 +38,7 @@ Verify = bool | Literal["all"]
 
 @dataclass(frozen=True)
 class Stage(ABC):
-    """What a pipeline is made of: subclass ``Analysis`` or ``Pass``.
+    """The base of all passes: subclass ``Analysis`` or ``Pass``.
 
     Its options are the fields of a frozen dataclass.
 
@@ -47,9 +46,9 @@ class Stage(ABC):
         name: what pipelines, records and errors call it, such as ``"fold-dropout"``.
         requires: types of the results that it asks the context for.
         provides: types of the results that it adds to the context.
-        trusted: whether what it makes is right by construction, so that it need not be run to be checked: it writes
-            into no tensor, each node that it makes or changes carries its value, and ``macs`` counts without a run.
-            True for the passes of fx_oto itself; a class does not inherit it, as it may do something else.
+        trusted: the result is right by construction, so it need not be run to be checked: the pass writes into no
+            tensor, each node that it makes or changes carries its value, and ``macs`` counts without a run. True for
+            the passes of fx_oto itself; subclasses do not inherit it, as they may do something else.
     """
 
     name: ClassVar[str]
@@ -93,7 +92,7 @@ class Stage(ABC):
         return PassResult(gm, gm is not graph_module)
 
     def refusals(self, gm: GraphModule, context: Context) -> Iterable[str]:
-        """What it kept whole or left undone, each with the reason; asked for after each run, for the report.
+        """List what was kept whole or left undone, each with the reason; called after each run, for the report.
 
         Args:
             gm: what came out of the run.
@@ -103,14 +102,14 @@ class Stage(ABC):
 
     @abstractmethod
     def _run(self, gm: GraphModule, context: Context) -> GraphModule:
-        """Do it, and return what came out: ``gm`` itself if nothing changed."""
+        """Run on ``gm`` and return the result: ``gm`` itself if nothing changed."""
 
     def macs(self, before: int | None, context: Context) -> int | None:
-        """Multiply-adds of what a trusted pass has made.
+        """Count the multiply-adds of the result of a trusted pass.
 
         Args:
-            before: of what it was given; None if they are not known.
-            context: that of what it has made.
+            before: multiply-adds of the input; None if they are not known.
+            context: the context of the result.
         """
         return before
 
@@ -135,7 +134,7 @@ class Stage(ABC):
             return made, check_integrity(self.name, gm, made, context.inputs).macs
 
     def _safely(self, work: Callable[[], _Made]) -> _Made:
-        """What the author's code returns; what it raises names the pass."""
+        """Call the author's code; an error that it raises is raised again with the name of the pass."""
         try:
             return work()
         except (FxOtoError, FxOtoWarning):  # a warning, where the user has made errors of them
@@ -172,7 +171,7 @@ class Analysis(Stage):
 
     @abstractmethod
     def analyse(self, gm: GraphModule, context: Context) -> object:
-        """Look at ``gm`` and return a result of a class of its own; it is then found by its type in the context.
+        """Read ``gm`` and return an instance of a class of its own, by which others find it in the context.
 
         Args:
             gm: not to be changed.
@@ -182,10 +181,13 @@ class Analysis(Stage):
     def _run(self, gm: GraphModule, context: Context) -> GraphModule:
         result = self.analyse(gm, context)
         if type(result).__module__ == "builtins" or (self.provides and type(result) not in self.provides):
-            expected = " or ".join(kind.__name__ for kind in self.provides) or "an object of a class of its own"
+            expected = (
+                " or ".join(kind.__name__ for kind in self.provides)
+                or "an instance of its own class, such as a frozen dataclass"
+            )
             raise PassError(
-                f"the analysis {self.name!r} must return {expected}, such as a frozen dataclass, by whose type its "
-                f"result is found; found {type(result).__name__}"
+                f"the analysis {self.name!r} must return {expected} (results are looked up by type); it returned "
+                f"{type(result).__name__}"
             )
         return context.provide(result).attach(gm)
 
@@ -225,12 +227,12 @@ class Pass(Stage):
         """
 
     def _run(self, gm: GraphModule, context: Context) -> GraphModule:
-        copy = draft_of(gm) if self._is_trusted else graph_copy(gm)
+        copy = graph_copy(gm, coded=not self._is_trusted)
         changed = self.transform(copy, context)
         if changed is None and str(copy.graph) != str(gm.graph):
             raise PassError(
-                f"the pass {self.name!r} changed the graph that it was given and returned None, which says that it did "
-                "not: return the GraphModule"
+                f"the pass {self.name!r} returned None, which means no change, but it has changed the graph: return "
+                "the GraphModule"
             )
         if changed is None:
             return gm
@@ -239,6 +241,8 @@ class Pass(Stage):
                 f"the pass {self.name!r} must return the GraphModule that it changed, or None if it changed nothing; "
                 f"found {type(changed).__name__}"
             )
+        if not self._is_trusted:
+            changed.delete_all_unused_submodules()  # what no node calls any more is no part of the model
         now: Context = changed.meta.get("fx_oto", context)
         if now.original is not None and not self._is_trusted:  # what was captured may not be what this computes
             now = replace(now, original=now.original.without_model())

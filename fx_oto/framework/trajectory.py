@@ -1,4 +1,4 @@
-"""How a training went: group sparsity and loss along the steps, what was asked and what was reached."""
+"""The course of a training: group sparsity and loss along the steps, the target and what was reached."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Trajectory(Tabular):
 
     @property
     def unfinished(self) -> str:
-        """What is to be said of a training that stopped before its pruning window did; empty if it did not."""
+        """A sentence about a training that stopped before its pruning window ended; empty if it did not."""
         if self.done or self.steps >= self.end:
             return ""
         given, ask = f" (total_steps={self.total})", "is total_steps the number of optimizer.step() calls?"
@@ -86,7 +86,7 @@ class Trajectory(Tabular):
             given, ask = "", "does the training call optimizer.step() that often?"
         return (
             f"the optimizer has taken {counted(self.steps, 'step', 'steps')}, but its pruning window ends at step "
-            f"{self.end}{given}, so its target, {self.asked}, is not reached: {ask}"
+            f"{self.end}{given}, so its target ({self.asked}) is not reached: {ask}"
         )
 
     def add(self, step: int, zero: int, loss: Tensor | float | None) -> None:
@@ -112,12 +112,12 @@ class Trajectory(Tabular):
         return [(step, zero / max(self.zigs, 1), loss) for step, zero, loss in self.points]
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs."""
+        """The state for a checkpoint."""
         self.rows()
         return {"points": list(self.points), "stride": self.stride, "reached": self.reached, "done": self.done}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up ``state``, what ``state()`` has returned."""
+        """Load what ``state()`` has returned."""
         self.points, self.stride, self.reached = list(state["points"]), state["stride"], state["reached"]
         self.done = state.get("done", False)
 
@@ -164,5 +164,5 @@ class Trajectory(Tabular):
 
     @property
     def summary(self) -> str:
-        """What was asked, and what was reached."""
+        """The target, and what was reached."""
         return f"asked: {self.asked}; reached: {self.reached or 'the pruning window is not over'}"

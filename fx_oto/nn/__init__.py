@@ -1,1 +1,1 @@
-"""What compact models compute with, and what is known of modules that are called as a whole."""
+"""The building blocks of compact models, and what is known about modules that are called as a whole."""

@@ -12,7 +12,7 @@ __all__ = ["FewerHeads"]
 class FewerHeads(nn.Module):
     """``nn.MultiheadAttention`` over sliced parameters: any number of heads, alike in what is left of their width.
 
-    Returns what the original returns, but for the attention weights, which speak of the heads that are left. Scores
+    Returns what the original returns, except for the attention weights, which are those of the heads left. Scores
     are scaled by the original width.
 
     Args:

@@ -1,4 +1,4 @@
-"""Modules of the user's that are called as a whole, and that the analysis has been taught."""
+"""Modules of the user that are called as a whole, for which the analysis was taught a rule."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from fx_oto.core.errors import RuleError
+from fx_oto.core.preserve import evaluating
 
 __all__ = ["Attribute", "Leaf", "LeafOp", "OpaqueOp", "leaf_of", "leaves"]
 
@@ -24,7 +25,7 @@ Attribute = tuple[str, int] | Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Leaf:
-    """What has been taught about a module class.
+    """The rule and the attributes that were taught for a module class.
 
     Attributes:
         rule: what a call of it does to labels.
@@ -59,7 +60,7 @@ leaves: dict[type[nn.Module], Leaf] = {}
 
 
 def leaf_of(module: nn.Module) -> Leaf | None:
-    """What has been taught about a module's class."""
+    """Return what was taught for a module's class, None if nothing was."""
     return leaves.get(type(module))
 
 
@@ -97,7 +98,7 @@ class LeafOp:
         if both := given.keys() & held.keys():
             raise RuleError(
                 f"{type(module).__name__} is registered as a leaf, but {sorted(both)[0]!r} is both an argument of its "
-                "forward and a parameter or buffer: rename one, for rules tell them apart by name"
+                "forward and a parameter or buffer: rename one, because rules tell them apart by name"
             )
         return cls(module, (*given, *held), len(given)), (*given.values(), *held.values())
 
@@ -106,13 +107,8 @@ class LeafOp:
         held = dict(zip(self.names[self.num_inputs :], arguments[self.num_inputs :], strict=True))
         given = OrderedDict(zip(self.names, arguments[: self.num_inputs], strict=False))
         bound = inspect.BoundArguments(inspect.signature(self.module.forward), given)
-        before = [(child, child.training) for child in self.module.modules()]
-        try:
-            self.module.eval()
+        with evaluating(self.module):
             return functional_call(self.module, held, bound.args, bound.kwargs)
-        finally:
-            for child, mode in before:
-                child.training = mode
 
 
 @dataclass(frozen=True, eq=False)

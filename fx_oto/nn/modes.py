@@ -114,7 +114,7 @@ IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "ia
 
 
 def says_in_place(node: Node) -> bool:
-    """Whether the name or an option of what a node calls says that it changes its first argument."""
+    """Return whether the name or an option of a node's target says that it changes its first argument."""
     name = op_name(node)
     if node.op == "call_module":
         assert node.graph.owning_module is not None
@@ -202,7 +202,7 @@ class _Merger:
         return copied
 
     def _copy_norm(self, node: Node, merged: dict[Node, Node]) -> Node | None:
-        """What batch norm computes in evaluation, without learning when the graph runs in training."""
+        """A copy of batch norm in evaluation that does not update its statistics when the graph runs in training."""
         name, norm = str(node.target), self.model.get_submodule(str(node.target))
         if not isinstance(norm, _BatchNorm) or norm._forward_hooks or norm._forward_pre_hooks or node.kwargs:
             return None
@@ -214,7 +214,7 @@ class _Merger:
         return copied
 
     def _reaches_other_mode(self, node: Node, stateful: bool) -> bool:
-        """Whether a node writes into something that does not belong to its mode alone."""
+        """Return whether a node writes into something that the other mode sees."""
         if stateful and node.op == "call_module":
             module = self.model.get_submodule(str(node.target))
             if getattr(module, "running_mean", None) is not None:  # would learn in training

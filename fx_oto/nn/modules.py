@@ -91,30 +91,30 @@ def _resizer(module: nn.Module) -> Callable[[Any, int, int], None] | None:
 
 
 def is_torchs(kind: Any) -> bool:
-    """Whether a class or function is torch's or Python's own, which slicing knows or may call as it is."""
+    """Return whether a class or function is torch's or Python's own, which slicing knows or may call as it is."""
     module = getattr(kind, "__module__", None) or ""
     return module.split(".")[0] in ("torch", "_operator", "builtins", "math") or not module
 
 
 def _is_ours(kind: Any) -> bool:
-    """Whether slicing itself put a class or function into the graph, in an earlier round."""
+    """Return whether slicing itself put a class or function into the graph, in an earlier round."""
     return getattr(kind, "__module__", None) in (norms.__name__, attention.__name__)
 
 
 def keeps_parameters_whole(module: nn.Module) -> bool:
-    """Whether a leaf holds parameters that slicing does not know how to cut."""
+    """Return whether a leaf holds parameters that slicing does not know how to cut."""
     known = _resizer(module) is not None or type(module) in _REPLACED or leaf_of(module) is not None
     return not known and next(module.parameters(), None) is not None
 
 
 def holds_layers(module: nn.Module) -> bool:
-    """Whether one of torch's modules is made of others that slicing knows, such as a transformer's layer."""
+    """Return whether one of torch's modules consists of others that slicing knows, such as a transformer's layer."""
     known = type(module) in _REPLACED or _resizer(module) is not None or hasattr(module, "parametrizations")
     return not known and any(next(child.parameters(), None) is not None for child in module.children())
 
 
 def is_opaque(node: Node, gm: GraphModule) -> bool:
-    """Whether a node runs Python code that slicing can neither rewrite nor see into."""
+    """Return whether a node runs Python code that slicing can neither rewrite nor see into."""
     if node.op == "call_module":
         kind = type(gm.get_submodule(str(node.target)))
         if issubclass(kind, torch.jit.ScriptModule):
@@ -126,7 +126,7 @@ def is_opaque(node: Node, gm: GraphModule) -> bool:
 
 
 def resizable(module: nn.Module) -> bool:
-    """Whether ``resize`` knows what to do with a leaf module."""
+    """Return whether ``resize`` knows what to do with a leaf module."""
     return _resizer(module) is not None
 
 

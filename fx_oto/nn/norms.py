@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx import GraphModule
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from fx_oto.nn.whole_calls import Shown, WholeCalls
@@ -25,7 +24,6 @@ __all__ = [
     "WholeNorms",
     "batch_norm_over",
     "group_norm_over",
-    "holds_norms_over",
     "layer_norm_over",
     "mean_over",
     "over_original_count",
@@ -222,19 +220,13 @@ def over_original_count(module: nn.Module, count: int) -> nn.Module:
 _SHOWN = (layer_norm_over, group_norm_over, batch_norm_over)
 
 
-def holds_norms_over(gm: GraphModule) -> bool:
-    """Whether a graph has norms that divide by an original count: those that rest on the functions above."""
-    modules = any(isinstance(module, LayerNormOver | GroupNormOver) for module in gm.modules())
-    return modules or any(node.target in _SHOWN for node in gm.graph.nodes if node.op == "call_function")
-
-
 class WholeNorms(WholeCalls):
     """Show each layer, group or batch norm over an original count as torch's own, which loses the same channels."""
 
     names = frozenset(function.__name__ for function in _SHOWN)
 
     def shown(self, func: Any, args: tuple[Any, ...]) -> Shown | None:
-        """See the base class."""
+        """Return torch's own norm that stands for a call."""
         if func not in _SHOWN:
             return None
         value, _, weight, bias, eps = args

@@ -10,24 +10,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch import Tensor
 
-from fx_oto.core.fx_utils import op_name
 from fx_oto.nn.whole_calls import Shown, WholeCalls
 
-__all__ = ["CELLS", "GATES", "SEQUENCES", "WholeRecurrence", "holds_recurrence", "recurrent_macs"]
+__all__ = ["CELLS", "GATES", "SEQUENCES", "WholeRecurrence", "recurrent_macs"]
 
 # How many blocks of rows, one row for each hidden unit, the weights of each kind have.
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 SEQUENCES = tuple(GATES)
 CELLS = tuple(f"{name}_cell" for name in GATES)
-
-
-def holds_recurrence(gm: GraphModule) -> bool:
-    """Whether a graph has recurrent modules, or calls what they call."""
-    modules = any(isinstance(module, nn.RNNBase | nn.RNNCellBase) for module in gm.modules())
-    return modules or any(node.op == "call_function" and op_name(node) in SEQUENCES + CELLS for node in gm.graph.nodes)
 
 
 def recurrent_macs(name: str, tensors: Sequence[Tensor]) -> int:
@@ -44,7 +36,7 @@ class WholeRecurrence(WholeCalls):
     names = frozenset(f"{name}{overload}" for name in SEQUENCES + CELLS for overload in ("", ".input", ".default"))
 
     def shown(self, func: Any, args: tuple[Any, ...]) -> Shown | None:
-        """See the base class."""
+        """Return the op that stands for a recurrent call."""
         name = getattr(func, "__name__", "").partition(".")[0]
         if name in CELLS:
             return getattr(torch.ops.aten, name).default, args, lambda: func(*args)

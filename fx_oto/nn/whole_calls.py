@@ -32,7 +32,7 @@ class WholeCalls(TorchFunctionMode, ABC):
 
     @abstractmethod
     def shown(self, func: Any, args: tuple[Any, ...]) -> Shown | None:
-        """What stands for a call, None where it is left as it is."""
+        """The op that stands for a call; None to leave the call as it is."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

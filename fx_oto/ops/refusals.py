@@ -36,5 +36,6 @@ def freeze_inputs(call: OpCall, p: Propagation) -> None:
     tracked = [value for value in call.inputs if p.layers(value)]
     for value in tracked:
         p.freeze_value(value, f"no rule is known for the op {call.name}")
-    if tracked:
+    # The user is told where channels enter it: integers, such as a buffer of positions, are places and not channels.
+    if any(value.is_floating_point() or value.is_complex() for value in tracked):
         p.unknown_op(call.name)

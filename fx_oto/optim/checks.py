@@ -32,9 +32,7 @@ def build_base(base: type[Optimizer] | Optimizer, gm: nn.Module, kwargs: dict[st
     if not isinstance(base, Optimizer):
         return base(gm.parameters(), **kwargs)
     if kwargs:
-        raise SettingsError(
-            f"base is an optimizer already, so {sorted(kwargs)} cannot be used: set them when building it"
-        )
+        raise SettingsError(f"base is an optimizer instance; pass {', '.join(sorted(kwargs))} when you create it")
     return base
 
 
@@ -63,9 +61,9 @@ def warn_of_idle(idle: Collection[str], everything: int) -> None:
     if 0 < len(idle) < everything:
         names = ", ".join(map(repr, list(idle)[:3])) + (f" and {len(idle) - 3} more" if len(idle) > 3 else "")
         warn(
-            f"up to the start of the pruning window no step had a gradient of {names}: the training does not use them. "
-            "If a layer was replaced after prepare, call fx_oto.prepare on the changed model and build the optimizer "
-            "anew; if they are to stay as they are, set requires_grad_(False) before"
+            f"these parameters had no gradient before the pruning window started: {names}. If you replaced a layer "
+            "after prepare(), call prepare() again and create a new optimizer; to keep them fixed, call "
+            "requires_grad_(False) first"
         )
 
 

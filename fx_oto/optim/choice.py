@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fx_oto.core.errors import SettingsError, TrainingError
-from fx_oto.core.fx_utils import patterns_in, tensor_names
+from fx_oto.core.fx_utils import tensor_names
+from fx_oto.core.patterns import patterns_in
 from fx_oto.core.tables import counted
 from fx_oto.core.warn import warn
 from fx_oto.optim.checks import check_unchanged, left_alone

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 
 from fx_oto.core.errors import SettingsError
+from fx_oto.core.patterns import check_matched
 from fx_oto.zigs.families import Family
 
 __all__ = ["Limits", "PerFamily", "check_patterns", "portions"]
@@ -98,9 +99,5 @@ def portions(size: int, limit: int, step: int) -> list[int]:
 
 def check_patterns(option: str, patterns: Iterable[str], families: Sequence[Family]) -> None:
     """Every glob pattern of an option must match some family."""
-    for pattern in patterns:
-        if not any(family.matches(pattern) for family in families):
-            raise SettingsError(
-                f"the pattern {pattern!r} in {option} matches no family; families are called "
-                + ", ".join(repr(family.name) for family in families[:3])
-            )
+    others = [slot.tensor for family in families for slot in family.variables]
+    check_matched(patterns, [*(family.name for family in families), *others], "family", option)

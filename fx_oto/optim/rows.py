@@ -43,7 +43,7 @@ class _Block:
         return bool(self.tensor._version != self._written)
 
     def read(self, source: Tensor, out: Tensor | None = None) -> Tensor:
-        """Copy the entries of a tensor of the parameter's shape: at least float32, the parameter's axes."""
+        """Gather this block's entries of ``source``, in at least float32."""
         source = _real(source)
         if out is not None and out.dtype == source.dtype:
             return torch.index_select(source, self.dim, self.index, out=out)

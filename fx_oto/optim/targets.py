@@ -75,7 +75,9 @@ def find_target(
     if name == "group sparsity":
         return Target(name, 1 - value, _count(zigs))
     if name == "macs" and not zigs.macs.total:
-        raise SettingsError("this model has no multiply-adds that are counted: set another target")
+        raise SettingsError(
+            "no multiply-adds were counted for this model, so target_macs cannot be used; choose another target"
+        )
     known = {"params": zigs.params, "macs": zigs.macs}
     return Target(name, value, known[name] if name in known else Latency(gm, progress=progress))
 

@@ -93,7 +93,7 @@ def sensitivity(
     trials = (
         _trial(zigs, removed, i, fraction, count, found.get((i, count), found[None])) for i, fraction, count in tried
     )
-    return Sensitivity(baseline, tuple(trials))
+    return Sensitivity(baseline, tuple(trials), zigs.samples)
 
 
 @dataclass(frozen=True, eq=False)

@@ -64,4 +64,4 @@ class DependencyAnalysis(Analysis):
 
     def refusals(self, gm: GraphModule, context: Context) -> list[str]:
         """Ops without a rule, which keep whole what enters them."""
-        return [f"no rule: {reason}" for reason in context.get(Dependencies).unknown]
+        return list(map(str, context.get(Dependencies).unknown))

@@ -1,4 +1,4 @@
-"""Masks in the graph, which hide ZIGs where a pruning is tried out before it is made."""
+"""Masks in the graph: one switch for each ZIG, to try out a pruning before it is made."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ class MaskInsertion(Pass):
     """Let the outputs of each family's producers pass its mask.
 
     All masks are open, so nothing changes, and nothing is computed. A producer whose only reader is another producer of
-    the same family (a convolution before its normalisation) is left out, for the reader's mask covers it. A leaf module
-    that returns several tensors (``nn.LSTM``, ``nn.MultiheadAttention``) gets none: there, zero variables act alone.
+    the same family (a convolution before its normalisation) is left out, because the reader's mask covers it. A leaf
+    module that returns several tensors (``nn.LSTM``, ``nn.MultiheadAttention``) gets none: there, only zero weights
+    have an effect.
 
     Example:
         >>> import torch, fx_oto
@@ -52,11 +53,12 @@ class MaskInsertion(Pass):
         return gm
 
     def refusals(self, gm: GraphModule, context: Context) -> list[str]:
-        """Families that no mask acts on."""
+        """Families whose mask is not applied, and what to do instead."""
         used = {node.args[1] for node in gm.graph.nodes if is_mask(node)}
         return [
-            f"no mask acts on the family {family.name!r}: it is made in a module that returns several tensors, or no "
-            "value is zero without it; its zero variables act alone"
+            f"the mask of the family {family.name!r} is not applied: its layer returns several tensors, as nn.LSTM "
+            "does, or none of its values is exactly zero without a group. Training and compress are not affected, as "
+            f"they look at the weights; to try out a pruning, call partition(gm).zero_zigs_({i}, …)"
             for i, family in enumerate(context.get(Partition).families)
             if i not in used
         ]
@@ -109,7 +111,7 @@ class _Inserter:
                 self._insert(self.nodes[name], site)
 
     def _sites(self, name: str, labels: Tensor) -> list[tuple[Node, _Site]]:
-        """Where a mask has the effect of zero variables: the node's value, or else the parameters it is made from."""
+        """The places where a mask acts as zero variables do: the node's value, or else the parameters behind it."""
         classes = self.found.roots[labels]
         classes = classes[self.family_of[classes] >= 0]
         if not classes.numel():

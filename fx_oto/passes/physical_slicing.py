@@ -1,4 +1,4 @@
-"""Physical slicing: ZIGs whose variables are all zero are cut out."""
+"""Physical slicing: cuts out the ZIGs whose variables are all zero."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from torch.fx import GraphModule, Node
 from fx_oto.analysis.dependencies import Adjustment, Axis, Dependencies
 from fx_oto.core.context import Context, inputs_now
 from fx_oto.core.errors import InputError, NothingToCompressError, SlicingError
-from fx_oto.core.fx_utils import check_has_numbers, clone_module, tensor_names, with_modes_of
+from fx_oto.core.fx_utils import check_has_numbers, clone_module, tensor_names, with_modes_of, without_code
 from fx_oto.core.masks import MASKS
 from fx_oto.core.preserve import evaluating
 from fx_oto.core.tables import Tabular, counted, table
 from fx_oto.core.warn import warn
-from fx_oto.framework.drafts import assembled
 from fx_oto.framework.stages import Pass
 from fx_oto.framework.trajectory import Trajectory
 from fx_oto.ops.rewriting import rewrite
@@ -34,7 +33,7 @@ _PIECE = 1 << 20  # elements of a tensor that are cut at once
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SlicingPlan(Tabular):
-    """Which indices of which parameter axes were kept; ``str()`` is a table, a notebook shows it as HTML.
+    """The indices that were kept of each parameter axis; ``str()`` is a table, a notebook shows it as HTML.
 
     Attributes:
         kept: by tensor name and dimension, the kept indices of each axis that lost some: int64, ascending, shape
@@ -151,7 +150,7 @@ class PhysicalSlicing(Pass):
         return None if before is None else before - saved
 
     def refusals(self, gm: GraphModule, context: Context) -> tuple[str, ...]:
-        """What is zero and was kept all the same."""
+        """ZIGs that are zero and were kept all the same."""
         return context.get(SlicingPlan).kept_back
 
 
@@ -159,13 +158,13 @@ def _check_finite(tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.numel() and not all(bound.isfinite() for bound in tensor.aminmax()):
             raise InputError(
-                f"{name} holds NaN or infinite values, so no output can be compared: the training diverged; "
-                "restore a checkpoint, or lower the learning rate"
+                f"{name} holds NaN or infinite values, so outputs cannot be compared: the training has diverged. "
+                "Restore a checkpoint, or lower the learning rate"
             )
 
 
 def _kept_classes(gm: GraphModule, found: Dependencies) -> tuple[Tensor, tuple[str, ...]]:
-    """Whether each class is kept, shape ``(atoms,)``, and what of it although it is zero."""
+    """The classes that are kept, a mask of shape ``(atoms,)``, and texts on those kept although they are zero."""
     zigs = partition(gm)
     if not zigs.families:
         raise NothingToCompressError(
@@ -177,7 +176,7 @@ def _kept_classes(gm: GraphModule, found: Dependencies) -> tuple[Tensor, tuple[s
         if zero.all():
             raise SlicingError(
                 f"all {len(family)} ZIGs of the family {family.name!r} are zero, so nothing of it would be left and "
-                "the network would be cut in two: keep at least one (a smaller target, or a minimum per family)"
+                "the network would be cut in two: keep at least one (by a smaller target, or min_kept)"
             )
         kept[family.classes[zero]] = False
     kept_back = tuple(_keep_one_of_each_value(kept, found))
@@ -205,8 +204,8 @@ def _nothing_zero(gm: GraphModule, zigs: Partition) -> str:
     training = Context.of(gm).results.get(Trajectory)
     if all(len(family) == 1 for family in zigs.families):
         return (
-            "nothing can be cut: every family of this model has a single ZIG, and one of each family stays; "
-            "print(fx_oto.partition(gm).explain()) tells what ties its channels together"
+            "nothing can be cut: every family of this model has a single ZIG, and one ZIG of each family must stay; "
+            "print(fx_oto.partition(gm).explain()) shows what ties its channels together"
         )
     remedy = (
         "train with fx_oto.DHSPG(gm, …) until its target is reached, pass train=… to compress, or try "
@@ -225,7 +224,7 @@ def _keep_one_of_each_value(kept: Tensor, found: Dependencies) -> Iterator[str]:
             classes = found.roots[layer.labels]
             if not kept[classes].any():
                 kept[classes.reshape(-1)[0]] = True
-                yield f"every channel of node {node!r} is zero: one is kept, so that something of it is left"
+                yield f"every channel of node {node!r} is zero; one of them is kept, because a tensor cannot be empty"
 
 
 def _keep_unequal(kept: Tensor, found: Dependencies) -> Iterator[str]:
@@ -233,7 +232,10 @@ def _keep_unequal(kept: Tensor, found: Dependencies) -> Iterator[str]:
     pairs = [(found.roots[left], found.roots[right]) for left, right in found.unequal]
     while alike := [right for left, right in pairs if kept[left].sum() == kept[right].sum()]:
         kept[alike[0][~kept[alike[0]]][0]] = True
-        yield "two lengths that torch tells apart by being different would have become the same: one more index is kept"
+        yield (
+            "two sizes that must differ, such as hidden_size and proj_size of nn.LSTM, would become equal: one more "
+            "unit is kept"
+        )
 
 
 def _sliced_copy(gm: GraphModule, plan: SlicingPlan) -> GraphModule:
@@ -246,7 +248,7 @@ def _sliced_copy(gm: GraphModule, plan: SlicingPlan) -> GraphModule:
             done[id(tensor)] = _cut_tensor(tensor, names.get(id(tensor), ""), plan)
         return done[id(tensor)]
 
-    return with_modes_of(assembled(clone_module(gm, cut), gm.graph, gm.__class__.__name__), gm)
+    return with_modes_of(without_code(clone_module(gm, cut), gm.graph, gm.__class__.__name__), gm)
 
 
 def _cut_tensor(tensor: Tensor, name: str, plan: SlicingPlan) -> Tensor:
@@ -273,7 +275,7 @@ def _select(tensor: Tensor, kept: dict[int, Tensor]) -> Tensor:
 
 
 def _contribution(gm: GraphModule, cuts: Cuts, node: Node, adjustment: Adjustment) -> Tensor:
-    """What the removed channels, each worth a constant, added to each kept output of a linear node."""
+    """Sum what the removed channels, each worth a constant, contributed to each kept output of a linear node."""
     parameter: Any = None if node.op == "call_module" else [*node.args[1:], node.kwargs.get("weight")][0]
     weight = gm.get_parameter(f"{node.target}.weight" if parameter is None else str(parameter.target)).detach()
     name = next(name for name, tensor in gm.named_parameters() if tensor.data_ptr() == weight.data_ptr())

@@ -19,8 +19,7 @@ from fx_oto.core.errors import VerificationError
 from fx_oto.core.fx_utils import described, graph_copy
 from fx_oto.core.interpreter import PlainInterpreter, run_graph
 from fx_oto.core.original import Original
-from fx_oto.core.preserve import unwritten
-from fx_oto.core.random_state import Dice
+from fx_oto.core.preserve import Dice, unwritten
 from fx_oto.framework.stages import Analysis
 from fx_oto.ops.custom.registration import taught
 from fx_oto.passes.physical_slicing import SlicingPlan

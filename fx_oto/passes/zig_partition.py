@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -14,8 +13,8 @@ from torch.fx import GraphModule
 
 from fx_oto.analysis.dependencies import Axis, Dependencies, Reason
 from fx_oto.core.context import Context
-from fx_oto.core.errors import SettingsError
-from fx_oto.core.fx_utils import patterns_in, tensor_names, with_modules
+from fx_oto.core.fx_utils import tensor_names
+from fx_oto.core.patterns import check_matched, matches, patterns_in
 from fx_oto.framework.stages import Analysis
 from fx_oto.zigs.families import Family, FrozenAxis, Slot
 from fx_oto.zigs.partition import Partition
@@ -58,10 +57,11 @@ class ZIGPartition(Analysis):
         Raises:
             SettingsError: a pattern in ``unprunable`` matches nothing.
         """
-        return _Partitioner(gm, context.get(Dependencies), self.unprunable).run()
+        found = _Partitioner(gm, context.get(Dependencies), self.unprunable).run()
+        return replace(found, samples=context.inputs.samples)
 
     def refusals(self, gm: GraphModule, context: Context) -> list[str]:
-        """What is kept whole, by reason."""
+        """Axes that are kept whole, by reason."""
         alike: dict[str, list[FrozenAxis]] = {}
         for axis in context.get(Partition).frozen:
             alike.setdefault(str(axis.reason), []).append(axis)
@@ -79,17 +79,11 @@ class _Partitioner:
         self.reasons = dict(found.reasons) | self._excluded(gm, unprunable) if unprunable else dict(found.reasons)
 
     def _excluded(self, gm: nn.Module, patterns: tuple[str, ...]) -> dict[int, Reason]:
-        names = list(tensor_names(gm)) + [name for name, _ in gm.named_modules() if name]
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise SettingsError(
-                    f"the pattern {pattern!r} in unprunable matches no parameter or module; "
-                    f"names look like {', '.join(map(repr, names[:3]))}"
-                )
+        names = [*tensor_names(gm), *(name for name, _ in gm.named_modules() if name)]
+        check_matched(patterns, names, "parameter or module", "unprunable")
         excluded: dict[int, Reason] = {}
         for position, axis in enumerate(self.found.axes):
-            candidates = with_modules(axis.tensor)
-            hit = next((p for p in patterns if any(fnmatchcase(name, p) for name in candidates)), None)
+            hit = next((pattern for pattern in patterns if matches(axis.tensor, (pattern,))), None)
             if hit is not None:
                 mine = self.classes[(self.axis == position) & self.found.variable[self.atoms]]
                 excluded |= dict.fromkeys(

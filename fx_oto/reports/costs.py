@@ -1,8 +1,8 @@
-"""What a model costs: parameters and multiply-adds."""
+"""The cost of a model: parameters and multiply-adds."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
@@ -14,7 +14,7 @@ from fx_oto.analysis.tape import FUSED
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import InputError
 from fx_oto.core.preserve import unwritten
-from fx_oto.core.tables import Tabular, macs_text, table
+from fx_oto.core.tables import MACS, Tabular, macs_text, table
 
 __all__ = ["Cost", "cost"]
 
@@ -23,32 +23,35 @@ __all__ = ["Cost", "cost"]
 class Cost(Tabular):
     """Parameters, and multiply-adds (one multiply-add = one MAC) of one forward pass on the example inputs.
 
-    ``str()`` is one line; a notebook, ``to_markdown()`` and ``to_json()`` have the same numbers.
+    ``str()`` is one line; a notebook, ``to_markdown()`` and ``to_json()`` have the same numbers. Texts and tables give
+    MACs per sample, here and in all other results; attributes and JSON those of the whole batch.
 
     Attributes:
         params: elements of all parameters, each parameter counted once.
-        macs: multiply-adds of convolutions, matrix products, attention and recurrences; half of the FLOPs that
-            ``torch.utils.flop_counter`` counts.
+        macs: multiply-adds of the whole batch, in convolutions, matrix products, attention and recurrences; half of
+            the FLOPs that ``torch.utils.flop_counter`` counts.
+        samples: in the batch: the length of the first dimension of the first input.
 
     Example:
         >>> from fx_oto import Cost
-        >>> print(Cost(params=25_557_032, macs=4_089_184_256))
-        25,557,032 parameters, 4,089.18M MACs
+        >>> print(Cost(params=25_557_032, macs=8_178_368_512, samples=2))
+        25,557,032 parameters, 4,089.18M MACs/sample
     """
 
     params: int
     macs: int
+    samples: int = field(default=1, repr=False, compare=False)
 
     def __str__(self) -> str:
-        return f"{self.params:,} parameters, {macs_text(self.macs)} MACs"
+        return f"{self.params:,} parameters, {macs_text(self.macs, self.samples)} {MACS}"
 
     def to_dict(self) -> dict[str, int]:
-        """The two numbers by name."""
+        """The numbers by name."""
         return asdict(self)
 
     def _tables(self, style: str) -> tuple[str]:
-        headers = ("parameters", "MACs")
-        return (table([(f"{self.params:,}", macs_text(self.macs))], headers, style, headers),)
+        headers = ("parameters", MACS)
+        return (table([(f"{self.params:,}", macs_text(self.macs, self.samples))], headers, style, headers),)
 
 
 def cost(model: nn.Module, example_inputs: Any) -> Cost:
@@ -58,7 +61,7 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
 
     Args:
         model: any module.
-        example_inputs: as for ``fx_oto.trace``; MACs are those of this batch.
+        example_inputs: as for ``fx_oto.trace``; ``macs`` is of this batch.
 
     Raises:
         InputError: the model does not run on the example inputs.
@@ -78,4 +81,4 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
         inputs = inputs.copied()
         with unwritten(model), counter:  # its code asks for values
             model(*inputs.args, **inputs.kwargs)
-    return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
+    return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2, inputs.samples)

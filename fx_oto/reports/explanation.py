@@ -6,14 +6,13 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
+from itertools import chain
 
 from torch import nn
 
 from fx_oto.analysis.dependencies import Reason
 from fx_oto.core.context import Context, Untraced
-from fx_oto.core.errors import SettingsError
-from fx_oto.core.fx_utils import with_modules
+from fx_oto.core.patterns import check_matched, matches
 from fx_oto.zigs.explanation import AxisExplanation, Cause, Explanation
 from fx_oto.zigs.families import FrozenAxis
 from fx_oto.zigs.partition import Partition
@@ -21,17 +20,16 @@ from fx_oto.zigs.partition import Partition
 __all__ = ["explain"]
 
 _NO_CHANNELS = "no channels lie along it, as with a convolution's window"
-_UNTRACED = "it is not used by the traced graph: the compact model is without it"
+_UNTRACED = "it is not used by the traced graph, so the compact model does not have it"
 
 
 def explain(partition: Partition, module: nn.Module, patterns: Sequence[str] = ()) -> Explanation:
-    """See ``Partition.explain``."""
-    shapes = {names[0]: shape for names, shape in _parameters(module) if _match(names, patterns)}
+    """Do the work of ``Partition.explain``."""
+    parameters = _parameters(module)
     untraced = Context.of(module).results.get(Untraced, Untraced({})).shapes
-    untraced = {name: shape for name, shape in untraced.items() if _match([name], patterns)}
-    if patterns and not shapes and not untraced:
-        known = ", ".join(repr(names[0]) for names, _ in _parameters(module)[:3])
-        raise SettingsError(f"no parameter or module matches {', '.join(map(repr, patterns))}; names look like {known}")
+    check_matched(patterns, [*chain(*(names for names, _ in parameters)), *untraced], "parameter or module")
+    shapes = {names[0]: shape for names, shape in parameters if any(matches(name, patterns) for name in names)}
+    untraced = {name: shape for name, shape in untraced.items() if matches(name, patterns)}
     axes = [*_traced(partition, shapes), *(axis for item in untraced.items() for axis in _untraced(*item))]
     prunable = {(axis.tensor, axis.dim): axis.prunable for axis in axes}
     return Explanation(
@@ -49,11 +47,6 @@ def _parameters(module: nn.Module) -> list[tuple[list[str], tuple[int, ...]]]:
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), ([], tuple(parameter.shape)))[0].append(name)
     return list(names.values())
-
-
-def _match(names: Iterable[str], patterns: Sequence[str]) -> bool:
-    every = {part for name in names for part in with_modules(name)}
-    return not patterns or any(fnmatchcase(name, pattern) for name in every for pattern in patterns)
 
 
 def _axes(name: str, shape: tuple[int, ...]) -> list[AxisExplanation]:

@@ -1,4 +1,4 @@
-"""What the passes did, and how the training went, as text, HTML, Markdown and JSON."""
+"""The report on passes and training as text, HTML, Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.fx import GraphModule
 
 from fx_oto.core.context import Capture, Context
 from fx_oto.core.records import PassRecord
-from fx_oto.core.tables import Tabular, counted, macs_text, table
+from fx_oto.core.tables import MACS, Tabular, counted, macs_text, table
 from fx_oto.framework.trajectory import Trajectory
 
 __all__ = ["Report", "report"]
 
-_PASSES = ("pass", "seconds", "peak memory", "nodes", "parameters", "MACs", "changed")
+_PASSES = ("pass", "seconds", "peak memory", "nodes", "parameters", MACS, "changed")
 _REFUSALS = ("pass", "kept whole or left undone, and why")
 _RESIZED = ("tensor", "before", "after")
 _TOLD = (
@@ -37,6 +37,7 @@ class Report(Tabular):
         capture: how the model became a graph.
         records: one for each pass that was run.
         training: group sparsity and loss along the steps, if a group-sparse optimizer was built for it.
+        samples: in the batch that multiply-adds are counted for; tables give them per sample.
 
     Example:
         >>> import torch, fx_oto
@@ -52,12 +53,13 @@ class Report(Tabular):
     capture: Capture
     records: tuple[PassRecord, ...]
     training: Trajectory | None = None
+    samples: int = 1
 
     def __str__(self) -> str:
         parts = [self._summary, *self._tables("simple")]
         refused = [(record.name, reason) for record in self.records for reason in _shortened(record.refusals)]
         if refused:
-            parts.append(table(refused, _REFUSALS, widest=[None, 120]))
+            parts.append(table(refused, _REFUSALS, width=140))
         if self.training is not None:
             parts.append(str(self.training))
         return "\n\n".join(parts)
@@ -105,7 +107,7 @@ class Report(Tabular):
                 "–" if record.peak_memory is None else f"{record.peak_memory / 2**20:.1f} MiB",
                 " → ".join(map(str, dict.fromkeys(record.nodes))),
                 _change(*record.params, "{:,}".format),
-                _change(*record.macs, macs_text),
+                _change(*record.macs, lambda macs: macs_text(macs, self.samples)),
                 "yes" if record.modified else "no",
             )
             for record in self.records
@@ -175,4 +177,4 @@ def report(gm: GraphModule) -> Report:
         ['dependency-analysis', 'zig-partition', 'mask-insertion']
     """
     context = Context.of(gm)
-    return Report(context.capture, context.records, context.results.get(Trajectory))
+    return Report(context.capture, context.records, context.results.get(Trajectory), context.inputs.samples)

@@ -1,4 +1,4 @@
-"""What ``fx_oto.sensitivity`` found: a table, a figure, and limits for the optimizers."""
+"""The result of ``fx_oto.sensitivity``: a table, a figure, and limits for the optimizers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from fx_oto.core.doors import above
 from fx_oto.core.errors import SettingsError
 from fx_oto.core.picture import Picture
-from fx_oto.core.tables import Tabular, finite, macs_text, table
+from fx_oto.core.tables import MACS, Tabular, finite, macs_text, table
 
 __all__ = ["Sensitivity", "Trial"]
 
@@ -48,35 +48,37 @@ class Trial:
     metrics: Mapping[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON knows it, which has no NaN and nothing infinite: None instead."""
+        """The attributes by name; NaN and infinity, which JSON does not have, are None."""
         values = {name: finite(value) for name, value in self.metrics.items()}
         return {**vars(self), "metrics": values}
 
 
 @dataclass(frozen=True)
 class Sensitivity(Tabular):
-    """How evaluations change as part of a family goes; made by ``fx_oto.sensitivity``.
+    """Evaluations with part of a family removed; made by ``fx_oto.sensitivity``.
 
     ``str()`` prints a table, a notebook shows it as HTML, iteration yields the trials.
 
     Attributes:
         baseline: the model as it is.
         trials: for each family, one for each fraction, ascending.
+        samples: in the batch that multiply-adds are counted for; tables give them per sample.
 
     Example:
         >>> import torch, fx_oto
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
         >>> print(fx_oto.sensitivity(gm, lambda gm: fx_oto.partition(gm).group_sparsity(), fractions=(0.5, 1)))
-        family      zero    params left    MACs left    value
-        ----------  ------  -------------  -----------  -------------
-        (as it is)          58             96           0
-        0.weight    4 of 8  30 (51.7%)     48 (50.0%)   0.5 (+0.5)
-                    7 of 8  9 (15.5%)      12 (12.5%)   0.875 (+0.88)
+        family      zero    params left    MACs/sample left    value
+        ----------  ------  -------------  ------------------  -------------
+        (as it is)          58             48                  0
+        0.weight    4 of 8  30 (51.7%)     24 (50.0%)          0.5 (+0.5)
+                    7 of 8  9 (15.5%)      6 (12.5%)           0.875 (+0.88)
     """
 
     baseline: Trial
     trials: tuple[Trial, ...]
+    samples: int = 1
 
     def __iter__(self) -> Iterator[Trial]:
         return iter(self.trials)
@@ -92,7 +94,7 @@ class Sensitivity(Tabular):
     def min_kept(
         self, metric: str | None = None, *, drop: float | None = None, rise: float | None = None
     ) -> dict[str, int]:
-        """How many ZIGs of each family must be kept so that one metric gets worse by no more than is allowed.
+        """Find how many ZIGs of each family must be kept so that one metric gets worse by no more than is allowed.
 
         Every family is judged alone, by the largest fraction that was tried at which, and below which, the metric stays
         within bounds; several families together cost more.
@@ -167,16 +169,17 @@ class Sensitivity(Tabular):
         return list(families.values())
 
     def _tables(self, style: str) -> tuple[str]:
-        headers = ("family", "zero", "params left", "MACs left", *self.metrics)
+        headers = ("family", "zero", "params left", f"{MACS} left", *self.metrics)
         base = self.baseline
-        rows = [("(as it is)", "", f"{base.params:,}", macs_text(base.macs), *map(_shown, base.metrics.values()))]
+        full = (f"{base.params:,}", macs_text(base.macs, self.samples))
+        rows = [("(as it is)", "", *full, *map(_shown, base.metrics.values()))]
         for trials in self._by_family():
             for trial in trials:
                 changes = (self._change(trial, name) for name in self.metrics)
                 zero = f"{trial.removed} of {trial.zigs}"
-                left = [f"{trial.params:,} ({trial.params / max(base.params, 1):.1%})"]
-                left += [f"{macs_text(trial.macs)} ({trial.macs / max(base.macs, 1):.1%})"]
-                rows.append((trial.family if trial is trials[0] else "", zero, *left, *changes))
+                params = f"{trial.params:,} ({trial.params / max(base.params, 1):.1%})"
+                macs = f"{macs_text(trial.macs, self.samples)} ({trial.macs / max(base.macs, 1):.1%})"
+                rows.append((trial.family if trial is trials[0] else "", zero, params, macs, *changes))
         return (table(rows, headers, style, headers[1:] if style == "html" else ()),)
 
     def _change(self, trial: Trial, name: str) -> str:

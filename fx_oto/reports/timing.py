@@ -1,4 +1,4 @@
-"""How long models take: warmed up, taking turns, with the spread beside the median."""
+"""The latency of models: warmed up, taking turns, with the spread beside the median."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch import nn
 
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import InputError, SettingsError
@@ -28,7 +26,7 @@ _HEADERS = ("model", "median", "middle half", "to the first")
 
 @dataclass(frozen=True)
 class ModelLatency:
-    """What was measured of one model.
+    """The measured latency of one model.
 
     Attributes:
         name: the model's name.
@@ -158,7 +156,7 @@ def latency(
         raise SettingsError(f"rounds must be at least 1 and warmup at least 0; found {rounds} and {warmup}")
     if any(tensor.is_meta for tensor in tensor_leaves((inputs.args, inputs.kwargs))):
         raise InputError(
-            "latency needs inputs with numbers, and these are on the meta device: make them on the model's"
+            "latency needs inputs with numbers, but these are on the meta device: make them on the device of the model"
         )
     with ExitStack() as untouched:
         for name, model in named.items():
@@ -221,14 +219,14 @@ def _run(model: nn.Module, inputs: ExampleInputs) -> Callable[[], None]:
     """A forward pass that is over when it returns."""
     tensor = next((t for tensors in (model.parameters(), model.buffers()) for t in tensors), None)
     device = torch.device("cpu") if tensor is None else tensor.device
-    args, kwargs = tree_map_only(Tensor, lambda t: t.detach().to(device, copy=True), (inputs.args, inputs.kwargs))
+    mine = inputs.mapped(lambda t: t.detach().to(device, copy=True))
     _wait(device)
-    return partial(_forward, model, args, kwargs, device)
 
+    def forward() -> None:
+        model(*mine.args, **mine.kwargs)
+        _wait(device)
 
-def _forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device) -> None:
-    model(*args, **kwargs)
-    _wait(device)
+    return forward
 
 
 def _wait(device: torch.device) -> None:

@@ -1,5 +1,5 @@
-"""What pictures are made of: plain data in, a ``Picture`` out; nothing here knows of GraphModules.
+"""Every picture: plain data in, a ``Picture`` out; only ``drawings`` and ``widths`` read GraphModules.
 
-``strip`` draws rows of text beside lanes of coloured wires, as which graphs and partitions are shown: whatever the
-network, no text can lie on another. ``lanes`` says which wire runs where, ``folding`` what shares a row.
+``wired_rows`` draws rows of text beside lanes of coloured wires, as which graphs and partitions are shown: whatever the
+network, no text can lie on another. ``layout`` says which wire runs where, ``folding`` what shares a row.
 """

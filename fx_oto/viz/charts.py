@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fx_oto.core.errors import SettingsError
 from fx_oto.core.picture import Picture, drawing, new_figure
-from fx_oto.viz.lanes import columns
+from fx_oto.viz.layout import columns
 from fx_oto.viz.style import DARK, FROZEN, LINES, MUTED, clipped, in_legend, name_rows, printable, text_width
 
 if TYPE_CHECKING:

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fx_oto.core.errors import SettingsError
-from fx_oto.core.fx_utils import holder, matches, tensor_names
+from fx_oto.core.fx_utils import holder, tensor_names
+from fx_oto.core.patterns import check_matched, matches
 from fx_oto.core.picture import Picture
 from fx_oto.core.tables import counted
 from fx_oto.viz.folding import Folding, check_fold, grouped, labelled
-from fx_oto.viz.lanes import interval_lanes
-from fx_oto.viz.strip import Entry, Line, Mark, Row, Strip, draw_strip
+from fx_oto.viz.layout import interval_lanes
 from fx_oto.viz.style import FROZEN, darker, family_colour
+from fx_oto.viz.wired_rows import Entry, Line, Mark, Row, Strip, draw_strip
 from fx_oto.zigs.families import Family
 from fx_oto.zigs.partition import Partition
 
@@ -35,10 +35,10 @@ _READ = Entry(
 def draw_couplings(
     partition: Partition, module: nn.Module, patterns: Sequence[str], fold: int | None, limit: int
 ) -> Picture:
-    """See ``Partition.draw``."""
+    """Do the work of ``Partition.draw``."""
     check_fold(fold, limit)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensor_names(module).items()}
-    _check_patterns(shapes, patterns)
+    check_matched(patterns, shapes, "parameter or module")
     families = families_touching(partition, patterns)
     touched = {slot.tensor for i in families for slot in partition.families[i].slots}
     names = [name for name in _parameters(module, partition) if name in touched or matches(name, patterns)]
@@ -75,12 +75,6 @@ def families_touching(partition: Partition, patterns: Sequence[str]) -> list[int
     return [
         i for i, family in enumerate(partition.families) if any(matches(slot.tensor, patterns) for slot in family.slots)
     ]
-
-
-def _check_patterns(shapes: dict[str, tuple[int, ...]], patterns: Sequence[str]) -> None:
-    if patterns and not any(matches(name, patterns) for name in shapes):
-        known = ", ".join(map(repr, list(shapes)[:3]))
-        raise SettingsError(f"no parameter or module matches {', '.join(map(repr, patterns))}; names look like {known}")
 
 
 @dataclass

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from itertools import count
+from dataclasses import dataclass, field, replace
+from itertools import count, pairwise
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fx_oto.analysis.dependencies import Dependencies
 from fx_oto.core.context import Context
-from fx_oto.core.errors import SettingsError
-from fx_oto.core.fx_utils import op_name, tensor_leaves, with_modules
+from fx_oto.core.fx_utils import op_name, tensor_leaves
 from fx_oto.core.masks import MASKS, is_mask
+from fx_oto.core.patterns import check_matched, matches
 from fx_oto.core.picture import Picture
 from fx_oto.core.tables import counted
 from fx_oto.viz.couplings import family_entries
 from fx_oto.viz.folding import Folding, check_fold, folded, grouped, prefix, span
-from fx_oto.viz.lanes import value_lanes
-from fx_oto.viz.strip import Entry, Line, Mark, Row, Strip, draw_strip
+from fx_oto.viz.layout import value_lanes
 from fx_oto.viz.style import FROZEN, darker, family_colour
+from fx_oto.viz.wired_rows import Entry, Line, Mark, Row, Strip, draw_strip
 from fx_oto.zigs.partition import Partition
 
 __all__ = ["draw_graph"]
@@ -40,8 +38,8 @@ def draw_graph(gm: GraphModule, *patterns: str, fold: int | None = None, limit: 
     """The FX graph of a prepared GraphModule, a row for each node, coloured by the families whose channels it carries.
 
     A box is a node, numbered and coloured as its family is everywhere; a box of several stripes carries several. A
-    wire is a value on its way to the nodes that read it. Nodes that compute sizes are not drawn, nor are masks, which
-    show as a bar below what they mask.
+    wire is a value on its way to the nodes that read it; its shape stands where it is another than in the row above.
+    Nodes that compute sizes are not drawn, nor are masks, which show as a bar below what they mask.
 
     Args:
         gm: a prepared GraphModule.
@@ -85,8 +83,7 @@ class _Shown:
         return (*map(family_colour, self.families), *((FROZEN,) * self.frozen))
 
     def matches(self, patterns: Sequence[str]) -> bool:
-        names = {self.node.name, *with_modules(self.path)}
-        return not patterns or any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+        return any(matches(name, patterns) for name in (self.node.name, self.path))
 
 
 class _Graph:
@@ -98,10 +95,9 @@ class _Graph:
         self.nodes = [self._shown(node) for node in _late_tensors(gm) if _is_drawn(node)]
 
     def strip(self, patterns: Sequence[str], fold: int | None, limit: int) -> Strip:
+        names = [*(node.node.name for node in self.nodes), *(node.path for node in self.nodes)]
+        check_matched(patterns, names, "node or module")
         wanted = [node.matches(patterns) for node in self.nodes]
-        if not any(wanted):
-            known = ", ".join(repr(node.node.name) for node in self.nodes[:3])
-            raise SettingsError(f"no node or module matches {', '.join(map(repr, patterns))}; nodes look like {known}")
         kinds = [_kind(node.node) if asked else None for node, asked in zip(self.nodes, wanted, strict=True)]
         folding = folded([_inside(node) for node in self.nodes], fold, limit, kinds)
         inputs = self._inputs(folding.rows)
@@ -144,9 +140,15 @@ class _Graph:
     def _rows(self, folding: Folding, wanted: Sequence[bool], lanes: Sequence[int]) -> list[Row]:
         members = [[self.nodes[i] for i in run] for run in folding.rows]
         groups = grouped([nodes[0].path for nodes in members])
-        return [
+        rows = [
             _row(nodes, any(wanted[i] for i in run), lanes[row], folding.depth, groups[row])
             for row, (run, nodes) in enumerate(zip(folding.rows, members, strict=True))
+        ]
+        shapes = [_shape(nodes[0].node) if len(nodes) == 1 else "" for nodes in members]
+        changed = [shape if shape != before else "" for before, shape in pairwise(["", *shapes])]
+        return [
+            replace(row, detail="  ".join(filter(None, (row.detail, shape))))
+            for row, shape in zip(rows, changed, strict=True)
         ]
 
     def _colour(self, run: Sequence[int]) -> str:
@@ -174,7 +176,7 @@ def _late_tensors(gm: GraphModule) -> list[Node]:
 
 
 def _is_drawn(node: Node) -> bool:
-    """Whether a tensor of the model passes through it: not masks, nor what computes sizes."""
+    """Return whether a tensor of the model passes through a node: masks and sizes are not drawn."""
     if is_mask(node) or str(node.target).startswith(f"{MASKS}."):
         return False
     return node.op == "output" or "val" not in node.meta or bool(tensor_leaves(node.meta["val"]))
@@ -231,10 +233,12 @@ def _chips(families: Sequence[int]) -> tuple[tuple[str, str], ...]:
 
 
 def _detail(node: Node) -> str:
-    word = _WORDS.get(node.op) if node.op in _WORDS else op_name(node)
+    return _WORDS[node.op] if node.op in _WORDS else op_name(node)
+
+
+def _shape(node: Node) -> str:
     values = tensor_leaves(node.meta.get("val"))
-    shape = "×".join(map(str, values[0].shape)) if values and isinstance(values[0], Tensor) else ""
-    return "  ".join(filter(None, (word, shape)))
+    return "×".join(map(str, values[0].shape)) if values else ""
 
 
 def _lines(inputs: Sequence[Sequence[int]], lanes: Sequence[int], colours: Sequence[str]) -> list[Line]:

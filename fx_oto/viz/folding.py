@@ -1,4 +1,4 @@
-"""Which nodes share a row: those of one module, one after the other, or those that were not asked for."""
+"""Folding: nodes of one module, or nodes that were not asked for, share a row if they are neighbours."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Folding", "check_fold", "folded", "grouped", "labelled", "prefix", "
 
 @dataclass(frozen=True)
 class Folding:
-    """What shares a row.
+    """The rows of a picture, and which nodes share them.
 
     Attributes:
         rows: positions, in order.
@@ -43,7 +43,7 @@ class Folding:
 
     @property
     def remedy(self) -> str:
-        """What to say after it, where nobody asked for it."""
+        """The end of the subtitle if the user did not ask for folding."""
         return f" for size: see {'limit' if self.most > 1 else 'fold'}="
 
 
@@ -69,7 +69,7 @@ def span(first: str, last: str) -> str:
 
 
 def folded(paths: Sequence[str], fold: int | None, limit: int, kinds: Sequence[Hashable]) -> Folding:
-    """Which positions share a row: as few as ``limit`` asks for, or what ``fold`` says.
+    """Find the positions that share a row: as few as ``limit`` asks for, or those that ``fold`` says.
 
     Only neighbours are joined, so what was in an order of execution still is. Where the modules' names are not enough,
     what belongs to no module joins the module around it; then neighbours share a row, equally many everywhere.
@@ -128,7 +128,7 @@ def _runs(modules: Sequence[str], kinds: Sequence[Hashable]) -> list[list[int]]:
 
 
 def _joined(paths: Sequence[str], kinds: Sequence[Hashable]) -> list[str]:
-    """What belongs to no module, between two nodes of one, belongs to it."""
+    """Count what belongs to no module, but stands between two nodes of one, to that module."""
     found, before = list(paths), 0
     for i in range(len(paths)):
         if kinds[i] is None or kinds[i] != kinds[before]:

@@ -97,7 +97,7 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
 
 
 def clipped(text: str, size: float, most: float, weight: str = "normal") -> str:
-    """A text as it is drawn, at most so many inches wide: the beginning gives way, for names differ at the end."""
+    """A text as it is drawn, at most so many inches wide: the beginning is cut, because names differ at the end."""
     text = printable(text)
     if text_width(text, size, weight) <= most:
         return text

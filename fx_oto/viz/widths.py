@@ -9,8 +9,9 @@ from dataclasses import replace
 from torch import nn
 from torch.fx import GraphModule
 
-from fx_oto.core.errors import InputError, SettingsError
-from fx_oto.core.fx_utils import holder, matches
+from fx_oto.core.errors import InputError
+from fx_oto.core.fx_utils import holder
+from fx_oto.core.patterns import check_matched, matches
 from fx_oto.core.picture import Picture
 from fx_oto.viz.charts import Bar, draw_bars
 from fx_oto.viz.folding import Folding, check_fold, labelled
@@ -55,12 +56,9 @@ def plot_widths(
         ['8 → 4 (50%)', '2']
     """
     check_fold(fold, limit)
-    bars = [bar for bar in _bars(gm, small) if matches(bar.name, patterns)]
-    if not bars:
-        raise SettingsError(
-            f"no layer matches {', '.join(map(repr, patterns)) or 'anything'}: expected glob patterns of parameters "
-            "with two axes or more, or of modules that hold some, as dict(gm.named_parameters()) lists them"
-        )
+    every = _bars(gm, small)
+    check_matched(patterns, [bar.name for bar in every], "layer, a parameter with two axes or more")
+    bars = [bar for bar in every if matches(bar.name, patterns)]
     holders = [holder(bar.name) for bar in bars]
     if fold is None and len(bars) <= limit:
         alone = {name for name, times in Counter(holders).items() if times == 1}

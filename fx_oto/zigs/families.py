@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fx_oto.analysis.dependencies import Reason
-from fx_oto.core.fx_utils import matches
+from fx_oto.core.patterns import matches
 
 __all__ = ["Family", "FrozenAxis", "Slot", "shortened", "zero_variables"]
 

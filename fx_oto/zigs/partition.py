@@ -45,6 +45,7 @@ class Partition(Tabular):
         params: parameters of the model, by what is removed.
         macs: multiply-adds on the example inputs, by what is removed.
         module: the GraphModule that it speaks of; None in the context, where ``fx_oto.partition`` finds it.
+        samples: in the example inputs; the table gives multiply-adds per sample.
 
     Example:
         >>> import torch, fx_oto
@@ -55,7 +56,7 @@ class Partition(Tabular):
         <BLANKLINE>
         family      ZIGs    params/ZIG    MACs/ZIG  slots
         --------  ------  ------------  ----------  -----------------------------------
-        0.weight       8             7          12  0.weight[0], 0.bias[0], 2.weight[1]
+        0.weight       8             7           6  0.weight[0], 0.bias[0], 2.weight[1]
         >>> fx_oto.partition(gm).group_sparsity()
         0.5
     """
@@ -67,6 +68,7 @@ class Partition(Tabular):
     params: Price
     macs: Price
     module: nn.Module | None = None
+    samples: int = 1
 
     @property
     def num_zigs(self) -> int:
@@ -97,7 +99,7 @@ class Partition(Tabular):
         """
         for fraction in fractions:
             _check_fraction(fraction)
-        return forecast(self.families, self.params, self.macs, fractions or FRACTIONS)
+        return forecast(self.families, self.params, self.macs, fractions or FRACTIONS, self.samples)
 
     @torch.no_grad()
     def zero_(self, fraction: float, generator: torch.Generator | None = None) -> Partition:
@@ -303,7 +305,13 @@ class Partition(Tabular):
 
     def _tables(self, style: str) -> tuple[str, str]:
         prunable = [
-            (family.name, f"{len(family):,}", f"{round(params):,}", macs_text(macs), shortened(family.slots))
+            (
+                family.name,
+                f"{len(family):,}",
+                f"{round(params):,}",
+                macs_text(macs, self.samples),
+                shortened(family.slots),
+            )
             for family, params, macs in self._priced()
         ]
         frozen = [(f"{axis.tensor}[{axis.dim}]", f"{axis.size:,}", str(axis.reason)) for axis in self.frozen]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 
 import pytest
 import torch
@@ -52,6 +53,30 @@ def test_an_op_without_a_rule_freezes_what_it_touches():
     assert "no rule is known for the op fx_oto_tests::mix" in str(frozen["a.weight"])
     zigs.zero_(0.5)
     torch.testing.assert_close(fx_oto.compress(gm).eval()(image), model.eval()(image), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_an_op_on_positions_is_not_announced(kept):
+    class Net(nn.Module):
+        """As language models look up the types of their tokens."""
+
+        def __init__(self):
+            super().__init__()
+            self.word, self.kind, self.head = nn.Embedding(9, 8), nn.Embedding(2, 8), nn.Linear(8, 4)
+            self.register_buffer("kinds", torch.zeros(1, 12, dtype=torch.long))
+            self.register_buffer("places", torch.arange(12)[None])
+
+        def forward(self, ids):
+            places = self.places[:, : ids.size(1)].expand(len(ids), -1)
+            x = self.word(ids) + self.kind(torch.gather(self.kinds.expand(len(ids), -1), 1, places))
+            return self.head(torch.gather(x, 1, places[..., None].expand_as(x)) if kept else x)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gm = fx_oto.prepare(Net(), torch.randint(0, 9, (2, 5)))
+    assert fx_oto.partition(gm).num_zigs == (0 if kept else 8)
+    assert len(caught) == kept
+    assert all("no rule is known for the op gather" in str(one.message) for one in caught)
 
 
 @torch.library.custom_op("fx_oto_tests::brighten", mutates_args=())
@@ -198,7 +223,7 @@ def test_a_part_that_is_zero_altogether_keeps_one_zero_channel():
     with torch.no_grad():
         model.a.weight[:4], model.a.bias[:4] = 0, 0
     gm = fx_oto.prepare(model, IMAGE.double())
-    with pytest.warns(fx_oto.FxOtoWarning, match=r"every channel of node '\w+' is zero: one is kept"):
+    with pytest.warns(fx_oto.FxOtoWarning, match=r"every channel of node '\w+' is zero; one of them is kept"):
         small = fx_oto.compress(gm)
     assert small.get_submodule("a").out_channels == 5
     torch.testing.assert_close(small(IMAGE.double()), model(IMAGE.double()), rtol=1e-10, atol=1e-12)

@@ -32,13 +32,13 @@ TRAIN = ["--train", "net.py:train"]
             "no module is called 'tourch', neither in the working directory nor installed; did you mean 'torch'",
         ),
         ("torch.nm:Linear", "no module is called 'torch.nm', neither in the working directory nor installed; did you"),
-        ("./nett.py:Net", "there is no file nett.py; did you mean 'net.py'?"),
+        ("./nett.py:Net", "no file nett.py exists; did you mean 'net.py'?"),
         ("net.py:leaving", "net.py:leaving failed with SystemExit: no data here (--traceback shows where)"),
         ("net.py:number", "net.py:number is of type int: expected a function or class that returns a torch.nn.Module"),
         ("net.py:example", "net.py:example returned dict: expected a torch.nn.Module"),
         (
             "net.py:train",
-            "net.py:train cannot be called so: missing a required argument: 'gm'; it takes (gm, optimizer",
+            "net.py:train cannot be called with these arguments: missing a required argument: 'gm'; it takes (gm",
         ),
         ("broken.py:Net", "importing broken.py failed with ValueError: no such thing (--traceback shows where)"),
         ("script:Net", "importing script failed with SystemExit: 3; keep what a script does under if __name__"),
@@ -60,12 +60,12 @@ def test_models_that_are_not_there(refused, folder, model, text):
     [
         (
             "1,a",
-            "--input 1,a: 'a' is no size, a positive whole number; expected [NAME=]SIZES[:DTYPE[:LOW-HIGH]], such as",
+            "--input 1,a: a size must be a positive integer, found 'a'; expected [NAME=]SIZES[:DTYPE[:LOW-HIGH]],",
         ),
-        ("0,3", "--input 0,3: '0' is no size"),
+        ("0,3", "--input 0,3: a size must be a positive integer, found '0'"),
         ("1,3:x:y:z", "--input 1,3:x:y:z: expected [NAME=]SIZES[:DTYPE[:LOW-HIGH]]"),
         ("1,3:flot32", "torch has no dtype 'flot32'; did you mean 'float32'"),
-        ("1,3:int64:9-1", "'9-1' is no range LOW-HIGH with LOW below HIGH, such as 0-30522 or -1-1"),
+        ("1,3:int64:9-1", "expected LOW-HIGH with LOW < HIGH, such as 0-30522 or -1-1; found '9-1'"),
         ("1,4,32,32", "the model does not run on the example inputs"),
     ],
 )
@@ -77,23 +77,23 @@ def test_inputs_that_do_not_fit(refused, spec, text):
     ("options", "text"),
     [
         (["--kwargs", "width"], "--kwargs expects NAME=VALUE, such as num_classes=10; found 'width'"),
-        (["--kwargs", "width=3+"], "--kwargs width: '3+' is no Python literal, such as 3, 0.1, None, [1,2] or 'text'"),
+        (["--kwargs", "width=3+"], "--kwargs width: expected a Python literal, such as 3, 0.1, None, [1,2] or 'text'"),
         (["--kwargs", "width=3", "width=4"], "--kwargs gives width twice"),
         (
             ["--kwargs", "wdth=3"],
-            "cannot be called so: got an unexpected keyword argument 'wdth'; it takes (width=16, ",
+            "cannot be called with these arguments: got an unexpected keyword argument 'wdth'; it takes (width=16, ",
         ),
         (["--kwargs", "width=-3"], "net.py:Net failed with RuntimeError: Trying to create tensor with negative"),
-        (["--state-dict", "none.pt"], "--state-dict none.pt: there is no such file"),
+        (["--state-dict", "none.pt"], "--state-dict none.pt: no such file"),
         (
             ["--state-dict", "net.py"],
-            "net.py is no file of tensors that can be loaded safely: write it with torch.save(",
+            "net.py cannot be loaded with torch.load(weights_only=True): write it with torch.save(",
         ),
-        (["--state-dict", "bad.safetensors"], "bad.safetensors is no file of tensors that can be loaded safely"),
+        (["--state-dict", "bad.safetensors"], "bad.safetensors cannot be loaded with torch.load(weights_only=True)"),
         (["--state-dict", "other.pt"], 'other.pt does not fit Net: Missing key(s) in state_dict: "stem.weight"'),
         (["--state-dict", "list.pt"], "expected a state_dict, tensors by name; found list in --state-dict"),
         (["--device", "mta"], "--device mta: Expected one of cpu"),
-        (["--only", "foo"], "no parameter or module matches 'foo'; names look like 'stem.weight'"),
+        (["--only", "foo"], "the pattern 'foo' matches no parameter or module; names look like 'stem.weight'"),
         (["--unprunable", "foo"], "the pattern 'foo' in unprunable matches no parameter or module"),
     ],
 )
@@ -107,7 +107,7 @@ def test_options_that_cannot_work(refused, folder, options, text):
 
 
 def test_a_model_that_is_ready_takes_no_arguments(refused):
-    assert "net.py:ready is a model already, so --kwargs cannot be used" in refused(
+    assert "net.py:ready is an instance, so --kwargs cannot be used" in refused(
         "inspect", "net.py:ready", "--input", "1,3,32,32", "--kwargs", "width=3"
     )
 
@@ -133,8 +133,11 @@ def test_example_inputs_that_are_none(refused):
             ["--dry-run", ".5", "--output", "x.onnx"],
             "--output x.onnx: expected a file ending in .pt2 (program), .pt or",
         ),
-        (["--dry-run", ".5", "--output", "no/x.pt"], "--output no/x.pt: there is no folder no"),
-        (["--dry-run", ".5", "--device", "meta"], "--device meta has no numbers to compress: it is for inspect"),
+        (["--dry-run", ".5", "--output", "no/x.pt"], "--output no/x.pt: no folder no exists"),
+        (
+            ["--dry-run", ".5", "--device", "meta"],
+            "a model on --device meta has no numbers, so it cannot be compressed: use inspect",
+        ),
     ],
 )
 def test_jobs_that_cannot_be_done(refused, options, text):
@@ -201,4 +204,4 @@ def test_our_warnings_are_one_message(capsys, folder):
 def test_an_output_that_is_a_folder_is_refused_at_once(refused, tmp_path):
     folder = tmp_path / "small.pt2"
     folder.mkdir()
-    assert "there is a folder of this name" in refused(*COMPRESS, "--dry-run", ".5", "--output", str(folder))
+    assert "this is a folder; name a file" in refused(*COMPRESS, "--dry-run", ".5", "--output", str(folder))

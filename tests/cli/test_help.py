@@ -91,7 +91,7 @@ def test_the_demo_in_json(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["command"] == "demo"
     assert list(found["models"]) == ["without DHSPG", "full", "compact"]
-    assert list(found["models"]["full"]) == ["accuracy", "params", "macs", "bytes", "seconds"]
+    assert list(found["models"]["full"]) == ["accuracy", "params", "macs", "samples", "bytes", "seconds"]
     assert found["models"]["compact"]["params"] < found["models"]["full"]["params"]
     assert found["group_sparsity"]["asked"] == 0.7
     assert found["difference"] < 1e-3

@@ -166,7 +166,7 @@ def test_the_meta_device_has_no_numbers(call):
         call(gm)
     net.to_empty(device="cpu")
     net.load_state_dict(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).state_dict())
-    with pytest.raises(fx_oto.InputError, match="latency needs inputs with numbers, and these are on the meta device"):
+    with pytest.raises(fx_oto.InputError, match="latency needs inputs with numbers, but these are on the meta device"):
         fx_oto.latency(net, torch.randn(2, 4, device="meta"))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import fx_oto
-from fx_oto.core.tables import Tabular
+from fx_oto.core.tables import Tabular, macs_text, table
 
 IMAGE = torch.randn(2, 3, 12, 12)
 
@@ -156,3 +156,16 @@ def test_zeroing_can_be_chained():
     zigs = fx_oto.partition(fx_oto.prepare(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), torch.randn(2, 4)))
     assert zigs.zero_zigs_(0, torch.tensor([1, 5])) is zigs
     assert zigs.removed().tolist() == [2]
+
+
+def test_the_last_column_is_wrapped_between_words():
+    rows = [("a" * 10, "one two three four five six seven eight"), ("b", "nine")]
+    lines = table(rows, ("name", "words"), width=40).splitlines()
+    assert max(map(len, lines)) <= 40
+    assert len(lines) == 5
+    assert " ".join(line[12:].strip() for line in lines[2:4]) == rows[0][1]
+
+
+def test_multiply_adds_are_those_of_one_sample():
+    assert (macs_text(3_000), macs_text(3_000, 2)) == ("3,000", "1,500")
+    assert (macs_text(8_178_368_512, 2), macs_text(5, 0)) == ("4,089.18M", "5")

@@ -44,7 +44,7 @@ def test_bad_idx_files_are_refused(tmp_path):
     with pytest.raises(fx_oto.InputError, match=r"expected train-images-idx3-ubyte.gz or .*with --root"):
         fashion_mnist(tmp_path)
     (tmp_path / "text").write_bytes(b"hello")
-    with pytest.raises(fx_oto.InputError, match=r"no idx file of unsigned bytes: it starts with 68 65 6c 6c"):
+    with pytest.raises(fx_oto.InputError, match=r"not an idx file of unsigned bytes: it starts with 68 65 6c 6c"):
         read_idx(tmp_path / "text")
     write_idx(tmp_path / "short", torch.zeros(3, 2, dtype=torch.int64))
     (tmp_path / "short").write_bytes((tmp_path / "short").read_bytes()[:-1])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import fx_oto
 
@@ -64,7 +65,7 @@ def test_pipelines_nest_and_append():
 def test_a_result_that_was_dropped_names_the_pass():
     gm = relu_to_silu(fx_oto.prepare(_network(), X)).graph_module
     text = r"the pass 'relu-to-silu' changed the graph and dropped it: run the pass 'zig-partition' again, or let"
-    with pytest.raises(fx_oto.MissingResultError, match=rf"no Partition is known for this GraphModule, for {text}"):
+    with pytest.raises(fx_oto.MissingResultError, match=rf"no Partition is known for this GraphModule, because {text}"):
         fx_oto.partition(gm)
     with pytest.raises(
         fx_oto.MissingResultError, match=r"'mask-insertion' needs Dependencies, .* 'relu-to-silu' changed"
@@ -72,3 +73,29 @@ def test_a_result_that_was_dropped_names_the_pass():
         fx_oto.MaskInsertion()(gm)
     prepared = fx_oto.default_pipeline().run(gm)
     assert fx_oto.partition(prepared).num_zigs == 8
+
+
+@fx_oto.transformation_pass
+def fold_batch_norms(gm):
+    modules = dict(gm.named_modules())
+    found = [node for node in gm.graph.nodes if isinstance(modules.get(node.target), nn.BatchNorm2d)]
+    for node in found:
+        before = node.args[0]
+        name = f"{before.target.replace('.', '_')}_folded"
+        gm.add_submodule(name, fuse_conv_bn_eval(modules[before.target].eval(), modules[node.target].eval()))
+        with gm.graph.inserting_after(node):
+            node.replace_all_uses_with(gm.graph.call_module(name, before.args))
+        gm.graph.erase_node(node)
+        gm.graph.erase_node(before)
+    return gm if found else None
+
+
+def test_modules_that_no_node_calls_leave_at_once():
+    net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    x = torch.randn(2, 3, 8, 8)
+    gm = fold_batch_norms(fx_oto.trace(net.eval(), x)).graph_module
+    weights, norm = 8 * 3 * 9, 2 * 8
+    assert fx_oto.report(gm).records[0].params == (weights + norm + 292, weights + 8 + 292)
+    assert [name for name, _ in gm.named_parameters()] == ["2.weight", "2.bias", "0_0_folded.weight", "0_0_folded.bias"]
+    assert len(net[0]) == 2
+    torch.testing.assert_close(gm(x), net(x))

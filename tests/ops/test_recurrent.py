@@ -379,7 +379,7 @@ def test_as_many_units_as_projections_are_never_left(exported):
     hidden = [len(family) for family in zigs.families].index(HIDDEN)
     zigs.zero_zigs_(hidden, torch.arange(HIDDEN - 3))
     small = fx_oto.compress(gm)
-    assert "would have become the same: one more index is kept" in fx_oto.report(small).records[3].refusals[0]
+    assert "would become equal: one more unit is kept" in fx_oto.report(small).records[3].refusals[0]
     assert relative_error(model(inputs), small(inputs)) <= 1e-10
     assert small.get_parameter("recurrence.weight_hr_l0").shape == (3, 4)
 

@@ -142,7 +142,7 @@ def test_another_rule_for_the_same_op_is_refused_but_not_the_same_again():
     with refused("has no registered rule; rules are registered for: ", "fx_oto_errors.wobble.default"):
         fx_oto.unregister_rule(ops.weighted)
     fx_oto.register_leaf(Net, kinds.elementwise())
-    with refused("Net already has the rule elementwise()", "replace=True to replace it by movement()"):
+    with refused("Net already has the rule elementwise(); pass replace=True to replace it by movement()"):
         fx_oto.register_leaf(Net, kinds.movement())
 
 
@@ -389,7 +389,7 @@ def test_a_kind_that_does_not_fit(rule, parts):
 
 def test_sizes_that_do_not_fit_the_letters():
     fx_oto.register_rule(ops.weighted, kinds.contraction("...i,io->...o"))
-    with refused("dimension 'i' in '...i,io->...o' is 6, but 8 in weight", "does not match this call"):
+    with refused("dimension 'i' of '...i,io->...o' is 6, but 8 in weight", "does not match this call"):
         prepared(lambda x: ops.weighted(x[..., :6], torch.ones(8, 6)))
 
 

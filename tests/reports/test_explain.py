@@ -79,7 +79,7 @@ def test_rows_name_the_family_or_the_reason_with_op_and_line(found):
     assert axes["fc.weight", 1].families == (("d.weight", 12),)
     assert axes["b.weight", 1].why == ""
     assert axes["a.weight", 3].why == "no channels lie along it, as with a convolution's window"
-    assert axes["spare", 1].why == "it is not used by the traced graph: the compact model is without it"
+    assert axes["spare", 1].why == "it is not used by the traced graph, so the compact model does not have it"
     (sort,) = axes["b.weight", 0].frozen
     assert (sort.reason.why, sort.reason.op, sort.reason.source) == (SORT, "sort", line_of(".sort(1)"))
     (reader,) = axes["c.weight", 1].frozen
@@ -194,7 +194,7 @@ def test_a_glob_finds_a_tied_parameter_under_each_of_its_names():
 def test_a_glob_that_matches_nothing_is_refused():
     zigs = fx_oto.partition(fx_oto.prepare(Net(), torch.randn(2, 3, 8, 8)))
     with pytest.raises(
-        fx_oto.SettingsError, match=r"no parameter or module matches 'layer9\.\*'; names look like 'scale'"
+        fx_oto.SettingsError, match=r"the pattern 'layer9\.\*' matches no parameter or module; names look like 'scale'"
     ):
         zigs.explain("layer9.*")
 

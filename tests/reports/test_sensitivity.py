@@ -238,7 +238,7 @@ def test_tables_and_limits():
     )
     assert optimizer.limits.most == (0, 15)
     lines = str(found).splitlines()
-    assert lines[0].split() == ["family", "zero", "params", "left", "MACs", "left", "loss", "accuracy"]
+    assert lines[0].split() == ["family", "zero", "params", "left", "MACs/sample", "left", "loss", "accuracy"]
     assert lines[3].split()[:4] == ["0.weight", "3", "of", "12"]
     assert lines[3].endswith("1.3 (+0.3)  0.9 (+0)")
     assert "<table>" in found._repr_html_()
@@ -283,7 +283,7 @@ def test_wrong_arguments():
         with pytest.raises(error, match=match):
             fx_oto.sensitivity(gm, lambda gm: calls.append(1) or value, **options)
 
-    refused(r"pattern 'stem\.\*' in families matches no family; families are called '0.weight'", families="stem.*")
+    refused(r"pattern 'stem\.\*' in families matches no family; names look like '0.weight'", families="stem.*")
     refused(r"positions from 0 to 1 in fx_oto.partition\(gm\).families; found 2", families=[0, 2])
     refused(r"fractions must be above 0 and at most 1, found 1.5", fractions=(0.5, 1.5))
     refused(r"fractions must be above 0 and at most 1, found 0;", fractions=[0])

@@ -55,15 +55,21 @@ def lines_of(picture):
     return {y: sorted(row) for y, row in sorted(rows.items())}
 
 
-def fills_at(picture, x, y):
-    """Colours of the filled boxes that cover a point, in inches, in the order of drawing."""
+def boxes_of(picture):
+    """Every box of a strip that is filled, in the order of drawing: left, top, right and bottom in inches, colour."""
     import matplotlib.colors
-    from matplotlib.patches import Rectangle
+    from matplotlib.collections import PolyCollection
 
-    boxes = [patch for patch in picture.figure.axes[0].patches if isinstance(patch, Rectangle)]
-    covering = [
-        box
-        for box in boxes
-        if box.get_x() <= x <= box.get_x() + box.get_width() and box.get_y() <= y <= box.get_y() + box.get_height()
+    found = [one for one in picture.figure.axes[0].collections if isinstance(one, PolyCollection)]
+    for boxes in found:
+        for path, colour in zip(boxes.get_paths(), boxes.get_facecolors(), strict=True):
+            (left, top), (right, bottom) = path.vertices.min(0), path.vertices.max(0)
+            if colour[3]:
+                yield left, top, right, bottom, matplotlib.colors.to_hex(colour).upper()
+
+
+def fills_at(picture, x, y):
+    """Colours of the boxes that cover a point, in inches."""
+    return [
+        colour for left, top, right, bottom, colour in boxes_of(picture) if left <= x <= right and top <= y <= bottom
     ]
-    return [matplotlib.colors.to_hex(box.get_facecolor()).upper() for box in covering if box.get_facecolor()[3] > 0]

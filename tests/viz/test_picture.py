@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import fx_oto
-from fx_oto.viz.lanes import columns, interval_lanes, value_lanes
+from fx_oto.viz.layout import columns, interval_lanes, value_lanes
 from fx_oto.viz.style import DARK, FROZEN, clipped, family_colour, text_width
 
 PREPARED = """
@@ -124,7 +124,7 @@ def test_no_two_wires_in_a_lane_share_a_row(seed):
 def test_columns_hold_every_row_once_and_are_wider_than_high(rows):
     found = columns(rows, 0.19, 3.2)
     assert [row for column in found for row in column] == list(range(rows))
-    assert max(map(len, found)) * 0.19 <= len(found) * 3.2 + 0.19
+    assert max(map(len, found)) * 0.19 <= len(found) * 3.2 + 0.19 or len(found) == 2  # a third one is no longer legible
 
 
 def test_a_long_name_loses_its_beginning():

@@ -69,15 +69,15 @@ class Equation:
             for letter, size in zip(terms[-1], () if tensor is None else tensor.shape, strict=False):
                 if sizes.setdefault(letter, size) != size and 1 not in (size, sizes[letter]):
                     raise RuleError(
-                        f"dimension {letter!r} in {self.text!r} is {sizes[letter]}, but {size} in {name}: the "
-                        f"equation does not match this call of {call.name}"
+                        f"dimension {letter!r} of {self.text!r} is {sizes[letter]}, but {size} in {name}: the equation "
+                        f"does not match this call of {call.name}"
                     )
                 sizes[letter] = max(size, sizes[letter])
         result = _spelt(self.text, self.result, call.out.ndim, "the result")
         for letter, size in zip(result, call.out.shape, strict=True):
             if sizes.get(letter, size) != size:
                 raise RuleError(
-                    f"dimension {letter!r} in {self.text!r} is {sizes[letter]}, but {size} in the result of "
+                    f"dimension {letter!r} of {self.text!r} is {sizes[letter]}, but {size} in the result of "
                     f"{call.name}, of shape {tuple(call.out.shape)}: the equation does not match it"
                 )
         return terms, result

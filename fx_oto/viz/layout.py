@@ -1,4 +1,4 @@
-"""Which lane each wire runs in, as in ``git log --graph``: a row for each node, a lane for each value in use."""
+"""The lane of each wire, as in ``git log --graph``: a row for each node, a lane for each value in use; columns."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from itertools import count
 
 __all__ = ["Wire", "columns", "interval_lanes", "value_lanes"]
+
+_PAGE = 9.5  # inches that a notebook shows without making them smaller
 
 Wire = tuple[int, int]  # first and last row
 
@@ -48,13 +50,14 @@ def interval_lanes(wires: Sequence[Wire]) -> list[int]:
 
 
 def columns(rows: int, height: float, width: float) -> list[range]:
-    """Rows in as few columns of almost equal length as make a picture that is wider than high.
+    """Rows in as few columns of almost equal length as make a picture that is wider than high, or as fill a page.
 
     Args:
         rows: how many.
-        height: of a row.
-        width: of a column, roughly.
+        height: of a row, in inches.
+        width: of a column, roughly, in inches.
     """
-    number = next(n for n in count(1) if -(-rows // n) * height <= n * width or n >= rows)
+    wider = next(n for n in count(1) if -(-rows // n) * height <= n * width or n >= rows)
+    number = min(wider, max(1, int(_PAGE / width)))
     length = max(1, -(-rows // number))
     return [range(start, min(start + length, rows)) for start in range(0, max(rows, 1), length)]

@@ -1,0 +1,42 @@
+"""Glob patterns of parameter and module names, as options take them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from fx_oto.core.errors import SettingsError
+
+__all__ = ["check_matched", "matches", "patterns_in"]
+
+
+def patterns_in(given: str | Iterable[str]) -> tuple[str, ...]:
+    """Glob patterns as a user gives them: a string is one of them, not its letters."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Return whether a parameter, or a module that holds it, matches one of the patterns; True without patterns."""
+    parts = name.split(".")
+    names = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    return not patterns or any(fnmatchcase(one, pattern) for one in names for pattern in patterns)
+
+
+def check_matched(patterns: Iterable[str], names: Iterable[str], kind: str, option: str = "") -> None:
+    """Refuse a pattern that matches nothing: it is a typing error.
+
+    Args:
+        patterns: those that were given.
+        names: all that can be matched; a pattern may also match a module that holds one of them.
+        kind: what has these names, such as ``"parameter or module"``.
+        option: the option that has these patterns; empty for positional arguments.
+
+    Raises:
+        SettingsError: a pattern matches nothing; the text gives three of the names.
+    """
+    names = list(names)
+    for pattern in patterns:
+        if not any(matches(name, (pattern,)) for name in names):
+            where = f" in {option}" if option else ""
+            known = ", ".join(map(repr, names[:3])) or "nothing: there is none"
+            raise SettingsError(f"the pattern {pattern!r}{where} matches no {kind}; names look like {known}")
