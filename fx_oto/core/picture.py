@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fx_oto.core.errors import MissingPackageError, SettingsError
+from fx_oto.core.preserve import uncollected
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -117,7 +118,7 @@ def drawing() -> Iterator[None]:
     settings: dict[Any, Any] = {
         key: matplotlib.rcParamsDefault[key] for key in matplotlib.rcParamsDefault if "backend" not in key
     }
-    with matplotlib.rc_context(settings | _STYLE):
+    with matplotlib.rc_context(settings | _STYLE), uncollected():
         yield
 
 
