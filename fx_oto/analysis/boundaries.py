@@ -25,7 +25,7 @@ _PLAIN += (torch.dtype, torch.device, torch.layout, torch.memory_format, torch.S
 
 
 class Boundaries:
-    """The outputs of a model, objects and modules that slicing does not know, and what nothing reads.
+    """Outputs, objects and modules that slicing does not know, what nothing reads, and grids that stay in the graph.
 
     Args:
         p: the engine, which is told what is kept whole.

@@ -64,6 +64,32 @@ def test_a_grid_that_something_else_reads_as_well_loses_columns():
     assert sizes(gm) == [4]
 
 
+def stacked(net, h):
+    grid = h.view(-1, 2, 4).transpose(1, 2)
+    return torch.stack([grid, grid], 1).reshape(-1, 16)
+
+
+def test_a_grid_that_moves_on_but_is_no_selection_at_the_end_loses_columns():
+    gm = linear(stacked, middle=16, prepare=exact)
+    assert sizes(gm) == [4]
+
+
+def sized(net, h):
+    grid = h.view(-1, 2, 4)
+    return grid.transpose(1, 2).reshape(-1, 8) * grid.size(0)
+
+
+def test_who_asks_for_a_grids_size_alone_does_not_read_it():
+    assert sizes(linear(sized, prepare=exact)) == [8]
+
+
+def test_many_pixels_of_few_channels_still_go_together():
+    """Of a grid (2, 3, 3) the last axis would leave most, which no convolution forbids here."""
+    model = Between(lambda net, h: F.pixel_shuffle(h, 3).flatten(1), nn.Conv2d(3, 18, 1), nn.Linear(2 * 12 * 12, 2))
+    gm = exact(model, torch.randn(2, 3, 4, 4))
+    assert fx_oto.partition(gm).families[0].slots[0].index.tolist() == [list(range(9)), list(range(9, 18))]
+
+
 @pytest.mark.parametrize("shuffle", [lambda net, h: F.pixel_shuffle(h, 2), lambda net, h: nn.PixelShuffle(2)(h)])
 def test_all_channels_go_that_become_the_pixels_of_one(shuffle):
     gm = images(shuffle, 12, 3)
