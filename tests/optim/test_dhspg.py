@@ -219,3 +219,23 @@ def test_a_dual_step_is_that_of_the_formulas(lam, amplify, hat, epsilon):
     expected = [reference_step(a, b, *numbers) for a, b in zip(x.tolist(), after.tolist(), strict=True)]
     torch.testing.assert_close(trial, torch.tensor(expected, dtype=torch.float64))
     assert 0 < dual.project.sum() < 300
+
+
+@pytest.mark.parametrize(
+    ("window", "given", "stride"),
+    [
+        ((0, 399), None, 1),
+        ((0, 400), None, 2),
+        ((5000, 5100), None, 1),  # the window counts, not when it begins
+        ((5000, 5800), None, 4),
+        ((0, 3199), None, 15),
+        ((0, 3200), None, 16),
+        ((0, 99999), None, 16),
+        ((0, 99999), 40, 40),
+    ],
+)
+def test_the_stride_is_a_two_hundredth_of_the_window(window, given, stride):
+    start, end = window
+    options = {"lr": 0.05, "target_group_sparsity": 0.5, "start_step": start, "end_step": end}
+    optimizer = fx_oto.DHSPG(prepared(), stride=given, **options)
+    assert optimizer._stride(optimizer.schedule.period(start)) == stride

@@ -36,6 +36,8 @@ import fx_oto
         ({"epsilon": 1.0}, r"epsilon must be in \[0, 1\)"),
         ({"lam": 0.0}, r"lam must be above 0, .*; found 0.0"),
         ({"amplify": 1.0}, r"amplify must be above 1; found 1.0"),
+        ({"hat": 1.0}, r"hat must be above 1; found 1.0"),
+        ({"epsilon": -0.1}, r"epsilon must be in \[0, 1\); found -0.1"),
         ({"stride": 0}, r"stride must be at least 1, .*; found 0"),
         ({"saliency_batches": 0}, r"saliency_batches must be at least 1, found 0"),
         ({"min_kept": 1.0}, r"min_kept must be a count \(int\) or a fraction in \[0, 1\) \(float\), found 1.0"),
@@ -54,13 +56,26 @@ import fx_oto
 )
 @pytest.mark.parametrize("kind", [fx_oto.DHSPG, fx_oto.HESSO])
 def test_settings_that_cannot_work(kind, options, message):
-    if kind is fx_oto.HESSO and options.keys() & {"epsilon", "lam", "amplify", "stride"}:
+    if kind is fx_oto.HESSO and options.keys() & {"epsilon", "lam", "amplify", "hat", "stride"}:
         pytest.skip("a setting of DHSPG alone")
     gm = prepared()
     before = copy.deepcopy(gm.state_dict())
     with pytest.raises(fx_oto.SettingsError, match=message):
         kind(gm, torch.optim.SGD, lr=0.1, **{"target_group_sparsity": 0.5, "total_steps": 20, **options})
     torch.testing.assert_close(gm.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"amplify": 1.01}, {"hat": 1.01}, {"epsilon": 0.0}, {"epsilon": 0.99}, {"lam": 1e-9}, {"stride": 1}],
+    ids=str,
+)
+def test_settings_at_the_edge_of_what_can_work(option):
+    gm = prepared()
+    optimizer = fx_oto.DHSPG(gm, lr=0.05, target_group_sparsity=0.5, start_step=1, end_step=5, **option)
+    assert {name: getattr(optimizer, name) for name in option} == option
+    train(gm, optimizer, 5)
+    assert optimizer.group_sparsity == 0.5
 
 
 def refuse(gm, base, error, message, **options):
