@@ -23,6 +23,7 @@ __all__ = ["Original"]
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _CLASS = "__class__"
+_PLAIN = (bool, int, float, str, type(None))
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,8 @@ class Original:
     Attributes:
         reference: to the model; None of a copy of the GraphModule, which has parameters of its own.
         names: of its parameters and buffers.
-        plain: its modules' attributes that are numbers, texts or truth values, by path; and the modules' classes.
+        plain: its modules' attributes that are numbers, texts or truth values, or tuples of these, by path; and the
+            modules' classes.
         own: of each module, by path, the keys of its hooks, and whether its ``forward`` was replaced.
         placed: type and device of its first parameter with floating point.
     """
@@ -149,7 +151,8 @@ def _plain(modules: dict[str, nn.Module]) -> dict[tuple[str, str], Any]:
     for path, module in modules.items():
         found[path, _CLASS] = type(module)
         for name, value in vars(module).items():
-            if name not in _OF_EVERY_MODULE and (value is None or isinstance(value, bool | int | float | str | tuple)):
+            parts = value if isinstance(value, tuple) else (value,)
+            if name not in _OF_EVERY_MODULE and all(isinstance(part, _PLAIN) for part in parts):
                 found[path, name] = value
     return found
 

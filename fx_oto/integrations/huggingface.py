@@ -4,34 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.fx import GraphModule
 from transformers import TrainerCallback
 
-from fx_oto.api import compress
-from fx_oto.optim.sparsifier import GroupSparseOptimizer
+from fx_oto.integrations.compression import Compression
 
 __all__ = ["CompressionCallback"]
 
 
-class CompressionCallback(TrainerCallback):  # type: ignore[misc]
+class CompressionCallback(Compression, TrainerCallback):  # type: ignore[misc]
     """Keep the losses that the trainer logs in the report, and compress the model when the training has ended.
 
     The trainer needs nothing else: it takes the optimizer in ``optimizers=(optimizer, scheduler)``, and saves and
     resumes it with its checkpoints. The weights that ``load_best_model_at_end=True`` loads may be from before the end
-    of the pruning: then there is less to cut, or nothing, unless ``project=True``.
-
-    Args:
-        gm: the prepared model that the trainer trains, or whose model it trains.
-        optimizer: the one that the trainer was given.
-        project: whether what the optimizer has made zero is set to zero, at the end, in the weights of the model.
-
-    Attributes:
-        compact: the compact model, once the training has ended.
+    of the pruning: then there is less to cut, or nothing, unless ``project=True``. Arguments and attributes are those
+    of ``Compression``.
     """
-
-    def __init__(self, gm: GraphModule, optimizer: GroupSparseOptimizer, project: bool = False) -> None:
-        self.gm, self.optimizer, self.project = gm, optimizer, project
-        self.compact: GraphModule | None = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Note the loss for the report."""
@@ -40,6 +27,4 @@ class CompressionCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Compress the model; the trainer has loaded the best weights by then, if it was asked to."""
-        if self.project:
-            self.optimizer.project(self.gm)
-        self.compact = compress(self.gm)
+        self.finish()

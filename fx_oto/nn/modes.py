@@ -83,8 +83,12 @@ def merge_modes(train: Graph, evaluation: Graph, model: nn.Module, reaches: Reac
     return _Merger(train, evaluation, model, reaches).merge()
 
 
-def _key(node: Node) -> tuple[str, Any]:
-    return node.op, node.target
+def _key(node: Node) -> tuple[Any, ...]:
+    """What nodes of both modes must have in common to be one: what is called, and which part of a container is read."""
+    if node.target is not operator.getitem:
+        return node.op, node.target
+    part = node.args[1]
+    return node.op, node.target, "" if isinstance(part, Node) else str(part), type(node.meta.get("val"))
 
 
 def _equal(left: Graph, right: Graph) -> bool:

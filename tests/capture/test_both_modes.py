@@ -46,3 +46,37 @@ def test_the_reason_is_told():
     gm = fx_oto.prepare(Net(CODES["layer or 0"]), torch.randn(3, 4))
     reasons = {axis.reason.why for axis in fx_oto.partition(gm).frozen if axis.tensor == "inner.weight"}
     assert reasons == {"it meets a tensor that there is in training only"}
+
+
+class Detector(nn.Module):
+    """Reads its targets in training alone, and selects, by values, in evaluation alone."""
+
+    def __init__(self, loss):
+        super().__init__()
+        self.a, self.b, self.loss = nn.Linear(4, 8), nn.Linear(8, 2), loss
+
+    def forward(self, x, targets=None):
+        y = self.b(self.a(x).relu())
+        if self.training and targets is not None:
+            return {"loss": self.loss(y, targets)}
+        return [{"kept": row[row > 0]} for row in y]
+
+
+LOSSES = {
+    "each target": lambda y, targets: sum((y - target["y"]).square().mean() for target in targets),
+    "each target of each row": lambda y, targets: sum((row - t["y"]).square().mean() for row in y for t in targets),
+    "the second": lambda y, targets: (y - targets[1]["y"]).mean(),
+    "backwards": lambda y, targets: sum((y - target["y"]).square().mean() for target in reversed(targets)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the graph takes batches of 2 only")  # the rows are iterated over
+@pytest.mark.parametrize("name", LOSSES)
+def test_targets_that_training_alone_reads(name):
+    model = Detector(LOSSES[name])
+    targets = [{"y": torch.tensor(1.0)}, {"y": torch.tensor(0.25)}]
+    gm = fx_oto.prepare(model, (torch.randn(2, 4), targets))
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(gm.train()(x, targets), model.train()(x, targets))
+    torch.testing.assert_close(gm.eval()(x, targets), model.eval()(x, targets))
+    assert fx_oto.partition(gm).num_zigs == 8
