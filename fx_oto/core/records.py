@@ -31,7 +31,7 @@ class Snapshot:
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
         >>> fx_oto.Snapshot.of(gm, macs=96)
-        Snapshot(nodes=7, params=58, macs=96)
+        Snapshot(nodes=6, params=58, macs=96)
     """
 
     nodes: int

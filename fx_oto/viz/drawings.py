@@ -59,7 +59,7 @@ def draw_graph(gm: GraphModule, *patterns: str, fold: int | None = None, limit: 
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> picture = fx_oto.draw_graph(fx_oto.prepare(net, torch.randn(2, 4)))
         >>> picture.figure.axes[0].texts[1].get_text()
-        '1 family; 5 rows for 5 nodes (2 more compute masks and sizes)'
+        '1 family; 5 rows for 5 nodes (1 more compute masks and sizes)'
     """
     check_fold(fold, limit)
     context = Context.of(gm)

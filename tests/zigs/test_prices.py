@@ -58,7 +58,7 @@ def test_tables_group_thousands_and_show_multiply_adds_as_the_report_does():
     net = nn.Sequential(nn.Linear(2000, 1500), nn.ReLU(), nn.Linear(1500, 2))
     zigs = fx_oto.partition(fx_oto.prepare(net, torch.randn(64, 2000)))
     row = str(zigs).splitlines()[4].split()
-    assert row[:4] == ["0.weight", "1,500", "2,003", "0.13M"]  # 64 · (2000 + 2) multiply-adds
+    assert row[:4] == ["0.weight", "1,500", "2,003", "2,002"]  # multiply-adds of one sample
     assert zigs.frozen[0].size == 2000
     assert "  2,000  " in str(zigs).partition("kept whole")[2]
     assert zigs.explain("0.weight").axes[0].cells[2] == "2,000"
