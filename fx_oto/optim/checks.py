@@ -106,12 +106,14 @@ def check_unchanged(zigs: Partition, tensors: dict[str, Tensor], now: dict[str, 
             )
 
 
-def left_alone(gm: nn.Module, families: Sequence[Family], unprunable: Sequence[str]) -> list[bool]:
-    """Families that match a pattern, or of which some variable must not be trained."""
+def left_alone(
+    gm: nn.Module, families: Sequence[Family], unprunable: Sequence[str], prune_frozen: bool = False
+) -> list[bool]:
+    """Families that match a pattern, or of which some variable must not be trained, unless told that it may go."""
     check_patterns("unprunable", unprunable, families)
     tensors = tensor_names(gm)
     return [
-        not all(tensors[slot.tensor].requires_grad for slot in family.variables)
+        not (prune_frozen or all(tensors[slot.tensor].requires_grad for slot in family.variables))
         or any(family.matches(pattern) for pattern in unprunable)
         for family in families
     ]

@@ -35,6 +35,7 @@ class Choice:
         target: what is asked.
         saliency: scores ZIGs, larger = more redundant.
         unprunable: patterns of families that are left alone.
+        prune_frozen: whether families with parameters that are not trained are pruned.
         given: ``min_kept``, ``max_group_sparsity`` and ``round_to``, see ``DHSPG``.
 
     Attributes:
@@ -53,10 +54,11 @@ class Choice:
         target: Target,
         saliency: Criterion,
         unprunable: Iterable[str],
+        prune_frozen: bool,
         given: tuple[PerFamily | None, PerFamily, int],
     ) -> None:
         self._gm, self._zigs, self._target, self._saliency = gm, zigs, target, saliency
-        self._unprunable, self._given = patterns_in(unprunable), given
+        self._unprunable, self._prune_frozen, self._given = patterns_in(unprunable), prune_frozen, given
         self.alone = self._left_alone()
         self.limits = of_first_rank(lambda: limits_for(target, zigs.families, self.alone, *given))
         self.waits = self._warned = False
@@ -118,7 +120,7 @@ class Choice:
         return True
 
     def _left_alone(self) -> list[bool]:
-        return left_alone(self._gm, self._zigs.families, self._unprunable)
+        return left_alone(self._gm, self._zigs.families, self._unprunable, self._prune_frozen)
 
     def _newly_frozen(self) -> list[str]:
         """The families that were to be pruned from the beginning, and hold what is not trained now."""

@@ -135,6 +135,8 @@ class DHSPG(GroupSparseOptimizer):
         round_to: the channels left of each family are a multiple of this number, or all of them (1).
         unprunable: globs of parameter or module names whose families are left alone, as are families with a
             parameter that does not require gradients; all of them count in the full model.
+        prune_frozen: True prunes the latter, too, as of a frozen model under low-rank adapters: what is not trained is
+            scored by its numbers, and moves by the pruning alone (False).
         progress: True shows a bar of the training's steps on stderr, with the group sparsity; None a bar of
             measurements of latency alone, and only where stderr is a terminal or in a notebook; False none. Twenty
             lines of a training go to the logger ``fx_oto`` at level INFO in any case.
@@ -218,7 +220,10 @@ class DHSPG(GroupSparseOptimizer):
 
     def _correct(self, rows: Rows, taken: int, fade: float) -> None:
         moved = rows.moved()
-        rates = {id(p): group["lr"] for group in self.param_groups for p in group["params"]}
+        rates = {
+            id(block.tensor): self.param_groups[0]["lr"] for block in rows.blocks
+        }  # of what the base does not hold
+        rates |= {id(p): group["lr"] for group in self.param_groups for p in group["params"]}
         moments = _moments(rows, moved, rates)
         dual = dual_step(moments, self._lambda(moments) * taken, self.amplify, self.hat, self.epsilon)
         shrink = torch.where(dual.project, 0.0, fade * dual.shrink)

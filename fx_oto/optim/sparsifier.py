@@ -85,6 +85,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
         max_group_sparsity: PerFamily = 1.0,
         round_to: int = 1,
         unprunable: Iterable[str] = (),
+        prune_frozen: bool = False,
         progress: bool | None = None,
         **base_kwargs: Any,
     ) -> None:
@@ -114,7 +115,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
         families = self.zigs.families
         score = criterion(self._SALIENCY if saliency is None else saliency)
         given = (min_kept, max_group_sparsity, round_to)
-        self._choice = Choice(gm, self.zigs, self.target, score, unprunable, given)
+        self._choice = Choice(gm, self.zigs, self.target, score, unprunable, prune_frozen, given)
         alone = self._choice.alone
         self.base = build_base(base, gm, base_kwargs)
         check_covered(gm, [family for family, keep in zip(families, alone, strict=True) if not keep], self.base)

@@ -306,6 +306,38 @@ def test_what_stays_frozen_stays_as_it_is():
     assert 0 < optimizer.group_sparsity < 0.5
 
 
+class Adapted(nn.Module):
+    """A linear layer that is frozen, and a low-rank one beside it that is trained."""
+
+    def __init__(self, inputs, outputs, rank=4):
+        super().__init__()
+        self.layer = nn.Linear(inputs, outputs).requires_grad_(False)
+        self.down, self.up = nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x):
+        return self.layer(x) + self.up(self.down(x)) * 0.5
+
+
+@pytest.mark.parametrize("kind", [fx_oto.DHSPG, fx_oto.HESSO])
+def test_what_is_frozen_under_adapters_is_pruned_if_asked_for(kind):
+    net = nn.Sequential(Adapted(10, 32), nn.GELU(), Adapted(32, 24), nn.GELU(), nn.Linear(24, 3)).double()
+    gm = fx_oto.prepare(net, X[:4])
+    base = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=1e-2)
+    settings = {"target_params": 0.5, "total_steps": 60, "unprunable": ["*.down"]}
+    with pytest.raises(fx_oto.SettingsError, match=r"target_params=0.5 cannot be reached.*requires_grad=False"):
+        kind(gm, base, **settings)
+    before = {name: p.clone() for name, p in net.named_parameters() if not p.requires_grad}
+    optimizer = kind(gm, base, prune_frozen=True, **settings)
+    train(optimizer, net, 60)
+    assert optimizer.reached()["params"] <= 0.5
+    after = dict(net.named_parameters())
+    assert all(torch.equal(after[name][after[name] != 0], old[after[name] != 0]) for name, old in before.items())
+    small = fx_oto.compress(gm)
+    assert is_exact(small, net)
+    assert [small.get_submodule(name).out_features for name in ("0.down", "2.down")] == [4, 4]
+
+
 def test_only_bases_that_switch_modes_have_modes():
     _, _, optimizer = prepared()
     assert not hasattr(optimizer, "train")
