@@ -22,7 +22,15 @@ from fx_oto.capture.subject import Subject
 from fx_oto.capture.whole import LeafTracer
 from fx_oto.core.context import Capture, Context, ExampleInputs, Untraced
 from fx_oto.core.errors import InputError, TraceError
-from fx_oto.core.fx_utils import graph_copy, one_at_a_time, quiet_fakes, raised_at, tensor_leaves, tensor_names
+from fx_oto.core.fx_utils import (
+    check_whole,
+    graph_copy,
+    one_at_a_time,
+    quiet_fakes,
+    raised_at,
+    tensor_leaves,
+    tensor_names,
+)
 from fx_oto.core.masks import MASKS, drop_masks
 from fx_oto.core.original import Original
 from fx_oto.core.preserve import Dice, unchanged, uncollected, uncompiled, unwritten, without_autocast
@@ -103,6 +111,7 @@ def _check(model: Any) -> None:
         raise TraceError(f"expected a torch.nn.Module, found {type(model).__name__}: pass the model itself")
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError("a scripted or jit-traced module cannot be captured: pass the module that it was made from")
+    check_whole(model, "prepare")
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise InputError(f"{name} is not initialised yet: run the model once on example inputs, then prepare it")

@@ -26,6 +26,7 @@ __all__ = [
     "bare_name",
     "behind",
     "check_has_numbers",
+    "check_whole",
     "clone_module",
     "described",
     "file_shown",
@@ -220,6 +221,21 @@ def tensor_names(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
+def check_whole(model: nn.Module, doing: str) -> None:
+    """Refuse a model whose tensors are sharded over processes, as by ``fully_shard``: each holds a part of them.
+
+    Raises:
+        InputError: a parameter or buffer is.
+    """
+    sharded = [name for name, tensor in tensor_names(model).items() if hasattr(tensor, "placements")]
+    if sharded:
+        raise InputError(
+            f"{doing} needs whole tensors, but {len(sharded)} of them are sharded over processes, such as "
+            f"{sharded[0]!r} (a DTensor, as fully_shard makes them). Prepare and compress the model where it is whole, "
+            "and train it with DistributedDataParallel: fx_oto does not prune sharded parameters yet"
+        )
+
+
 def check_has_numbers(model: nn.Module, doing: str) -> None:
     """Refuse a model on the meta device, whose tensors have shapes but no numbers.
 
@@ -230,6 +246,7 @@ def check_has_numbers(model: nn.Module, doing: str) -> None:
     Raises:
         InputError: a parameter or buffer is on the meta device.
     """
+    check_whole(model, doing)
     empty = [name for name, tensor in tensor_names(model).items() if tensor.is_meta]
     if empty:
         raise InputError(

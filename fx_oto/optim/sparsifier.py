@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from fx_oto.core.context import Context
 from fx_oto.core.errors import InputError, SettingsError, TrainingError
-from fx_oto.core.fx_utils import tensor_names
+from fx_oto.core.fx_utils import check_whole, tensor_names
 from fx_oto.core.progress import StepsBar
 from fx_oto.core.tables import counted
 from fx_oto.framework.trajectory import Trajectory
@@ -91,6 +91,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
     ) -> None:
         own = [name for name in type(self).__signature__.parameters if name not in ("gm", "base_kwargs")]
         check_keywords(type(self).__name__, base, base_kwargs, own)
+        check_whole(gm, type(self).__name__)
         self.zigs = partition(gm)
         check_unchanged(self.zigs, tensor_names(gm))
         context = Context.of(gm)
