@@ -270,7 +270,10 @@ class _Pass:
                 if (mine, theirs) == (left, right):
                     return _OfHanded(type(left), event)
                 for function in _FUNCTIONS if mine > 0 and theirs > 0 else ():
-                    found = function(mine), function(theirs)
+                    try:
+                        found = function(mine), function(theirs)
+                    except OverflowError:  # exp of a length
+                        continue
                     if found == (left, right) and type(found[0]) is type(left):
                         return _OfHanded(function, event)
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from fx_oto.core.errors import InputError
-from fx_oto.core.fx_utils import tensor_names
 from fx_oto.core.masks import MASKS
 from fx_oto.core.tables import counted
 
@@ -62,29 +61,32 @@ class Original:
         """The same for a copy of the GraphModule."""
         return replace(self, reference=None)
 
+    def _replaced(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """Those of a GraphModule's tensors that the model holds no more, having others under their names."""
+        now = {} if self.model is None else _all_tensors(self.model)
+        return [name for name in self.names & tensors.keys() if now and now.get(name) is not tensors[name]]
+
     def check_shared(self, gm: nn.Module) -> None:
-        """The model must still hold the parameters and buffers that ``gm`` shares with it.
+        """The model must still hold the parameters that ``gm`` shares with it; code may assign buffers anew.
 
         Raises:
             InputError: some were replaced.
         """
-        now = {} if self.model is None else _all_tensors(self.model)
-        shared = [(name, tensor) for name, tensor in tensor_names(gm).items() if name in self.names and now]
-        lost = [name for name, tensor in shared if now.get(name) is not tensor]
+        lost = sorted(self._replaced(dict(gm.named_parameters())))
         if lost:
             raise InputError(
-                f"{counted(len(lost), 'tensor', 'tensors')} of the model, such as {lost[0]!r}, "
+                f"{counted(len(lost), 'parameter', 'parameters')} of the model, such as {lost[0]!r}, "
                 f"{'is' if len(lost) == 1 else 'are'} not what prepare found, but another: a layer was replaced, or a "
                 "state was loaded with assign=True. Nothing was changed: load states without assign=True, or call "
                 "fx_oto.prepare on the model as it is now, and train on with a new optimizer"
             )
 
-    def changed(self) -> list[str]:
+    def changed(self, gm: nn.Module) -> list[str]:
         """What has another value than then, in words, such as ``'tau' was 5.0 and is 0.5``."""
         if self.model is None:
             return []
         now = _plain(dict(self.model.named_modules()))
-        found = []
+        found = [f"the buffer {name!r} is another tensor" for name in sorted(self._replaced(dict(gm.named_buffers())))]
         for (path, name), value in self.plain.items():
             other = now.get((path, name), _GONE)
             if other is not value and other != value:

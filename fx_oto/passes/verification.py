@@ -151,7 +151,7 @@ class Verification(Analysis):
         if self._referee is not self.reference and self._original is not None:
             of_graph, allowed = _worst(expected, self._outputs(self.reference, inputs))
             if not of_graph <= allowed:
-                changed = self._original.changed()
+                changed = self._original.changed(self.reference)
                 return (
                     "the model does not compute what it did when it was prepared: its outputs differ from those of the "
                     f"graph by {of_graph:.1e}{''.join(f'; {one}' for one in changed[:4])}. Nothing was changed: "

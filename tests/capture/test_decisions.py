@@ -156,3 +156,12 @@ def test_a_loop_over_something_else_fixes_nothing():
     gm = fx_oto.prepare(model, torch.randn(2, 8, 4)).eval()
     x = torch.randn(5, 300, 4)
     torch.testing.assert_close(gm(x), model(x))
+
+
+def test_plain_numbers_whose_exponential_is_too_large():
+    model = Between(lambda x: x * (float(x.shape[1]) / 1000) + sum(x * turn for turn in range(2))).eval()
+    gm = fx_oto.prepare(model, torch.randn(2, 800, 4)).eval()
+    x = torch.randn(3, 800, 4)
+    torch.testing.assert_close(gm(x), model(x))
+    with pytest.raises(AssertionError, match="the graph was captured where"):
+        gm(torch.randn(3, 900, 4))

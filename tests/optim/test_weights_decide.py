@@ -183,7 +183,7 @@ def test_a_parameter_that_was_replaced_is_named():
     gm = fx_oto.prepare(net, X[:4])
     fx_oto.partition(gm).zero_(0.5)
     net.load_state_dict(copy.deepcopy(net.state_dict()), assign=True)
-    found = r"1 tensor of the model, such as 'scale', is not what prepare found.*loaded with assign=True"
+    found = r"1 parameter of the model, such as 'scale', is not what prepare found.*loaded with assign=True"
     with pytest.raises(fx_oto.InputError, match=found):
         fx_oto.compress(gm)
     with pytest.raises(fx_oto.InputError, match=found):

@@ -133,3 +133,34 @@ def test_after_a_pass_of_the_users_the_graph_decides():
     gm = fx_oto.prepare(net, X, passes=fx_oto.default_pipeline().insert_before("dependency-analysis", doubled))
     fx_oto.partition(gm).zero_(0.5)
     torch.testing.assert_close(fx_oto.compress(gm).eval()(X), 2 * net(X))
+
+
+class Counts(nn.Module):
+    """Assigns a buffer anew in each training step; what is read decides whether that matters."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.a, self.b, self.read = nn.Linear(4, 8), nn.Linear(8, 3), read
+        self.register_buffer("count", torch.ones(()))
+
+    def forward(self, x):
+        if self.training:
+            self.count = self.count + 1
+        h = self.b(self.a(x).relu())
+        return h / self.count if self.read else h + self.count * 0
+
+
+@pytest.mark.parametrize("trained", ["model", "gm"])
+@pytest.mark.parametrize("read", [False, True])
+def test_a_buffer_that_code_assigns_anew(trained, read):
+    net = Counts(read)
+    gm = fx_oto.prepare(net, X)
+    (net if trained == "model" else gm).train()(X)
+    fx_oto.partition(gm).zero_(0.5)
+    if read and trained == "model":  # gm writes into the buffer itself
+        with pytest.raises(
+            fx_oto.VerificationError, match=r"the buffer 'count' is another tensor.*prepare the model as"
+        ):
+            fx_oto.compress(gm)
+        gm = fx_oto.prepare(net, X)
+    torch.testing.assert_close(fx_oto.compress(gm).eval()(X), net.eval()(X))
