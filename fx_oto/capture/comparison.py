@@ -42,9 +42,11 @@ class Difference:
 
     Attributes:
         node: of the first capture.
+        is_counted: whether these are parts of which the other capture has more, or fewer.
     """
 
     node: Node
+    is_counted: bool = False
 
     def __str__(self) -> str:
         node = self.node
@@ -58,6 +60,11 @@ class Difference:
         """What the graph says where this is a decision that it checks; else empty."""
         checks = [user for user in self.node.users if user.target is torch._assert]
         return str(checks[0].args[1]) if checks else ""
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether the graph refuses what is otherwise here."""
+        return self.is_counted or bool(self.check)
 
 
 # What takes the place of a plain number: how it is computed, as a function of remembered numbers.
@@ -118,6 +125,8 @@ class Comparison:
         for left, right in zip(mine, theirs, strict=False):
             if not found.same_node(left, right) and not left.meta.get("is_number"):  # which matters where it is read
                 return Difference(found.cause(left))
+            if left in self._counted and len(left.meta["val"]) != len(right.meta["val"]):
+                return Difference(left, is_counted=True)
         if len(mine) != len(theirs):
             return Difference(mine[min(len(mine), len(theirs)) - 1])
         self.places = {**self.places, **found.places}

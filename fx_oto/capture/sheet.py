@@ -8,7 +8,6 @@ import sys
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from types import CodeType
 from typing import Any
 
 import torch
@@ -76,7 +75,6 @@ class Sheet(TorchFunctionMode):
         handed: whether code was given numbers made of sizes, or sequences as long as one.
         asked: whether code decided by the training mode.
         events: nodes of numbers that code was given as plain ones, and those, in order.
-        code: the user's code that calls torch.
         notes: what its user should know of the capture.
         is_plain: whether it is a list of the calls that code made, with nothing that it might have decided.
         is_over: whether nothing is captured any more.
@@ -113,7 +111,6 @@ class Sheet(TorchFunctionMode):
         self.gets_gradient = {id(fake) for fake in self.fakes.named.values() if self.fakes.real[id(fake)].requires_grad}
         self._attributes: dict[str, Node] = {}
         self._alive: list[Any] = []
-        self.code: set[CodeType] = set()
         self._globals = {id(names): names for names in subject.namespaces}
 
     def create(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Node:
@@ -121,7 +118,6 @@ class Sheet(TorchFunctionMode):
         node = self.graph.create_node(op, target, args, kwargs or {})
         if frame := self._user_frame():
             code = frame.f_code
-            self.code.add(code)
             node.stack_trace = f'  File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}\n'
         if any(source in self.by_values for source in node.all_input_nodes):
             self.by_values.add(node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -127,6 +128,10 @@ SHORT = {
     "batches": lambda x: torch.cat([x[i : i + 64].relu() for i in range(0, x.shape[0], 64)]),
     "turns": lambda x: sum((x + turn for turn in range(int(x.shape[1] / 64))), x),
     "divisor": lambda x: x * math.gcd(x.shape[1], 64),
+    "array": lambda x: torch.cat([x[:, i : i + 64].relu() for i in np.arange(0, x.shape[1], 64).tolist()], 1),
+    "list": lambda x: sum((x + turn for turn, _ in enumerate([0] * (x.shape[1] // 64))), x),
+    "text": lambda x: x * len(str(x.shape[1] // 16)),
+    "count": lambda x: sum((x + turn for turn in itertools.islice(itertools.count(), x.shape[1] // 64)), x),
     "power of two": lambda x: x * 2 ** (x.shape[1] - 1).bit_length(),
 }
 
