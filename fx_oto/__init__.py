@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from fx_oto.optim.sparsifier import GroupSparseOptimizer
     from fx_oto.optim.whatif import sensitivity
     from fx_oto.passes.dependency_analysis import DependencyAnalysis
+    from fx_oto.passes.fold_batchnorm import FoldBatchNorm
     from fx_oto.passes.mask_insertion import MaskInsertion
     from fx_oto.passes.physical_slicing import PhysicalSlicing, SlicingPlan
     from fx_oto.passes.verification import Verification, VerificationReport
@@ -106,6 +107,7 @@ _HOMES = (
     "fx_oto.optim.sparsifier",
     "fx_oto.optim.whatif",
     "fx_oto.passes.dependency_analysis",
+    "fx_oto.passes.fold_batchnorm",
     "fx_oto.passes.mask_insertion",
     "fx_oto.passes.physical_slicing",
     "fx_oto.passes.verification",
@@ -139,6 +141,7 @@ __all__ = [
     "ExampleInputs",
     "Explanation",
     "Family",
+    "FoldBatchNorm",
     "Forecast",
     "FrozenAxis",
     "FxOtoError",

@@ -16,9 +16,11 @@ from fx_oto.core.patterns import patterns_in
 from fx_oto.core.records import PassRecord
 from fx_oto.core.warn import warn
 from fx_oto.framework.pipeline import Pipeline
+from fx_oto.framework.stages import Stage
 from fx_oto.framework.trajectory import Trajectory
 from fx_oto.optim.dhspg import DHSPG
 from fx_oto.passes.dependency_analysis import DependencyAnalysis
+from fx_oto.passes.fold_batchnorm import FoldBatchNorm
 from fx_oto.passes.mask_insertion import MaskInsertion
 from fx_oto.passes.physical_slicing import PhysicalSlicing
 from fx_oto.passes.verification import Verification
@@ -128,6 +130,7 @@ def compress(
     unprunable: Iterable[str] = (),
     attention: Attention = "heads",
     verify: bool = True,
+    fold_batchnorm: bool = False,
     on_pass: Callable[[PassRecord], object] | None = None,
     **optimizer: Any,
 ) -> GraphModule:
@@ -141,6 +144,7 @@ def compress(
         unprunable: as for ``prepare``.
         attention: as for ``prepare``.
         verify: compare the outputs of the compact and the group-sparse model on the example inputs.
+        fold_batchnorm: compute BatchNorm by the weights of the layers before it, for inference; see ``FoldBatchNorm``.
         on_pass: called with the ``PassRecord`` of each pass after it.
         optimizer: arguments of ``DHSPG``, such as ``lr=0.1, target_group_sparsity=0.7``.
 
@@ -150,7 +154,7 @@ def compress(
     Raises:
         MissingResultError: the model is not prepared and no ``train`` is given.
         SettingsError: arguments that only ``train`` needs are given without it, or those of ``prepare`` although the
-            model is prepared.
+            model is prepared; BatchNorm is to be folded in training mode.
         NothingToCompressError: no ZIG is zero.
         SlicingError: every ZIG of a family is zero.
         VerificationError: the outputs differ; the text names the first node that does.
@@ -190,5 +194,9 @@ def compress(
             warn(revived)
         if training.unfinished:
             warn(f"{training.unfinished} Now the group sparsity is {partition(gm).group_sparsity():.4f}")
-    stages = (PhysicalSlicing(), Verification(gm)) if verify else (PhysicalSlicing(),)
-    return Pipeline(stages, on_pass).run(gm)
+    stages: list[Stage] = [PhysicalSlicing()]
+    if fold_batchnorm:
+        stages.append(FoldBatchNorm())
+    if verify:
+        stages.append(Verification(gm))
+    return Pipeline(tuple(stages), on_pass).run(gm)
