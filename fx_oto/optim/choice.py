@@ -36,7 +36,7 @@ class Choice:
         saliency: scores ZIGs, larger = more redundant.
         unprunable: patterns of families that are left alone.
         prune_frozen: whether families with parameters that are not trained are pruned.
-        given: ``min_kept``, ``max_group_sparsity`` and ``round_to``, see ``DHSPG``.
+        given: ``min_kept``, ``max_group_sparsity``, ``round_to`` and ``uniform``, see ``DHSPG``.
 
     Attributes:
         alone: for each family, whether it was left alone from the beginning.
@@ -55,7 +55,7 @@ class Choice:
         saliency: Criterion,
         unprunable: Iterable[str],
         prune_frozen: bool,
-        given: tuple[PerFamily | None, PerFamily, int],
+        given: tuple[PerFamily | None, PerFamily, int, tuple[str, ...]],
     ) -> None:
         self._gm, self._zigs, self._target, self._saliency = gm, zigs, target, saliency
         self._unprunable, self._prune_frozen, self._given = patterns_in(unprunable), prune_frozen, given

@@ -1,4 +1,4 @@
-"""How many ZIGs of each family may go, and in what portions."""
+"""How many ZIGs of each family may go, in what portions, and which families keep equally many."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 
 from fx_oto.core.errors import SettingsError
-from fx_oto.core.patterns import check_matched
+from fx_oto.core.patterns import check_matched, patterns_in
 from fx_oto.zigs.families import Family
 
 __all__ = ["Limits", "PerFamily", "check_patterns", "portions"]
@@ -18,15 +18,17 @@ PerFamily = float | Mapping[str, float]
 
 @dataclass(frozen=True)
 class Limits:
-    """How many ZIGs of each family may go, and in what portions.
+    """How many ZIGs of each family may go, in what portions, and which families keep equally many.
 
     Attributes:
         most: the largest number that may go, for each family.
         steps: channels are kept in multiples of this many ZIGs, for each family.
+        alike: sets of families, of one size, that keep equally many.
     """
 
     most: tuple[int, ...]
     steps: tuple[int, ...]
+    alike: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def of(
@@ -36,6 +38,7 @@ class Limits:
         min_kept: PerFamily,
         max_group_sparsity: PerFamily,
         round_to: int,
+        uniform: Iterable[str] = (),
     ) -> Limits:
         """Read a user's limits.
 
@@ -47,21 +50,50 @@ class Limits:
             max_group_sparsity: largest fraction of a family that may go, of all or by glob; of several globs that
                 match, the first counts.
             round_to: the channels left of each family are a multiple of this number, or all.
+            uniform: globs, of each of which the families that it matches keep equally many.
 
         Raises:
-            SettingsError: a limit is out of range, or a glob matches no family.
+            SettingsError: a limit is out of range, a glob matches no family, or such of different sizes that are to
+                keep equally many.
         """
         if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
             raise SettingsError(f"round_to must be a positive integer, found {round_to!r}")
         kept = _per_family("min_kept", min_kept, families, 0.0)
         caps = _per_family("max_group_sparsity", max_group_sparsity, families, 1.0)
-        most, steps = [], []
-        for family, alone, least, cap in zip(families, left_alone, kept, caps, strict=True):
-            step = _step(family, round_to)
-            limit = 0 if alone else _most(len(family), least, cap)
-            most.append(portions(len(family), limit, step)[-1])
-            steps.append(step)
-        return cls(tuple(most), tuple(steps))
+        rows = zip(families, left_alone, kept, caps, strict=True)
+        limits = [0 if alone else _most(len(family), least, cap) for family, alone, least, cap in rows]
+        steps = [_step(family, round_to) for family in families]
+        alike = _alike(families, patterns_in(uniform))
+        for those in alike:
+            for i in those:  # the strictest of them holds for all
+                limits[i] = min(limits[j] for j in those)
+                steps[i] = math.lcm(*(steps[j] for j in those))
+        most = [portions(len(one), limit, step)[-1] for one, limit, step in zip(families, limits, steps, strict=True)]
+        return cls(tuple(most), tuple(steps), alike)
+
+    @property
+    def units(self) -> tuple[tuple[int, ...], ...]:
+        """The sets of families that keep equally many, and each other family alone."""
+        together = {i for those in self.alike for i in those}
+        return (*self.alike, *((i,) for i in range(len(self.most)) if i not in together))
+
+
+def _alike(families: Sequence[Family], patterns: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """The families that each pattern matches; those that share one are one set."""
+    check_patterns("uniform", patterns, families)
+    sets: list[set[int]] = []
+    for pattern in patterns:
+        found = {i for i, family in enumerate(families) if family.matches(pattern)}
+        odd = next((families[i] for i in found if len(families[i]) != len(families[min(found)])), None)
+        if odd is not None:
+            first = families[min(found)]
+            raise SettingsError(
+                f"the families that {pattern!r} matches in uniform cannot keep equally many, for they are of different "
+                f"sizes: {first.name!r} has {len(first)} ZIGs, {odd.name!r} {len(odd)}. Give a pattern for each size"
+            )
+        found = found.union(*(one for one in sets if one & found))
+        sets = [one for one in sets if not one & found] + [found]
+    return tuple(tuple(sorted(one)) for one in sets)
 
 
 def _most(size: int, least: float, cap: float) -> int:

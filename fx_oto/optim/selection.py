@@ -22,7 +22,8 @@ def select(
 
     Args:
         scores: for each family, larger = more redundant, shape ``(zigs,)``.
-        limits: how many of each family may go, and in what portions; a portion's score is its mean.
+        limits: how many of each family may go, in what portions, and which keep equally many: of those, as many go at
+            once. The score of a portion is its mean.
         target: what is counted.
         left: fraction of it to be left; where the limits forbid, as little as they allow is left.
         gone: for each family, positions of the ZIGs that go in any case.
@@ -30,25 +31,26 @@ def select(
     Returns:
         For each family the positions chosen, ascending: int64.
     """
-    orders, keys, family_of, sizes, forced = [], [], [], [], 0
-    for i, given in enumerate(scores):
-        score = given.detach().double().cpu().nan_to_num().clone()
-        settled = len(gone[i]) if gone else 0
-        if settled:
-            score[gone[i]] = math.inf
-        orders.append(torch.argsort(score, descending=True, stable=True))
-        for start, end in pairwise(portions(len(score), limits.most[i], limits.steps[i])):
-            keys.append(math.inf if start < settled else float(score[orders[i][start:end]].mean()))
-            family_of.append(i)
+    settled = [len(one) for one in gone] if gone else [0] * len(scores)
+    ranked = [_ranked(score, gone[i] if gone else None) for i, score in enumerate(scores)]
+    keys, unit_of, sizes, forced = [], [], [], 0
+    for number, unit in enumerate(limits.units):
+        least, first = max(settled[i] for i in unit), unit[0]
+        for start, end in pairwise(portions(len(scores[first]), limits.most[first], limits.steps[first])):
+            mean = torch.stack([ranked[i].values[start:end].mean() for i in unit]).mean()
+            keys.append(math.inf if start < least else float(mean))
+            unit_of.append(number)
             sizes.append(end - start)
-            forced += start < settled
+            forced += start < least
     best = torch.argsort(torch.tensor(keys, dtype=torch.float64), descending=True, stable=True)
-    family, size = torch.tensor(family_of, dtype=torch.int64)[best], torch.tensor(sizes, dtype=torch.int64)[best]
+    portion_of, size = torch.tensor(unit_of, dtype=torch.int64)[best], torch.tensor(sizes, dtype=torch.int64)[best]
+    places = {i: number for number, unit in enumerate(limits.units) for i in unit}
+    unit_of_family = torch.tensor([places[i] for i in range(len(scores))], dtype=torch.int64)
 
     def removed(count: int) -> Tensor:
         """How many ZIGs of each family the best ``count`` portions hold."""
-        counts = torch.zeros(len(scores), dtype=torch.int64)
-        return counts.index_add_(0, family[:count], size[:count])
+        counts = torch.zeros(len(limits.units), dtype=torch.int64)
+        return counts.index_add_(0, portion_of[:count], size[:count])[unit_of_family]
 
     low, high = forced, len(keys)
     while low < high:
@@ -57,4 +59,12 @@ def select(
             high = middle
         else:
             low = middle + 1
-    return [order[:count].sort().values for order, count in zip(orders, removed(low).tolist(), strict=True)]
+    return [one.indices[:count].sort().values for one, count in zip(ranked, removed(low).tolist(), strict=True)]
+
+
+def _ranked(scores: Tensor, gone: Tensor | None) -> torch.return_types.sort:
+    """Scores in descending order, and whose they are; those that are gone come first."""
+    score = scores.detach().double().cpu().nan_to_num().clone()
+    if gone is not None:
+        score[gone] = math.inf
+    return torch.sort(score, descending=True, stable=True)

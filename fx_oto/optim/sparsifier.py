@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from fx_oto.core.context import Context
 from fx_oto.core.errors import InputError, SettingsError, TrainingError
 from fx_oto.core.fx_utils import check_whole, tensor_names
+from fx_oto.core.patterns import patterns_in
 from fx_oto.core.progress import StepsBar
 from fx_oto.core.tables import counted
 from fx_oto.framework.trajectory import Trajectory
@@ -84,6 +85,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
         min_kept: PerFamily | None = None,
         max_group_sparsity: PerFamily = 1.0,
         round_to: int = 1,
+        uniform: Iterable[str] = (),
         unprunable: Iterable[str] = (),
         prune_frozen: bool = False,
         progress: bool | None = None,
@@ -115,7 +117,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
         )
         families = self.zigs.families
         score = criterion(self._SALIENCY if saliency is None else saliency)
-        given = (min_kept, max_group_sparsity, round_to)
+        given = (min_kept, max_group_sparsity, round_to, patterns_in(uniform))
         self._choice = Choice(gm, self.zigs, self.target, score, unprunable, prune_frozen, given)
         alone = self._choice.alone
         self.base = build_base(base, gm, base_kwargs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -93,11 +93,12 @@ def limits_for(
     min_kept: PerFamily | None,
     max_group_sparsity: PerFamily,
     round_to: int,
+    uniform: Iterable[str],
     must: bool = True,
 ) -> Limits:
     """The limits, within which the target must be, unless told; the default minimum gives way where it is not."""
     for least in (target.uniform / 2, 1) if min_kept is None else (min_kept,):
-        limits = Limits.of(families, alone, least, max_group_sparsity, round_to)
+        limits = Limits.of(families, alone, least, max_group_sparsity, round_to, uniform)
         reachable = target.fraction(torch.tensor(limits.most))
         if reachable <= target.left + 1e-9:
             return limits

@@ -68,3 +68,26 @@ def test_scores_that_are_equal_go_in_their_order():
 def test_a_target_that_is_met_by_a_hair_asks_for_no_more():
     target, limits = Target("params", 0.9, Count((10,), (0.1,))), Limits((9,), (1,))
     assert [len(select([torch.arange(10.0)], limits, target, 1 - gone / 10)[0]) for gone in range(10)] == [*range(10)]
+
+
+def test_families_that_are_alike_lose_as_many():
+    generator = torch.Generator().manual_seed(0)
+    target = Target("params", 0.5, Count((12, 8, 12, 8, 5), (3, 1, 2, 4, 1)))
+    limits = Limits((11, 7, 11, 7, 4), (1, 1, 1, 1, 1), ((0, 2), (1, 3)))
+    for left in (0.9, 0.6, 0.3, 0.0):
+        scores = [torch.randn(size, generator=generator) for size in (12, 8, 12, 8, 5)]
+        gone = [part[:settled] for part, settled in zip(map(torch.argsort, scores), (2, 0, 0, 1, 1), strict=True)]
+        chosen = select(scores, limits, target, left, gone)
+        counts = [len(part) for part in chosen]
+        assert counts[0] == counts[2] >= 2
+        assert counts[1] == counts[3] >= 1
+        assert all(set(settled.tolist()) <= set(part.tolist()) for settled, part in zip(gone, chosen, strict=True))
+        assert target.fraction(torch.tensor(counts)) <= max(left, target.fraction(torch.tensor(limits.most)))
+
+
+def test_of_families_that_are_alike_the_mean_of_equal_ranks_decides():
+    target = Target("params", 0.9, Count((3, 3, 3), (1, 1, 1)))
+    scores = [torch.tensor([0.0, 9.0, 1.0]), torch.tensor([2.0, 0.0, 1.0]), torch.tensor([5.0, 5.4, 5.6])]
+    limits = Limits((2, 2, 2), (1, 1, 1), ((0, 1),))
+    assert [part.tolist() for part in select(scores, limits, target, 8 / 9)] == [[], [], [2]]  # 5.6 before (9 + 2) / 2
+    assert [part.tolist() for part in select(scores, limits, target, 6 / 9)] == [[1], [0], [2]]

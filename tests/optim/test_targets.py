@@ -224,3 +224,50 @@ def test_asked_and_reached_are_reported():
     assert fx_oto.report(small).training.rows() == rows
     assert "<table>" in fx_oto.report(small)._repr_html_()
     assert fx_oto.report(fx_oto.prepare(make_net(), IMAGE)).training is None
+
+
+class Layers(nn.Module):
+    """Two transformer layers, whose heads and widths are groups of their own, and an MLP of another width."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(16, 4, 12, batch_first=True) for _ in range(2))
+        self.other = nn.Sequential(nn.Linear(16, 10), nn.ReLU(), nn.Linear(10, 4))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.other(x)
+
+
+@pytest.mark.parametrize("optimizer", ["DHSPG", "HESSO"])
+def test_uniform_families_keep_equally_many(optimizer):
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 16)
+    gm = fx_oto.prepare(Layers(), x)
+    patterns = ["layers.*.linear1", "layers.*.self_attn.in_proj_weight"]
+    settings = {"target_params": 0.5, "uniform": patterns, "round_to": 2, "lr": 1e-3, **WINDOW}
+    step_through(gm, getattr(fx_oto, optimizer)(gm, torch.optim.SGD, **settings), x)
+    families, gone = fx_oto.partition(gm).families, fx_oto.partition(gm).removed().tolist()
+    for pattern in patterns:
+        counts = {count for family, count in zip(families, gone, strict=True) if family.matches(pattern)}
+        assert len(counts) == 1, (pattern, counts)
+    small = fx_oto.compress(gm)
+    widths = [small.get_submodule(f"layers.{i}.linear1").out_features for i in range(2)]
+    assert widths[0] == widths[1] < 12
+
+
+def test_uniform_limits():
+    gm = fx_oto.prepare(Layers(), torch.randn(2, 5, 16))
+    families = fx_oto.partition(gm).families
+    alone = [family.matches("layers.1.linear1") for family in families]
+    limits = Limits.of(families, alone, {"layers.0.self_attn": 3}, 1.0, 1, ["layers.*.linear1", "layers.*.self_attn"])
+    most = {family.name: most for family, most in zip(families, limits.most, strict=True)}
+    assert most["layers.0.linear1.weight"] == most["layers.1.linear1.weight"] == 0
+    assert {most[name] for name in most if "self_attn" in name} == {1}
+    shared = Limits.of(families, alone, 1, 1.0, 1, ["layers.*.linear1", "layers.0.linear1"])
+    assert len(shared.alike) == 1
+    with pytest.raises(fx_oto.SettingsError, match=r"that '\*' matches in uniform .* different sizes"):
+        Limits.of(families, alone, 1, 1.0, 1, ["*"])
+    with pytest.raises(fx_oto.SettingsError, match="matches no family"):
+        Limits.of(families, alone, 1, 1.0, 1, "layer.*.linear1")
