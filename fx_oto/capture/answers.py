@@ -49,6 +49,11 @@ def _size_of(run: Recorder, node: Node, dim: int) -> Origin:
     return found
 
 
+def _bytes(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    (tensor,) = args
+    return run.record(torch.Tensor.numel, "numel", (tensor,), {}) * tensor.element_size()
+
+
 def _length(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """``len(x)``, which must be a plain number."""
     (tensor,) = args
@@ -188,6 +193,7 @@ ANSWERS: dict[str, Callable[[Recorder, Any, Any, Any], Any]] = {
     "shape": _shape,
     "size": _shape,
     "_assert": _assertion,
+    "nbytes": _bytes,
     "__len__": _length,
     "__iter__": _iterate,
     "requires_grad": _requires_grad,

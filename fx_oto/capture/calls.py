@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.overrides import is_tensor_method_or_property
+from torch.utils._pytree import tree_leaves
 
 from fx_oto.capture.numbers import Flag, Float, Int
 from fx_oto.capture.seen import SeenList, SeenTuple
@@ -19,6 +20,8 @@ __all__ = [
     "PLAIN",
     "TENSORS",
     "autocast",
+    "holds_arrays",
+    "is_numpys",
     "is_wrapped_by_functorch",
     "name_of",
     "target_of",
@@ -45,6 +48,7 @@ _OTHER_NAMES = ("__hash__", "can_cast", "promote_types", "finfo", "iinfo", "is_t
 PLAIN = frozenset((*_OF_FORM, *_QUESTIONS, *_HELD, *_OTHER_NAMES))
 TENSORS = frozenset(("T", "mT", "H", "mH", "real", "imag", "data"))
 LISTS = (tuple, list)
+_CONSTRUCTORS = frozenset(("tensor", "as_tensor", "asarray", "new_tensor"))
 _DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float64, complex: torch.complex128}
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift")
 _OTHERS = ("neg", "pos", "invert", "abs", "eq", "ne", "lt", "le", "gt", "ge", "getitem", "setitem")
@@ -85,6 +89,16 @@ def _spelled(name: str) -> str:
 def with_dtypes(value: Any) -> Any:
     """An argument of a torch function, in which Python's classes of numbers, which no code prints, are torch's."""
     return _DTYPES.get(value, value) if isinstance(value, type) else value
+
+
+def is_numpys(value: Any) -> bool:
+    """Whether it is a scalar, or an array, of numpy."""
+    return type(value).__module__ == "numpy" and hasattr(value, "item")
+
+
+def holds_arrays(name: str, given: Any) -> bool:
+    """Whether a function is given arrays of numpy, or a scalar whose type it keeps, unlike that of a number."""
+    return any(is_numpys(leaf) and (leaf.ndim or name in _CONSTRUCTORS) for leaf in tree_leaves(given))
 
 
 def without_memory(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fx_oto.capture.calls import autocast, is_wrapped_by_functorch, target_of, with_dtypes
+from fx_oto.capture.calls import autocast, holds_arrays, is_wrapped_by_functorch, target_of, with_dtypes
 from fx_oto.capture.handing import Handing
 from fx_oto.capture.numbers import Float, Int
 from fx_oto.capture.refusals import ON_VALUES
@@ -56,7 +56,7 @@ class Recorder(Handing):
 
     def record(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """Write a call of a torch function down; returns what it returns, for the user's code."""
-        if is_wrapped_by_functorch(args) or self.is_cast():
+        if is_wrapped_by_functorch(args) or self.is_cast() or holds_arrays(name, (args, kwargs)):
             return self._call_by_call(func, args, kwargs)
         if name.startswith("set "):
             raise TraceError(f"code sets {name[4:]!r} of a tensor, which a graph does not")

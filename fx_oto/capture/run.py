@@ -50,6 +50,8 @@ from fx_oto.nn.modules import is_torchs
 __all__ = ["CaptureRun"]
 
 _call_of_torchs = nn.Module.__call__
+# What code makes of numbers is new in each call of the model; the graph holds it, and must not write into it.
+_COPYING = {torch.ops.aten.lift_fresh.default: torch.ops.aten.lift_fresh_copy.default}
 
 
 @contextmanager
@@ -212,10 +214,12 @@ class CaptureRun(Recorder):
 
     def _aten(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An ATen call; those that no torch function makes that can be seen become nodes."""
-        self.fakes.note_literal(func, args)
         if self.depth or self.is_over:
+            self.fakes.note_literal(func, args)
             return self.fakes.call(func, self.fakes.faked(tuple(args)), self.fakes.faked(kwargs))
         with self.unseen():
+            self.fakes.note_literal(func, args)
+            func = _COPYING.get(func, func)
             args, kwargs = self.fakes.faked(tuple(args)), self.fakes.faked(dict(kwargs))
             last = next(reversed(self.graph.nodes), None)
             self.is_plain = False

@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.graph_module import _assign_attr
 from torch.utils._pytree import tree_leaves
 
-from fx_oto.capture.calls import LISTS
+from fx_oto.capture.calls import LISTS, is_numpys
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Flag, Float, Int, Origin, remembered
 from fx_oto.capture.rebuilt import is_spelled, node_of_object, rebuilt
@@ -41,6 +41,8 @@ class Writer(Sheet):
 
     def nodes(self, value: Any) -> Any:
         """See ``Sheet.nodes``."""
+        if is_numpys(value) and not value.ndim:
+            value = value.item()
         if isinstance(value, Tensor):
             return self.node_of_tensor(value)
         if isinstance(value, Int | Float) and value.run is self:

@@ -160,6 +160,7 @@ def _erase(edit: Editor, stale: set[Node]) -> None:
 _REWRITINGS: dict[Handler, str] = {
     sizes.read_size: "shape size sym_size",
     sizes.read_count: "numel nelement",
+    sizes.read_strides: "stride",
     sizes.use_sizes: "view _unsafe_view reshape unflatten expand broadcast_to view_as reshape_as expand_as",
     sizes.created: "new_zeros new_ones new_full new_empty",
     movement.split: "split chunk tensor_split hsplit vsplit dsplit split_with_sizes unsafe_split unsafe_chunk "

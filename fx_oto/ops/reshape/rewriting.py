@@ -15,7 +15,7 @@ from fx_oto.core.fx_utils import op_name, source_line
 from fx_oto.ops.editor import Editor
 from fx_oto.ops.reshape.mixing import entries_of
 
-__all__ = ["check_sizes", "created", "read_count", "read_size", "use_sizes"]
+__all__ = ["check_sizes", "created", "read_count", "read_size", "read_strides", "use_sizes"]
 
 
 def read_size(edit: Editor, node: Node) -> None:
@@ -68,6 +68,21 @@ def read_count(edit: Editor, node: Node) -> None:
         full = math.prod(edit.shape(source)[dim] for dim in cut)
         count = edit.append(node, _times_ratio, full, math.prod(map(len, cut.values())))
         count.meta["val"] = node.meta["val"]
+
+
+def read_strides(edit: Editor, node: Node) -> None:
+    """``x.stride()``, ``x.stride(0)``: what they would be, with all elements of the cut dimensions in between."""
+    source = node.args[0]
+    cut = edit.cut(source)
+    if not cut or not isinstance(source, Node):
+        return
+    strides, shape = source.meta["val"].stride(), edit.shape(source)
+    inside = [[dim for dim in cut if strides[dim] < stride] for stride in strides]
+    ratios = [(math.prod(shape[dim] for dim in dims), math.prod(len(cut[dim]) for dim in dims)) for dims in inside]
+    dim = edit.argument(node, 1, "dim")
+    value = node.meta["val"]
+    read = edit.append(node, _times_ratio, *ratios[dim]) if dim is not None else edit.append(node, _times_each, ratios)
+    read.meta["val"] = value
 
 
 def _spread_sizes(edit: Editor, node: Node, sizes: Sequence[Any]) -> None:
@@ -173,3 +188,8 @@ def _select_created(edit: Editor, node: Node, dims: set[int]) -> None:
 def _times_ratio(size: int, after: int, before: int) -> int:
     """A computed size or count, scaled."""
     return size * after // before
+
+
+def _times_each(sizes: tuple[int, ...], ratios: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    """Computed strides, each scaled."""
+    return tuple(_times_ratio(size, *ratio) for size, ratio in zip(sizes, ratios, strict=True))
