@@ -198,6 +198,8 @@ class Given(nn.Module):
 
 STATES = {
     "zeros": lambda model, x: x.new_zeros(1, x.size(0), HIDDEN),
+    "zeros of old code": lambda model, x: next(model.parameters()).data.new(1, x.size(0), HIDDEN).zero_(),
+    "zeros of older code": lambda model, x: torch.FloatTensor(1, x.size(0), HIDDEN).zero_().to(x),
     "zeros of torch's": lambda model, x: torch.zeros(1, x.size(0), HIDDEN, dtype=x.dtype),
     "learnt": lambda model, x: model.learnt.expand(1, x.size(0), HIDDEN),
     "computed": lambda model, x: model.first(x.mean(1)).tanh().unsqueeze(0),
