@@ -54,6 +54,14 @@ def _bytes(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return run.record(torch.Tensor.numel, "numel", (tensor,), {}) * tensor.element_size()
 
 
+def _new(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """``x.new(y.size())``: as many numbers; of a plain tuple it would make a tensor of these."""
+    tensor, *given = args
+    if len(given) != 1 or not isinstance(given[0], torch.Size):
+        return NotImplemented
+    return run.record(func, "new", (tensor, *given[0]), kwargs)
+
+
 def _length(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """``len(x)``, which must be a plain number."""
     (tensor,) = args
@@ -194,6 +202,7 @@ ANSWERS: dict[str, Callable[[Recorder, Any, Any, Any], Any]] = {
     "size": _shape,
     "_assert": _assertion,
     "nbytes": _bytes,
+    "new": _new,
     "__len__": _length,
     "__iter__": _iterate,
     "requires_grad": _requires_grad,

@@ -132,7 +132,7 @@ def _behind(wanted: Node, read_by: Callable[[Node], Iterable[Node]]) -> set[Node
 
 def _read_for_numbers(node: Node) -> list[Node]:
     """The nodes on whose content a node's value depends; of others it may take the form, as ``zeros_like`` does."""
-    name = op_name(node)
+    name = "" if node.op == "call_module" else op_name(node)
     form = node.args[:1] if name in _LIKE else node.args[1:2] if name in ("to", "type_as") else ()
     return [read for read in node.all_input_nodes if read not in form]
 

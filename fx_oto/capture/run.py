@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributions import Distribution
 from torch.fx import GraphModule
 
 from fx_oto.analysis.fakes import asks_values
@@ -82,6 +83,32 @@ def _said_to_compile() -> Iterator[None]:
         torch.compiler.is_compiling = ask
 
 
+class _Unchecked:
+    """Whether a distribution checks the numbers that it is given: not in the thread that made this."""
+
+    def __init__(self, default: bool) -> None:
+        self._default, self._mine = default, threading.get_ident()
+
+    def __get__(self, instance: Any, owner: Any = None) -> bool:
+        if threading.get_ident() == self._mine:
+            return False
+        return bool(self._default if instance is None else vars(instance).get("_validate_args", self._default))
+
+    def __set__(self, instance: Any, value: bool) -> None:
+        vars(instance)["_validate_args"] = value
+
+
+@contextmanager
+def _unchecked_distributions() -> Iterator[None]:
+    """Let ``torch.distributions`` take any numbers, as no numbers are there."""
+    before = Distribution._validate_args
+    Distribution._validate_args = _Unchecked(before)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        Distribution._validate_args = before
+
+
 class CaptureRun(Recorder):
     """Runs a model once and records what it does; ``run`` may be called once.
 
@@ -134,6 +161,7 @@ class CaptureRun(Recorder):
         yield custom_functions(self)
         yield opaque_calls(self)
         yield _seeing_module_calls()
+        yield _unchecked_distributions()
         if self.options.compiling:
             yield _said_to_compile()
         yield self.fakes

@@ -48,6 +48,7 @@ __all__ = [
 # Tracing, and running on fake tensors, set switches of the whole process, such as which attention kernel torch takes,
 # and ask whether random numbers were drawn: threads take turns.
 one_at_a_time = RLock()
+_DRAWS = {"normal", "log_normal", "uniform", "exponential", "cauchy", "geometric", "poisson", "multinomial", "rrelu"}
 
 _NO_TENSORS = (int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device)
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
@@ -68,9 +69,9 @@ def behind(value: Any) -> set[Node]:
 
 
 def is_random(node: Node) -> bool:
-    """Return whether a node draws random numbers, judged by its name."""
-    name = str(node.target)
-    return any(word in name for word in ("rand", "dropout", "bernoulli", "normal_", "uniform_", "multinomial"))
+    """Return whether a node draws random numbers, judged by its name; a module, by the name that it has."""
+    name = str(node.target) if node.op == "call_module" else op_name(node).strip("_")
+    return name in _DRAWS or any(word in name for word in ("rand", "dropout", "bernoulli", "gumbel"))
 
 
 def source_line(node: Node) -> str:

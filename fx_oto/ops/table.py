@@ -56,7 +56,8 @@ _RULES: dict[Rule, str] = {
     pointwise.overwrite: "copy_",
     pointwise.glu: "glu",
     pointwise.pointwise: "hardswish hardswish_ _prelu_kernel native_dropout fill fill_ zero_ zeros_like ones_like "
-    "full_like rand_like randn_like empty_like bernoulli bernoulli_ rrelu_with_noise complex polar",
+    "full_like rand_like randn_like empty_like bernoulli bernoulli_ rrelu_with_noise complex polar normal_ log_normal_ "
+    "uniform_ exponential_ cauchy_ geometric_ random_ poisson normal",
     refusals.freeze_inputs: "as_strided",
 }
 _BY_NAME = {name: rule for rule, names in _RULES.items() for name in names.split()}
@@ -71,6 +72,8 @@ def rule_for(op: Any) -> Rule:
     taught = refusals.OPAQUE if isinstance(op, OpaqueOp) else rule_of(op) or _STAND_INS.get(op)
     if taught is not None:
         return taught
+    if not any("Tensor" in str(arg.type) for arg in op._schema.arguments):
+        return movement.create
     namespace, _, name = str(op._schema.name).partition("::")
     if namespace == "aten" and (rule := _aten_rule(op, name)):
         return rule
@@ -78,8 +81,6 @@ def rule_for(op: Any) -> Rule:
         return pointwise.pointwise
     if torch.Tag.reduction in op.tags:
         return reductions.reduction
-    if not any("Tensor" in str(arg.type) for arg in op._schema.arguments):
-        return movement.create
     return refusals.freeze_inputs
 
 
