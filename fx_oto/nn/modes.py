@@ -158,6 +158,12 @@ def _matching(left: list[Any], right: list[Any]) -> list[_Block]:
     return [(kind == "equal", *places) for kind, *places in blocks]  # type: ignore[misc]
 
 
+def _form(value: Any) -> Any:
+    """The shape of a tensor, which a node may return; None of anything else."""
+    value = value.meta.get("val") if isinstance(value, Node) else value
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
 class _Merger:
     def __init__(self, train: Graph, evaluation: Graph, model: nn.Module, reaches: Reaches) -> None:
         self.model, self.reaches = model, reaches
@@ -172,11 +178,31 @@ class _Merger:
         for same, i, i_end, j, j_end in _alignment(train, evaluation):
             if same:
                 for left, right in zip(train[i:i_end], evaluation[j:j_end], strict=True):
-                    self._copy_both(left, right)
+                    if self._reads_unlike(left, right):
+                        self._copy_one([left], self.merged[0], stateful=False)
+                        self._copy_one([right], self.merged[1], stateful=True)
+                    else:
+                        self._copy_both(left, right)
             else:
                 self._copy_one(train[i:i_end], self.merged[0], stateful=False)
                 self._copy_one(evaluation[j:j_end], self.merged[1], stateful=True)
         return self.graph
+
+    def _reads_unlike(self, left: Node, right: Node) -> bool:
+        """Return whether two calls have operands that no ``by_mode`` can stand for: ``alpha * x`` and ``x * 0.5``.
+
+        Both are then in the graph, and ``by_mode`` chooses between what they return, which is of one form. Of layers
+        that have a bias in one mode alone this would cost a second product: there it chooses between the biases.
+        """
+        if left.op not in ("call_function", "call_method") or says_in_place(left):
+            return False
+        pairs = [(a, b) for a, b in zip(left.args, right.args, strict=False) if not self._is_merged(a, b)]
+        pairs = [(a, b) for a, b in pairs if a is not None and b is not None]
+        return any(_form(one) != _form(other) for one, other in pairs)
+
+    def _is_merged(self, left: Any, right: Any) -> bool:
+        nodes = isinstance(left, Node) and isinstance(right, Node)
+        return nodes and self.merged[0][left] is self.merged[1][right]
 
     def _copy_one(self, nodes: list[Node], merged: dict[Node, Node], stateful: bool) -> None:
         for node in nodes:

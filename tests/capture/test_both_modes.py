@@ -23,6 +23,10 @@ class Net(nn.Module):
         return self.c(F.relu(self.b(self.code(self, self.a(x)))))
 
 
+def _share(model, h):
+    return h.new_tensor([0.5]).expand(h.shape[0], 1) if model.training else 0.5
+
+
 CODES = {
     "shift or 0": lambda m, h: h + (m.shift if m.training else 0),
     "0 or shift": lambda m, h: h + (0 if m.training else m.shift),
@@ -32,18 +36,24 @@ CODES = {
     "bias or None": lambda m, h: F.linear(h, m.inner.weight, bias=m.inner.bias if m.training else None),
     "weight of a norm or None": lambda m, h: F.layer_norm(h, (8,), m.shift if m.training else None),
     "a part more": lambda m, h: torch.cat([h, *([m.inner(h)] if m.training else [])], -1)[..., :8],
+    "random or a half": lambda m, h: h + _share(m, h) * m.inner(h) + (1 - _share(m, h)) * m.shift,
+    "the other way round": lambda m, h: m.shift * h if m.training else h * 0.5,
     "nobody reads it": lambda m, h: (h + (m.shift if m.training else 0), h)[1],
 }
+
+
+# A second product, or a norm, only to choose between the results, would cost more than is gained.
+KEPT = ("bias or None", "weight of a norm or None", "a part more")
 
 
 @pytest.mark.parametrize("name", CODES)
 def test_a_tensor_or_a_number(name):
     found = compress_half(Net(CODES[name]), torch.randn(3, 4))
-    assert found.zigs >= 6
+    assert found.zigs == (6 if name in KEPT else 14)
 
 
 def test_the_reason_is_told():
-    gm = fx_oto.prepare(Net(CODES["layer or 0"]), torch.randn(3, 4))
+    gm = fx_oto.prepare(Net(CODES["bias or None"]), torch.randn(3, 4))
     reasons = {axis.reason.why for axis in fx_oto.partition(gm).frozen if axis.tensor == "inner.weight"}
     assert reasons == {"it meets a tensor that there is in training only"}
 
