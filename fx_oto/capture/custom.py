@@ -29,6 +29,7 @@ def _as_function(custom: type) -> Callable[..., Any]:
         return custom.apply(*args)  # type: ignore[attr-defined]
 
     apply.__name__, apply.__module__ = custom.__name__, custom.__module__
+    apply.applies = custom, _as_function  # type: ignore[attr-defined]  # what pickle finds it by
     return apply
 
 
