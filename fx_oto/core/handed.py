@@ -11,13 +11,14 @@ import torch
 from torch import nn
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.node import map_aggregate, map_arg
+from torch.fx.node import map_aggregate
 from torch.nn.utils import parametrize
 
-__all__ = ["HandedGraph", "named_op", "new_parametrized"]
+__all__ = ["HandedGraph", "assembled", "is_torchs_own", "named_op", "new_parametrized"]
 
 # Made anew of the graph, or of no use in another process.
 _MADE_ANEW = ("_graph", "_code", "_lineno_map", "_prologue_start", "_deepcopy_hooks", "meta", "shape_env")
+_HOOKS = ("_replace_hooks", "_create_node_hooks", "_erase_node_hooks", "_deepcopy_hooks")
 _OLD_NAMES = "_load_state_dict_pre_hooks"
 
 
@@ -44,6 +45,21 @@ class HandedGraph(GraphModule):
             made[node.name] = node.put(graph, made)
         graph.set_codegen(codegen)
         self.graph = graph
+
+
+def assembled(held: nn.Module, graph: Graph, name: str) -> HandedGraph:
+    """A GraphModule of a graph and of all that a module holds, whether the graph calls it or not.
+
+    Args:
+        held: whose modules, parameters and buffers are taken.
+        graph: the graph.
+        name: of the GraphModule's class.
+    """
+    new = _empty(name)
+    new.__dict__.update(held.__dict__, meta={}, shape_env=None, _tracer_cls=graph._tracer_cls, _tracer_extras={})
+    new.__dict__.update((hooks, []) for hooks in _HOOKS)
+    new.graph = graph
+    return new
 
 
 def _empty(name: str) -> HandedGraph:
@@ -89,7 +105,7 @@ class _Handed:
 
     @classmethod
     def of(cls, node: Node) -> _Handed:
-        args, kwargs = map_aggregate(map_arg((node.args, node.kwargs), lambda one: _Read(one.name)), _spelled)
+        args, kwargs = map_aggregate((node.args, node.kwargs), _spelled)
         return cls(node.name, node.op, _spelled(node.target), args, kwargs, node.type, node.stack_trace)
 
     def put(self, graph: Graph, made: dict[str, Node]) -> Node:
@@ -108,6 +124,8 @@ def _nodes(graph: Graph) -> list[_Handed]:
 
 
 def _spelled(value: Any) -> Any:
+    if isinstance(value, Node):
+        return _Read(value.name)
     if isinstance(value, OpOverload | OpOverloadPacket):
         return _Op(str(value))
     if custom := getattr(value, "applies", None):
@@ -142,7 +160,7 @@ def _picklable(module: nn.Module, seen: dict[int, nn.Module]) -> Any:
         children = {key: child and _picklable(child, seen) for key, child in module._modules.items()}
         state = {**module.__dict__, "_modules": children}
         if parametrize.is_parametrized(module):
-            state[_OLD_NAMES] = OrderedDict(one for one in state[_OLD_NAMES].items() if not _is_torchs_own(one[1]))
+            state[_OLD_NAMES] = OrderedDict(one for one in state[_OLD_NAMES].items() if not is_torchs_own(one[1]))
             seen[id(module)] = _Parametrized(type(module).__bases__[0], tuple(module.parametrizations), state)  # type: ignore
         else:
             seen[id(module)] = module.__new__(type(module))
@@ -150,10 +168,10 @@ def _picklable(module: nn.Module, seen: dict[int, nn.Module]) -> Any:
     return seen[id(module)]
 
 
-def _is_torchs_own(hook: Any) -> bool:
+def is_torchs_own(hook: Any) -> bool:
     """Whether a hook is one that ``weight_norm`` puts on a module to read files of its predecessor: it has no name."""
     function = getattr(hook, "hook", hook)
-    return "<locals>" in function.__qualname__ and function.__module__.startswith("torch.")
+    return "<locals>" in getattr(function, "__qualname__", "") and function.__module__.startswith("torch.")
 
 
 class _Parametrized:
