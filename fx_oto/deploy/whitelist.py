@@ -143,8 +143,10 @@ def _listed() -> Iterator[tuple[str, Any]]:
     yield from ((f"builtins.{name}", getattr(builtins, name)) for name in _BUILTINS.split())
     yield from ((f"fx_oto.{function.__name__}", function) for function in _OURS)
     yield "torch._assert", torch._assert
-    yield from _public(torch._C._VariableFunctions, "torch", types.BuiltinFunctionType)
     yield from (("torch." + name, getattr(torch, name)) for name in torch.functional.__all__)
+    native = list(_public(torch._C._VariableFunctions, "torch", types.BuiltinFunctionType))
+    yield from ((name, one) for name, one in native if getattr(torch, one.__name__, None) is one)
+    yield from ((f"torch._VF.{one.__name__}", one) for _, one in native)
     yield from _public(F, "torch.nn.functional", types.BuiltinFunctionType)
     written = _public(F, "torch.nn.functional", types.FunctionType)
     yield from ((name, function) for name, function in written if function.__module__ == F.__name__)
