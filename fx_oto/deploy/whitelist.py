@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._ops import OpOverload
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrizations, parametrize
 
 from fx_oto.capture.arguments import length, sorted_keys
@@ -77,7 +78,7 @@ ENUMS: dict[str, type[Enum]] = {"OrthMaps": parametrizations._OrthMaps}
 _CLASSES: tuple[type[nn.Module], ...] = (
     *(nn.Module, modes.TrainingFlag, attention.FewerHeads, norms.LayerNormOver, norms.GroupNormOver, norms.RMSNormOver),
     *(parametrize.ParametrizationList, parametrizations._Orthogonal, parametrizations._SpectralNorm),
-    parametrizations._WeightNorm,
+    *(parametrizations._WeightNorm, NonDynamicallyQuantizableLinear),
 )
 
 
@@ -193,7 +194,8 @@ def _attributes() -> frozenset[str]:
 
 @cache
 def _classes() -> tuple[dict[str, type[nn.Module]], dict[type, str]]:
-    torchs = {f"torch.nn.{name}": getattr(nn, name) for name in nn.modules.__all__}
+    torchs = {f"torch.nn.{name}": getattr(nn, name) for name in nn.modules.__all__ if not name.startswith("Lazy")}
+    torchs = {name: kind for name, kind in torchs.items() if issubclass(kind, nn.Module)}
     found = torchs | {f"{kind.__module__}.{kind.__name__}": kind for kind in _CLASSES}
     names: dict[type, str] = {}
     for name, kind in found.items():
