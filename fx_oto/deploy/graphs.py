@@ -8,9 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from keyword import iskeyword
 from typing import Any
-from unicodedata import normalize
 
 from torch import Tensor, nn
 from torch._ops import OpOverload
@@ -19,7 +17,7 @@ from torch.fx import Graph, Node
 from torch.nn.utils import parametrize
 
 from fx_oto.capture.custom import as_function
-from fx_oto.capture.names import AnyNames
+from fx_oto.capture.names import AnyNames, is_plain
 from fx_oto.capture.whole import LeafTracer
 from fx_oto.core.errors import FileError
 from fx_oto.core.fx_utils import described
@@ -130,10 +128,8 @@ def _put(graph: Graph, name: str, entry: dict[str, Any], held: nn.Module, reader
 
 
 def _name(value: Any) -> str:
-    """A name that code can spell: Python reads identifiers in their NFKC form."""
-    if not isinstance(value, str) or not value.isidentifier() or iskeyword(value) or value in _TAKEN:
-        raise FileError(f"{value!r:.60} is no name")
-    if value.startswith("__") or normalize("NFKC", value) != value:
+    """A name that code can spell."""
+    if not isinstance(value, str) or not is_plain(value) or value.startswith("__") or value in _TAKEN:
         raise FileError(f"{value!r:.60} is no name")
     return value
 
@@ -194,7 +190,7 @@ def _check_path(name: str, path: str, held: nn.Module, is_module: bool) -> None:
     owner: Any = held
     for part in (*owners, last) if is_module else owners:
         owner = None if owner is None or not _PATH_PART.fullmatch(part) else owner._modules.get(part)
-    found: Any = owner
+    found: Any = owner if is_module else None
     if not is_module and owner is not None and _PATH_PART.fullmatch(last):
         computed = parametrize.is_parametrized(owner) and last in owner.parametrizations
         found = owner if computed else {**owner._parameters, **owner._buffers}.get(last)

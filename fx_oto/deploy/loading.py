@@ -73,7 +73,7 @@ def load(
         raise FileError(f"{path} cannot be read: there is no such file") from error
     except (OSError, SafetensorError) as error:
         raise FileError(f"{path} cannot be read: {error}") from error
-    except (RecursionError, MemoryError, SyntaxError, ValueError, TypeError, AttributeError, LookupError) as error:
+    except (RuntimeError, MemoryError, SyntaxError, ValueError, TypeError, AttributeError, LookupError) as error:
         raise FileError(f"{path} holds a plan that makes no sense: {type(error).__name__}: {error}") from error
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn.utils import parametrize
 
+from fx_oto.capture.names import is_plain
 from fx_oto.capture.rebuilt import Rebuilt
 from fx_oto.capture.statements import StatementCall
 from fx_oto.capture.whole import GradientHook, MethodCall
@@ -142,7 +143,7 @@ def _attributes(module: nn.Module, path: str, strict: bool) -> Any:
 
 def _check_attribute(kind: type, name: str) -> None:
     fixed = callable(getattr(kind, name, None)) or name in _OF_EVERY_MODULE
-    if not name.isidentifier() or name.startswith("__") or fixed:
+    if not is_plain(name) or name.startswith("__") or fixed:
         raise UnwritableError(f"{name!r} is no name of an attribute")
 
 
