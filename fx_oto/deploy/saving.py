@@ -8,7 +8,7 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,14 +103,17 @@ def _replaced(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        mode = beside.stat().st_mode
         yield beside
+        beside.chmod(mode)  # safetensors may have put a file in its place that only its owner reads
         _to_disk(beside)
         os.replace(beside, path)
         _to_disk(path.parent)
     except (OSError, SafetensorError) as error:
         raise FileError(f"{path} cannot be written: {error}. What was there before is as it was") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
 
 
 def _to_disk(path: Path) -> None:

@@ -405,6 +405,7 @@ UNSAFE = {ast.Name: {"eval", "exec", "compile", "__import__"}, ast.Attribute: {"
 UNSAFE[ast.Name] |= UNSAFE[ast.Attribute]
 ALLOWED = {
     ("__init__.py", "import_module"),  # of the names in a constant
+    ("framework/authoring.py", "eval"),  # of the annotations of the user's own function
     ("cli/locating.py", "import_module"),  # of what the user names on the terminal
     ("cli/main.py", "import_module"),
     ("core/doors.py", "import_module"),
@@ -438,4 +439,4 @@ def test_every_function_on_the_list_is_torchs_pythons_or_ours():
     for name, function in whitelist._functions()[0].items():
         home = getattr(function, "__module__", None) or "torch"
         assert home.split(".")[0] in ("torch", "builtins", "_operator", "math", "fx_oto"), (name, home)
-        assert not re.search(r"load|save|file|hub|import|eval|exec|compile", name), name
+        assert not re.search(r"load|save|file|\bhub\b|import|eval|exec|compile", name), name
