@@ -22,9 +22,10 @@ from fx_oto.core.errors import FileError
 from fx_oto.core.fx_utils import check_has_numbers
 from fx_oto.core.masks import MASKS
 from fx_oto.deploy.about import written_context
-from fx_oto.deploy.graphs import written_graph
+from fx_oto.deploy.graphs import made_graph, written_graph
 from fx_oto.deploy.modules import written_modules
 from fx_oto.deploy.tensors import Collected
+from fx_oto.deploy.values import Reader, given_names
 
 __all__ = ["FORMAT", "KEY", "save", "sum_of"]
 
@@ -78,6 +79,8 @@ def sum_of(text: str) -> str:
 
 def _plan(small: GraphModule, tensors: Collected) -> dict[str, Any]:
     modules = written_modules(small, tensors)
+    graph = written_graph(small.graph)
+    made_graph(graph, small, Reader(given=_given(small)), None)  # so that no name is refused only when it is loaded
     context = written_context(Context.of(small), small) if KEY in small.meta else None
     first = next(iter(tensors.stored), None)
     return {
@@ -88,9 +91,15 @@ def _plan(small: GraphModule, tensors: Collected) -> dict[str, Any]:
         "tensors": tensors.described,
         "objects": tensors.objects,
         "modules": modules,
-        "graph": written_graph(small.graph),
+        "graph": graph,
         "about": context,
     }
+
+
+def _given(small: GraphModule) -> dict[str, Any]:
+    """What the graph calls that is the user's own."""
+    called = [node.target for node in small.graph.nodes if node.op == "call_function"]
+    return {names: one for one in called if (names := given_names(one))}
 
 
 def _device(small: GraphModule) -> torch.device:

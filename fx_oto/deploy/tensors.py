@@ -60,7 +60,7 @@ class Collected:
         if key not in self._memory:
             self._check_apart(name, tensor, start)
             self._memory[key] = len(self.described)
-            order, plain = _laid_out(tensor)
+            order, plain = _order(tensor), _plain(tensor)
             self.stored[name] = plain
             self.described.append(
                 {
@@ -97,14 +97,17 @@ def _check(name: str, tensor: Tensor) -> None:
         raise FileError(f"{name!r} is {what}: files hold plain tensors alone. Make it one first, or use torch.save")
 
 
-def _laid_out(tensor: Tensor) -> tuple[list[int], Tensor]:
-    """The dimensions in the order in which they lie in memory, and the tensor so; of complex numbers the real ones."""
+def _order(tensor: Tensor) -> list[int]:
+    """The dimensions in the order in which they lie in memory: 0, 2, 3, 1 of a ``channels_last`` image."""
     strides = tensor.stride()
     order = sorted(range(tensor.ndim), key=lambda dim: -strides[dim])
-    if not tensor.permute(order).is_contiguous():
-        order = list(range(tensor.ndim))
-    plain = tensor.resolve_conj().resolve_neg().permute(order)
-    return order, (torch.view_as_real(plain) if plain.is_complex() else plain).cpu().contiguous()
+    return order if tensor.permute(order).is_contiguous() else list(range(tensor.ndim))
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The tensor as every reader of such files knows it; of complex numbers the real ones."""
+    plain = tensor.resolve_conj().resolve_neg()
+    return (torch.view_as_real(plain) if plain.is_complex() else plain).cpu().contiguous()
 
 
 def _sum(tensor: Tensor) -> str:
@@ -136,7 +139,8 @@ def _made(stored: Mapping[str, Tensor], described: dict[str, Any], reader: Reade
         tensor = torch.view_as_complex(tensor)
     if tensor.dtype != dtype or sorted(map(an_integer, order)) != list(range(tensor.ndim)):
         raise FileError(f"the tensor {name!r:.60} is not described as it is")
-    return tensor.permute(sorted(range(len(order)), key=order.__getitem__)).to(reader.device or "cpu")
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return tensor.permute(order).contiguous().permute(back).to(reader.device or "cpu")
 
 
 def _object(memory: list[Tensor], one: dict[str, Any]) -> Tensor:

@@ -224,6 +224,13 @@ def test_a_function_without_a_name_is_refused_with_the_node(tmp_path):
         fx_oto.save(gm, tmp_path / "small.safetensors")
 
 
+def test_a_name_that_code_cannot_take_is_refused(tmp_path):
+    gm = torch.fx.symbolic_trace(Net())
+    next(iter(gm.graph.nodes)).target = "torch"
+    with pytest.raises(fx_oto.FileError, match="'torch' is no name"):
+        fx_oto.save(gm, tmp_path / "small.safetensors")
+
+
 def test_a_method_that_is_none_of_tensors_is_refused_with_the_node(tmp_path):
     gm = torch.fx.symbolic_trace(Net())
     with gm.graph.inserting_before(gm.graph.output_node()):
