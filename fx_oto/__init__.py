@@ -9,6 +9,7 @@
   ``HESSO``, and ``compress``.
 - To see what can go, why the rest cannot, and what was done: ``partition``, its ``explain`` and ``draw``, ``report``.
 - To measure: ``cost`` (parameters and multiply-adds), ``latency``, and ``sensitivity``, which tries prunings out.
+- To keep: ``save`` writes a compact model into one file, ``load`` makes it again without the code it came from.
 - To draw: ``draw_graph``, ``plot_widths``, ``plot_tradeoff``.
 - Passes of your own: ``default_pipeline``, ``Pipeline``, ``Pass``, ``Analysis``, the decorators
   ``transformation_pass`` and ``analysis_pass``, ``register_pass`` and ``registered_passes``; ``testing.check_pass``
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from fx_oto.capture import trace
     from fx_oto.core.context import Capture, Context, ExampleInputs, InputSize
     from fx_oto.core.errors import (
+        FileError,
         FxOtoError,
         FxOtoWarning,
         InputError,
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
     )
     from fx_oto.core.picture import Picture
     from fx_oto.core.records import PassRecord, Snapshot
+    from fx_oto.deploy.loading import load
+    from fx_oto.deploy.saving import save
     from fx_oto.framework.authoring import analysis_pass, register_pass, registered_passes, transformation_pass
     from fx_oto.framework.pipeline import Pipeline
     from fx_oto.framework.stages import Analysis, Pass
@@ -96,6 +100,8 @@ _HOMES = (
     "fx_oto.core.errors",
     "fx_oto.core.picture",
     "fx_oto.core.records",
+    "fx_oto.deploy.loading",
+    "fx_oto.deploy.saving",
     "fx_oto.framework.authoring",
     "fx_oto.framework.pipeline",
     "fx_oto.framework.stages",
@@ -141,6 +147,7 @@ __all__ = [
     "ExampleInputs",
     "Explanation",
     "Family",
+    "FileError",
     "FoldBatchNorm",
     "Forecast",
     "FrozenAxis",
@@ -188,6 +195,7 @@ __all__ = [
     "draw_graph",
     "kinds",
     "latency",
+    "load",
     "partition",
     "plot_tradeoff",
     "plot_widths",
@@ -198,6 +206,7 @@ __all__ = [
     "registered_passes",
     "registered_rules",
     "report",
+    "save",
     "sensitivity",
     "temporary_rules",
     "testing",

@@ -82,7 +82,8 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
     else:
         with one_at_a_time, quiet_fakes(), uncollected(), uncompiled(), without_autocast():
             gm, capture, tape = _capture(model, inputs.copied())  # its code may write into them
-    context = Context(inputs, capture, records=records, original=Original.of(model))
+    kept = Context.of(model).kept if "fx_oto" in getattr(model, "meta", {}) else {}
+    context = Context(inputs, capture, records=records, original=Original.of(model), kept=kept)
     context = context.provide(tape).provide(Untraced.of(model, gm))
     return context.attach(gm)
 

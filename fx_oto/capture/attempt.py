@@ -26,6 +26,7 @@ from fx_oto.capture.writer import holder_of
 from fx_oto.core.context import Capture, ExampleInputs
 from fx_oto.core.errors import InputError
 from fx_oto.core.fx_utils import with_modes_of
+from fx_oto.core.handed import HandedGraph
 from fx_oto.core.warn import warn
 from fx_oto.nn.modes import FLAG, TrainingFlag, merge_modes
 
@@ -157,7 +158,7 @@ class Attempt:
             return evaluation.module(), False
         graph._tracer_cls = LeafTracer
         graph.set_codegen(AnyNames())
-        return GraphModule(holder, graph, type(self.model).__name__), True
+        return HandedGraph(holder, graph, type(self.model).__name__), True
 
     def _tape(self, gm: GraphModule, run: CaptureRun, sizes: Sizes) -> Tape:
         larger = resized(self.inputs, sizes.larger) if sizes.larger else None

@@ -15,20 +15,21 @@ from torch.autograd import Function
 from fx_oto.capture.recorder import Recorder
 from fx_oto.nn.modules import is_torchs
 
-__all__ = ["custom_functions"]
+__all__ = ["as_function", "custom_functions"]
 
 _APPLY = Function.apply.__func__.__code__  # type: ignore[attr-defined]
 _CHECKPOINT = "torch.utils.checkpoint"
 
 
 @functools.cache
-def _as_function(custom: type) -> Callable[..., Any]:
+def as_function(custom: type) -> Callable[..., Any]:
     """What calls a ``torch.autograd.Function``."""
 
     def apply(*args: Any) -> Any:
         return custom.apply(*args)  # type: ignore[attr-defined]
 
     apply.__name__, apply.__module__ = custom.__name__, custom.__module__
+    apply.applies = custom, as_function  # type: ignore[attr-defined]  # what pickle finds it by
     return apply
 
 
@@ -68,7 +69,7 @@ def _seen(run: Recorder, thread: int, kind: type, forward: Callable[..., Any]) -
         applied = kind if frame is None else frame.f_locals["cls"]
         with_context = kind.setup_context is Function.setup_context  # type: ignore[attr-defined]
         lead = given[:1] if with_context else ()
-        function = _as_function(applied)
+        function = as_function(applied)
         return run.call_custom(function, given[len(lead) :], lambda args, _: forward(*lead, *args))
 
     return tell

@@ -8,7 +8,7 @@ from unicodedata import normalize
 
 from torch.fx.graph import CodeGen, PythonCode
 
-__all__ = ["AnyNames"]
+__all__ = ["AnyNames", "is_plain"]
 
 
 class AnyNames(CodeGen):
@@ -32,11 +32,11 @@ class AnyNames(CodeGen):
 
 
 def _is_odd(path: str) -> bool:
-    return any(not _is_plain(name) for name in path.split(".") if not (name.isascii() and name.isdigit()))
+    return any(not is_plain(name) for name in path.split(".") if not (name.isascii() and name.isdigit()))
 
 
-def _is_plain(name: str) -> bool:
-    """Whether code can say it after a dot: Python reads identifiers in their NFKC form."""
+def is_plain(name: str) -> bool:
+    """Return whether code can say a name after a dot: Python reads identifiers in their NFKC form."""
     return name.isidentifier() and not iskeyword(name) and normalize("NFKC", name) == name
 
 

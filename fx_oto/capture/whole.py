@@ -58,7 +58,7 @@ def is_leaf(module: nn.Module) -> bool:
 
 
 class LeafTracer(Tracer):
-    """What pickle traces the code of a captured graph with."""
+    """What the code of a captured graph is traced with, where torch does so, as ``torch.package`` does."""
 
     def trace(self, *args: Any, **kwargs: Any) -> Graph:
         """The graph, which any names may be in."""

@@ -23,6 +23,7 @@ from fx_oto.capture.seen import SeenList, SeenTuple
 from fx_oto.capture.sheet import Sheet
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import source_line
+from fx_oto.core.handed import HandedGraph
 from fx_oto.nn.modes import FLAG, TrainingFlag
 
 __all__ = ["Writer", "holder_of"]
@@ -203,7 +204,7 @@ class Writer(Sheet):
 
     def module(self) -> GraphModule:
         """The graph with what it refers to, in the model's present modes."""
-        return GraphModule(holder_of(self.held), self.graph, type(self.model).__name__)
+        return HandedGraph(holder_of(self.held), self.graph, type(self.model).__name__)
 
     def forget_events(self) -> None:
         """Take back the nodes of plain numbers that code was given."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -165,6 +165,8 @@ class Context:
         records: one for each pass that was run, in order.
         dropped: of results that are no longer true, the name of the pass that changed the graph.
         original: the model that was captured, by which the compact one is verified.
+        kept: by tensor name and dimension, of each axis that lost indices in any round of compression the kept ones,
+            counted in the very first model, int64, ascending; and its size there.
 
     Example:
         >>> import torch, fx_oto
@@ -180,6 +182,7 @@ class Context:
     records: tuple[PassRecord, ...] = ()
     dropped: dict[type, str] = field(default_factory=dict)
     original: Original | None = None
+    kept: Mapping[tuple[str, int], tuple[Tensor, int]] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Context:
         """Share what never changes with the copy: everything but the record of a training that still runs."""

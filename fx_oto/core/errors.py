@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "FileError",
     "FxOtoError",
     "FxOtoWarning",
     "InputError",
@@ -166,6 +167,18 @@ class PassError(FxOtoError):
         Traceback (most recent call last):
         ...
         fx_oto.core.errors.PassError: no pass is called 'fold'; this pipeline has dependency-analysis, ...
+    """
+
+
+class FileError(FxOtoError):
+    """A model cannot be written to a file, or a file is not what ``fx_oto.save`` has written.
+
+    Example:
+        >>> import fx_oto
+        >>> fx_oto.load("nowhere.safetensors")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        fx_oto.core.errors.FileError: nowhere.safetensors cannot be read: there is no such file
     """
 
 

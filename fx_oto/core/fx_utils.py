@@ -21,6 +21,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from fx_oto.core.errors import InputError
+from fx_oto.core.handed import HandedGraph
 
 __all__ = [
     "bare_name",
@@ -163,18 +164,18 @@ def graph_copy(gm: GraphModule, coded: bool = True) -> GraphModule:
         after.meta = dict(before.meta)
     graph.set_codegen(copy.copy(gm.graph._codegen))
     name = gm.__class__.__name__
-    new = with_modes_of(GraphModule(gm, graph, name) if coded else without_code(gm, graph, name), gm)
+    new = with_modes_of(HandedGraph(gm, graph, name) if coded else without_code(gm, graph, name), gm)
     new.meta = dict(gm.meta)
     return new
 
 
 def without_code(root: nn.Module, graph: Graph, name: str) -> GraphModule:
     """A GraphModule that must be recompiled before it is run."""
-    new = GraphModule.__new__(GraphModule)
+    new = HandedGraph.__new__(HandedGraph)
     kind = type(new)  # a class of its own, as every GraphModule has
     kind.recompile = lambda self: None  # type: ignore[method-assign,assignment,return-value]
     try:
-        GraphModule.__init__(new, root, graph, name)
+        HandedGraph.__init__(new, root, graph, name)
     finally:
         del kind.recompile
     return new

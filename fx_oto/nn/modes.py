@@ -287,5 +287,5 @@ class _Merger:
 
     def _call(self, function: Any, args: Any, kwargs: Any) -> Node:
         node = self.graph.call_function(function, args, kwargs)
-        node.meta["is_wrapped"] = True  # pickle traces the code anew, which must not look inside
+        node.meta["is_wrapped"] = True  # what traces the code anew must not look inside
         return node

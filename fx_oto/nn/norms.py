@@ -33,7 +33,10 @@ __all__ = [
 ]
 
 _ATEN = torch.ops.aten
-_HALF = (torch.float16, torch.bfloat16)
+
+
+def _is_half(value: Tensor) -> bool:
+    return value.dtype == torch.float16 or value.dtype == torch.bfloat16  # noqa: PLR1714 - TorchScript compares one by one
 
 
 def layer_norm_over(value: Tensor, count: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -48,13 +51,14 @@ def layer_norm_over(value: Tensor, count: int, weight: Tensor | None, bias: Tens
     """
     if has_torch_function_unary(value):
         return handle_torch_function(layer_norm_over, (value,), value, count, weight, bias, eps)
-    if not torch.is_grad_enabled() and value.dtype not in _HALF and eps > 0:
+    # torch.jit.trace checks itself without gradients, and refuses what is another graph then
+    if not torch.is_grad_enabled() and not torch._C._get_tracing_state() and not _is_half(value) and eps > 0:
         return _without_gradient(value, value.shape[-1] / count, weight, bias, eps)
-    wide = value.float() if value.dtype in _HALF else value
+    wide = value.float() if _is_half(value) else value
     total = wide.sum(-1, keepdim=True)
     centred = torch.sub(wide, total, alpha=1 / count)
     left = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
-    squares = torch.addcmul(left * left, total, total, value=(count - value.shape[-1]) / count**2)
+    squares = torch.addcmul(left * left, total, total * ((count - value.shape[-1]) / count**2))
     scale = torch.rsqrt(squares / count + eps)
     return _affine((centred * scale).to(value.dtype), weight, bias)
 
@@ -71,7 +75,8 @@ def _without_gradient(value: Tensor, share: float, weight: Tensor | None, bias: 
         scaled.add_(ratio, alpha=1 - share)
     else:
         scaled.addcmul_(ratio, weight, value=1 - share)
-    square = torch.addcmul(ratio.new_full((), share), ratio, ratio, value=share * (1 - share))
+    one_share = torch.scalar_tensor(share, dtype=ratio.dtype, device=ratio.device)
+    square = torch.addcmul(one_share, ratio, ratio, value=share * (1 - share))
     scale = square.rsqrt_()
     return scaled.mul_(scale) if bias is None else torch.addcmul(bias, scaled, scale)
 
@@ -92,13 +97,12 @@ def group_norm_over(value: Tensor, count: int, weight: Tensor | None, bias: Tens
 
 
 def _channels_affine(value: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    shape = [1, -1] + [1] * (value.ndim - 2)
-    return _affine(value, *(None if part is None else part.view(shape) for part in (weight, bias)))
+    shape = [1, -1] + [1] * (value.dim() - 2)
+    weight = None if weight is None else weight.view(shape)
+    return _affine(value, weight, None if bias is None else bias.view(shape))
 
 
-def rms_norm_over(
-    value: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
-) -> Tensor:
+def rms_norm_over(value: Tensor, shape: list[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     """RMS norm over the last dimensions, as if they had the sizes ``shape`` and the missing elements were zero.
 
     The native kernel computes it, for with s, the share that is left, ``1/√(s·m + eps) = s^-½ / √(m + eps/s)``.
@@ -110,9 +114,11 @@ def rms_norm_over(
         eps: added to the mean square; None for torch's default, the smallest step of the type that it computes in.
     """
     if eps is None:
-        eps = torch.finfo(torch.float32 if value.dtype in _HALF else value.dtype).eps
+        eps = 2.0**-52 if value.dtype == torch.float64 else 2.0**-23
     kept = value.shape[-len(shape) :]
-    share = math.prod(kept) / math.prod(shape)
+    share = 1.0
+    for left, whole in zip(kept, shape):  # noqa: B905 - TorchScript knows no strict=
+        share *= left / whole
     weight = value.new_full(kept, share**-0.5) if weight is None else weight * share**-0.5
     return F.rms_norm(value, kept, weight, eps / share)
 
@@ -199,7 +205,7 @@ class RMSNormOver(_NormOver):
 
     def __init__(self, shape: Sequence[int], weight: Tensor | None, eps: float | None) -> None:
         super().__init__(math.prod(shape), weight, None, eps)
-        self.shape = tuple(shape)
+        self.shape = list(shape)
 
     def forward(self, value: Tensor) -> Tensor:
         """Normalise ``(…, *kept)``."""

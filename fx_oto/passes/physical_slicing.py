@@ -142,7 +142,8 @@ class PhysicalSlicing(Pass):
         now = context.keep(self.preserves, self.name).provide(plan)
         for training in [result for result in now.results.values() if isinstance(result, Trajectory)]:
             now = now.provide(copy.deepcopy(training))  # the optimizer may go on writing its own
-        return replace(now, original=None, inputs=inputs_now(gm, context)).attach(compact)
+        now = replace(now, original=None, inputs=inputs_now(gm, context), kept=_kept_of_first(gm, plan, context))
+        return now.attach(compact)
 
     def macs(self, before: int | None, context: Context) -> int | None:
         """Those that are left of each contraction."""
@@ -152,6 +153,16 @@ class PhysicalSlicing(Pass):
     def refusals(self, gm: GraphModule, context: Context) -> tuple[str, ...]:
         """ZIGs that are zero and were kept all the same."""
         return context.get(SlicingPlan).kept_back
+
+
+def _kept_of_first(gm: GraphModule, plan: SlicingPlan, context: Context) -> dict[tuple[str, int], tuple[Tensor, int]]:
+    """What is kept of the very first model: where an earlier round kept 1, 3 and 4, indices 0 and 2 are 1 and 4."""
+    kept, tensors = dict(context.kept), tensor_names(gm)
+    for (name, dim), now in plan.kept.items():
+        if name in tensors:
+            before, size = kept.get((name, dim), (None, tensors[name].size(dim)))
+            kept[name, dim] = (now if before is None else before[now], size)
+    return kept
 
 
 def _check_finite(tensors: dict[str, Tensor]) -> None:

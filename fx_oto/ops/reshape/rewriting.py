@@ -50,7 +50,7 @@ def _size(edit: Editor, source: Node, dim: int, fixed: bool) -> Any:
     size = edit.graph.call_method("size", (source, dim))
     size.meta["val"] = full
     if fixed:
-        size = edit.graph.call_function(_times_ratio, (size, full, len(cut[dim])))
+        size = edit.graph.call_function(times_ratio, (size, full, len(cut[dim])))
         size.meta["val"] = full
     return size
 
@@ -66,7 +66,7 @@ def read_count(edit: Editor, node: Node) -> None:
     cut = edit.cut(source)
     if cut and isinstance(source, Node):
         full = math.prod(edit.shape(source)[dim] for dim in cut)
-        count = edit.append(node, _times_ratio, full, math.prod(map(len, cut.values())))
+        count = edit.append(node, times_ratio, full, math.prod(map(len, cut.values())))
         count.meta["val"] = node.meta["val"]
 
 
@@ -140,7 +140,7 @@ def _listed(edit: Editor, node: Node, entry: Any) -> Any:
 def _resized(edit: Editor, node: Node, size: Any, before: int, after: int) -> Any:
     if isinstance(size, Node):  # computed, and so perhaps a multiple of the batch size
         with edit.graph.inserting_before(node):
-            scaled = edit.graph.call_function(_times_ratio, (size, after, before))
+            scaled = edit.graph.call_function(times_ratio, (size, after, before))
         scaled.meta["val"] = after
         return scaled
     return -1 if size == -1 else after
@@ -185,7 +185,7 @@ def _select_created(edit: Editor, node: Node, dims: set[int]) -> None:
         edit.adopt(value, node)
 
 
-def _times_ratio(size: int, after: int, before: int) -> int:
+def times_ratio(size: int, after: int, before: int) -> int:
     """A computed size or count, scaled."""
     return size * after // before
 
