@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     )
     from fx_oto.core.picture import Picture
     from fx_oto.core.records import PassRecord, Snapshot
+    from fx_oto.deploy.write_back import WriteBack, write_back
     from fx_oto.framework.authoring import analysis_pass, register_pass, registered_passes, transformation_pass
     from fx_oto.framework.pipeline import Pipeline
     from fx_oto.framework.stages import Analysis, Pass
@@ -95,6 +96,7 @@ _HOMES = (
     "fx_oto.core.errors",
     "fx_oto.core.picture",
     "fx_oto.core.records",
+    "fx_oto.deploy.write_back",
     "fx_oto.framework.authoring",
     "fx_oto.framework.pipeline",
     "fx_oto.framework.stages",
@@ -176,6 +178,7 @@ __all__ = [
     "Verification",
     "VerificationError",
     "VerificationReport",
+    "WriteBack",
     "ZIGPartition",
     "ZIGStatistics",
     "analysis_pass",
@@ -201,6 +204,7 @@ __all__ = [
     "trace",
     "transformation_pass",
     "unregister_rule",
+    "write_back",
 ]
 
 

@@ -51,7 +51,9 @@ class Writer(Sheet):
             return node
         if isinstance(value, Flag):
             return self._mode(value)
-        if isinstance(value, Int | Float):  # of an earlier run, kept by some cache
+        if isinstance(value, Int | Float):  # a module's attribute, or of an earlier run, kept by some cache
+            if value.run.stays_in_graphs:
+                return value
             return int.__int__(value) if isinstance(value, Int) else float.__float__(value)
         if value is None or isinstance(value, bool | str) or type(value) in (int, float):
             return value

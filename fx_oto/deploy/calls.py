@@ -1,0 +1,161 @@
+"""Which modules a model calls, with what, and what they return, as nodes of the graph that is captured meanwhile."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import Node
+
+from fx_oto.capture.modes import active
+from fx_oto.capture.numbers import Float, Int, Origin
+from fx_oto.capture.whole import is_leaf
+
+__all__ = ["CALL", "Call", "Value", "calls_of", "watch_calls"]
+
+CALL = "module_call"  # in a node's meta: the innermost call of a module in which it was made
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor or number that a call is given or returns.
+
+    Attributes:
+        made: the name of the node that it is the value of; empty if there is none.
+        key: which part of the node's value; None for all.
+        origin: of a number, how it is computed.
+    """
+
+    made: str = ""
+    key: Any = None
+    origin: Origin | None = None
+
+    @property
+    def node(self) -> str:
+        """The name of the node that it is the value of, or a part of it; empty if there is none."""
+        if self.origin is not None and self.origin.node is not None:
+            return self.origin.node.name
+        return self.made
+
+
+@dataclass
+class Call:
+    """One call of a module.
+
+    Attributes:
+        path: of the module.
+        index: how many calls of it were before.
+        outer: the call in which it happens; None for the model's own.
+        given: its arguments by name, each tensor and each size in them a ``Value``.
+        returned: what it returns, likewise.
+    """
+
+    path: str
+    index: int
+    outer: Call | None
+    given: dict[str, Any]
+    returned: Any = None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """The same in every run of the model."""
+        return self.path, self.index
+
+    def around(self) -> Iterator[Call]:
+        """This call and those in which it happens, the innermost first."""
+        call: Call | None = self
+        while call is not None:
+            yield call
+            call = call.outer
+
+
+@dataclass
+class _Watch:
+    """What is known of one run."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    open: list[tuple[Call, Node | None]] = field(default_factory=list)
+
+
+def watch_calls(model: nn.Module) -> None:
+    """Note, while a model is captured, on each node the call of a module in which it is made."""
+    watches: dict[int, tuple[Any, _Watch]] = {}
+
+    def watch() -> tuple[Any, _Watch] | None:
+        run = getattr(active, "run", None)
+        if run is None or run.depth or run.is_over:
+            return None
+        return watches.setdefault(id(run), (run, _Watch()))
+
+    for path, module in model.named_modules():
+        if is_leaf(module):
+            continue
+
+        def enter(module: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
+            if (found := watch()) is not None:
+                run, here = found
+                outer = here.open[-1][0] if here.open else None
+                call = Call(path, here.counts[path], outer, _given(run, module, args, kwargs))
+                here.counts[path] += 1
+                here.open.append((call, next(reversed(run.graph.nodes), None)))
+
+        def leave(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+            if (found := watch()) is not None:
+                run, here = found
+                call, last = here.open.pop()
+                call.returned = _noted(run, result)
+                for node in reversed(run.graph.nodes):
+                    if node is last:
+                        break
+                    node.meta.setdefault(CALL, call)
+
+        module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
+        module.register_forward_hook(leave, with_kwargs=True)
+
+
+def _given(run: Any, module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+    try:
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    except TypeError:  # it fails soon
+        return {}
+    return {name: _noted(run, value) for name, value in bound.arguments.items()}
+
+
+def _noted(run: Any, value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return _of_tensor(run, value)
+    if isinstance(value, Int | Float) and not value.run.stays_in_graphs:
+        return Value(origin=value.origin)
+    if isinstance(value, Int | Float):
+        return int.__int__(value) if isinstance(value, Int) else float.__float__(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_noted(run, one) for one in value))
+    if isinstance(value, tuple | list):
+        parts = [_noted(run, one) for one in value]
+        return parts if isinstance(value, list) else tuple(parts)
+    return {key: _noted(run, one) for key, one in value.items()} if type(value) is dict else value
+
+
+def _of_tensor(run: Any, tensor: Tensor) -> Value:
+    place = run.places.get(id(tensor))
+    if isinstance(place, Node):
+        return Value(place.name)
+    if place is not None:
+        return Value(place.parent.name, place.key)
+    name = run.subject.tensors.get(id(run.fakes.real.get(id(tensor), tensor)))
+    node = run._attributes.get(name)
+    return Value("" if node is None else node.name)
+
+
+def calls_of(nodes: Any) -> dict[tuple[str, int], Call]:
+    """All calls in which nodes were made, by path and index."""
+    found: dict[tuple[str, int], Call] = {}
+    for node in nodes:
+        if (call := node.meta.get(CALL)) is not None:
+            for one in call.around():
+                found.setdefault(one.key, one)
+    return found

@@ -1,0 +1,277 @@
+"""Write back: the compact graph as a copy of the user's own module, of the user's own classes."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from fx_oto.capture import trace
+from fx_oto.core.context import Context
+from fx_oto.core.errors import InputError, MissingResultError, SlicingError
+from fx_oto.core.fx_utils import source_line, tensor_leaves
+from fx_oto.core.preserve import Dice
+from fx_oto.deploy.attributes import Attribute, Attributes, set_attributes
+from fx_oto.deploy.calls import CALL, Call, calls_of, watch_calls
+from fx_oto.deploy.comparing import Difference, compared, first_difference
+from fx_oto.deploy.copying import add_constant, all_tensors, compact_copy, copied_over
+from fx_oto.deploy.equations import solve
+from fx_oto.deploy.replay import Misfit, Replay, values_of
+from fx_oto.deploy.scaling import Scaling, fitting_scaling
+from fx_oto.deploy.subgraphs import Subgraphs
+from fx_oto.deploy.written import SetAttribute, WriteBack, WrittenGraph
+from fx_oto.ops.values import ANALYSED
+from fx_oto.passes.physical_slicing import SlicingPlan
+
+__all__ = ["WriteBack", "write_back"]
+
+
+def write_back(small: GraphModule, model: nn.Module) -> nn.Module:
+    """Return the compact graph as a copy of the user's own module: its classes, methods, hooks and names stay.
+
+    Parameters and buffers are the compact graph's, torch's layers have the sizes of these, and the numbers that the
+    code of other modules reads, such as ``num_heads``, are solved for: the model is captured again with numbers that
+    remember which attribute they come from, and what the code computes from them must be what the compact graph has.
+    A module whose code does not fit for any values keeps its class and gets the compact graph of it as its ``forward``.
+    The copy is compared with the compact graph in both training modes. What was done, ``WriteBack.of(copy)`` says.
+
+    Args:
+        small: what ``compress`` returned.
+        model: the model that was given to ``prepare``; it is not changed.
+
+    Returns:
+        A copy of the model that computes what ``small`` does.
+
+    Raises:
+        MissingResultError: ``small`` is not what ``compress`` returned in this process.
+        InputError: ``model`` is not the module that ``small`` was made from.
+        SlicingError: a module's code does not fit, and neither does a graph in its place.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+        >>> _ = fx_oto.partition(gm).zero_(0.5)
+        >>> fx_oto.write_back(fx_oto.compress(gm), net)
+        Sequential(
+          (0): Linear(in_features=4, out_features=4, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=4, out_features=2, bias=True)
+        )
+    """
+    _check(small, model)
+    dice = Dice()
+    try:
+        return _Writer(small, model).written()
+    finally:
+        dice.put_back()
+
+
+def _check(small: Any, model: Any) -> None:
+    if not isinstance(small, GraphModule) or SlicingPlan not in getattr(small, "meta", {}).get("fx_oto", _Nothing).results:
+        raise MissingResultError(
+            "write_back needs the GraphModule that fx_oto.compress returned, in the same process: "
+            "fx_oto.compress(gm, into=model) does both at once"
+        )
+    if not isinstance(model, nn.Module) or isinstance(model, GraphModule):
+        raise InputError(
+            f"write_back needs the model that was prepared, found {type(model).__name__}; what was prepared as a "
+            "GraphModule has no code of its own to write back to: use what fx_oto.compress returned"
+        )
+    kept, axes = Context.of(small).get(SlicingPlan).kept, Context.of(small).get(SlicingPlan).cuts.found.axes
+    mine = dict(all_tensors(model))
+    for axis in axes:
+        if (axis.tensor, axis.dim) in kept and (axis.tensor not in mine or mine[axis.tensor].size(axis.dim) != axis.size):
+            found = "it has none" if axis.tensor not in mine else f"it is {tuple(mine[axis.tensor].shape)}"
+            raise InputError(
+                f"the model is not the one that was compressed: {axis.tensor!r} had {axis.size} in dimension "
+                f"{axis.dim}, and {found}. Give the model that was given to prepare"
+            )
+
+
+class _Nothing:
+    results: dict[type, Any] = {}  # noqa: RUF012 - never written
+
+
+@dataclass
+class _Plan:
+    """What is done to a copy.
+
+    Attributes:
+        values: of attributes, those that are set.
+        constants: what is added to the output of a layer, by path.
+        norms: how norms are scaled, by path.
+        graphs: which modules compute what the compact graph says, and where their code fails.
+    """
+
+    values: dict[Attribute, Any] = field(default_factory=dict)
+    constants: dict[str, Tensor] = field(default_factory=dict)
+    norms: dict[str, Scaling] = field(default_factory=dict)
+    graphs: dict[str, Misfit] = field(default_factory=dict)
+
+    def covers(self, call: Call | None) -> bool:
+        """Whether code in a call is run no more, or fits."""
+        return call is not None and any(one.path in self.graphs or one.path in self.norms for one in call.around())
+
+    def add_graph(self, path: str, misfit: Misfit) -> None:
+        """Let a module be a graph, and none of those inside of it."""
+        inside = f"{path}." if path else ""
+        self.graphs = {other: why for other, why in self.graphs.items() if not other.startswith(inside)}
+        self.norms = {other: scaling for other, scaling in self.norms.items() if not other.startswith(inside)}
+        self.graphs[path] = misfit
+
+
+class _Writer:
+    def __init__(self, small: GraphModule, model: nn.Module) -> None:
+        self.small, self.model = small, model
+        self.inputs = Context.of(small).inputs
+        self.attributes = Attributes()
+        self.code = self._captured()
+        self.calls = calls_of(self.code.graph.nodes)
+        self.subgraphs = Subgraphs(self.code, small, self.calls)
+        self.plan = _Plan()
+        self.compact = {node.meta[ANALYSED]: node for node in small.graph.nodes if node.meta.get(ANALYSED)}
+
+    def _captured(self) -> GraphModule:
+        """The graph of the user's code, in which numbers remember the attributes that they come from."""
+        twin = copied_over(self.model, {id(tensor): tensor for _, tensor in all_tensors(self.model)})
+        self.attributes.plant(twin)
+        watch_calls(twin)
+        code = trace(twin, self.inputs)
+        known = {node.name for node in code.graph.nodes}
+        lost = [node.meta[ANALYSED] for node in self.small.graph.nodes if node.meta.get(ANALYSED)]
+        if any(name not in known for name in lost):
+            raise InputError(
+                "the model is not the one that was compressed: its code computes something else "
+                f"({next(name for name in lost if name not in known)!r} is not computed any more)"
+            )
+        return code
+
+    def written(self) -> nn.Module:
+        self.expected = values_of(self.small, self.inputs)
+        while self._adapt():
+            pass
+        while True:
+            result = self._made()
+            difference = compared(result, self.small, self.inputs, Context.of(self.small).capture.takes_any_batch)
+            if difference.fits:
+                return self._report(difference).attach(result)
+            self._give_way(result, difference)
+
+    def _adapt(self) -> bool:
+        """Find what does not fit in a copy, and change the plan; returns whether it was changed."""
+        model = self._copy()
+        replay = Replay(self.code, self.small, model, self.attributes, self.inputs, self.expected)
+        misfits = list(replay.misfits(self.plan.values))
+        equations = [one for one in replay.equations if not self.plan.covers(one.node.meta.get(CALL))]
+        self.read = {place for one in equations for place in one.attributes}
+        values = solve(equations, self.attributes.original)
+        if values != self.plan.values:
+            self.plan.values = values
+            misfits = list(replay.misfits(values))
+        changed = False
+        for misfit in misfits:
+            call = misfit.node.meta.get(CALL)
+            if not self.plan.covers(call):
+                self._meet(misfit, call, model)
+                changed = True
+        return changed
+
+    def _copy(self) -> nn.Module:
+        model = compact_copy(self.model, self.small)
+        for path, constant in self.plan.constants.items():
+            add_constant(model.get_submodule(path), constant)
+        return model
+
+    def _meet(self, misfit: Misfit, call: Call | None, model: nn.Module) -> None:
+        """Change the plan so that a node of the user's code fits, or is not run."""
+        twin = self.compact.get(misfit.node.name)
+        if twin is not None and self._is_constant(misfit.node, twin, model):
+            return
+        if call is not None:
+            adapted = copy.deepcopy(model)
+            set_attributes(adapted, self.plan.values, self.read)
+            epsilons = {place: eps for place, eps in self.attributes.original.items() if isinstance(eps, float)}
+            scaling = fitting_scaling(adapted, call, misfit.node, twin, self.expected, epsilons)
+            if scaling is not None:
+                self.plan.norms[call.path] = scaling
+                return
+        self._make_graph([one.path for one in call.around()] if call is not None else [""], misfit, model)
+
+    def _is_constant(self, node: Node, twin: Node, model: nn.Module) -> bool:
+        """Whether a layer only lacks what the channels that are gone contributed, which its bias can hold."""
+        if node.op != "call_module" or twin.target is not torch.add or str(node.target) in self.plan.constants:
+            return False
+        constant: Any = twin.args[1]
+        if not isinstance(constant, Node) or constant.op != "get_attr" or not str(constant.target).startswith("_folded"):
+            return False
+        content = self.small.get_buffer(str(constant.target))
+        if not add_constant(copy.deepcopy(model.get_submodule(str(node.target))), content):
+            return False
+        self.plan.constants[str(node.target)] = content
+        return True
+
+    def _make_graph(self, paths: list[str], misfit: Misfit, model: nn.Module) -> None:
+        for path in dict.fromkeys((*paths, "")):
+            if path not in self.plan.graphs and not self.subgraphs.why_not(path, model):
+                self.plan.add_graph(path, misfit)
+                return
+        raise SlicingError(self._text(misfit, "no graph can be put in its place"))
+
+    def _text(self, misfit: Misfit, more: str) -> str:
+        call = misfit.node.meta.get(CALL)
+        where = (call.path if call is not None else "") or type(self.model).__name__
+        return (
+            f"the compact graph cannot be written back into {where!r}: node {misfit.node.name!r} at "
+            f"{source_line(misfit.node) or 'no source line'}: {misfit.reason}; {more}. Nothing was changed: use the "
+            "compact GraphModule as it is"
+        )
+
+    def _made(self) -> nn.Module:
+        """The copy, as the plan says."""
+        model = self._copy()
+        set_attributes(model, self.plan.values, self.read)
+        for scaling in self.plan.norms.values():
+            scaling.apply(model)
+        for path in self.plan.graphs:
+            self.subgraphs.put(path, model)
+        return model
+
+    def _give_way(self, result: nn.Module, difference: Difference) -> None:
+        """Put a graph in the place of the first module that returns something else than the compact graph.
+
+        Raises:
+            SlicingError: even the graph of the whole model does not fit.
+        """
+        call = first_difference(result, self.calls, self.expected, self.inputs, self.plan.graphs)
+        node = next(reversed(self.code.graph.nodes))
+        misfit = Misfit(node, difference.text)
+        if "" in self.plan.graphs:
+            raise SlicingError(self._text(misfit, "neither does the graph of the whole model"))
+        self._make_graph([one.path for one in call.around()] if call is not None else [""], misfit, result)
+
+    def _report(self, difference: Difference) -> WriteBack:
+        values = [
+            SetAttribute(place.module, place.name, self.attributes.original[place], value)
+            for place, value in self.plan.values.items()
+        ]
+        values += [
+            SetAttribute(place.module, place.name, eps, eps / scaling.share)
+            for scaling in self.plan.norms.values()
+            for place, eps in scaling.epsilons.items()
+        ]
+        graphs = [
+            WrittenGraph(
+                path,
+                type(self.model.get_submodule(path)).__name__,
+                misfit.node.name,
+                source_line(misfit.node),
+                misfit.reason,
+            )
+            for path, misfit in self.plan.graphs.items()
+        ]
+        return WriteBack(tuple(values), tuple(self.plan.norms), tuple(graphs), difference.error, difference.modes)
