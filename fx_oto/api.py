@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, overload
 
 from torch import nn
 from torch.fx import GraphModule
@@ -15,6 +15,7 @@ from fx_oto.core.errors import MissingResultError, SettingsError
 from fx_oto.core.patterns import patterns_in
 from fx_oto.core.records import PassRecord
 from fx_oto.core.warn import warn
+from fx_oto.deploy.write_back import write_back
 from fx_oto.framework.pipeline import Pipeline
 from fx_oto.framework.trajectory import Trajectory
 from fx_oto.optim.dhspg import DHSPG
@@ -120,6 +121,14 @@ def prepare(
     return passes.run(gm)
 
 
+@overload
+def compress(model: nn.Module, example_inputs: Any = None, *, into: None = None, **options: Any) -> GraphModule: ...
+
+
+@overload
+def compress(model: nn.Module, example_inputs: Any = None, *, into: nn.Module, **options: Any) -> nn.Module: ...
+
+
 def compress(
     model: nn.Module,
     example_inputs: Any = None,
@@ -128,9 +137,10 @@ def compress(
     unprunable: Iterable[str] = (),
     attention: Attention = "heads",
     verify: bool = True,
+    into: nn.Module | None = None,
     on_pass: Callable[[PassRecord], object] | None = None,
     **optimizer: Any,
-) -> GraphModule:
+) -> nn.Module:
     """Cut every zero ZIG out of a model; with ``train``, prepare and train it first.
 
     Args:
@@ -141,11 +151,13 @@ def compress(
         unprunable: as for ``prepare``.
         attention: as for ``prepare``.
         verify: compare the outputs of the compact and the group-sparse model on the example inputs.
+        into: the model that was given to ``prepare``, to get a copy of it instead, of its own class: ``write_back``.
         on_pass: called with the ``PassRecord`` of each pass after it.
         optimizer: arguments of ``DHSPG``, such as ``lr=0.1, target_group_sparsity=0.7``.
 
     Returns:
-        A GraphModule with parameters of its own and the outputs of the group-sparse model.
+        A GraphModule with parameters of its own and the outputs of the group-sparse model; with ``into``, a copy of
+        that model which computes the same.
 
     Raises:
         MissingResultError: the model is not prepared and no ``train`` is given.
@@ -191,4 +203,5 @@ def compress(
         if training.unfinished:
             warn(f"{training.unfinished} Now the group sparsity is {partition(gm).group_sparsity():.4f}")
     stages = (PhysicalSlicing(), Verification(gm)) if verify else (PhysicalSlicing(),)
-    return Pipeline(stages, on_pass).run(gm)
+    small = Pipeline(stages, on_pass).run(gm)
+    return small if into is None else write_back(small, into)

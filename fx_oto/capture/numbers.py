@@ -175,8 +175,8 @@ def _of_one(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _comparison(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
     def compare(self: Any, other: Any) -> Any:
-        if not isinstance(other, int | float) or isinstance(other, Tensor):
-            return NotImplemented
+        if not isinstance(other, int | float) or isinstance(other, Tensor) or _told(self, other) is not self.run:
+            return NotImplemented  # of a size and a module's attribute, the size is asked, as it is of a plain number
         answer = function(_plain(self), _plain(other))
         self._decided(function, (self, other), answer)
         return answer

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -15,6 +17,7 @@ from fx_oto.capture.whole import is_leaf
 __all__ = ["Attribute", "Attributes", "Values", "attributes_in", "resolved", "set_attributes"]
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_NO_SETTINGS = (nn.Module, ModuleType, Enum, BaseException)
 _DEEPEST = 3  # objects in objects: module.config.text_config.hidden_size
 
 
@@ -111,9 +114,9 @@ def _holds_numbers(value: Any) -> bool:
     """Whether a container or a plain object may hold numbers that can be set."""
     if type(value) in (tuple, list, dict):
         return True
-    kind = type(value)
-    plain = type(getattr(value, "__dict__", None)) is dict and kind.__new__ is object.__new__
-    return plain and not isinstance(value, nn.Module | type) and kind.__module__.split(".")[0] not in ("torch", "fx_oto")
+    if type(getattr(value, "__dict__", None)) is not dict or callable(value) or isinstance(value, _NO_SETTINGS):
+        return False
+    return type(value).__module__.split(".")[0] not in ("torch", "fx_oto")
 
 
 def _is_ours(number: Any) -> bool:
@@ -157,32 +160,24 @@ def set_attributes(model: nn.Module, values: Values, read: set[Attribute]) -> No
     """
     for place, value in values.items():
         module = model.get_submodule(place.module)
-        holder, *path = _path(module, place.steps)
-        if path and _wanted_otherwise(model, place, holder, value, values, read):
+        if len(place.steps) > 1 and _wanted_otherwise(model, place, value, values, read):
             _own(module, place.steps[:-1])
         _set(module, place.steps, value)
 
 
-def _path(module: nn.Module, steps: tuple[Any, ...]) -> list[Any]:
-    """The objects on the way, the innermost first, without the module."""
-    found: list[Any] = []
-    here: Any = module
-    for step in steps[:-1]:
+def _holder(model: nn.Module, place: Attribute) -> Any:
+    """The object that holds a number."""
+    here: Any = model.get_submodule(place.module)
+    for step in place.steps[:-1]:
         here = _get(here, step)
-        found.insert(0, here)
-    return found or [module]
+    return here
 
 
-def _wanted_otherwise(
-    model: nn.Module, place: Attribute, holder: Any, value: Any, values: Values, read: set[Attribute]
-) -> bool:
+def _wanted_otherwise(model: nn.Module, place: Attribute, value: Any, values: Values, read: set[Attribute]) -> bool:
     """Whether another module reads the same number of the same object, and wants another value of it."""
-    for other in read:
-        if other.steps[-1] == place.steps[-1] and other.module != place.module and values.get(other, _SAME) != value:
-            found, *_ = _path(model.get_submodule(other.module), other.steps)
-            if found is holder:
-                return True
-    return False
+    holder = _holder(model, place)
+    others = (other for other in read if other.steps[-1] == place.steps[-1] and other.module != place.module)
+    return any(values.get(other, _SAME) != value and _holder(model, other) is holder for other in others)
 
 
 _SAME = object()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.fx import Node
 from fx_oto.capture.modes import active
 from fx_oto.capture.numbers import Float, Int, Origin
 from fx_oto.capture.whole import is_leaf
+from fx_oto.nn.modes import by_mode
 
 __all__ = ["CALL", "Call", "Value", "calls_of", "watch_calls"]
 
@@ -51,6 +52,7 @@ class Call:
         index: how many calls of it were before.
         outer: the call in which it happens; None for the model's own.
         given: its arguments by name, each tensor and each size in them a ``Value``.
+        training: the mode in which the model was captured.
         returned: what it returns, likewise.
     """
 
@@ -58,6 +60,7 @@ class Call:
     index: int
     outer: Call | None
     given: dict[str, Any]
+    training: bool
     returned: Any = None
 
     @property
@@ -75,46 +78,55 @@ class Call:
 
 @dataclass
 class _Watch:
-    """What is known of one run."""
+    """The calls of one run."""
 
+    run: Any
     counts: Counter[str] = field(default_factory=Counter)
     open: list[tuple[Call, Node | None]] = field(default_factory=list)
+
+    def enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """A module is called."""
+        outer = self.open[-1][0] if self.open else None
+        call = Call(path, self.counts[path], outer, _given(self.run, module, args, kwargs), self.run.training)
+        self.counts[path] += 1
+        self.open.append((call, next(reversed(self.run.graph.nodes), None)))
+
+    def leave(self, result: Any) -> None:
+        """It returns."""
+        call, last = self.open.pop()
+        call.returned = _noted(self.run, result)
+        for node in reversed(self.run.graph.nodes):
+            if node is last:
+                break
+            node.meta.setdefault(CALL, call)
 
 
 def watch_calls(model: nn.Module) -> None:
     """Note, while a model is captured, on each node the call of a module in which it is made."""
-    watches: dict[int, tuple[Any, _Watch]] = {}
+    watches: dict[int, _Watch] = {}
 
-    def watch() -> tuple[Any, _Watch] | None:
+    def watch() -> _Watch | None:
         run = getattr(active, "run", None)
         if run is None or run.depth or run.is_over:
             return None
-        return watches.setdefault(id(run), (run, _Watch()))
+        return watches.setdefault(id(run), _Watch(run))
 
     for path, module in model.named_modules():
-        if is_leaf(module):
-            continue
+        if not is_leaf(module):
+            _hook(path, module, watch)
 
-        def enter(module: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
-            if (found := watch()) is not None:
-                run, here = found
-                outer = here.open[-1][0] if here.open else None
-                call = Call(path, here.counts[path], outer, _given(run, module, args, kwargs))
-                here.counts[path] += 1
-                here.open.append((call, next(reversed(run.graph.nodes), None)))
 
-        def leave(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-            if (found := watch()) is not None:
-                run, here = found
-                call, last = here.open.pop()
-                call.returned = _noted(run, result)
-                for node in reversed(run.graph.nodes):
-                    if node is last:
-                        break
-                    node.meta.setdefault(CALL, call)
+def _hook(path: str, module: nn.Module, watch: Callable[[], _Watch | None]) -> None:
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if (found := watch()) is not None:
+            found.enter(path, module, args, kwargs)
 
-        module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
-        module.register_forward_hook(leave, with_kwargs=True)
+    def leave(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        if (found := watch()) is not None:
+            found.leave(result)
+
+    module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
+    module.register_forward_hook(leave, with_kwargs=True)
 
 
 def _given(run: Any, module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
@@ -151,11 +163,33 @@ def _of_tensor(run: Any, tensor: Tensor) -> Value:
     return Value("" if node is None else node.name)
 
 
-def calls_of(nodes: Any) -> dict[tuple[str, int], Call]:
-    """All calls in which nodes were made, by path and index."""
+def calls_of(nodes: Iterable[Node]) -> dict[tuple[str, int], Call]:
+    """All calls in which the nodes of a graph were made, by path and index.
+
+    Where the graph has both training modes, the names of nodes are those of the run in training. What a call is given
+    or returns may be another node in each mode: then it is the one that chooses between them.
+    """
     found: dict[tuple[str, int], Call] = {}
+    chosen: dict[str, str] = {}
     for node in nodes:
-        if (call := node.meta.get(CALL)) is not None:
-            for one in call.around():
-                found.setdefault(one.key, one)
+        if node.target is by_mode and isinstance(node.args[1], Node):
+            chosen.setdefault(node.args[1].name, node.name)
+        for one in node.meta[CALL].around() if CALL in node.meta else ():
+            if one.key not in found or (one.training and not found[one.key].training):
+                found[one.key] = one
+    if chosen:
+        for key, call in found.items():
+            given, returned = _renamed(call.given, chosen), _renamed(call.returned, chosen)
+            found[key] = replace(call, given=given, returned=returned)
     return found
+
+
+def _renamed(value: Any, names: dict[str, str]) -> Any:
+    if isinstance(value, Value):
+        return replace(value, made=names.get(value.made, value.made))
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_renamed(one, names) for one in value))
+    if isinstance(value, tuple | list):
+        parts = [_renamed(one, names) for one in value]
+        return parts if isinstance(value, list) else tuple(parts)
+    return {key: _renamed(one, names) for key, one in value.items()} if type(value) is dict else value

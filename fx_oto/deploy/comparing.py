@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fx_oto.core.context import ExampleInputs
-from fx_oto.core.fx_utils import is_random, raised_at
+from fx_oto.core.fx_utils import is_random, raised_at, tensor_leaves
 from fx_oto.core.preserve import Dice, evaluating, unwritten
 from fx_oto.deploy.calls import Call, Value
 from fx_oto.passes.verification import relative_error, tensors_in, tolerance_of
 
-__all__ = ["Difference", "compared", "first_difference"]
+__all__ = ["Difference", "compared", "first_difference", "lowest_tolerance"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,12 @@ def compared(model: nn.Module, small: GraphModule, inputs: ExampleInputs, any_ba
     return Difference(worst, "", tuple(dict.fromkeys(modes)))
 
 
+def lowest_tolerance(small: GraphModule) -> float:
+    """What is allowed for the lowest precision that a graph computes in."""
+    tensors = (tensor for node in small.graph.nodes for tensor in tensor_leaves(node.meta.get("val")))
+    return max((tolerance_of(tensor) for tensor in tensors if tensor.is_floating_point()), default=0.0)
+
+
 def _compared(model: nn.Module, small: GraphModule, inputs: ExampleInputs, training: bool) -> Difference | None:
     mode = "training" if training else "evaluation"
     try:
@@ -72,17 +78,18 @@ def _compared(model: nn.Module, small: GraphModule, inputs: ExampleInputs, train
     except Exception as error:
         at = raised_at(error)
         return Difference(float("inf"), f"in {mode} it fails{f' at {at}' if at else ''}: {error}")
-    pairs = list(zip(expected, found, strict=False))
+    lowest = lowest_tolerance(small)
     if len(expected) != len(found):
         return Difference(float("inf"), f"in {mode} it returns {len(found)} tensors in the place of {len(expected)}")
     worst = 0.0
-    for one, other in pairs:
-        error = relative_error(one, other)
-        if not error <= tolerance_of(one):
+    for one, other in zip(expected, found, strict=True):
+        difference, allowed = relative_error(one, other), max(tolerance_of(one), lowest)
+        if not difference <= allowed:
             if training and any(map(is_random, small.graph.nodes)):
                 return None
-            return Difference(error, f"in {mode} its output differs by {error:.1e} (allowed: {tolerance_of(one):.0e})")
-        worst = max(worst, error)
+            text = f"in {mode} its output differs by {difference:.1e} (allowed: {allowed:.0e})"
+            return Difference(difference, text)
+        worst = max(worst, difference)
     return Difference(worst)
 
 

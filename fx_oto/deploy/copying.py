@@ -53,7 +53,7 @@ def compact_copy(model: nn.Module, small: GraphModule) -> nn.Module:
         if id(tensor) not in mine:
             mine[id(tensor)] = _copied(tensor, tensor)
     result = copied_over(model, mine)
-    places = {id(tensor): mine[id(other)] for name, other in all_tensors(model) if (tensor := compact.get(name)) is not None}
+    places = {id(compact[name]): mine[id(tensor)] for name, tensor in all_tensors(model) if name in compact}
     _resize(result, small, places)
     return result
 
@@ -70,7 +70,7 @@ def _resize(model: nn.Module, small: GraphModule, tensors: dict[int, Tensor]) ->
     put: dict[int, nn.Module] = {}
     for path, module in list(model.named_modules(remove_duplicate=False)):
         leaf = leaves.get(path)
-        if type(leaf) is type(module) and leaf is not None:
+        if leaf is not None and type(leaf) is type(module):
             _adopt(module, leaf)
         elif isinstance(leaf, _OURS):
             if id(leaf) not in put:

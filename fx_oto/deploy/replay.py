@@ -20,12 +20,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fx_oto.capture.numbers import Float, Int, Origin
 from fx_oto.core.context import ExampleInputs
-from fx_oto.core.fx_utils import described, op_name, tensor_leaves
+from fx_oto.core.fx_utils import is_random, op_name, tensor_leaves
 from fx_oto.core.interpreter import PlainInterpreter, run_graph
 from fx_oto.core.preserve import evaluating, unwritten
-from fx_oto.deploy.attributes import Attribute, Attributes, Values, attributes_in, resolved
+from fx_oto.deploy.attributes import Attributes, Values, attributes_in, resolved
 from fx_oto.deploy.equations import Equation
-from fx_oto.nn.modes import TrainingFlag
+from fx_oto.nn.modes import TrainingFlag, by_mode
 from fx_oto.ops.values import ANALYSED
 from fx_oto.passes.verification import relative_error, tolerance_of
 
@@ -98,6 +98,7 @@ class Replay:
     def __post_init__(self) -> None:
         self._compact = {node.meta[ANALYSED]: node for node in self.small.graph.nodes if node.meta.get(ANALYSED)}
         self._modules = dict(self.model.named_modules(remove_duplicate=False))
+        self._skipped = _for_training(self.code)
 
     @torch.no_grad()
     def misfits(self, values: Values) -> Iterator[Misfit]:
@@ -114,31 +115,36 @@ class Replay:
 
     def _step(self, node: Node, values: Values) -> str:
         """Run one node; returns why it does not fit, or nothing."""
+        if node in self._skipped:
+            self._values[node] = self.expected.get(node.name, _UNKNOWN)
+            return ""
         if node.op in ("placeholder", "get_attr"):
             self._values[node] = self._held(node)
             return ""
         given = map_arg((node.args, node.kwargs), self._values.__getitem__)
-        if any(one is _UNKNOWN for one in tree_leaves(given)):
+        if any(one is _UNKNOWN for one in tree_leaves(given)) and node.target is not by_mode:
             self._values[node] = self.expected.get(node.name, _UNKNOWN)
             return "what it reads fits no grid any more" if node.name in self.expected else ""
         if not tensor_leaves(node.meta.get("val")):
             return self._number(node, *given, values)
-        known = node.name in self.expected
-        if known:
+        if node.name in self.expected:
             self._note(node, *given)
-        plain: Any = map_aggregate(given, lambda one: resolved(one, values, self.attributes.original))
+        return self._compared(node, map_aggregate(given, lambda one: self._resolved(one, values)))
+
+    def _resolved(self, number: Any, values: Values) -> Any:
+        return resolved(number, values, self.attributes.original)
+
+    def _compared(self, node: Node, given: Any) -> str:
+        """Run a node that returns tensors; returns how they differ from what the compact graph has."""
+        expected = self.expected.get(node.name, _UNKNOWN)
+        self._values[node] = expected
         try:
-            found = self._call(node, *plain)
+            found = self._call(node, *given)
         except Exception as error:
-            self._values[node] = self.expected.get(node.name, _UNKNOWN)
-            return f"it fails on what is left ({_first_line(error)})" if known else ""
-        if not known:
+            return "" if expected is _UNKNOWN else f"it fails on what is left ({_first_line(error)})"
+        if expected is _UNKNOWN or (_fit(expected, found, values=not _is_any(node)) and not _is_any(node)):
             self._values[node] = found
-            return ""
-        expected = self.expected[node.name]
-        fits = _fit(expected, found)
-        self._values[node] = found if fits else expected
-        return "" if fits else _difference(expected, found)
+        return "" if expected is _UNKNOWN else _difference(expected, found, values=not _is_any(node))
 
     def _held(self, node: Node) -> Any:
         if node.op == "get_attr":
@@ -166,7 +172,7 @@ class Replay:
         if any(attributes_in(question)):
             self.equations.append(Equation(node, question, answer))
         try:
-            found = resolved(question, values, self.attributes.original)
+            found = self._resolved(question, values)
         except Exception as error:
             return f"the code decides by it, and it fails on what is left ({_first_line(error)})"
         return "" if found == answer else f"the code decides by it: it was {answer}, and would be {found}"
@@ -179,6 +185,8 @@ class Replay:
                     str(node.target)
                 )
             return False if isinstance(module, TrainingFlag) else module(*args, **kwargs)
+        if node.target is by_mode:
+            return args[2]
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         function: Callable[..., Any] = node.target  # type: ignore[assignment]
@@ -194,12 +202,14 @@ class Replay:
     def _wanted(self, node: Node, path: tuple[Any, ...], number: Any) -> Any:
         """What a number in the arguments of a node must be; ``_OPEN`` where that is not known."""
         name, expected = op_name(node), self.expected[node.name]
-        before = resolved(number, {}, self.attributes.original) if _can_resolve(number) else _OPEN
+        before = self._resolved(number, {})
         if (dim := _dim_of(node, name, path)) is not None and isinstance(expected, Tensor):
             return -1 if before == -1 else expected.size(dim) if dim < expected.ndim else _OPEN
+        twin = self._compact.get(node.name)
+        if name == "getitem" and twin is not None and twin.target is operator.getitem:
+            return _entry(node, twin, path)
         if name in _SPLITS and path[0] == 1:
             return _part(expected, node, path)
-        twin = self._compact.get(node.name)
         if twin is None or twin.target != node.target:
             return _OPEN
         there: Any = (twin.args, twin.kwargs)
@@ -211,8 +221,16 @@ class Replay:
         return there if type(there) in (int, float) else _OPEN
 
 
-def _can_resolve(number: Any) -> bool:
-    return any(attributes_in(number))
+def _for_training(code: GraphModule) -> set[Node]:
+    """The nodes whose values matter in training only: ``by_mode`` takes the other value in evaluation."""
+    read, waiting = set[Node](), [node for node in code.graph.nodes if not node.users]
+    while waiting:
+        node = waiting.pop()
+        if node not in read:
+            read.add(node)
+            waiting.extend([node.args[2]] if node.target is by_mode else node.all_input_nodes)
+            waiting = [one for one in waiting if isinstance(one, Node)]
+    return {node for node in code.graph.nodes if node not in read}
 
 
 def _paths(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
@@ -238,9 +256,10 @@ def _dim_of(node: Node, name: str, path: tuple[Any, ...]) -> int | None:
         dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         if isinstance(dim, int) and path[0] in (2, "sizes", "unflattened_size"):
             source: Any = node.args[0]
-            return int(dim) % source.meta["val"].ndim + int(path[1])
+            ndim: int = source.meta["val"].ndim
+            return dim % ndim + int(path[1])
         return None
-    if name not in _SIZES + _FACTORIES or path[0] not in (first, "size", "shape") and len(path) > 1:
+    if name not in _SIZES + _FACTORIES or (path[0] not in (first, "size", "shape") and len(path) > 1):
         return None
     if len(path) == 2:
         return int(path[1])
@@ -256,14 +275,46 @@ def _part(expected: Any, node: Node, path: tuple[Any, ...]) -> Any:
     return sizes[path[1]] if len(path) == 2 else sizes[0]
 
 
-def _fit(expected: Any, found: Any) -> bool:
+def _is_any(node: Node) -> bool:
+    """Whether a node returns other numbers each time: random ones, or what lies in memory."""
+    return is_random(node) or "empty" in str(node.target)
+
+
+def _entry(node: Node, twin: Node, path: tuple[Any, ...]) -> Any:
+    """A number in what a node reads of a tensor, as the compact graph has it: ``x[..., :12]`` and ``x[:, :, 0:8]``."""
+    source: Any = node.args[0]
+    if not isinstance(source.meta.get("val"), Tensor):
+        return _OPEN
+    mine, theirs = (_entries(one.args[1], source.meta["val"].ndim) for one in (node, twin))
+    place = path[1] if isinstance(node.args[1], tuple) else 0
+    given: Any = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    if Ellipsis in given[:place]:
+        place += len(mine) - len(given)
+    there: Any = theirs[place] if place < len(theirs) else _OPEN
+    if isinstance(there, slice) and path[-1] in ("start", "stop", "step"):
+        there = getattr(there, path[-1])
+    return there if type(there) is int else _OPEN
+
+
+def _entries(given: Any, ndim: int) -> list[Any]:
+    entries = list(given) if isinstance(given, tuple) else [given]
+    if Ellipsis in entries:
+        at = entries.index(Ellipsis)
+        entries[at : at + 1] = [slice(None)] * (ndim - sum(entry is not None for entry in entries) + 1)
+    return entries
+
+
+def _fit(expected: Any, found: Any, values: bool) -> bool:
     one, other = tensor_leaves(expected), tensor_leaves(found)
     if [(t.shape, t.dtype) for t in one] != [(t.shape, t.dtype) for t in other]:
         return False
-    return all(relative_error(a, b) <= tolerance_of(a) for a, b in zip(one, other, strict=True))
+    return not values or all(relative_error(a, b) <= tolerance_of(a) for a, b in zip(one, other, strict=True))
 
 
-def _difference(expected: Any, found: Any) -> str:
+def _difference(expected: Any, found: Any, values: bool) -> str:
+    """How results differ, in words; empty if they do not."""
+    if _fit(expected, found, values):
+        return ""
     one, other = ([tuple(t.shape) for t in tensor_leaves(value)] for value in (expected, found))
     if one != other:
         return f"it returns {_shapes(other)} in the place of {_shapes(one)}"

@@ -18,10 +18,11 @@ from fx_oto.deploy.attributes import Attribute, Values, set_attributes
 from fx_oto.deploy.calls import Call, Value
 from fx_oto.deploy.copying import rescale
 from fx_oto.nn.norms import mean_over, rms_norm_over
-from fx_oto.passes.verification import relative_error, tolerance_of
+from fx_oto.passes.verification import relative_error
 
 __all__ = ["Scaling", "fitting_scaling"]
 
+_LARGEST = 0.1  # epsilon
 _OFFSETS = (0.0, 1.0)  # torch's kind, and the kind that computes with 1 + weight
 
 
@@ -53,7 +54,7 @@ def _weight(module: nn.Module) -> Tensor | None:
 
 
 def fitting_scaling(
-    model: nn.Module, call: Call, node: Node, twin: Node | None, expected: dict[str, Any], epsilons: Values
+    model: nn.Module, call: Call, node: Node, twin: Node, expected: dict[str, Any], numbers: Values, allowed: float
 ) -> Scaling | None:
     """How a module's norm is made exact, tried on what it is given and must return; None if it cannot be.
 
@@ -63,22 +64,24 @@ def fitting_scaling(
         node: the node of the user's code that does not fit.
         twin: the node of the compact graph in its place.
         expected: what the compact graph computes, by node.
-        epsilons: the numbers with a point that the module holds.
+        numbers: what the attributes of modules were.
+        allowed: by how much a result may differ.
     """
-    if twin is None or twin.target not in (mean_over, rms_norm_over) or not call.path:
+    if twin.target not in (mean_over, rms_norm_over) or not call.path:
         return None
     source: Any = node.args[0]
     before, now = source.meta["val"].shape[-1], expected[source.name].shape[-1]
-    small = {place: eps for place, eps in epsilons.items() if place.module == call.path and 0 < eps < 0.1}
+    mine = {place: eps for place, eps in numbers.items() if place.module == call.path and isinstance(eps, float)}
+    small = {place: eps for place, eps in mine.items() if 0 < eps < _LARGEST and len(place.steps) == 1}
     for offset in _OFFSETS:
         found = Scaling(call.path, now / before, offset, small)
-        if _fits(model, found, call, expected):
+        if _fits(model, found, call, expected, allowed):
             return found
     return None
 
 
 @torch.no_grad()
-def _fits(model: nn.Module, scaling: Scaling, call: Call, expected: dict[str, Any]) -> bool:
+def _fits(model: nn.Module, scaling: Scaling, call: Call, expected: dict[str, Any], allowed: float) -> bool:
     module = model.get_submodule(call.path)
     changed = copy.deepcopy(module)
     weight = _weight(changed)
@@ -96,15 +99,13 @@ def _fits(model: nn.Module, scaling: Scaling, call: Call, expected: dict[str, An
             found = changed(**given)
     except Exception:  # it is no norm of this kind
         return False
-    return found.shape == wanted.shape and relative_error(wanted, found) <= tolerance_of(wanted)
+    return found.shape == wanted.shape and relative_error(wanted, found) <= allowed
 
 
 def _filled(given: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any] | None:
     values = {}
     for name, value in given.items():
-        if isinstance(value, Value):
-            if value.key is not None or value.node not in expected:
-                return None
-            value = expected[value.node]
-        values[name] = value
+        if isinstance(value, Value) and (value.key is not None or value.node not in expected):
+            return None
+        values[name] = expected[value.node] if isinstance(value, Value) else value
     return values

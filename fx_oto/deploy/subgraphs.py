@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Iterator
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,12 +18,13 @@ from fx_oto.capture.names import AnyNames
 from fx_oto.core.errors import InputError, SlicingError
 from fx_oto.core.fx_utils import op_name
 from fx_oto.deploy.calls import CALL, Call, Value
-from fx_oto.nn.modes import TrainingFlag, says_in_place
+from fx_oto.nn.modes import TrainingFlag, by_mode, says_in_place
 from fx_oto.ops.values import ANALYSED
 
 __all__ = ["GraphForward", "Subgraphs", "check_given"]
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
+_STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 _HELD = "fx_oto_compact"  # holds what the graph of a module needs besides the module's own parameters and layers
 
 
@@ -36,14 +39,21 @@ class GraphForward:
         names: what the code calls by name.
     """
 
-    def __init__(self, owner: nn.Module, source: str, names: dict[str, Any]) -> None:
-        self.owner, self.source, self.names = owner, source, names
-        self._compile()
+    owner: nn.Module
 
-    def _compile(self) -> None:
-        space = dict(self.names)
-        exec(compile(self.source, f"<compact graph of {type(self.owner).__name__}>", "exec"), space)
-        self._forward: Callable[..., Any] = space["forward"]
+    def __init__(self, owner: nn.Module, source: str, names: dict[str, Any]) -> None:
+        modules = {name: value.__name__ for name, value in names.items() if isinstance(value, ModuleType)}
+        functions = {name: value for name, value in names.items() if name not in modules}
+        self.__setstate__({"owner": owner, "source": source, "modules": modules, "functions": functions})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        names = {name: import_module(path) for name, path in state["modules"].items()} | state["functions"]
+        exec(compile(state["source"], "<compact graph>", "exec"), names)
+        self._forward: Callable[..., Any] = names["forward"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_forward"}
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -54,15 +64,6 @@ class GraphForward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph."""
         return self._forward(self.owner, *args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"owner": self.owner, "source": self.source, "names": self.names}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        space = dict(self.names)
-        exec(compile(self.source, "<compact graph>", "exec"), space)
-        self._forward = space["forward"]
 
 
 def check_given(found: Any, expected: Any, name: str) -> None:
@@ -196,39 +197,45 @@ class _Extraction:
     def _placeholders(self) -> None:
         """An argument for each of ``forward``; what is given as tensors stands for nodes of the compact graph."""
         parameters = list(inspect.signature(type(self.module).forward).parameters.values())[1:]
-        made: dict[str, Node] = {}
-        for parameter in parameters:
-            stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
-            default = () if parameter.default is inspect.Parameter.empty else (parameter.default,)
-            if default and not isinstance(default[0], _PLAIN):
-                raise _CannotBeCutOutError(f"the default of its argument {parameter.name!r} cannot be spelled")
-            made[parameter.name] = self._new.placeholder(stars + parameter.name, default_value=default[0]) if default else (
-                self._new.placeholder(stars + parameter.name)
-            )
+        made = {parameter.name: self._placeholder(parameter) for parameter in parameters}
         for parameter in parameters:
             name = parameter.name
             if name in self.call.given:
                 self._bind(self.call.given[name], made[name], name)
-            elif parameter.default is not inspect.Parameter.empty:
+            elif parameter.default is not parameter.empty:
                 self._check(made[name], parameter.default, name)
 
+    def _placeholder(self, parameter: inspect.Parameter) -> Node:
+        stars = _STARS.get(parameter.kind, "")
+        if parameter.default is parameter.empty:
+            return self._new.placeholder(stars + parameter.name)
+        if not isinstance(parameter.default, _PLAIN):
+            raise _CannotBeCutOutError(f"the default of its argument {parameter.name!r} cannot be spelled")
+        return self._new.placeholder(stars + parameter.name, default_value=parameter.default)
+
     def _bind(self, value: Any, node: Node, name: str) -> None:
+        """Let a node stand for what the compact graph has in the place of an argument, and nodes for parts of it."""
         if isinstance(value, Value):
-            twin = self.compact.get(value.node)
-            if twin is None and value.origin is None:
-                raise _CannotBeCutOutError(f"the compact graph does not have its argument {name!r}")
-            if twin is not None and value.key is None:
-                self._there.setdefault(twin, node)
-            elif twin is not None:
-                for user in twin.users:
-                    if user.target is operator.getitem and user.args[1] == value.key:
-                        self._there.setdefault(user, node)
-        elif isinstance(value, tuple | list | dict) and _with_values(value):
+            self._bind_value(value, node, name)
+        elif not _with_values(value):
+            self._check(node, value, name)
+        else:
             for key, one in value.items() if isinstance(value, dict) else enumerate(value):
                 if _with_values(one):
                     self._bind(one, self._new.call_function(operator.getitem, (node, key)), name)
-        else:
-            self._check(node, value, name)
+
+    def _bind_value(self, value: Value, node: Node, name: str) -> None:
+        twin = self.compact.get(value.node)
+        if twin is None and value.origin is None:
+            raise _CannotBeCutOutError(f"the compact graph does not have its argument {name!r}")
+        if twin is None:
+            return
+        stands_for: list[Any] = [twin, *(twin.args[1:] if twin.target is by_mode else ())]
+        if value.key is not None:
+            parts = [user for user in twin.users if user.target is operator.getitem]
+            stands_for = [user for user in parts if user.args[1] == value.key]
+        for one in stands_for:
+            self._there.setdefault(one, node)
 
     def _check(self, node: Node, value: Any, name: str) -> None:
         if isinstance(value, tuple | list | dict) and not value:
@@ -265,6 +272,8 @@ class _Extraction:
 
     def _is_mine(self, node: Node) -> bool:
         made_in = self.call_of.get(node.meta.get(ANALYSED) or "")
+        if node.target is by_mode:
+            return True  # what it chooses between decides
         return made_in is not None and any(call.key == self.call.key for call in made_in.around())
 
     def _node_of(self, value: Value) -> Node:
@@ -319,7 +328,7 @@ class _Extraction:
             return f"{_HELD}.{own}"
         for path, module in self.module.named_modules(remove_duplicate=False):
             if module is layer and path:
-                return path
+                return str(path)
         if not target.startswith(prefix):
             raise _CannotBeCutOutError(f"it calls {target!r}, a layer of another module")
         return target.removeprefix(prefix)

@@ -13,17 +13,18 @@ from torch.fx import GraphModule, Node
 from fx_oto.capture import trace
 from fx_oto.core.context import Context
 from fx_oto.core.errors import InputError, MissingResultError, SlicingError
-from fx_oto.core.fx_utils import source_line, tensor_leaves
+from fx_oto.core.fx_utils import source_line
 from fx_oto.core.preserve import Dice
 from fx_oto.deploy.attributes import Attribute, Attributes, set_attributes
 from fx_oto.deploy.calls import CALL, Call, calls_of, watch_calls
-from fx_oto.deploy.comparing import Difference, compared, first_difference
+from fx_oto.deploy.comparing import Difference, compared, first_difference, lowest_tolerance
 from fx_oto.deploy.copying import add_constant, all_tensors, compact_copy, copied_over
 from fx_oto.deploy.equations import solve
 from fx_oto.deploy.replay import Misfit, Replay, values_of
 from fx_oto.deploy.scaling import Scaling, fitting_scaling
 from fx_oto.deploy.subgraphs import Subgraphs
 from fx_oto.deploy.written import SetAttribute, WriteBack, WrittenGraph
+from fx_oto.nn import norms
 from fx_oto.ops.values import ANALYSED
 from fx_oto.passes.physical_slicing import SlicingPlan
 
@@ -72,7 +73,10 @@ def write_back(small: GraphModule, model: nn.Module) -> nn.Module:
 
 
 def _check(small: Any, model: Any) -> None:
-    if not isinstance(small, GraphModule) or SlicingPlan not in getattr(small, "meta", {}).get("fx_oto", _Nothing).results:
+    if (
+        not isinstance(small, GraphModule)
+        or SlicingPlan not in getattr(small, "meta", {}).get("fx_oto", _Nothing).results
+    ):
         raise MissingResultError(
             "write_back needs the GraphModule that fx_oto.compress returned, in the same process: "
             "fx_oto.compress(gm, into=model) does both at once"
@@ -85,7 +89,9 @@ def _check(small: Any, model: Any) -> None:
     kept, axes = Context.of(small).get(SlicingPlan).kept, Context.of(small).get(SlicingPlan).cuts.found.axes
     mine = dict(all_tensors(model))
     for axis in axes:
-        if (axis.tensor, axis.dim) in kept and (axis.tensor not in mine or mine[axis.tensor].size(axis.dim) != axis.size):
+        if (axis.tensor, axis.dim) in kept and (
+            axis.tensor not in mine or mine[axis.tensor].size(axis.dim) != axis.size
+        ):
             found = "it has none" if axis.tensor not in mine else f"it is {tuple(mine[axis.tensor].shape)}"
             raise InputError(
                 f"the model is not the one that was compressed: {axis.tensor!r} had {axis.size} in dimension "
@@ -133,7 +139,8 @@ class _Writer:
         self.code = self._captured()
         self.calls = calls_of(self.code.graph.nodes)
         self.subgraphs = Subgraphs(self.code, small, self.calls)
-        self.plan = _Plan()
+        self.allowed = lowest_tolerance(small)
+        self.plan, self.read = _Plan(), set[Attribute]()
         self.compact = {node.meta[ANALYSED]: node for node in small.graph.nodes if node.meta.get(ANALYSED)}
 
     def _captured(self) -> GraphModule:
@@ -165,6 +172,7 @@ class _Writer:
     def _adapt(self) -> bool:
         """Find what does not fit in a copy, and change the plan; returns whether it was changed."""
         model = self._copy()
+        set_attributes(model, self.plan.values, self.read)
         replay = Replay(self.code, self.small, model, self.attributes, self.inputs, self.expected)
         misfits = list(replay.misfits(self.plan.values))
         equations = [one for one in replay.equations if not self.plan.covers(one.node.meta.get(CALL))]
@@ -172,6 +180,7 @@ class _Writer:
         values = solve(equations, self.attributes.original)
         if values != self.plan.values:
             self.plan.values = values
+            set_attributes(model, values, self.read)
             misfits = list(replay.misfits(values))
         changed = False
         for misfit in misfits:
@@ -192,14 +201,14 @@ class _Writer:
         twin = self.compact.get(misfit.node.name)
         if twin is not None and self._is_constant(misfit.node, twin, model):
             return
-        if call is not None:
-            adapted = copy.deepcopy(model)
-            set_attributes(adapted, self.plan.values, self.read)
-            epsilons = {place: eps for place, eps in self.attributes.original.items() if isinstance(eps, float)}
-            scaling = fitting_scaling(adapted, call, misfit.node, twin, self.expected, epsilons)
+        if call is not None and twin is not None:
+            numbers = self.attributes.original
+            scaling = fitting_scaling(model, call, misfit.node, twin, self.expected, numbers, self.allowed)
             if scaling is not None:
                 self.plan.norms[call.path] = scaling
                 return
+        if twin is not None and getattr(twin.target, "__module__", "") == norms.__name__:
+            misfit = Misfit(misfit.node, "what it computes over channels counts those that are gone as well")
         self._make_graph([one.path for one in call.around()] if call is not None else [""], misfit, model)
 
     def _is_constant(self, node: Node, twin: Node, model: nn.Module) -> bool:
@@ -207,7 +216,11 @@ class _Writer:
         if node.op != "call_module" or twin.target is not torch.add or str(node.target) in self.plan.constants:
             return False
         constant: Any = twin.args[1]
-        if not isinstance(constant, Node) or constant.op != "get_attr" or not str(constant.target).startswith("_folded"):
+        if (
+            not isinstance(constant, Node)
+            or constant.op != "get_attr"
+            or not str(constant.target).startswith("_folded")
+        ):
             return False
         content = self.small.get_buffer(str(constant.target))
         if not add_constant(copy.deepcopy(model.get_submodule(str(node.target))), content):

@@ -18,7 +18,7 @@ ANALYSED = "analysed"  # in a node's meta: the name of the node of the analysed 
 
 
 def note_values(edit: Editor) -> None:
-    """Give ``node.meta["val"]`` of every node the shape that it has in the compact graph, and say what it stands for."""
+    """Give every node the value that it has in the compact graph, and the name of the node that it stands for."""
     fakes = Fakes.of_graph(edit.graph)
     changed: set[Node] = set()
     for node in edit.graph.nodes:
