@@ -46,10 +46,12 @@ class Misfit:
     Attributes:
         node: the node.
         reason: why, in words.
+        is_norm: whether that is only because it counts channels that are gone.
     """
 
     node: Node
     reason: str
+    is_norm: bool = False
 
 
 class _Keeper(PlainInterpreter):

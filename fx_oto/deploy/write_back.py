@@ -208,7 +208,7 @@ class _Writer:
                 self.plan.norms[call.path] = scaling
                 return
         if twin is not None and getattr(twin.target, "__module__", "") == norms.__name__:
-            misfit = Misfit(misfit.node, "what it computes over channels counts those that are gone as well")
+            misfit = Misfit(misfit.node, "what it computes over channels counts those that are gone as well", True)
         self._make_graph([one.path for one in call.around()] if call is not None else [""], misfit, model)
 
     def _is_constant(self, node: Node, twin: Node, model: nn.Module) -> bool:
@@ -284,6 +284,7 @@ class _Writer:
                 misfit.node.name,
                 source_line(misfit.node),
                 misfit.reason,
+                misfit.is_norm,
             )
             for path, misfit in self.plan.graphs.items()
         ]

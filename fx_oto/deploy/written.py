@@ -42,6 +42,7 @@ class WrittenGraph:
         node: the first node whose code does not fit any more.
         line: of the user's code.
         reason: why, in words.
+        is_norm: whether that is only because its statistics count channels that are gone.
     """
 
     module: str
@@ -49,6 +50,7 @@ class WrittenGraph:
     node: str
     line: str
     reason: str
+    is_norm: bool = False
 
 
 @dataclass(frozen=True, eq=False, repr=False)
