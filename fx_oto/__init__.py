@@ -6,7 +6,7 @@
     small     = fx_oto.compress(gm)
 
 - To compress: ``prepare`` (or ``trace``, and then the passes of a pipeline one by one), an optimizer, ``DHSPG`` or
-  ``HESSO``, and ``compress``.
+  ``HESSO``, and ``compress``. ``write_back`` returns the compact model as your own class, and ``WriteBack`` tells how.
 - To see what can go, why the rest cannot, and what was done: ``partition``, its ``explain`` and ``draw``, ``report``.
 - To measure: ``cost`` (parameters and multiply-adds), ``latency``, and ``sensitivity``, which tries prunings out.
 - To draw: ``draw_graph``, ``plot_widths``, ``plot_tradeoff``.

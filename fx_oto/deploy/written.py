@@ -83,6 +83,9 @@ class WriteBack(Tabular):
     def of(cls, model: nn.Module) -> WriteBack:
         """What was done to a model that ``write_back`` returned.
 
+        Args:
+            model: that model.
+
         Raises:
             MissingResultError: it is no such model.
         """
@@ -95,7 +98,7 @@ class WriteBack(Tabular):
         return found
 
     def attach(self, model: nn.Module) -> nn.Module:
-        """Keep this with a model."""
+        """Keep this with the ``model``."""
         model.__dict__[_KEY] = self
         return model
 
