@@ -124,8 +124,9 @@ class _Plan:
         return call is not None and any(one.path in self.graphs or one.path in self.norms for one in call.around())
 
     def add_graph(self, path: str, misfit: Misfit) -> None:
-        """Let a module be a graph, and none of those inside of it."""
+        """Let a module be a graph, and none of those inside of it: the graph itself says what it adds, and scales."""
         inside = f"{path}." if path else ""
+        self.constants = {layer: one for layer, one in self.constants.items() if not layer.startswith(inside)}
         self.graphs = {other: why for other, why in self.graphs.items() if not other.startswith(inside)}
         self.norms = {other: scaling for other, scaling in self.norms.items() if not other.startswith(inside)}
         self.graphs[path] = misfit
@@ -171,7 +172,7 @@ class _Writer:
 
     def _adapt(self) -> bool:
         """Find what does not fit in a copy, and change the plan; returns whether it was changed."""
-        model = self._copy()
+        model, self.added = self._copy(), set(self.plan.constants)
         set_attributes(model, self.plan.values, self.read)
         replay = Replay(self.code, self.small, model, self.attributes, self.inputs, self.expected)
         misfits = list(replay.misfits(self.plan.values))
@@ -213,20 +214,18 @@ class _Writer:
 
     def _is_constant(self, node: Node, twin: Node, model: nn.Module) -> bool:
         """Whether a layer only lacks what the channels that are gone contributed, which its bias can hold."""
-        if node.op != "call_module" or twin.target is not torch.add or str(node.target) in self.plan.constants:
+        path = str(node.target)
+        if node.op != "call_module" or twin.target is not torch.add or path in self.added:
             return False
         constant: Any = twin.args[1]
-        if (
-            not isinstance(constant, Node)
-            or constant.op != "get_attr"
-            or not str(constant.target).startswith("_folded")
-        ):
+        if not isinstance(constant, Node) or not str(constant.target).startswith("_folded"):
             return False
         content = self.small.get_buffer(str(constant.target))
-        if not add_constant(copy.deepcopy(model.get_submodule(str(node.target))), content):
-            return False
-        self.plan.constants[str(node.target)] = content
-        return True
+        if path in self.plan.constants:  # it is called more than once
+            return torch.equal(self.plan.constants[path], content)
+        if add_constant(copy.deepcopy(model.get_submodule(path)), content):
+            self.plan.constants[path] = content
+        return path in self.plan.constants
 
     def _make_graph(self, paths: list[str], misfit: Misfit, model: nn.Module) -> None:
         for path in dict.fromkeys((*paths, "")):

@@ -66,7 +66,7 @@ def test_a_buffer_that_was_cut_stays_a_buffer():
 class TwoOutputs(Fixed):
     def forward(self, x, scale=2.0, *, extra=None):
         mixed = self.mixed(x) * scale
-        return {"mixed": mixed, "others": (mixed + 1, [None, x])}
+        return {"mixed": mixed, "others": (mixed * 2, [None, x])}
 
 
 class ReadsTwo(Outer):
@@ -172,3 +172,20 @@ def test_a_graph_moves_with_its_module():
     result, _ = written(Outer(Fixed()))
     half = copy.deepcopy(result).float()
     assert half(TOKENS.float()).dtype == torch.float32
+
+
+class Gated(Fixed):
+    """What channels that are gone contributed is in the graph, and must not be in a bias as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.back = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH, bias=False)
+
+    def forward(self, x):
+        return self.mixed(x + self.back(torch.sigmoid(self.gate(x))))
+
+
+def test_constants_are_added_once():
+    result, graphs = written(Outer(Gated()))
+    assert graphs == {"inside"}
+    assert result.inside.back.bias is None
