@@ -72,7 +72,7 @@ class Attributes:
         """
         for path, module in model.named_modules():
             if not is_leaf(module):
-                for name, value in list(vars(module).items()):
+                for name, value in (_of_classes(module) | vars(module)).items():
                     if name not in _OF_EVERY_MODULE:
                         module.__dict__[name] = self._planted(value, Attribute(path, (name,)))
 
@@ -104,6 +104,16 @@ class Attributes:
 
     def asked_for_mode(self) -> None:
         """See ``Run``."""
+
+
+def _of_classes(module: nn.Module) -> dict[str, Any]:
+    """The numbers that a module's classes hold, which one of its own may hide."""
+    found: dict[str, Any] = {}
+    for kind in reversed(type(module).__mro__):
+        if issubclass(kind, nn.Module) and kind.__module__.split(".")[0] != "torch":
+            numbers = {name: value for name, value in vars(kind).items() if type(value) in (int, float)}
+            found |= {name: value for name, value in numbers.items() if name != "_version"}
+    return found
 
 
 def _inside(place: Attribute, step: Any) -> Attribute:

@@ -23,7 +23,7 @@ from fx_oto.deploy.equations import solve
 from fx_oto.deploy.replay import Misfit, Replay, values_of
 from fx_oto.deploy.scaling import Scaling, fitting_scaling
 from fx_oto.deploy.subgraphs import Subgraphs
-from fx_oto.deploy.written import SetAttribute, WriteBack, WrittenGraph
+from fx_oto.deploy.written import ReplacedLayer, SetAttribute, WriteBack, WrittenGraph
 from fx_oto.nn import norms
 from fx_oto.ops.values import ANALYSED
 from fx_oto.passes.physical_slicing import SlicingPlan
@@ -167,7 +167,7 @@ class _Writer:
             result = self._made()
             difference = compared(result, self.small, self.inputs, Context.of(self.small).capture.takes_any_batch)
             if difference.fits:
-                return self._report(difference).attach(result)
+                return self._report(result, difference).attach(result)
             self._give_way(result, difference)
 
     def _adapt(self) -> bool:
@@ -266,7 +266,13 @@ class _Writer:
             raise SlicingError(self._text(misfit, "neither does the graph of the whole model"))
         self._make_graph([one.path for one in call.around()] if call is not None else [""], misfit, result)
 
-    def _report(self, difference: Difference) -> WriteBack:
+    def _report(self, result: nn.Module, difference: Difference) -> WriteBack:
+        now = dict(result.named_modules(remove_duplicate=False))
+        layers = [
+            ReplacedLayer(path, type(module).__name__, type(now[path]).__name__)
+            for path, module in self.model.named_modules(remove_duplicate=False)
+            if type(now[path]) is not type(module)
+        ]
         values = [
             SetAttribute(place.module, place.name, self.attributes.original[place], value)
             for place, value in self.plan.values.items()
@@ -287,4 +293,6 @@ class _Writer:
             )
             for path, misfit in self.plan.graphs.items()
         ]
-        return WriteBack(tuple(values), tuple(self.plan.norms), tuple(graphs), difference.error, difference.modes)
+        return WriteBack(
+            tuple(values), tuple(layers), tuple(self.plan.norms), tuple(graphs), difference.error, difference.modes
+        )

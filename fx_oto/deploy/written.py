@@ -10,7 +10,7 @@ from torch import nn
 from fx_oto.core.errors import MissingResultError
 from fx_oto.core.tables import Tabular, counted, table
 
-__all__ = ["SetAttribute", "WriteBack", "WrittenGraph"]
+__all__ = ["ReplacedLayer", "SetAttribute", "WriteBack", "WrittenGraph"]
 
 _KEY = "_fx_oto_write_back"
 
@@ -30,6 +30,21 @@ class SetAttribute:
     name: str
     before: Any
     after: Any
+
+
+@dataclass(frozen=True)
+class ReplacedLayer:
+    """A layer of torch's that is of another class now.
+
+    Attributes:
+        module: its path.
+        before: the class that it was of.
+        after: the class that it is of.
+    """
+
+    module: str
+    before: str
+    after: str
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,7 @@ class WriteBack(Tabular):
 
     Attributes:
         attributes: numbers that modules hold.
+        layers: norms over cut channels, and attention over fewer heads, which no class of torch's computes.
         norms: paths of norms whose weight and epsilon carry the share of the channels that is left.
         graphs: modules that compute what the compact graph says, as their own code does not fit.
         error: the largest difference from the compact graph, relative to the largest value.
@@ -74,6 +90,7 @@ class WriteBack(Tabular):
     """
 
     attributes: tuple[SetAttribute, ...]
+    layers: tuple[ReplacedLayer, ...]
     norms: tuple[str, ...]
     graphs: tuple[WrittenGraph, ...]
     error: float
@@ -110,9 +127,10 @@ class WriteBack(Tabular):
         return f"{attributes} set, {norms} scaled, and {graphs}"
 
     def to_dict(self) -> dict[str, Any]:
-        """``attributes`` and ``graphs``, with what each holds; ``norms``, ``error`` and ``modes``."""
+        """``attributes``, ``layers`` and ``graphs``, with what each holds; ``norms``, ``error`` and ``modes``."""
         return {
             "attributes": [vars(one) for one in self.attributes],
+            "layers": [vars(one) for one in self.layers],
             "norms": list(self.norms),
             "graphs": [vars(one) for one in self.graphs],
             "error": self.error,
@@ -124,6 +142,9 @@ class WriteBack(Tabular):
         if self.attributes:
             rows = [(one.module, one.name, one.before, one.after) for one in self.attributes]
             tables.append(table(rows, ("module", "attribute", "before", "after"), style, ("before", "after")))
+        if self.layers:
+            layers = [(one.module, one.before, one.after) for one in self.layers]
+            tables.append(table(layers, ("layer", "class", "is now"), style))
         if self.norms:
             tables.append(table([(path,) for path in self.norms], ("norms with a scaled weight",), style))
         if self.graphs:

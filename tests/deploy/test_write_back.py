@@ -133,6 +133,26 @@ def test_the_width_of_heads_is_solved_for_and_the_scale_stays():
     assert not report_of(result).graphs
 
 
+class OfClass(Attention):
+    """Holds a number in its class, and another as a property."""
+
+    count = 4
+
+    @property
+    def total(self):
+        return self.count * self.head_dim
+
+    def forward(self, x):
+        heads = self.qkv(x)[..., : self.total].unflatten(-1, (self.count, self.head_dim)).transpose(1, 2)
+        return self.out(((heads @ heads.mT).softmax(-1) @ heads).transpose(1, 2).flatten(2))
+
+
+def test_numbers_of_classes_are_set_on_the_module():
+    _, _, result = written(Block(OfClass()))
+    assert (result.inside.count, OfClass.count) == (2, 4)
+    assert not report_of(result).graphs
+
+
 class OfProduct(nn.Module):
     """Reads one number only as a part of a product, and one in a tuple."""
 
@@ -278,6 +298,9 @@ class OwnLayerNorm(nn.LayerNorm):
 def test_layer_norms_count_the_channels_that_are_gone():
     _, _, torchs = written(Block(Attention(), nn.LayerNorm))
     assert type(torchs.norm).__name__ == "LayerNormOver"
+    assert [vars(one) for one in report_of(torchs).layers] == [
+        {"module": "norm", "before": "LayerNorm", "after": "LayerNormOver"}
+    ]
     _, _, own = written(Block(Attention(), OwnLayerNorm))
     assert type(own.norm) is OwnLayerNorm
     assert own.norm.normalized_shape == (8,)
