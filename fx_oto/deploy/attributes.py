@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from types import ModuleType
@@ -57,11 +57,11 @@ class Attributes:
 
     Attributes:
         original: what each was.
-        decisions: what code decided by them, and the answer; told to ``listener``.
+        is_over: see ``Run``.
+        stays_in_graphs: see ``Run``.
     """
 
     original: dict[Attribute, Any] = field(default_factory=dict)
-    listener: Callable[[Origin, Any], None] | None = None
     is_over: bool = False
     stays_in_graphs: bool = True
 
@@ -92,9 +92,7 @@ class Attributes:
         return other
 
     def decided(self, origin: Origin, answer: Any) -> None:
-        """See ``Run``."""
-        if self.listener is not None:
-            self.listener(origin, answer)
+        """See ``Run``: where the answer would be another, so will be what the model computes."""
 
     def handed_out(self, number: Any, plain: Any) -> None:
         """See ``Run``: what becomes of it is found when models are compared."""

@@ -125,8 +125,9 @@ def _hook(path: str, module: nn.Module, watch: Callable[[], _Watch | None]) -> N
         if (found := watch()) is not None:
             found.leave(result)
 
-    module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
-    module.register_forward_hook(leave, with_kwargs=True)
+    # Between the user's hooks, which stay: a graph in the place of forward must not do what they do as well.
+    module.register_forward_pre_hook(enter, with_kwargs=True)
+    module.register_forward_hook(leave, with_kwargs=True, prepend=True)
 
 
 def _given(run: Any, module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def first_difference(
             if call is not None and call.path not in graphs and not found and _differs(call.returned, result, expected):
                 found.append(call)
 
-        handles += [module.register_forward_pre_hook(enter, prepend=True), module.register_forward_hook(leave)]
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, prepend=True)]
     given, dice = inputs.copied(), Dice()
     try:
         with unwritten(model), evaluating(model):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +13,17 @@ from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from fx_oto.core.errors import InputError
 from fx_oto.core.fx_utils import clone_module
 from fx_oto.nn.attention import FewerHeads
 from fx_oto.nn.norms import GroupNormOver, LayerNormOver, RMSNormOver
 
-__all__ = ["add_constant", "all_tensors", "compact_copy", "copied_over", "rescale"]
+__all__ = ["HALF", "add_constant", "all_tensors", "compact_copy", "copied_over", "rescale", "widened"]
 
+_Module = TypeVar("_Module", bound=nn.Module)
 _OURS = (LayerNormOver, GroupNormOver, RMSNormOver, FewerHeads)
 _HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name)
+HALF = (torch.float16, torch.bfloat16)
 _PLAIN = (int, float, bool, str, tuple, type(None))
 
 
@@ -34,8 +37,24 @@ def all_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def copied_over(model: nn.Module, tensors: dict[int, Tensor]) -> nn.Module:
-    """A deep copy in which tensors are replaced by others, given by ``id``."""
-    return copy.deepcopy(model, dict(tensors))
+    """A deep copy in which tensors are replaced by others, given by ``id``.
+
+    Raises:
+        InputError: the model holds what cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model, dict(tensors))
+    except Exception as error:
+        raise InputError(
+            f"write_back returns a copy of the model, but copy.deepcopy({type(model).__name__}) fails "
+            f"({type(error).__name__}: {error}): take off the model what cannot be copied"
+        ) from error
+
+
+def widened(module: _Module) -> _Module:
+    """A module in place, with its half-precision tensors in float32, in which small differences show."""
+    module._apply(lambda tensor: tensor.float() if tensor.dtype in HALF else tensor)  # type: ignore[no-untyped-call]
+    return module
 
 
 def compact_copy(model: nn.Module, small: GraphModule) -> nn.Module:

@@ -62,8 +62,13 @@ class _Keeper(PlainInterpreter):
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
         if (name := n.meta.get(ANALYSED)) is not None:
-            self.kept[name] = tree_map(lambda one: one.clone() if isinstance(one, Tensor) else one, value)
+            self.kept[name] = _copied(value)
         return value
+
+
+def _copied(value: Any) -> Any:
+    """A value that code may write into."""
+    return tree_map(lambda one: one.clone() if isinstance(one, Tensor) else one, value)
 
 
 @torch.no_grad()
@@ -84,7 +89,6 @@ class Replay:
         small: the compact graph.
         model: the user's model over sliced tensors.
         attributes: what is known of the numbers that its modules hold.
-        inputs: the example inputs.
         expected: what the compact graph computes, by the names of the nodes of ``code``.
     """
 
@@ -92,7 +96,6 @@ class Replay:
     small: GraphModule
     model: nn.Module
     attributes: Attributes
-    inputs: ExampleInputs
     expected: dict[str, Any]
     equations: list[Equation] = field(default_factory=list)
     _values: dict[Node, Any] = field(default_factory=dict)
@@ -118,14 +121,14 @@ class Replay:
     def _step(self, node: Node, values: Values) -> str:
         """Run one node; returns why it does not fit, or nothing."""
         if node in self._skipped:
-            self._values[node] = self.expected.get(node.name, _UNKNOWN)
+            self._values[node] = _copied(self.expected.get(node.name, _UNKNOWN))
             return ""
         if node.op in ("placeholder", "get_attr"):
             self._values[node] = self._held(node)
             return ""
         given = map_arg((node.args, node.kwargs), self._values.__getitem__)
         if any(one is _UNKNOWN for one in tree_leaves(given)) and node.target is not by_mode:
-            self._values[node] = self.expected.get(node.name, _UNKNOWN)
+            self._values[node] = _copied(self.expected.get(node.name, _UNKNOWN))
             return "what it reads fits no grid any more" if node.name in self.expected else ""
         if not tensor_leaves(node.meta.get("val")):
             return self._number(node, *given, values)
@@ -139,7 +142,7 @@ class Replay:
     def _compared(self, node: Node, given: Any) -> str:
         """Run a node that returns tensors; returns how they differ from what the compact graph has."""
         expected = self.expected.get(node.name, _UNKNOWN)
-        self._values[node] = expected
+        self._values[node] = _copied(expected)
         try:
             found = self._call(node, *given)
         except Exception as error:
@@ -155,7 +158,7 @@ class Replay:
             except AttributeError:
                 pass
         if node.name in self.expected:
-            return self.expected[node.name]
+            return _copied(self.expected[node.name])
         return _UNKNOWN if node.op == "placeholder" else attrgetter(str(node.target))(self.code)
 
     def _number(self, node: Node, args: Any, kwargs: Any, values: Values) -> str:

@@ -58,12 +58,20 @@ class GraphForward:
     @property
     def __signature__(self) -> inspect.Signature:
         """That of the ``forward`` that the class has."""
-        signature = inspect.signature(type(self.owner).forward)
-        return signature.replace(parameters=list(signature.parameters.values())[1:])
+        return _signature(self.owner)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph."""
         return self._forward(self.owner, *args, **kwargs)
+
+
+def _signature(module: nn.Module) -> inspect.Signature:
+    """What a module's ``forward`` takes, or the one that was put on it in the place of its class's."""
+    own = vars(module).get("forward")
+    if own is not None and not isinstance(own, GraphForward):
+        return inspect.signature(own)
+    signature = inspect.signature(type(module).forward)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
 def check_given(found: Any, expected: Any, name: str) -> None:
@@ -196,7 +204,7 @@ class _Extraction:
 
     def _placeholders(self) -> None:
         """An argument for each of ``forward``; what is given as tensors stands for nodes of the compact graph."""
-        parameters = list(inspect.signature(type(self.module).forward).parameters.values())[1:]
+        parameters = list(_signature(self.module).parameters.values())
         made = {parameter.name: self._placeholder(parameter) for parameter in parameters}
         for parameter in parameters:
             name = parameter.name

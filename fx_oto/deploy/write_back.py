@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from fx_oto.capture import trace
+from fx_oto.capture import trace, unwrapped
 from fx_oto.core.context import Context
 from fx_oto.core.errors import InputError, MissingResultError, SlicingError
 from fx_oto.core.fx_utils import source_line
@@ -18,7 +18,7 @@ from fx_oto.core.preserve import Dice
 from fx_oto.deploy.attributes import Attribute, Attributes, set_attributes
 from fx_oto.deploy.calls import CALL, Call, calls_of, watch_calls
 from fx_oto.deploy.comparing import Difference, compared, first_difference, lowest_tolerance
-from fx_oto.deploy.copying import add_constant, all_tensors, compact_copy, copied_over
+from fx_oto.deploy.copying import HALF, add_constant, all_tensors, compact_copy, copied_over, widened
 from fx_oto.deploy.equations import solve
 from fx_oto.deploy.replay import Misfit, Replay, values_of
 from fx_oto.deploy.scaling import Scaling, fitting_scaling
@@ -42,7 +42,7 @@ def write_back(small: GraphModule, model: nn.Module) -> nn.Module:
 
     Args:
         small: what ``compress`` returned.
-        model: the model that was given to ``prepare``; it is not changed.
+        model: the model that was given to ``prepare``, or what wraps it; it is not changed.
 
     Returns:
         A copy of the model that computes what ``small`` does.
@@ -64,6 +64,7 @@ def write_back(small: GraphModule, model: nn.Module) -> nn.Module:
           (2): Linear(in_features=4, out_features=2, bias=True)
         )
     """
+    model = unwrapped(model)
     _check(small, model)
     dice = Dice()
     try:
@@ -97,6 +98,9 @@ def _check(small: Any, model: Any) -> None:
                 f"the model is not the one that was compressed: {axis.tensor!r} had {axis.size} in dimension "
                 f"{axis.dim}, and {found}. Give the model that was given to prepare"
             )
+
+
+_MOST = 1e-5  # that a norm may differ from its graph, in float32 or better
 
 
 class _Nothing:
@@ -136,11 +140,16 @@ class _Writer:
     def __init__(self, small: GraphModule, model: nn.Module) -> None:
         self.small, self.model = small, model
         self.inputs = Context.of(small).inputs
+        # In half precision, a norm over too few channels would pass for the right one.
+        self.wide, self.wide_inputs = small, self.inputs
+        if any(tensor.dtype in HALF for _, tensor in all_tensors(small)):
+            self.wide = widened(copy.deepcopy(small))
+            self.wide_inputs = self.inputs.mapped(lambda one: one.float() if one.dtype in HALF else one)
         self.attributes = Attributes()
         self.code = self._captured()
         self.calls = calls_of(self.code.graph.nodes)
         self.subgraphs = Subgraphs(self.code, small, self.calls)
-        self.allowed = lowest_tolerance(small)
+        self.allowed = min(lowest_tolerance(small), _MOST)
         self.plan, self.read = _Plan(), set[Attribute]()
         self.compact = {node.meta[ANALYSED]: node for node in small.graph.nodes if node.meta.get(ANALYSED)}
 
@@ -160,7 +169,7 @@ class _Writer:
         return code
 
     def written(self) -> nn.Module:
-        self.expected = values_of(self.small, self.inputs)
+        self.expected = values_of(self.wide, self.wide_inputs)
         while self._adapt():
             pass
         while True:
@@ -172,9 +181,9 @@ class _Writer:
 
     def _adapt(self) -> bool:
         """Find what does not fit in a copy, and change the plan; returns whether it was changed."""
-        model, self.added = self._copy(), set(self.plan.constants)
+        model, self.added = widened(self._copy()), set(self.plan.constants)
         set_attributes(model, self.plan.values, self.read)
-        replay = Replay(self.code, self.small, model, self.attributes, self.inputs, self.expected)
+        replay = Replay(self.code, self.wide, model, self.attributes, self.expected)
         misfits = list(replay.misfits(self.plan.values))
         equations = [one for one in replay.equations if not self.plan.covers(one.node.meta.get(CALL))]
         self.read = {place for one in equations for place in one.attributes}
@@ -259,12 +268,18 @@ class _Writer:
         Raises:
             SlicingError: even the graph of the whole model does not fit.
         """
-        call = first_difference(result, self.calls, self.expected, self.inputs, self.plan.graphs)
-        node = next(reversed(self.code.graph.nodes))
-        misfit = Misfit(node, difference.text)
+        wide = widened(copy.deepcopy(result))
+        call = first_difference(wide, self.calls, self.expected, self.wide_inputs, self.plan.graphs)
+        misfit = Misfit(self._first_node(call), difference.text)
         if "" in self.plan.graphs:
             raise SlicingError(self._text(misfit, "neither does the graph of the whole model"))
         self._make_graph([one.path for one in call.around()] if call is not None else [""], misfit, result)
+
+    def _first_node(self, call: Call | None) -> Node:
+        """The first node of a call that has a line in the user's code."""
+        mine = [node for node in self.code.graph.nodes if call is not None and node.meta.get(CALL) is not None]
+        inside = (node for node in mine if any(one.key == call.key for one in node.meta[CALL].around()))  # type: ignore[union-attr]
+        return next((node for node in inside if source_line(node)), self.code.graph.output_node())
 
     def _report(self, result: nn.Module, difference: Difference) -> WriteBack:
         now = dict(result.named_modules(remove_duplicate=False))

@@ -443,3 +443,45 @@ def test_a_report_shows_itself():
     assert report.to_dict()["graphs"][0]["module"] == "inside"
     assert report.modes == ("evaluation", "training")
     assert report.error <= 1e-10
+
+
+def test_half_precision_is_looked_at_in_float32():
+    """Of 64 channels one goes: an RMS norm over the others would be wrong by less than bfloat16 tells."""
+    model = nn.Sequential(nn.Linear(16, 64), RMSNorm(64), nn.Linear(64, 4))
+    model = randomise(model.eval()).to(torch.bfloat16)
+    inputs = TOKENS.to(torch.bfloat16)
+    gm = fx_oto.prepare(model, inputs)
+    fx_oto.partition(gm).zero_zigs_(0, torch.tensor([3]))
+    result = fx_oto.compress(gm, into=model)
+    assert report_of(result).norms == ("1",)
+    assert result[0].weight.dtype == torch.bfloat16
+
+
+def test_hooks_of_the_users_run_once_around_a_graph():
+    model = Block(Literal())
+    model.inside.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    model.inside.register_forward_hook(lambda module, args, output: output * 3)
+    _, _, result = written(model)
+    assert [one.module for one in report_of(result).graphs] == ["inside"]
+
+
+def test_a_model_that_cannot_be_copied_is_refused():
+    model = randomise(Block(Attention()).eval()).double()
+    gm = fx_oto.prepare(model, TOKENS)
+    fx_oto.partition(gm).zero_(0.5)
+    small = fx_oto.compress(gm)
+    model.lines = iter([1]).__iter__
+    model.file = open(__file__)  # noqa: SIM115
+    with pytest.raises(fx_oto.InputError, match="cannot be copied"), model.file:
+        fx_oto.write_back(small, model)
+
+
+def test_numbers_that_code_in_c_hides_make_a_graph():
+    class Hidden(Attention):
+        def forward(self, x):
+            heads = int(str(self.heads))
+            h = self.qkv(x)[..., : self.inner].unflatten(-1, (heads, self.head_dim)).transpose(1, 2)
+            return self.out(((h @ h.mT).softmax(-1) @ h).transpose(1, 2).flatten(2))
+
+    _, _, result = written(Block(Hidden()))
+    assert [one.module for one in report_of(result).graphs] == ["inside"]
