@@ -16,7 +16,7 @@ from fx_oto.capture.numbers import Float, Int, Origin
 from fx_oto.capture.whole import is_leaf
 from fx_oto.nn.modes import by_mode
 
-__all__ = ["CALL", "Call", "Value", "calls_of", "watch_calls"]
+__all__ = ["CALL", "Call", "Made", "Value", "calls_of", "watch_calls"]
 
 CALL = "module_call"  # in a node's meta: the innermost call of a module in which it was made
 
@@ -41,6 +41,19 @@ class Value:
         if self.origin is not None and self.origin.node is not None:
             return self.origin.node.name
         return self.made
+
+
+@dataclass(frozen=True)
+class Made:
+    """An object that a call returns and that holds its parts by name, as the outputs of transformers do.
+
+    Attributes:
+        kind: its class, which makes it of its parts.
+        parts: those.
+    """
+
+    kind: type
+    parts: dict[str, Any]
 
 
 @dataclass
@@ -145,12 +158,21 @@ def _noted(run: Any, value: Any) -> Any:
         return Value(origin=value.origin)
     if isinstance(value, Int | Float):
         return int.__int__(value) if isinstance(value, Int) else float.__float__(value)
+    if isinstance(value, dict) and type(value) is not dict and all(isinstance(key, str) for key in value):
+        return Made(type(value), {key: _noted(run, one) for key, one in value.items()})
+    return _mapped(value, lambda one: _noted(run, one))
+
+
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A container with ``change`` applied to each of its parts; anything else as it is."""
+    if isinstance(value, Made):
+        return Made(value.kind, {key: change(one) for key, one in value.parts.items()})
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_noted(run, one) for one in value))
+        return type(value)(*map(change, value))
     if isinstance(value, tuple | list):
-        parts = [_noted(run, one) for one in value]
+        parts = list(map(change, value))
         return parts if isinstance(value, list) else tuple(parts)
-    return {key: _noted(run, one) for key, one in value.items()} if type(value) is dict else value
+    return {key: change(one) for key, one in value.items()} if type(value) is dict else value
 
 
 def _of_tensor(run: Any, tensor: Tensor) -> Value:
@@ -188,9 +210,4 @@ def calls_of(nodes: Iterable[Node]) -> dict[tuple[str, int], Call]:
 def _renamed(value: Any, names: dict[str, str]) -> Any:
     if isinstance(value, Value):
         return replace(value, made=names.get(value.made, value.made))
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_renamed(one, names) for one in value))
-    if isinstance(value, tuple | list):
-        parts = [_renamed(one, names) for one in value]
-        return parts if isinstance(value, list) else tuple(parts)
-    return {key: _renamed(one, names) for key, one in value.items()} if type(value) is dict else value
+    return _mapped(value, lambda one: _renamed(one, names))

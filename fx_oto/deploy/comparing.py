@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.fx_utils import is_random, raised_at, tensor_leaves
 from fx_oto.core.preserve import Dice, evaluating, unwritten
-from fx_oto.deploy.calls import Call, Value
+from fx_oto.deploy.calls import Call, Made, Value
 from fx_oto.passes.verification import relative_error, tensors_in, tolerance_of
 
 __all__ = ["Difference", "compared", "first_difference", "lowest_tolerance"]
@@ -168,6 +168,8 @@ def _pairs(wanted: Any, found: Any, expected: dict[str, Any]) -> Iterator[tuple[
     elif isinstance(wanted, tuple | list) and isinstance(found, tuple | list):
         for one, other in zip(wanted, found, strict=False):
             yield from _pairs(one, other, expected)
+    elif isinstance(wanted, Made):
+        yield from _pairs(wanted.parts, found, expected)
     elif isinstance(wanted, dict) and isinstance(found, dict):
         for key in wanted.keys() & found.keys():
             yield from _pairs(wanted[key], found[key], expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import operator
 from collections.abc import Callable, Iterator
@@ -17,13 +18,14 @@ from torch.fx.node import map_arg
 from fx_oto.capture.names import AnyNames
 from fx_oto.core.errors import InputError, SlicingError
 from fx_oto.core.fx_utils import op_name
-from fx_oto.deploy.calls import CALL, Call, Value
+from fx_oto.deploy.calls import CALL, Call, Made, Value
 from fx_oto.nn.modes import TrainingFlag, by_mode, says_in_place
 from fx_oto.ops.values import ANALYSED
 
 __all__ = ["GraphForward", "Subgraphs", "check_given"]
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
+_SHAPES = ("getattr", "shape", "size")  # what returns all sizes of a tensor
 _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 _HELD = "fx_oto_compact"  # holds what the graph of a module needs besides the module's own parameters and layers
 
@@ -106,6 +108,7 @@ class Subgraphs:
         for node in small.graph.nodes:
             if (name := node.meta.get(ANALYSED)) is not None:
                 self._compact[name] = node
+        self._sizes = {node.name: size for node in code.graph.nodes if (size := _size_read(node)) is not None}
         self._call_of = {node.name: node.meta.get(CALL) for node in code.graph.nodes}
 
     def why_not(self, path: str, model: nn.Module) -> str:
@@ -133,7 +136,7 @@ class Subgraphs:
                 if isinstance(value, Tensor):
                     extra.register_buffer(name, value.detach().clone(), persistent=False)
                 else:
-                    extra.add_module(name, value)
+                    extra.add_module(name, copy.deepcopy(value))
             module.add_module(_HELD, extra)
         graph.set_codegen(AnyNames())
         code = graph.python_code("self")
@@ -143,7 +146,7 @@ class Subgraphs:
         mine = [call for key, call in self.calls.items() if key[0] == path]
         if not mine:
             raise _CannotBeCutOutError("it is not called on the example inputs")
-        found = [_Extraction(self.small, self._compact, self._call_of, call, model) for call in mine]
+        found = [_Extraction(self.small, self._compact, self._call_of, self._sizes, call, model) for call in mine]
         made = [(one.graph(), one.held) for one in found]
         if any(not _same(made[0][0], other) for other, _ in made[1:]):
             raise _CannotBeCutOutError("it is called more than once, and computes something else each time")
@@ -168,10 +171,12 @@ class _Extraction:
         small: GraphModule,
         compact: dict[str, Node],
         call_of: dict[str, Call | None],
+        sizes: dict[str, tuple[str, int]],
         call: Call,
         model: nn.Module,
     ) -> None:
-        self.small, self.compact, self.call_of, self.call, self.model = small, compact, call_of, call, model
+        self.small, self.compact, self.call_of, self.sizes = small, compact, call_of, sizes
+        self.call, self.model = call, model
         self.module = model.get_submodule(call.path)
         self.held: dict[str, Any] = {}
         self._new = Graph()
@@ -225,7 +230,7 @@ class _Extraction:
         """Let a node stand for what the compact graph has in the place of an argument, and nodes for parts of it."""
         if isinstance(value, Value):
             self._bind_value(value, node, name)
-        elif not _with_values(value):
+        elif isinstance(value, Made) or not _with_values(value):
             self._check(node, value, name)
         else:
             for key, one in value.items() if isinstance(value, dict) else enumerate(value):
@@ -234,6 +239,8 @@ class _Extraction:
 
     def _bind_value(self, value: Value, node: Node, name: str) -> None:
         twin = self.compact.get(value.node)
+        if value.origin is not None and value.node in self.sizes:
+            self._bind_size(*self.sizes[value.node], node)
         if twin is None and value.origin is None:
             raise _CannotBeCutOutError(f"the compact graph does not have its argument {name!r}")
         if twin is None:
@@ -244,6 +251,13 @@ class _Extraction:
             stands_for = [user for user in parts if user.args[1] == value.key]
         for one in stands_for:
             self._there.setdefault(one, node)
+
+    def _bind_size(self, tensor: str, dim: int, node: Node) -> None:
+        """Let an argument stand for a size, which the compact graph reads anew."""
+        source = self.compact.get(tensor)
+        for user in () if source is None else source.users:
+            if _size_read(user) == (source.name, dim):  # type: ignore[union-attr]
+                self._there.setdefault(user, node)
 
     def _check(self, node: Node, value: Any, name: str) -> None:
         if isinstance(value, tuple | list | dict) and not value:
@@ -291,6 +305,9 @@ class _Extraction:
         return twin
 
     def _returned(self, value: Any) -> Any:
+        if isinstance(value, Made):
+            parts = {key: self._returned(one) for key, one in value.parts.items()}
+            return self._new.call_function(value.kind, (), parts)
         if isinstance(value, Value):
             node = self._there[self._node_of(value)]
             return node if value.key is None else self._new.call_function(operator.getitem, (node, value.key))
@@ -353,6 +370,21 @@ def _has_effect(node: Node, small: GraphModule) -> bool:
     return says_in_place(node) or op_name(node) in ("copy_", "written_in")
 
 
+def _size_read(node: Node) -> tuple[str, int] | None:
+    """The tensor, by its node's name, and the dimension whose size a node reads; None if it does something else."""
+    if node.target == "size" and len(node.args) == 2:
+        source, dim = node.args
+    elif node.target is operator.getitem and isinstance(node.args[0], Node) and op_name(node.args[0]) in _SHAPES:
+        source, dim = node.args[0].args[0], node.args[1]
+        if node.args[0].target is getattr and node.args[0].args[1] != "shape":
+            return None
+    else:
+        return None
+    if not isinstance(source, Node) or not isinstance(dim, int) or not isinstance(source.meta.get("val"), Tensor):
+        return None
+    return source.name, dim % source.meta["val"].ndim
+
+
 def _with_values(value: Any) -> bool:
     return any(True for _ in _values(value))
 
@@ -360,11 +392,10 @@ def _with_values(value: Any) -> bool:
 def _values(value: Any) -> Iterator[Value]:
     if isinstance(value, Value):
         yield value
-    elif isinstance(value, tuple | list):
-        for one in value:
-            yield from _values(one)
-    elif isinstance(value, dict):
-        for one in value.values():
+    elif isinstance(value, Made):
+        yield from _values(value.parts)
+    elif isinstance(value, tuple | list | dict):
+        for one in value.values() if isinstance(value, dict) else value:
             yield from _values(one)
 
 
