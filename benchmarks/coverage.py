@@ -5,6 +5,7 @@
     python benchmarks/coverage.py timm --missing         # only what was not measured yet
     python benchmarks/coverage.py timm --again           # only what was not exact, or left much
     python benchmarks/coverage.py timm --peer            # what Torch-Pruning leaves of the same networks
+    python benchmarks/coverage.py timm --write-back      # whether they can be written back into their own classes
     hf5/bin/python benchmarks/coverage.py transformers-5 # in an environment with transformers 5
     python benchmarks/coverage.py --table                # only render coverage/README.md, and its summary in the README
 
@@ -19,6 +20,7 @@ import json
 import sys
 import warnings
 from fnmatch import fnmatchcase
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from apart import Limits, run_apart
 from networks import ZOOS, load
 from table import into_readme, render
 
+BESIDE = ("torch_pruning", "written_back")  # measured apart
 MUCH = 0.45  # share of the parameters left
 Records = dict[str, dict[str, Any]]
 
@@ -71,13 +74,11 @@ def run(zoo: str, arguments: argparse.Namespace) -> None:
     warnings.simplefilter("ignore")
     source, records = load(zoo), kept(zoo)
     torch.set_num_threads(1)
-    if arguments.peer:
-        import peer as tool
-    else:
-        import measure as tool
-
+    beside = "torch_pruning" if arguments.peer else "written_back" if arguments.write_back else None
+    tool = import_module("peer" if arguments.peer else "writing" if arguments.write_back else "measure")
+    if not arguments.peer:
         tool.warm_up()
-    missing = ("torch_pruning" if arguments.peer else "status") if arguments.missing else None
+    missing = (beside or "status") if arguments.missing else None
     names = chosen(zoo, arguments.names, records, missing)
     if arguments.again:
         names = [name for name in names if worth_another_look(records.get(name, {}))]
@@ -86,10 +87,10 @@ def run(zoo: str, arguments: argparse.Namespace) -> None:
     for name, result in run_apart(names, lambda name, note: tool.measure(lambda: source.build(name), note), limits):
         records = kept(zoo)  # another run may have written meanwhile
         before = records.get(name, {})
-        if arguments.peer:
-            records[name] = before | {"torch_pruning": result}
+        if beside is not None:
+            records[name] = before | {beside: result}
         else:
-            records[name] = result | library | {key: before[key] for key in ("torch_pruning",) if key in before}
+            records[name] = result | library | {key: before[key] for key in BESIDE if key in before}
         keep(zoo, records)
         print(f"{name:40s} {json.dumps(result)[:400]}", flush=True)
 
@@ -104,6 +105,7 @@ def main() -> None:
     parser.add_argument("--missing", action="store_true", help="only what has no result yet")
     parser.add_argument("--again", action="store_true", help="only what was not exact, or kept much")
     parser.add_argument("--peer", action="store_true", help="measure Torch-Pruning instead")
+    parser.add_argument("--write-back", action="store_true", help="measure writing back into the model's own class")
     parser.add_argument("--table", action="store_true", help="only render the results")
     arguments = parser.parse_intermixed_args()
     if arguments.zoo and not arguments.table:

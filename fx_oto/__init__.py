@@ -6,7 +6,7 @@
     small     = fx_oto.compress(gm)
 
 - To compress: ``prepare`` (or ``trace``, and then the passes of a pipeline one by one), an optimizer, ``DHSPG`` or
-  ``HESSO``, and ``compress``.
+  ``HESSO``, and ``compress``. ``write_back`` returns the compact model as your own class, and ``WriteBack`` tells how.
 - To see what can go, why the rest cannot, and what was done: ``partition``, its ``explain`` and ``draw``, ``report``.
 - To measure: ``cost`` (parameters and multiply-adds), ``latency``, and ``sensitivity``, which tries prunings out.
 - To keep: ``save`` writes a compact model into one file, ``load`` makes it again without the code it came from.
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from fx_oto.core.records import PassRecord, Snapshot
     from fx_oto.deploy.loading import load
     from fx_oto.deploy.saving import save
+    from fx_oto.deploy.write_back import WriteBack, write_back
     from fx_oto.framework.authoring import analysis_pass, register_pass, registered_passes, transformation_pass
     from fx_oto.framework.pipeline import Pipeline
     from fx_oto.framework.stages import Analysis, Pass
@@ -102,6 +103,7 @@ _HOMES = (
     "fx_oto.core.records",
     "fx_oto.deploy.loading",
     "fx_oto.deploy.saving",
+    "fx_oto.deploy.write_back",
     "fx_oto.framework.authoring",
     "fx_oto.framework.pipeline",
     "fx_oto.framework.stages",
@@ -186,6 +188,7 @@ __all__ = [
     "Verification",
     "VerificationError",
     "VerificationReport",
+    "WriteBack",
     "ZIGPartition",
     "ZIGStatistics",
     "analysis_pass",
@@ -213,6 +216,7 @@ __all__ = [
     "trace",
     "transformation_pass",
     "unregister_rule",
+    "write_back",
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, overload
 
 from torch import nn
 from torch.fx import GraphModule
@@ -15,6 +15,7 @@ from fx_oto.core.errors import MissingResultError, SettingsError
 from fx_oto.core.patterns import patterns_in
 from fx_oto.core.records import PassRecord
 from fx_oto.core.warn import warn
+from fx_oto.deploy.write_back import write_back
 from fx_oto.framework.pipeline import Pipeline
 from fx_oto.framework.stages import Stage
 from fx_oto.framework.trajectory import Trajectory
@@ -122,7 +123,15 @@ def prepare(
     return passes.run(gm)
 
 
-def compress(
+@overload
+def compress(model: nn.Module, example_inputs: Any = None, *, into: None = None, **options: Any) -> GraphModule: ...
+
+
+@overload
+def compress(model: nn.Module, example_inputs: Any = None, *, into: nn.Module, **options: Any) -> nn.Module: ...
+
+
+def compress(  # noqa: PLR0913 - options are keyword arguments
     model: nn.Module,
     example_inputs: Any = None,
     *,
@@ -131,9 +140,10 @@ def compress(
     attention: Attention = "heads",
     verify: bool = True,
     fold_batchnorm: bool = False,
+    into: nn.Module | None = None,
     on_pass: Callable[[PassRecord], object] | None = None,
     **optimizer: Any,
-) -> GraphModule:
+) -> nn.Module:
     """Cut every zero ZIG out of a model; with ``train``, prepare and train it first.
 
     Args:
@@ -145,16 +155,18 @@ def compress(
         attention: as for ``prepare``.
         verify: compare the outputs of the compact and the group-sparse model on the example inputs.
         fold_batchnorm: compute BatchNorm by the weights of the layers before it, for inference; see ``FoldBatchNorm``.
+        into: the model that was given to ``prepare``, to get a copy of it instead, of its own class: ``write_back``.
         on_pass: called with the ``PassRecord`` of each pass after it.
         optimizer: arguments of ``DHSPG``, such as ``lr=0.1, target_group_sparsity=0.7``.
 
     Returns:
-        A GraphModule with parameters of its own and the outputs of the group-sparse model.
+        A GraphModule with parameters of its own and the outputs of the group-sparse model; with ``into``, a copy of
+        that model which computes the same.
 
     Raises:
         MissingResultError: the model is not prepared and no ``train`` is given.
         SettingsError: arguments that only ``train`` needs are given without it, or those of ``prepare`` although the
-            model is prepared; BatchNorm is to be folded in training mode.
+            model is prepared; BatchNorm is to be folded in training mode, or in a model with layers for it.
         NothingToCompressError: no ZIG is zero.
         SlicingError: every ZIG of a family is zero.
         VerificationError: the outputs differ; the text names the first node that does.
@@ -167,6 +179,10 @@ def compress(
         >>> fx_oto.compress(gm).get_submodule("0")
         Linear(in_features=4, out_features=4, bias=True)
     """
+    if fold_batchnorm and into is not None:
+        raise SettingsError(
+            "fold_batchnorm leaves out layers that the model which is given by into has: compress without one of them"
+        )
     given = {"unprunable": bool(unprunable), "attention": attention != "heads"}
     given["example_inputs"] = example_inputs is not None
     if train is None and (optimizer or any(given.values())):
@@ -199,4 +215,5 @@ def compress(
         stages.append(FoldBatchNorm())
     if verify:
         stages.append(Verification(gm))
-    return Pipeline(tuple(stages), on_pass).run(gm)
+    small = Pipeline(tuple(stages), on_pass).run(gm)
+    return small if into is None else write_back(small, into)

@@ -21,7 +21,7 @@ from torch.fx import GraphModule
 
 import fx_oto
 
-__all__ = ["measure", "warm_up"]
+__all__ = ["REFUSALS", "measure", "ready", "warm_up"]
 
 LARGE = 120_000_000  # parameters; more are measured in float32, to fit the memory
 REFUSALS = (fx_oto.TraceError, fx_oto.InputError, fx_oto.NothingToCompressError)
@@ -46,7 +46,7 @@ def measure(build: Callable[[], Built], note: Note) -> Record:
         note("building")
         built = build()
         note("running the model")
-        built, record["dtype"] = _ready(built)
+        built, record["dtype"] = ready(built)
         record["status"] = "failed"
         record |= _compressed(built, record["dtype"], note)
     except REFUSALS as error:
@@ -56,7 +56,7 @@ def measure(build: Callable[[], Built], note: Note) -> Record:
     return record
 
 
-def _ready(built: Built) -> tuple[Built, str]:
+def ready(built: Built) -> tuple[Built, str]:
     """Random weights in the highest precision that the model and the memory allow."""
     model = randomise(built.model.eval(), linear_gain=1.0, constants=False)
     if sum(parameter.numel() for parameter in model.parameters()) <= LARGE:

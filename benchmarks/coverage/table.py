@@ -37,6 +37,8 @@ off). `python benchmarks/coverage.py ZOO` measures, and renders this file.
   network itself does not run here.
 - **left**: parameters after compression. **whole**: share of the parameters that no group has a part in.
   **prepare**: CPU seconds on one thread to trace, analyse and mask.
+- **written back**: "yes": the compact network as the user's own class, modules and code; else how many modules became
+  graphs, as their code spells out sizes, and how many norms, as their statistics count channels that are gone.
 - **Torch-Pruning**: parameters that Torch-Pruning 1.6.1 leaves at `pruning_ratio=0.5`, if its network still runs with
   outputs of the same shape. Whether these are the right numbers is not asked here.
 """
@@ -125,11 +127,30 @@ def _training(record: Record) -> str:
     return str(record.get("training", NONE))
 
 
+def _written_back(record: Record) -> str:
+    """Whether a network was written back, and how many of its modules, and norms, became graphs."""
+    found = record.get("written_back")
+    if not found or "refused" in found:
+        return NONE
+    if "graphs" not in found:
+        return "**no**"
+    if found["whole"]:
+        return "as one graph"
+    parts = [f"{found[key]} {key}" for key in ("graphs", "norms") if found[key]]
+    return ", ".join(parts) if parts else "yes"
+
+
+def _is_written_back(record: Record) -> str:
+    cell = _written_back(record)
+    return cell if cell in (NONE, "**no**", "as one graph") else "yes"
+
+
 QUESTIONS = {
     "modules": (_front_end, "modules"),
     "batch: any": (_batch, "any"),
     "size: any": (_size, "any"),
     "training: exact": (_training, "exact"),
+    "written back": (_is_written_back, "yes"),
 }
 
 
@@ -189,6 +210,7 @@ def _plain(records: dict[str, Record]) -> str:
         "Torch-Pruning",
         "whole",
         "prepare",
+        "written back",
     ]
     return _markdown(columns, ([name, *_ours(record)] for name, record in sorted(records.items())))
 
@@ -208,6 +230,7 @@ def _ours(record: Record) -> list[str]:
         _number(theirs, "params_left", "{:.1%}") if "params_left" in theirs else "fails" if theirs else NONE,
         _number(record, "frozen_share", "{:.1%}"),
         _number(record, "seconds", "{:.2f} s"),
+        _written_back(record),
     ]
 
 

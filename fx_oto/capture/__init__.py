@@ -37,7 +37,7 @@ from fx_oto.core.preserve import Dice, unchanged, uncollected, uncompiled, unwri
 from fx_oto.core.records import PassRecord
 from fx_oto.core.warn import warn
 
-__all__ = ["LeafTracer", "analysed_tape", "trace"]
+__all__ = ["LeafTracer", "analysed_tape", "trace", "unwrapped"]
 
 
 def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
@@ -72,7 +72,7 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
         ['placeholder', 'call_module', 'call_module', 'output']
     """
     inputs = ExampleInputs.of(example_inputs)
-    model = _unwrapped(model)
+    model = unwrapped(model)
     _check(model)
     records: tuple[PassRecord, ...] = ()
     if isinstance(model, GraphModule):
@@ -88,7 +88,8 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
     return context.attach(gm)
 
 
-def _unwrapped(model: Any) -> Any:
+def unwrapped(model: Any) -> Any:
+    """The module inside of a data-parallel wrapper, and of ``torch.compile``'s."""
     while True:
         if isinstance(model, DataParallel | DistributedDataParallel):
             model = model.module

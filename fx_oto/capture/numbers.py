@@ -50,6 +50,10 @@ class Run(Protocol):
     def is_over(self) -> bool:
         """Whether nothing is captured any more."""
 
+    @property
+    def stays_in_graphs(self) -> bool:
+        """Whether its numbers are written into a graph as they are, and any other run is told in its place."""
+
 
 def remembered(run: Run, value: Any, origin: Origin) -> Any:
     """A number that remembers; of what is neither an int nor a float, the value itself."""
@@ -82,8 +86,9 @@ class _Remembering:
         return hash(_plain(self))
 
     def _decided(self, function: Callable[..., Any], args: tuple[Any, ...], answer: Any) -> None:
-        if not self.run.is_over:
-            self.run.decided(Origin(function, args), answer)
+        run = _told(self, args[-1])
+        if not run.is_over:
+            run.decided(Origin(function, args), answer)
 
     def _handed(self, plain: Any) -> Any:
         if not self.run.is_over:
@@ -139,10 +144,16 @@ def _arithmetic(function: Callable[..., Any], turned: bool) -> Callable[[Any, An
         if not isinstance(other, int | float):
             return NotImplemented
         args = (other, self) if turned else (self, other)
-        value = function(*map(_plain, args))
-        return value if self.run.is_over else remembered(self.run, value, Origin(function, args))
+        value, run = function(*map(_plain, args)), _told(self, other)
+        return value if run.is_over else remembered(run, value, Origin(function, args))
 
     return compute
+
+
+def _told(number: Any, other: Any) -> Run:
+    """The run of the result: a capture's, where one number is a size and one a module's attribute."""
+    run: Run = other.run if number.run.stays_in_graphs and isinstance(other, _Remembering) else number.run
+    return run
 
 
 def _power(turned: bool) -> Callable[..., Any]:
@@ -164,8 +175,8 @@ def _of_one(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _comparison(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
     def compare(self: Any, other: Any) -> Any:
-        if not isinstance(other, int | float) or isinstance(other, Tensor):
-            return NotImplemented
+        if not isinstance(other, int | float) or isinstance(other, Tensor) or _told(self, other) is not self.run:
+            return NotImplemented  # of a size and a module's attribute, the size is asked, as it is of a plain number
         answer = function(_plain(self), _plain(other))
         self._decided(function, (self, other), answer)
         return answer

@@ -83,7 +83,10 @@ class Sheet(TorchFunctionMode):
         places: which node's value a tensor is, by ``id``.
         gets_gradient: the tensors that would require a gradient, by ``id``.
         by_values: nodes whose values depend, even in size, on the numbers in others.
+        stays_in_graphs: see ``numbers.Run``.
     """
+
+    stays_in_graphs = False
 
     def __init__(
         self,

@@ -54,9 +54,9 @@ class Writer(Sheet):
             return node
         if isinstance(value, Flag):
             return self._mode(value)
-        if isinstance(value, Int | Float):  # of an earlier run, kept by some cache
+        if isinstance(value, Int | Float) and not value.run.stays_in_graphs:  # of an earlier run, kept by some cache
             return int.__int__(value) if isinstance(value, Int) else float.__float__(value)
-        if value is None or isinstance(value, bool | str) or type(value) in (int, float):
+        if value is None or isinstance(value, bool | str | Int | Float) or type(value) in (int, float):
             return value
         return self._nodes_of_container(value)
 

@@ -23,6 +23,7 @@ class FewerHeads(nn.Module):
     def __init__(self, full: nn.MultiheadAttention, heads: int) -> None:
         super().__init__()
         self.num_heads, self.scale = heads, full.head_dim**-0.5
+        self._qkv_same_embed_dim = False  # torch's transformer layers ask, and leave their fused kernel alone then
         self.batch_first, self.dropout = full.batch_first, full.dropout
         self.add_zero_attn = full.add_zero_attn
         self.in_proj_weight, self.in_proj_bias = full.in_proj_weight, full.in_proj_bias

@@ -12,16 +12,19 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from fx_oto.core.fakes import Fakes
 from fx_oto.ops.editor import Cut, Editor
 
-__all__ = ["note_values"]
+__all__ = ["ANALYSED", "note_values"]
+
+ANALYSED = "analysed"  # in a node's meta: the name of the node of the analysed graph whose value it returns
 
 
 def note_values(edit: Editor) -> None:
-    """Give ``node.meta["val"]`` of every node the shape that it has in the compact graph."""
+    """Give every node the value that it has in the compact graph, and the name of the node that it stands for."""
     fakes = Fakes.of_graph(edit.graph)
     changed: set[Node] = set()
     for node in edit.graph.nodes:
         before = node.meta.get("val")
         name = edit.analysed(node)
+        node.meta[ANALYSED] = name
         cuts = edit.cuts.of_value(name) if name is not None else []
         touched = any(cuts) or not changed.isdisjoint(node.all_input_nodes)
         if name is None or (touched and _is_untold(node)):

@@ -24,7 +24,7 @@ from fx_oto.framework.stages import Analysis
 from fx_oto.ops.custom.registration import taught
 from fx_oto.passes.physical_slicing import SlicingPlan
 
-__all__ = ["Verification", "VerificationReport", "relative_error"]
+__all__ = ["Verification", "VerificationReport", "relative_error", "tensors_in", "tolerance_of"]
 
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
@@ -136,7 +136,7 @@ class Verification(Analysis):
         inputs = inputs.copied()
         as_captured = nullcontext() if self._original is None else self._original.as_captured(model)
         with as_captured, unwritten(model):
-            return [tensor.clone() for tensor in _tensors(model(*inputs.args, **inputs.kwargs))]
+            return [tensor.clone() for tensor in tensors_in(model(*inputs.args, **inputs.kwargs))]
 
     def _difference(
         self,
@@ -167,13 +167,18 @@ class Verification(Analysis):
 
 def _worst(expected: list[Tensor], found: list[Tensor]) -> tuple[float, float]:
     """The error of the output that exceeds what is allowed for its type by most, and that tolerance."""
-    errors = [(relative_error(*pair), _TOLERANCE.get(pair[0].dtype, 0.0)) for pair in zip(expected, found, strict=True)]
+    errors = [(relative_error(*pair), tolerance_of(pair[0])) for pair in zip(expected, found, strict=True)]
     return max(errors, key=lambda pair: pair[0] - pair[1], default=(0.0, 0.0))
+
+
+def tolerance_of(tensor: Tensor) -> float:
+    """How much may differ from a tensor, relative to its largest value."""
+    return _TOLERANCE.get(tensor.dtype, 0.0)
 
 
 def relative_error(expected: Any, found: Any) -> float:
     """Largest absolute difference of two pytrees of tensors, each relative to the largest value expected there."""
-    left, right = _tensors(expected), _tensors(found)
+    left, right = tensors_in(expected), tensors_in(found)
     if [t.shape for t in left] != [t.shape for t in right]:
         return float("inf")
     errors = [0.0]
@@ -186,14 +191,14 @@ def relative_error(expected: Any, found: Any) -> float:
     return max(errors)
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
     """Every tensor in a nested value, also in the attributes of objects that torch does not look into."""
     found = []
     for leaf in tree_leaves(value):
         if isinstance(leaf, Tensor):
             found.append(leaf)
         elif hasattr(leaf, "__dict__") and not isinstance(leaf, type | nn.Module):
-            found += _tensors(vars(leaf))
+            found += tensors_in(vars(leaf))
     return found
 
 

@@ -9,11 +9,14 @@ import pytest
 from torch import nn
 
 
+def without_compiled_library() -> None:
+    """Let torchvision be imported without its operators, by itself or by transformers and timm."""
+    sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
+
+
 def torchvision_models():
     """``torchvision.models``; skips the test where torchvision is not installed."""
-    sys.modules.setdefault(
-        "torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations")
-    )  # registers operators of a compiled library that the models do not use
+    without_compiled_library()
     return pytest.importorskip("torchvision.models", reason="torchvision is not installed")
 
 

@@ -15,7 +15,16 @@ from fx_oto.core.fx_utils import op_name, source_line
 from fx_oto.ops.editor import Editor
 from fx_oto.ops.reshape.mixing import entries_of
 
-__all__ = ["check_sizes", "created", "read_count", "read_size", "read_strides", "use_sizes"]
+__all__ = [
+    "check_sizes",
+    "created",
+    "read_count",
+    "read_size",
+    "read_strides",
+    "times_each",
+    "times_ratio",
+    "use_sizes",
+]
 
 
 def read_size(edit: Editor, node: Node) -> None:
@@ -81,7 +90,7 @@ def read_strides(edit: Editor, node: Node) -> None:
     ratios = [(math.prod(shape[dim] for dim in dims), math.prod(len(cut[dim]) for dim in dims)) for dims in inside]
     dim = edit.argument(node, 1, "dim")
     value = node.meta["val"]
-    read = edit.append(node, _times_ratio, *ratios[dim]) if dim is not None else edit.append(node, _times_each, ratios)
+    read = edit.append(node, times_ratio, *ratios[dim]) if dim is not None else edit.append(node, times_each, ratios)
     read.meta["val"] = value
 
 
@@ -190,6 +199,6 @@ def times_ratio(size: int, after: int, before: int) -> int:
     return size * after // before
 
 
-def _times_each(sizes: tuple[int, ...], ratios: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+def times_each(sizes: tuple[int, ...], ratios: Sequence[tuple[int, int]]) -> tuple[int, ...]:
     """Computed strides, each scaled."""
-    return tuple(_times_ratio(size, *ratio) for size, ratio in zip(sizes, ratios, strict=True))
+    return tuple(times_ratio(size, *ratio) for size, ratio in zip(sizes, ratios, strict=True))

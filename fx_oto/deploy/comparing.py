@@ -1,0 +1,175 @@
+"""Whether a model that was written back computes what the compact graph does, and which module does not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from fx_oto.core.context import ExampleInputs
+from fx_oto.core.fx_utils import is_random, raised_at, tensor_leaves
+from fx_oto.core.preserve import Dice, evaluating, unwritten
+from fx_oto.deploy.calls import Call, Made, Value
+from fx_oto.passes.verification import relative_error, tensors_in, tolerance_of
+
+__all__ = ["Difference", "compared", "first_difference", "lowest_tolerance"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How a model differs from the compact graph.
+
+    Attributes:
+        error: the largest difference, relative to the largest value.
+        text: what differs, in words; empty if nothing does.
+        modes: in which it was compared.
+    """
+
+    error: float
+    text: str = ""
+    modes: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether it computes the same."""
+        return not self.text
+
+
+def compared(model: nn.Module, small: GraphModule, inputs: ExampleInputs, any_batch: bool) -> Difference:
+    """Compare in evaluation and in training, on the example inputs and on twice their batch.
+
+    Training is left out where the compact graph does not return the same twice from the same random numbers, or does
+    not run; where both draw random numbers, they draw the same.
+    """
+    worst, modes = 0.0, []
+    for training in (False, True):
+        for given in (inputs, inputs.doubled()) if any_batch else (inputs,):
+            found = _compared(model, small, given, training)
+            if found is None:
+                continue
+            if found.text:
+                return found
+            worst = max(worst, found.error)
+            modes.append("training" if training else "evaluation")
+    return Difference(worst, "", tuple(dict.fromkeys(modes)))
+
+
+def lowest_tolerance(small: GraphModule) -> float:
+    """What is allowed for the lowest precision that a graph computes in."""
+    tensors = (tensor for node in small.graph.nodes for tensor in tensor_leaves(node.meta.get("val")))
+    return max((tolerance_of(tensor) for tensor in tensors if tensor.is_floating_point()), default=0.0)
+
+
+def _compared(model: nn.Module, small: GraphModule, inputs: ExampleInputs, training: bool) -> Difference | None:
+    mode = "training" if training else "evaluation"
+    try:
+        expected = _outputs(small, inputs, training)
+    except Exception:  # such as a norm over one value, in training
+        if training:
+            return None
+        raise
+    try:
+        found = _outputs(model, inputs, training)
+    except Exception as error:
+        at = raised_at(error)
+        return Difference(float("inf"), f"in {mode} it fails{f' at {at}' if at else ''}: {error}")
+    lowest = lowest_tolerance(small)
+    if len(expected) != len(found):
+        return Difference(float("inf"), f"in {mode} it returns {len(found)} tensors in the place of {len(expected)}")
+    worst = 0.0
+    for one, other in zip(expected, found, strict=True):
+        difference, allowed = relative_error(one, other), max(tolerance_of(one), lowest)
+        if not difference <= allowed:
+            if training and any(map(is_random, small.graph.nodes)):
+                return None
+            text = f"in {mode} its output differs by {difference:.1e} (allowed: {allowed:.0e})"
+            return Difference(difference, text)
+        worst = max(worst, difference)
+    return Difference(worst)
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, inputs: ExampleInputs, training: bool) -> list[Tensor]:
+    given, dice = inputs.copied(), Dice()
+    try:
+        with torch.inference_mode(False), unwritten(model, training), evaluating(model, training):
+            return [tensor.detach().clone() for tensor in tensors_in(model(*given.args, **given.kwargs))]
+    finally:
+        dice.put_back()
+
+
+@torch.no_grad()
+def first_difference(
+    model: nn.Module,
+    calls: dict[tuple[str, int], Call],
+    expected: dict[str, Any],
+    inputs: ExampleInputs,
+    graphs: Collection[str],
+) -> Call | None:
+    """The first call of a module, the innermost first, that fails or returns something else in evaluation.
+
+    Args:
+        model: the model.
+        calls: those of the graph of the user's code.
+        expected: what the compact graph computes, by node.
+        inputs: the example inputs.
+        graphs: modules that compute what the compact graph says already.
+    """
+    counts: Counter[str] = Counter()
+    open_calls: list[tuple[str, int]] = []
+    found: list[Call] = []
+    handles = []
+    for path, module in model.named_modules():
+
+        def enter(module: nn.Module, args: Any, path: str = path) -> None:
+            open_calls.append((path, counts[path]))
+            counts[path] += 1
+
+        def leave(module: nn.Module, args: Any, result: Any) -> None:
+            call = calls.get(open_calls.pop())
+            if call is not None and call.path not in graphs and not found and _differs(call.returned, result, expected):
+                found.append(call)
+
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, prepend=True)]
+    given, dice = inputs.copied(), Dice()
+    try:
+        with unwritten(model), evaluating(model):
+            model(*given.args, **given.kwargs)
+    except Exception:
+        found.extend(calls[key] for key in reversed(open_calls) if key in calls and key[0] not in graphs)
+    finally:
+        dice.put_back()
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
+
+
+def _differs(wanted: Any, found: Any, expected: dict[str, Any]) -> bool:
+    return any(
+        one.shape != other.shape or not relative_error(one, other) <= tolerance_of(one)
+        for one, other in _pairs(wanted, found, expected)
+    )
+
+
+def _pairs(wanted: Any, found: Any, expected: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    if isinstance(wanted, Value):
+        value = expected.get(wanted.node)
+        try:
+            value = value if wanted.key is None else value[wanted.key]  # type: ignore[index]
+        except (TypeError, LookupError):
+            return
+        if isinstance(value, Tensor) and isinstance(found, Tensor):
+            yield value, found
+    elif isinstance(wanted, tuple | list) and isinstance(found, tuple | list):
+        for one, other in zip(wanted, found, strict=False):
+            yield from _pairs(one, other, expected)
+    elif isinstance(wanted, Made):
+        yield from _pairs(wanted.parts, found, expected)
+    elif isinstance(wanted, dict) and isinstance(found, dict):
+        for key in wanted.keys() & found.keys():
+            yield from _pairs(wanted[key], found[key], expected)
