@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from fx_oto.core.context import Context
 from fx_oto.core.errors import InputError, SettingsError, TrainingError
-from fx_oto.core.fx_utils import check_whole, tensor_names
+from fx_oto.core.fx_utils import tensor_names
 from fx_oto.core.progress import StepsBar
 from fx_oto.core.tables import counted
 from fx_oto.framework.trajectory import Trajectory
@@ -28,8 +28,9 @@ from fx_oto.optim.ranks import of_first_rank
 from fx_oto.optim.rows import Rows
 from fx_oto.optim.saliency import Criterion, criterion
 from fx_oto.optim.schedule import Period, Schedule
+from fx_oto.optim.shards import local
 from fx_oto.optim.targets import find_target, in_words
-from fx_oto.zigs.partition import Partition, partition
+from fx_oto.zigs.partition import partition
 
 __all__ = ["GroupSparseOptimizer"]
 
@@ -91,12 +92,12 @@ class GroupSparseOptimizer(Optimizer, ABC):
     ) -> None:
         own = [name for name in type(self).__signature__.parameters if name not in ("gm", "base_kwargs")]
         check_keywords(type(self).__name__, base, base_kwargs, own)
-        check_whole(gm, type(self).__name__)
-        self.zigs = partition(gm)
-        check_unchanged(self.zigs, tensor_names(gm))
         context = Context.of(gm)
         if context.original is not None:
+            context.original.share_shards(gm)
             context.original.check_shared(gm)
+        self.zigs = partition(gm)
+        check_unchanged(self.zigs, tensor_names(gm))
         periods = self._PERIODS if periods is None else periods
         self.schedule = Schedule.of(total_steps, start_step, end_step, periods, self._END_AT)
         self.saliency_batches = self._BATCHES if saliency_batches is None else saliency_batches
@@ -123,7 +124,9 @@ class GroupSparseOptimizer(Optimizer, ABC):
         super().__init__(self.base.param_groups, self.base.defaults)
         self.param_groups, self.state = self.base.param_groups, self.base.state
         earlier = context.results.get(Trajectory)
-        self._gm, self._rows = gm, Rows(gm, families, _still_zero(self.zigs, earlier))
+        self._gm, self._rows = gm, Rows(gm, families)
+        if earlier is not None and len(earlier.gone) == len(families):
+            self._rows.keep_gone(earlier.gone)
         self._steps = 0
         self._idle = {name: p for name, p in gm.named_parameters() if p.requires_grad}
         self._loss: Tensor | float | None = None
@@ -161,7 +164,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
 
     def __repr__(self) -> str:
         """The target, the window, what is reached, then the base optimizer's groups."""
-        window, left = self.schedule, self._left(self.zigs.removed())
+        window, left = self.schedule, self._left(self._removed())
         lines = [
             f"{type(self).__name__} over {type(self.base).__name__} (",
             f"    target: {self.trajectory.asked}",
@@ -177,16 +180,25 @@ class GroupSparseOptimizer(Optimizer, ABC):
 
     @property
     def group_sparsity(self) -> float:
-        """The fraction of prunable ZIGs that are zero now."""
-        return self.zigs.group_sparsity()
+        """The fraction of prunable ZIGs that are zero now; of a sharded model, that this optimizer has made zero."""
+        return float(self._removed().sum()) / self.zigs.num_zigs
 
     def reached(self) -> dict[str, float]:
-        """What zero ZIGs make of the model now: group sparsity, and fractions of params and MACs that would be left."""
-        removed = self.zigs.removed()
+        """What zero ZIGs make of the model now: group sparsity, and fractions of params and MACs that would be left.
+
+        Of a sharded model those count that this optimizer has made zero, so that any process may ask alone.
+        """
+        removed = self._removed()
         found = self._left(removed)
         if self.target.name not in found:
             found[self.target.name] = self.target.fraction(removed)
         return found
+
+    def _removed(self) -> Tensor:
+        """How many ZIGs of each family are zero, or known to be."""
+        if self._rows.sharded:
+            return torch.tensor([len(gone) for gone in self._rows.gone])
+        return self.zigs.removed()
 
     def _left(self, removed: Tensor) -> dict[str, float]:
         return {
@@ -255,11 +267,10 @@ class GroupSparseOptimizer(Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = self._loss = closure()
-        if all(p.grad is None for group in self.param_groups for p in group["params"]):
-            raise TrainingError(
-                "no parameter has a gradient: call backward() before step(); is the model that was trained the "
-                "one given to prepare?"
-            )
+        self._check_gradients()
+        if self._is_rehearsal():
+            self.base.step()
+            return loss
         self._attach()
         now = self._steps
         if now <= self.schedule.start:
@@ -283,6 +294,20 @@ class GroupSparseOptimizer(Optimizer, ABC):
             self._rows.retire(self.base, torch.ones(self._rows.count, dtype=torch.bool))
         self._close_step(now, period)
         return loss
+
+    def _check_gradients(self) -> None:
+        if all(p.grad is None for group in self.param_groups for p in group["params"]):
+            raise TrainingError(
+                "no parameter has a gradient: call backward() before step(); is the model that was trained the "
+                "one given to prepare? Was it sharded before the optimizer was made?"
+            )
+
+    def _is_rehearsal(self) -> bool:
+        """Whether nothing can change: a step by which torch.distributed.checkpoint lets the base make its state."""
+        if any(group["lr"] for group in self.param_groups):
+            return False
+        gradients = (p.grad for group in self.param_groups for p in group["params"] if p.grad is not None)
+        return not self._rows.anywhere(any(bool(local(gradient).any()) for gradient in gradients))
 
     def _attach(self) -> None:
         """Make this training the one that the GraphModule's report shows."""
@@ -333,17 +358,21 @@ class GroupSparseOptimizer(Optimizer, ABC):
             super().add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """The base's state and, under the key ``"zigs"``, everything else that a training needs to be resumed."""
+        """The base's state and, in its first param group under ``"zigs"``, all else that resuming needs.
+
+        There it is found by whatever knows of optimizers' states, as ``torch.distributed.checkpoint.state_dict`` does.
+        """
         own = {
             "settings": self._settings(),
             "step": self._steps,
-            "active": list(self._rows.active),
-            "gone": list(self._rows.gone),
-            **self._choice.state(),
+            "phases": self._rows.phases(),
+            **self._choice.state(self._rows),
             "trajectory": self.trajectory.state(),
             **self.own_state(),
         }
-        return {**self.base.state_dict(), _KEY: own}
+        state = self.base.state_dict()
+        first, *others = state["param_groups"]
+        return {**state, "param_groups": [{**first, _KEY: own}, *others]}
 
     def _settings(self) -> dict[str, Any]:
         """What a state must have been saved with."""
@@ -364,12 +393,13 @@ class GroupSparseOptimizer(Optimizer, ABC):
         Raises:
             SettingsError: the state is not that of such an optimizer, or of this model.
         """
-        if _KEY not in state_dict:
+        first, *others = state_dict["param_groups"]
+        if _KEY not in first:
             raise SettingsError(f"this state was not saved by {type(self).__name__}: the key {_KEY!r} is missing")
-        own = state_dict[_KEY]
-        if len(own["gone"]) != len(self.zigs.families):
+        own = first[_KEY]
+        if len(own["phases"]) != len(self.zigs.families):
             raise SettingsError(
-                f"this state has {len(own['gone'])} families, the model has {len(self.zigs.families)}: it is "
+                f"this state has {len(own['phases'])} families, the model has {len(self.zigs.families)}: it is "
                 "another model's"
             )
         settings = self._settings()
@@ -378,19 +408,13 @@ class GroupSparseOptimizer(Optimizer, ABC):
                 f"this state was saved by an optimizer with {own['settings']}, this one has {settings}: to resume, "
                 "build it with the same target and the same steps"
             )
-        self.base.load_state_dict({key: value for key, value in state_dict.items() if key != _KEY})
+        groups = [{key: value for key, value in first.items() if key != _KEY}, *others]
+        self.base.load_state_dict({**state_dict, "param_groups": groups})
         self.param_groups, self.state = self.base.param_groups, self.base.state
         self._steps = own["step"]
         self._choice.restore(own, self._rows.device)
-        self._rows.restore(own["active"], own["gone"])
+        self._rows.restore_phases(own["phases"])
         self.trajectory.restore(own["trajectory"])
         self.trajectory.steps, self.trajectory.gone = self._steps, self._rows.gone
         self.load_own_state(own)
         self._attach()
-
-
-def _still_zero(zigs: Partition, earlier: Trajectory | None) -> list[Tensor]:
-    """For each family the positions of the ZIGs that an earlier training has made zero, and that are zero."""
-    if earlier is None or len(earlier.gone) != len(zigs.families):
-        return []
-    return [gone[zero[gone]] for gone, zero in zip(earlier.gone, zigs.zeros(), strict=True)]
