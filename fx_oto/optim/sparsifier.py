@@ -376,8 +376,8 @@ class GroupSparseOptimizer(Optimizer, ABC):
 
     def _settings(self) -> dict[str, Any]:
         """What a state must have been saved with."""
-        schedule = (self.schedule.start, self.schedule.end, self.schedule.periods)
-        return {"optimizer": type(self).__name__, "target": (self.target.name, self.target.left), "window": schedule}
+        schedule = [self.schedule.start, self.schedule.end, self.schedule.periods]
+        return {"optimizer": type(self).__name__, "target": [self.target.name, self.target.left], "window": schedule}
 
     def own_state(self) -> dict[str, Any]:
         """What a subclass adds to the state."""
