@@ -45,7 +45,7 @@ def make(**settings):
         (lambda net, gm: fx_oto.partition(gm).zeros(), "to look for zeros needs .* gather the weights"),
         (
             lambda net, gm: fx_oto.prepare(net, batch(0, 0, 1)[0]),
-            "prepare needs whole tensors, but 10 .* such as .* call it first, then fully_shard, then make the optimizer",
+            "prepare needs whole .* 10 .* such as .* call it first, then fully_shard, then make the optimizer",
         ),
     ],
 )

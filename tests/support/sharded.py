@@ -57,8 +57,8 @@ class Net(nn.Module):
 class Perceptron(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.wide = nn.Linear(192, 14)
-        self.narrow = nn.Linear(14, 10)
+        self.wide = nn.Linear(192, 16)  # torch divides these evenly
+        self.narrow = nn.Linear(16, 10)
         self.head = nn.Linear(10, 3)
 
     def forward(self, x: Tensor) -> Tensor:
