@@ -13,8 +13,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
 import fx_oto
+from fx_oto.optim.shards import local
 
 CASE = CASES["DHSPG, SGD"]
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -147,3 +149,11 @@ def test_parts_that_are_no_model_are_refused(monkeypatch):
     )
     with pytest.raises(fx_oto.InputError, match=r"'first.bias' of shape \(7,\) is placed over processes in a way"):
         make()
+
+
+def test_a_gradient_of_another_layout_is_read_in_that_of_its_parameter():
+    """As of a norm's weight under sequence parallelism: each process has its tokens' part of the sum."""
+    mesh = dist.init_device_mesh("cpu", (1,))
+    parameter = distribute_tensor(torch.zeros(3, 2), mesh, [Shard(0)])
+    gradient = DTensor.from_local(torch.ones(3, 2), mesh, [Partial()])
+    assert torch.equal(local(gradient, like=parameter), torch.ones(3, 2))
