@@ -32,6 +32,7 @@ __all__ = [
     "file_shown",
     "graph_copy",
     "holder",
+    "is_fully_sharded",
     "is_random",
     "is_sharded",
     "one_at_a_time",
@@ -206,7 +207,9 @@ def clone_module(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.M
             return modules[old]
         if isinstance(old, torch.jit.ScriptModule):  # whose tensors are out of reach
             return copy.deepcopy(old)
-        kind = _own_class(old)
+        kind: type[nn.Module] = type(old)
+        if is_fully_sharded(old):  # by a class that cannot be made anew
+            kind = kind.__mro__[2]
         new = kind.__new__(kind)
         shared = (dict, list, set)  # hooks and the like: a change of the copy's must not reach the original's
         new.__dict__.update({k: copy.copy(v) if isinstance(v, shared) else v for k, v in old.__dict__.items()})
@@ -224,10 +227,9 @@ def clone_module(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.M
     return clone(module)
 
 
-def _own_class(module: nn.Module) -> type[nn.Module]:
-    """The module's class; where ``fully_shard`` has put one of its own before it, which cannot be copied, the next."""
-    first, *others = type(module).__mro__
-    return others[1] if others[0].__name__ == "FSDPModule" else first
+def is_fully_sharded(module: nn.Module) -> bool:
+    """Whether ``fully_shard`` was called on a module: it puts a class of its own before the module's."""
+    return type(module).__mro__[1].__name__ == "FSDPModule"
 
 
 def tensor_names(module: nn.Module) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from fx_oto.core.errors import InputError
-from fx_oto.core.fx_utils import is_sharded
+from fx_oto.core.fx_utils import is_fully_sharded, is_sharded
 from fx_oto.core.masks import MASKS
 from fx_oto.core.tables import counted
 
@@ -75,6 +75,9 @@ class Original:
         """
         if self.model is None:
             return
+        everything: list[Any] = [*gm.modules(), *self.model.modules()]
+        for module in filter(is_fully_sharded, everything):
+            module.reshard()  # after an evaluation its parameters may still be whole
         ours, theirs = dict(_named(gm)), dict(_named(self.model))
         for name in ours.keys() & theirs.keys():
             for new, old, module in ((ours[name], theirs[name], self.model), (theirs[name], ours[name], gm)):

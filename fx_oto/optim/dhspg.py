@@ -115,6 +115,7 @@ class DHSPG(GroupSparseOptimizer):
 
     The loop may train the prepared GraphModule or the eager model, whose parameters it shares. Schedulers,
     ``GradScaler``, clipping and accumulation work as with the base alone, whose param groups and state these are.
+    Parameters may be sharded over processes, by ``fully_shard`` after ``prepare`` and before the optimizer is made.
 
     Args:
         gm: a prepared GraphModule.

@@ -68,8 +68,9 @@ class _Block:
 
     def rows(self, values: Tensor) -> Tensor:
         """A view of what ``read`` returns, ``(rows, …)``: a row for each ZIG, or for each entry that has an owner."""
-        count = self.zigs.stop - self.zigs.start if self.owner is None else len(self.owner)
-        view: Tensor = values.unflatten(self.dim, (count, len(self.index) // max(count, 1) or 1)).movedim(self.dim, 0)
+        zigs = self.zigs.stop - self.zigs.start
+        shape = (zigs, len(self.index) // zigs) if self.owner is None else (len(self.owner), 1)
+        view: Tensor = values.unflatten(self.dim, shape).movedim(self.dim, 0)
         return view
 
     def per_row(self, vector: Tensor) -> Tensor:
@@ -234,7 +235,13 @@ class Rows:
     def restore_before(self, before: Mapping[str, Tensor]) -> None:
         """Take up what ``before_by_name`` has returned."""
         names = {id(tensor): name for name, tensor in self.named().items()}
-        self.before = [block.read(before[names[id(block.tensor)]].to(block.tensor.device)) for block in self.blocks]
+        saved = [before[names[id(block.tensor)]].to(block.tensor.device) for block in self.blocks]
+        if any(is_sharded(one) != is_sharded(block.tensor) for one, block in zip(saved, self.blocks, strict=True)):
+            raise SettingsError(
+                "this state is of whole tensors, and the parameters are sharded, or the other way round: load it by "
+                "torch.distributed.checkpoint.state_dict.set_state_dict, with full_state_dict=True if it is whole"
+            )
+        self.before = [block.read(one) for one, block in zip(saved, self.blocks, strict=True)]
 
     def moved(self) -> list[Tensor]:
         """``before`` less the active variables as they are now."""

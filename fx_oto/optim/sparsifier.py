@@ -304,7 +304,8 @@ class GroupSparseOptimizer(Optimizer, ABC):
 
     def _is_rehearsal(self) -> bool:
         """Whether nothing can change: a step by which torch.distributed.checkpoint lets the base make its state."""
-        if any(group["lr"] for group in self.param_groups):
+        rates = [group["lr"] for group in self.param_groups]
+        if any((isinstance(rate, Tensor) and not rate.is_cpu) or bool(rate) for rate in rates):
             return False
         gradients = (p.grad for group in self.param_groups for p in group["params"] if p.grad is not None)
         return not self._rows.anywhere(any(bool(local(gradient).any()) for gradient in gradients))
@@ -393,7 +394,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
         Raises:
             SettingsError: the state is not that of such an optimizer, or of this model.
         """
-        first, *others = state_dict["param_groups"]
+        first, *others = state_dict.get("param_groups") or [{}]
         if _KEY not in first:
             raise SettingsError(f"this state was not saved by {type(self).__name__}: the key {_KEY!r} is missing")
         own = first[_KEY]

@@ -104,6 +104,16 @@ def test_a_state_without_the_begin_of_its_stride_is_refused():
         make(stride=3)[2].load_state_dict(state)
 
 
+def test_a_state_of_whole_tensors_is_not_taken_for_a_part():
+    net, _, optimizer = make(stride=3)
+    train(net, optimizer, range(5), [(0, 1)])
+    state = optimizer.state_dict()
+    before = state["param_groups"][0]["zigs"]["before"]
+    state["param_groups"][0]["zigs"]["before"] = {name: value.full_tensor() for name, value in before.items()}
+    with pytest.raises(fx_oto.SettingsError, match=r"state is of whole tensors.*set_state_dict"):
+        make(stride=3)[2].load_state_dict(state)
+
+
 def test_a_model_on_the_meta_device_is_given_its_weights_where_they_are_sharded():
     whole, _ = prepared(CASE)
     with torch.device("meta"):
@@ -157,3 +167,15 @@ def test_a_gradient_of_another_layout_is_read_in_that_of_its_parameter():
     parameter = distribute_tensor(torch.zeros(3, 2), mesh, [Shard(0)])
     gradient = DTensor.from_local(torch.ones(3, 2), mesh, [Partial()])
     assert torch.equal(local(gradient, like=parameter), torch.ones(3, 2))
+
+
+def test_parameters_that_an_evaluation_left_whole_are_sharded_again():
+    net, gm = prepared(CASE)
+    shard(net)
+    with torch.no_grad():
+        net(batch(0, 0, 1)[0])
+    assert not isinstance(net.head.bias, DTensor)
+    optimizer = build(CASE, gm)
+    assert all(isinstance(p, DTensor) for p in (*gm.parameters(), *net.parameters()))
+    train(net, optimizer, range(24), [(0, 1)])
+    assert optimizer.group_sparsity > 0.5
