@@ -99,6 +99,13 @@ def in_tensor_parallel(net: nn.Module, gm: nn.Module) -> nn.Module:
     return parallelize_module(net, mesh, {"wide": ColwiseParallel(), "narrow": RowwiseParallel()})
 
 
+def in_both(net: nn.Module, gm: nn.Module) -> nn.Module:
+    """Pairs of processes in tensor parallel; the pairs share what each of the two has."""
+    mesh = dist.init_device_mesh("cpu", (dist.get_world_size() // 2, 2), mesh_dim_names=("data", "tensor"))
+    parallelize_module(net, mesh["tensor"], {"wide": ColwiseParallel(), "narrow": RowwiseParallel()})
+    return fully_shard(net, mesh=mesh["data"])
+
+
 @dataclass(frozen=True)
 class Case:
     shard: Callable[[nn.Module, nn.Module], nn.Module] = by_layer
@@ -121,6 +128,7 @@ CASES = {
     "frozen, and pruned": Case(frozen="second.weight", settings={"prune_frozen": True}),
     "with a rough layer": Case(with_a_rough_layer, base=ADAMW),
     "tensor parallel": Case(in_tensor_parallel, net=Perceptron),
+    "sharded, in tensor parallel": Case(in_both, net=Perceptron),
     "latency": Case(settings={"target_group_sparsity": None, "target_latency": 0.8}),
 }
 
@@ -158,7 +166,8 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, part
 
 
 def part_of(case: Case) -> list[tuple[int, int]]:
-    return [(0, 1) if case.shard is in_tensor_parallel else (dist.get_rank(), dist.get_world_size())]
+    same = {in_tensor_parallel: dist.get_world_size(), in_both: 2}.get(case.shard, 1)  # that see the same batch
+    return [(dist.get_rank() // same, dist.get_world_size() // same)]
 
 
 def phases(optimizer: fx_oto.GroupSparseOptimizer) -> list[Tensor]:
