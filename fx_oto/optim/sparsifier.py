@@ -16,19 +16,18 @@ from torch.fx import GraphModule
 from torch.optim import Optimizer
 
 from fx_oto.core.context import Context
-from fx_oto.core.errors import InputError, SettingsError, TrainingError
+from fx_oto.core.errors import InputError, SettingsError
 from fx_oto.core.fx_utils import tensor_names
 from fx_oto.core.progress import StepsBar
 from fx_oto.core.tables import counted
 from fx_oto.framework.trajectory import Trajectory
-from fx_oto.optim.checks import build_base, check_covered, check_keywords, check_unchanged, warn_of_idle
+from fx_oto.optim import checks
 from fx_oto.optim.choice import Choice
 from fx_oto.optim.limits import Limits, PerFamily
 from fx_oto.optim.ranks import of_first_rank
 from fx_oto.optim.rows import Rows
 from fx_oto.optim.saliency import Criterion, criterion
 from fx_oto.optim.schedule import Period, Schedule
-from fx_oto.optim.shards import local
 from fx_oto.optim.targets import find_target, in_words
 from fx_oto.zigs.partition import partition
 
@@ -91,13 +90,13 @@ class GroupSparseOptimizer(Optimizer, ABC):
         **base_kwargs: Any,
     ) -> None:
         own = [name for name in type(self).__signature__.parameters if name not in ("gm", "base_kwargs")]
-        check_keywords(type(self).__name__, base, base_kwargs, own)
+        checks.check_keywords(type(self).__name__, base, base_kwargs, own)
         context = Context.of(gm)
         if context.original is not None:
             context.original.share_shards(gm)
             context.original.check_shared(gm)
         self.zigs = partition(gm)
-        check_unchanged(self.zigs, tensor_names(gm))
+        checks.check_unchanged(self.zigs, tensor_names(gm))
         periods = self._PERIODS if periods is None else periods
         self.schedule = Schedule.of(total_steps, start_step, end_step, periods, self._END_AT)
         self.saliency_batches = self._BATCHES if saliency_batches is None else saliency_batches
@@ -119,8 +118,8 @@ class GroupSparseOptimizer(Optimizer, ABC):
         given = (min_kept, max_group_sparsity, round_to)
         self._choice = Choice(gm, self.zigs, self.target, score, unprunable, prune_frozen, given)
         alone = self._choice.alone
-        self.base = build_base(base, gm, base_kwargs)
-        check_covered(gm, [family for family, keep in zip(families, alone, strict=True) if not keep], self.base)
+        self.base = checks.build_base(base, gm, base_kwargs)
+        checks.check_covered(gm, [family for family, keep in zip(families, alone, strict=True) if not keep], self.base)
         super().__init__(self.base.param_groups, self.base.defaults)
         self.param_groups, self.state = self.base.param_groups, self.base.state
         earlier = context.results.get(Trajectory)
@@ -267,8 +266,8 @@ class GroupSparseOptimizer(Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = self._loss = closure()
-        self._check_gradients()
-        if self._is_rehearsal():
+        checks.check_gradients(self.param_groups)
+        if checks.is_rehearsal(self.param_groups, self._rows.anywhere):
             self.base.step()
             return loss
         self._attach()
@@ -287,28 +286,13 @@ class GroupSparseOptimizer(Optimizer, ABC):
                 if self._choice.make(self._rows, self.param_groups, period.done, now, late):
                     self.begin(self._rows, period)
             if now == self.schedule.start:
-                warn_of_idle(self._idle, sum(p.requires_grad for p in self._gm.parameters()))
+                checks.warn_of_idle(self._idle, sum(p.requires_grad for p in self._gm.parameters()))
             self.prune(self._rows, period, now)
         self._rows.keep_zero()
         if period is not None and now + 1 == period.end:
             self._rows.retire(self.base, torch.ones(self._rows.count, dtype=torch.bool))
         self._close_step(now, period)
         return loss
-
-    def _check_gradients(self) -> None:
-        if all(p.grad is None for group in self.param_groups for p in group["params"]):
-            raise TrainingError(
-                "no parameter has a gradient: call backward() before step(); is the model that was trained the "
-                "one given to prepare? Was it sharded before the optimizer was made?"
-            )
-
-    def _is_rehearsal(self) -> bool:
-        """Whether nothing can change: a step by which torch.distributed.checkpoint lets the base make its state."""
-        rates = [group["lr"] for group in self.param_groups]
-        if any((isinstance(rate, Tensor) and not rate.is_cpu) or bool(rate) for rate in rates):
-            return False
-        gradients = (p.grad for group in self.param_groups for p in group["params"] if p.grad is not None)
-        return not self._rows.anywhere(any(bool(local(gradient).any()) for gradient in gradients))
 
     def _attach(self) -> None:
         """Make this training the one that the GraphModule's report shows."""
@@ -398,17 +382,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
         if _KEY not in first:
             raise SettingsError(f"this state was not saved by {type(self).__name__}: the key {_KEY!r} is missing")
         own = first[_KEY]
-        if len(own["phases"]) != len(self.zigs.families):
-            raise SettingsError(
-                f"this state has {len(own['phases'])} families, the model has {len(self.zigs.families)}: it is "
-                "another model's"
-            )
-        settings = self._settings()
-        if own["settings"] != settings:
-            raise SettingsError(
-                f"this state was saved by an optimizer with {own['settings']}, this one has {settings}: to resume, "
-                "build it with the same target and the same steps"
-            )
+        checks.check_state(own, self._settings(), len(self.zigs.families))
         groups = [{key: value for key, value in first.items() if key != _KEY}, *others]
         self.base.load_state_dict({**state_dict, "param_groups": groups})
         self.param_groups, self.state = self.base.param_groups, self.base.state
