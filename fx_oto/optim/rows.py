@@ -119,7 +119,7 @@ class Rows:
         tensors = tensor_names(gm)
         self._families = families
         self._tensors = [[tensors[slot.tensor] for slot in family.variables] for family in families]
-        self._shards = Shards(self.named())
+        self._shards = Shards(tensors)
         none = [_NONE] * len(families)
         self.restore(none, gone or none)
 
@@ -140,7 +140,7 @@ class Rows:
 
     @property
     def sharded(self) -> bool:
-        """Whether this process holds but a part of some variables."""
+        """Whether this process holds but a part of some of the model's tensors."""
         return self._shards.here
 
     def restore(self, active: Sequence[Tensor], gone: Sequence[Tensor]) -> None:

@@ -26,13 +26,13 @@ Box = tuple[tuple[int, int], ...]
 
 
 class Shards:
-    """Which part of each variable this process holds, and sums over the parts of all processes.
+    """Which part of each of a model's tensors this process holds, and sums over the parts of all processes.
 
-    Of whole parameters each process holds all, and nothing is communicated. Where some are sharded, each process of
+    Of whole tensors each process holds all, and nothing is communicated. Where some are sharded, each process of
     the training makes one of these at the same time.
 
     Args:
-        tensors: the variables, by name.
+        tensors: the model's parameters and buffers, by name.
 
     Attributes:
         here: whether some are sharded.

@@ -179,3 +179,15 @@ def test_parameters_that_an_evaluation_left_whole_are_sharded_again():
     assert all(isinstance(p, DTensor) for p in (*gm.parameters(), *net.parameters()))
     train(net, optimizer, range(24), [(0, 1)])
     assert optimizer.group_sparsity > 0.5
+
+
+def test_a_model_may_be_sharded_where_nothing_is_pruned():
+    net, gm = prepared(CASE)
+    shard(net.head)
+    optimizer = build(CASE, gm)
+    train(net, optimizer, range(24), [(0, 1)])
+    expected, gm = prepared(CASE)
+    whole = build(CASE, gm)
+    train(expected, whole, range(24), [(0, 1)])
+    assert optimizer.reached() == whole.reached()
+    torch.testing.assert_close(net.first.weight, expected.first.weight, rtol=1e-9, atol=1e-12)
