@@ -113,7 +113,7 @@ def _check(model: Any) -> None:
         raise TraceError(f"expected a torch.nn.Module, found {type(model).__name__}: pass the model itself")
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError("a scripted or jit-traced module cannot be captured: pass the module that it was made from")
-    check_whole(model, "prepare")
+    check_whole(model, "prepare", "call it first, then fully_shard, then make the optimizer")
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise InputError(f"{name} is not initialised yet: run the model once on example inputs, then prepare it")

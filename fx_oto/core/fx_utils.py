@@ -33,7 +33,9 @@ __all__ = [
     "file_shown",
     "graph_copy",
     "holder",
+    "is_fully_sharded",
     "is_random",
+    "is_sharded",
     "one_at_a_time",
     "op_name",
     "quiet_fakes",
@@ -45,6 +47,12 @@ __all__ = [
     "with_modes_of",
     "without_code",
 ]
+
+_GATHER = (
+    "gather the weights on one process by torch.distributed.checkpoint.state_dict.get_model_state_dict(model, options="
+    "StateDictOptions(full_state_dict=True, cpu_offload=True)), load them into a whole copy of the model, prepare that "
+    "and go on with it"
+)
 
 # Tracing, and running on fake tensors, set switches of the whole process, such as which attention kernel torch takes,
 # and ask whether random numbers were drawn: threads take turns.
@@ -201,7 +209,10 @@ def clone_module(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.M
             return modules[old]
         if isinstance(old, torch.jit.ScriptModule):  # whose tensors are out of reach
             return copy.deepcopy(old)
-        new = old.__new__(type(old))
+        kind: type[nn.Module] = type(old)
+        if is_fully_sharded(old):  # by a class that cannot be made anew
+            kind = kind.__mro__[2]
+        new = kind.__new__(kind)
         shared = (dict, list, set)  # hooks and the like: a change of the copy's must not reach the original's
         new.__dict__.update({k: copy.copy(v) if isinstance(v, shared) else v for k, v in old.__dict__.items()})
         new.__dict__.pop("_compiled_call_impl", None)  # which would call the original
@@ -218,23 +229,37 @@ def clone_module(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.M
     return clone(module)
 
 
+def is_fully_sharded(module: nn.Module) -> bool:
+    """Whether ``fully_shard`` was called on a module: it puts a class of its own before the module's."""
+    return type(module).__mro__[1].__name__ == "FSDPModule"
+
+
 def tensor_names(module: nn.Module) -> dict[str, Tensor]:
     """Parameters, then buffers, by name; a tensor under several names is listed under its first."""
     return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
-def check_whole(model: nn.Module, doing: str) -> None:
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is spread over processes (a ``DTensor``), as ``fully_shard`` makes parameters."""
+    return hasattr(tensor, "placements")
+
+
+def check_whole(model: nn.Module, doing: str, remedy: str = "") -> None:
     """Refuse a model whose tensors are sharded over processes, as by ``fully_shard``: each holds a part of them.
+
+    Args:
+        model: the model.
+        doing: the start of the sentence, such as ``"slicing"``.
+        remedy: what to do; by default, to gather the weights.
 
     Raises:
         InputError: a parameter or buffer is.
     """
-    sharded = [name for name, tensor in tensor_names(model).items() if hasattr(tensor, "placements")]
+    sharded = [name for name, tensor in tensor_names(model).items() if is_sharded(tensor)]
     if sharded:
         raise InputError(
             f"{doing} needs whole tensors, but {len(sharded)} of them are sharded over processes, such as "
-            f"{sharded[0]!r} (a DTensor, as fully_shard makes them). Prepare and compress the model where it is whole, "
-            "and train it with DistributedDataParallel: fx_oto does not prune sharded parameters yet"
+            f"{sharded[0]!r} (a DTensor, as fully_shard makes them): {remedy or _GATHER}"
         )
 
 

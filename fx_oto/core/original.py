@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from fx_oto.core.errors import InputError
+from fx_oto.core.fx_utils import is_fully_sharded, is_sharded
 from fx_oto.core.masks import MASKS
 from fx_oto.core.tables import counted
 
@@ -66,6 +67,24 @@ class Original:
         now = {} if self.model is None else _all_tensors(self.model)
         return [name for name in self.names & tensors.keys() if now and now.get(name) is not tensors[name]]
 
+    def share_shards(self, gm: nn.Module) -> None:
+        """Give parameters that were sharded in the model to ``gm``, and the other way round.
+
+        ``fully_shard`` puts others in their place. Modules are the same in both, but what no layer holds, such as a
+        table of positions, is registered in each.
+        """
+        if self.model is None:
+            return
+        everything: list[Any] = [*gm.modules(), *self.model.modules()]
+        for module in filter(is_fully_sharded, everything):
+            module.reshard()  # after an evaluation its parameters may still be whole
+        ours, theirs = dict(_named(gm)), dict(_named(self.model))
+        for name in ours.keys() & theirs.keys():
+            for new, old, module in ((ours[name], theirs[name], self.model), (theirs[name], ours[name], gm)):
+                if is_sharded(new) and not is_sharded(old) and new.shape == old.shape:
+                    path, _, key = name.rpartition(".")
+                    setattr(module.get_submodule(path), key, new)
+
     def check_shared(self, gm: nn.Module) -> None:
         """The model must still hold the parameters that ``gm`` shares with it; code may assign buffers anew.
 
@@ -106,6 +125,11 @@ class Original:
             return tensor.to(new_device if tensor.device == old_device else tensor.device, kind)
 
         return tree_map_only(Tensor, moved, inputs)
+
+    def strip(self, copy: nn.Module) -> None:
+        """Take off a copy of the model for good what others have put on the model since, see ``as_captured``."""
+        for path, module in copy.named_modules():
+            list(_hidden(vars(module), *self.own.get(path, (frozenset(), False))))
 
     @contextmanager
     def as_captured(self, *models: nn.Module) -> Iterator[None]:
@@ -166,7 +190,11 @@ def _hook_keys(module: nn.Module) -> Iterator[int]:
 
 def _all_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers under each of their names."""
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    return dict(_named(model)) | dict(model.named_buffers(remove_duplicate=False))
+
+
+def _named(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return model.named_parameters(remove_duplicate=False)
 
 
 def _placed(model: nn.Module) -> tuple[torch.dtype, torch.device] | None:

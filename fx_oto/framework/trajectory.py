@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,13 +113,14 @@ class Trajectory(Tabular):
         return [(step, zero / max(self.zigs, 1), loss) for step, zero, loss in self.points]
 
     def state(self) -> dict[str, Any]:
-        """The state for a checkpoint."""
+        """The state for a checkpoint; the points as one text, for torch's distributed checkpoints take lists apart."""
         self.rows()
-        return {"points": list(self.points), "stride": self.stride, "reached": self.reached, "done": self.done}
+        return {"points": json.dumps(self.points), "stride": self.stride, "reached": self.reached, "done": self.done}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Load what ``state()`` has returned."""
-        self.points, self.stride, self.reached = list(state["points"]), state["stride"], state["reached"]
+        self.points = [(step, zero, loss) for step, zero, loss in json.loads(state["points"])]
+        self.stride, self.reached = state["stride"], state["reached"]
         self.done = state.get("done", False)
 
     def to_dict(self) -> dict[str, Any]:

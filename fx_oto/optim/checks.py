@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fx_oto.core.errors import SettingsError
+from fx_oto.core.errors import SettingsError, TrainingError
 from fx_oto.core.fx_utils import tensor_names
 from fx_oto.core.warn import warn
 from fx_oto.optim.limits import check_patterns
+from fx_oto.optim.shards import local
 from fx_oto.zigs.families import Family
 from fx_oto.zigs.partition import Partition
 
-__all__ = ["build_base", "check_covered", "check_keywords", "check_unchanged", "left_alone", "warn_of_idle"]
+__all__ = [
+    "build_base",
+    "check_covered",
+    "check_gradients",
+    "check_keywords",
+    "check_state",
+    "check_unchanged",
+    "is_rehearsal",
+    "left_alone",
+    "warn_of_idle",
+]
 
 
 def build_base(base: type[Optimizer] | Optimizer, gm: nn.Module, kwargs: dict[str, Any]) -> Optimizer:
@@ -117,3 +128,39 @@ def left_alone(
         or any(family.matches(pattern) for pattern in unprunable)
         for family in families
     ]
+
+
+def check_gradients(groups: Sequence[dict[str, Any]]) -> None:
+    """Some parameter must have a gradient."""
+    if all(p.grad is None for group in groups for p in group["params"]):
+        raise TrainingError(
+            "no parameter has a gradient: call backward() before step(); is the model that was trained the one given "
+            "to prepare? Was it sharded before the optimizer was made?"
+        )
+
+
+def is_rehearsal(groups: Sequence[dict[str, Any]], anywhere: Callable[[bool], bool]) -> bool:
+    """Whether a step can change nothing: by such a one torch.distributed.checkpoint lets an optimizer make its state.
+
+    Args:
+        groups: param groups, whose learning rates torch has set to zero, as it has the gradients.
+        anywhere: whether a flag is set on any process.
+    """
+    rates = [group["lr"] for group in groups]
+    if any((isinstance(rate, Tensor) and not rate.is_cpu) or bool(rate) for rate in rates):
+        return False  # torch's zero is on the CPU; nothing is read from a device
+    gradients = (p.grad for group in groups for p in group["params"] if p.grad is not None)
+    return not anywhere(any(bool(local(gradient).norm()) for gradient in gradients))
+
+
+def check_state(own: dict[str, Any], settings: dict[str, Any], families: int) -> None:
+    """A state that is taken up must be that of such an optimizer with these settings, and of this model."""
+    if len(own["phases"]) != families:
+        raise SettingsError(
+            f"this state has {len(own['phases'])} families, the model has {families}: it is another model's"
+        )
+    if own["settings"] != settings:
+        raise SettingsError(
+            f"this state was saved by an optimizer with {own['settings']}, this one has {settings}: to resume, build "
+            "it with the same target and the same steps"
+        )

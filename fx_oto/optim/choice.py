@@ -18,7 +18,7 @@ from fx_oto.optim.checks import check_unchanged, left_alone
 from fx_oto.optim.limits import PerFamily
 from fx_oto.optim.ranks import of_first_rank
 from fx_oto.optim.rows import Rows
-from fx_oto.optim.saliency import Criterion, ZIGStatistics
+from fx_oto.optim.saliency import MEANS, Criterion, ZIGStatistics
 from fx_oto.optim.selection import select
 from fx_oto.optim.targets import Target, limits_for
 from fx_oto.zigs.partition import Partition
@@ -62,7 +62,7 @@ class Choice:
         self.alone = self._left_alone()
         self.limits = of_first_rank(lambda: limits_for(target, zigs.families, self.alone, *given))
         self.waits = self._warned = False
-        self._observed: list[dict[str, Tensor]] = []
+        self._observed: list[Tensor] = []
         self._batches = 0
 
     def observe(self, rows: Rows, groups: Sequence[dict[str, Any]]) -> None:
@@ -70,8 +70,7 @@ class Choice:
         sign = {id(p): -1.0 for group in groups for p in group["params"] if group.get("maximize")}
         fresh = [zigs.means() for zigs in rows.statistics(sign)]
         if self._observed:
-            pairs = zip(self._observed, fresh, strict=True)
-            fresh = [{name: old[name] + value for name, value in new.items()} for old, new in pairs]
+            fresh = [old + new for old, new in zip(self._observed, fresh, strict=True)]
         self._observed = fresh
         self._batches += 1
 
@@ -143,7 +142,7 @@ class Choice:
         sums, batches, families = self._observed, self._batches, self._zigs.families
         self._observed, self._batches = [], 0
         zigs = [
-            ZIGStatistics(**{name: total / batches for name, total in mine.items()}, alive=alive, family=family)
+            ZIGStatistics(**dict(zip(MEANS, mine / batches, strict=True)), alive=alive, family=family)
             for mine, alive, family in zip(sums, rows.alive(), families, strict=True)
         ]
         if not all(bool(family.dot_square.isfinite().all()) for family in zigs):
@@ -162,11 +161,12 @@ class Choice:
             )
         return scores
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint needs."""
-        return {"observed": self._observed, "batches": self._batches, "waits": self.waits}
+    def state(self, rows: Rows) -> dict[str, Any]:
+        """What a checkpoint needs, in tensors of the same shapes at any step."""
+        none = [torch.zeros(len(MEANS), len(f), dtype=rows.dtype, device=rows.device) for f in self._zigs.families]
+        return {"observed": self._observed or none, "batches": self._batches, "waits": self.waits}
 
     def restore(self, state: dict[str, Any], device: torch.device) -> None:
         """Take up ``state``, what ``state()`` has returned."""
-        self._observed = [{name: v.to(device) for name, v in values.items()} for values in state["observed"]]
         self._batches, self.waits = state["batches"], state["waits"]
+        self._observed = [sums.to(device) for sums in state["observed"]] if self._batches else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 
 from fx_oto.core.errors import SettingsError
 from fx_oto.core.warn import warn
+from fx_oto.optim.ranks import is_distributed
 from fx_oto.optim.rows import Rows
 from fx_oto.optim.schedule import Period
 from fx_oto.optim.sparsifier import GroupSparseOptimizer
@@ -113,6 +115,7 @@ class DHSPG(GroupSparseOptimizer):
 
     The loop may train the prepared GraphModule or the eager model, whose parameters it shares. Schedulers,
     ``GradScaler``, clipping and accumulation work as with the base alone, whose param groups and state these are.
+    Parameters may be sharded over processes, by ``fully_shard`` after ``prepare`` and before the optimizer is made.
 
     Args:
         gm: a prepared GraphModule.
@@ -198,9 +201,8 @@ class DHSPG(GroupSparseOptimizer):
     def begin(self, rows: Rows, period: Period) -> None:
         """Unless λ is given, find αλ: the mean active ZIG is to reach zero in half the period."""
         rows.remember()
-        squares = torch.zeros(rows.count, dtype=rows.dtype, device=rows.device)
-        for block, x in zip(rows.blocks, rows.before, strict=True):
-            squares[block.zigs] += block.rows(x).flatten(1).square().sum(1).to(squares)
+        pairs = zip(rows.blocks, rows.before, strict=True)
+        squares = rows.sums(1, (block.rows(x).flatten(1).square().sum(1)[None] for block, x in pairs))
         mean = float(squares.sqrt().mean()) if rows.count else 0.0
         self._speed = mean / ((period.end - period.start) / 2)
 
@@ -230,7 +232,7 @@ class DHSPG(GroupSparseOptimizer):
         dual = dual_step(moments, self._lambda(moments) * taken, self.amplify, self.hat, self.epsilon)
         shrink = torch.where(dual.project, 0.0, fade * dual.shrink)
         for block, values, step_taken in zip(rows.blocks, rows.before, moved, strict=True):
-            scale = fade - block.per_zig(shrink) * rates[id(block.tensor)]
+            scale = fade - block.per_row(shrink) * rates[id(block.tensor)]
             block.rows(values).mul_(scale).sub_(block.rows(step_taken), alpha=fade)  # fade · (x̂ − shrink · x)
             block.write(values)
         if not moments.square.isfinite().all():
@@ -247,29 +249,46 @@ class DHSPG(GroupSparseOptimizer):
         return self._speed * moments.square.sum() / moments.scaled_square.sum().clamp_min(1e-30)
 
     def own_state(self) -> dict[str, Any]:
-        """αλ of the current period, and inside a stride the active ZIGs as they were when it began."""
-        period = self.schedule.period(self._steps)
-        inside = period is not None and self._taken(period, self._steps) > 1
-        return {"speed": self._speed, "before": list(self._rows.before) if inside else []}
+        """αλ of the current period, and inside a stride the active ZIGs as they were when it began.
+
+        Where ``torch.distributed`` is used, there is a place for them at any step: its checkpoints fill what is there.
+        """
+        window = Period(0, -(-(self.schedule.end - self.schedule.start) // self.schedule.periods), 1.0)
+        wanted = self._inside() or (is_distributed() and self._stride(window) > 1)
+        return {"speed": self._speed, "before": self._rows.before_by_name() if wanted else {}}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Take up ``own_state()``."""
         self._speed = state["speed"]
-        self._rows.restore_before(state["before"])
+        if self._inside():
+            if not state["before"]:
+                raise SettingsError(
+                    "this state was saved inside a stride, and does not tell where that began: call "
+                    "torch.distributed.init_process_group before the state dict is made that a checkpoint is loaded "
+                    "into, or train with stride=1"
+                )
+            self._rows.restore_before(state["before"])
+
+    def _inside(self) -> bool:
+        """Whether the next step continues a stride."""
+        period = self.schedule.period(self._steps)
+        return period is not None and self._taken(period, self._steps) > 1
 
 
 def _moments(rows: Rows, moved: list[Tensor], rates: dict[int, Any]) -> Moments:
     """Inner products of the active variables with their effective gradient (x − x̂)/α."""
-    sums = torch.zeros(5, rows.count, dtype=rows.dtype, device=rows.device)
-    for block, values, step in zip(rows.blocks, rows.before, moved, strict=True):
-        rate = rates[id(block.tensor)]
-        inverse = torch.as_tensor(rate, dtype=sums.dtype).reciprocal().nan_to_num(posinf=0.0)
-        x, difference = block.rows(values).flatten(1), block.rows(step).flatten(1)
-        square = torch.linalg.vector_norm(x, dim=1).square()
-        gradient = (torch.linalg.vector_norm(difference, dim=1) * inverse).square()
-        dot = torch.linalg.vecdot(x, difference)
-        sums[:, block.zigs] += torch.stack((square, dot * inverse, gradient, dot, square * rate)).to(sums)
-    return Moments(*sums)
+
+    def parts() -> Iterator[Tensor]:
+        for block, values, step in zip(rows.blocks, rows.before, moved, strict=True):
+            rate = rates[id(block.tensor)]
+            inverse = torch.as_tensor(rate, dtype=rows.dtype).reciprocal().nan_to_num(posinf=0.0)
+            x, difference = block.rows(values).flatten(1), block.rows(step).flatten(1)
+            square = torch.linalg.vector_norm(x, dim=1).square()
+            gradient = (torch.linalg.vector_norm(difference, dim=1) * inverse).square()
+            dot = torch.linalg.vecdot(x, difference)
+            yield torch.stack((square, dot * inverse, gradient, dot, square * rate))
+
+    return Moments(*rows.sums(5, parts()))
 
 
 def _check(name: str, value: float | None, holds: bool, expected: str) -> None:

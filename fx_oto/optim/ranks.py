@@ -9,9 +9,14 @@ import torch.distributed as dist
 
 from fx_oto.core.errors import FxOtoError
 
-__all__ = ["of_first_rank"]
+__all__ = ["is_distributed", "of_first_rank"]
 
 _Value = TypeVar("_Value")
+
+
+def is_distributed() -> bool:
+    """Whether this process takes part in a group of processes."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def of_first_rank(compute: Callable[[], _Value]) -> _Value:
@@ -19,7 +24,7 @@ def of_first_rank(compute: Callable[[], _Value]) -> _Value:
 
     A measured latency differs from process to process, and so would what is chosen by it.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not is_distributed() or dist.get_world_size() == 1:
         return compute()
     sent: list[Any] = [None]
     if dist.get_rank() == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fx_oto.core.errors import SettingsError
-from fx_oto.core.fx_utils import tensor_names
+from fx_oto.core.fx_utils import is_sharded, tensor_names
 from fx_oto.optim.saliency import ZIGStatistics
-from fx_oto.zigs.families import Family
+from fx_oto.optim.shards import Shards, local
+from fx_oto.zigs.families import Family, Slot
 
 __all__ = ["Rows"]
 
@@ -22,55 +23,84 @@ _NONE = torch.zeros(0, dtype=torch.int64, device="cpu")
 
 @dataclass(eq=False)
 class _Block:
-    """One slot's entries of some of its family's ZIGs.
+    """One slot's entries of some of its family's ZIGs: those that this process holds.
+
+    Of a whole parameter each ZIG has as many; and of one that is sharded along another axis, too. Along the slot's own
+    axis some ZIGs may have none, for another process has them.
 
     Attributes:
         tensor: the parameter.
         dim: the slot's axis.
-        index: indices along it, ZIG by ZIG, shape ``(zigs · indices per ZIG,)``.
+        index: indices along it, of what this process holds, ZIG by ZIG, shape ``(entries,)``.
         zigs: the place of these ZIGs among all those that are looked at.
+        owner: of each index the position of its ZIG in that place, shape ``(entries,)``; None if each has as many.
     """
 
     tensor: Tensor
     dim: int
     index: Tensor
     zigs: slice
+    owner: Tensor | None
     _written: int = -1
+
+    @classmethod
+    def of(cls, tensor: Tensor, slot: Slot, mine: Tensor, zigs: slice, shards: Shards) -> _Block:
+        """The entries of the ZIGs ``mine``, by position in their family."""
+        index, owner = slot.index[mine], None
+        start, length = shards.span(tensor, slot.dim)
+        if length < tensor.size(slot.dim):
+            here = (index >= start) & (index < start + length)
+            index, owner = index[here] - start, here.nonzero()[:, 0].to(tensor.device)
+        return cls(tensor, slot.dim, index.reshape(-1).to(tensor.device), zigs, owner)
 
     @property
     def changed(self) -> bool:
-        """Whether the parameter may differ from what was written last."""
-        return bool(self.tensor._version != self._written)
+        """Whether the parameter may differ from what was written last; of a part of it nobody counts the changes."""
+        return is_sharded(self.tensor) or bool(self.tensor._version != self._written)
 
     def read(self, source: Tensor, out: Tensor | None = None) -> Tensor:
         """Gather this block's entries of ``source``, in at least float32."""
-        source = _real(source)
+        source = _real(local(source, like=self.tensor))
         if out is not None and out.dtype == source.dtype:
             return torch.index_select(source, self.dim, self.index, out=out)
         values = source.index_select(self.dim, self.index)
         return values.to(_arithmetic(values)) if out is None else out.copy_(values)
 
     def rows(self, values: Tensor) -> Tensor:
-        """A view of what ``read`` returns, ``(zigs, …)``."""
-        count = self.zigs.stop - self.zigs.start
-        view: Tensor = values.unflatten(self.dim, (count, -1)).movedim(self.dim, 0)
+        """A view of what ``read`` returns, ``(rows, …)``: a row for each ZIG, or for each entry that has an owner."""
+        zigs = self.zigs.stop - self.zigs.start
+        shape = (zigs, len(self.index) // zigs) if self.owner is None else (len(self.owner), 1)
+        view: Tensor = values.unflatten(self.dim, shape).movedim(self.dim, 0)
         return view
 
-    def per_zig(self, vector: Tensor) -> Tensor:
+    def per_row(self, vector: Tensor) -> Tensor:
         """This block's part of a vector over all ZIGs, shaped to broadcast with ``rows``."""
         part = vector[self.zigs].to(self.tensor.device, non_blocking=True)
-        return part.view(-1, *(1,) * _real(self.tensor).ndim)
+        part = part if self.owner is None else part[self.owner]
+        return part.view(-1, *(1,) * _real(local(self.tensor)).ndim)
+
+    def add(self, sums: Tensor, parts: Tensor) -> None:
+        """Add what belongs to the rows, ``(lines, rows)``, to sums over all ZIGs, ``(lines, zigs)``."""
+        place, parts = sums[:, self.zigs], parts.to(sums)
+        if self.owner is None:
+            place += parts
+        else:
+            place.index_add_(1, self.owner.to(sums.device), parts)
 
     def write(self, values: Tensor) -> None:
         """Put back what ``read`` returned."""
-        real = _real(self.tensor)
-        real.index_copy_(self.dim, self.index, values.to(real.dtype))
-        if values.dtype == real.dtype:  # else it was rounded
+        if self.put(values, self.tensor):  # else it was rounded
             self._written = self.tensor._version
+
+    def put(self, values: Tensor, target: Tensor) -> bool:
+        """Put what ``read`` returned into a tensor of the parameter's shape; says if it is there as it was."""
+        real = _real(local(target))
+        real.index_copy_(self.dim, self.index, values.to(real.dtype))
+        return values.dtype == real.dtype
 
     def clear(self, target: Tensor) -> None:
         """Set the entries of a tensor of the parameter's shape to zero."""
-        target.index_fill_(self.dim, self.index, 0)
+        local(target).index_fill_(self.dim, self.index, 0)
 
 
 class Rows:
@@ -89,6 +119,7 @@ class Rows:
         tensors = tensor_names(gm)
         self._families = families
         self._tensors = [[tensors[slot.tensor] for slot in family.variables] for family in families]
+        self._shards = Shards(tensors)
         none = [_NONE] * len(families)
         self.restore(none, gone or none)
 
@@ -107,6 +138,11 @@ class Rows:
         """In which vectors over ZIGs are kept."""
         return _arithmetic(self._tensors[0][0])
 
+    @property
+    def sharded(self) -> bool:
+        """Whether this process holds but a part of some of the model's tensors."""
+        return self._shards.here
+
     def restore(self, active: Sequence[Tensor], gone: Sequence[Tensor]) -> None:
         """Make these the active and the gone ZIGs."""
         self.active, self.gone = [part.cpu() for part in active], [part.cpu() for part in gone]
@@ -114,6 +150,18 @@ class Rows:
         self.blocks, self._dead = self._blocks(self.active), self._blocks(self.gone)
         self.before: list[Tensor] = []
         self._moved: list[Tensor] = []
+
+    def phases(self) -> list[Tensor]:
+        """For each family 1 for the active ZIGs, 2 for those that are gone, 0 for all others: shape ``(zigs,)``."""
+        none = [torch.zeros(len(family), dtype=torch.uint8) for family in self._families]
+        return [
+            phase.index_fill(0, active, 1).index_fill(0, gone, 2).to(self.device)
+            for phase, active, gone in zip(none, self.active, self.gone, strict=True)
+        ]
+
+    def restore_phases(self, phases: Sequence[Tensor]) -> None:
+        """Take up what ``phases`` has returned."""
+        self.restore(*([(phase == which).nonzero()[:, 0] for phase in phases] for which in (1, 2)))
 
     def activate(self, chosen: Sequence[Tensor]) -> None:
         """Make active those of the chosen ZIGs that are not gone yet."""
@@ -154,10 +202,8 @@ class Rows:
                 f"project expects a copy of the model, with {lost!r} of shape {tuple(wanted[lost].shape)}; this "
                 f"{type(module).__name__} {found}"
             )
-        names = {id(tensor): name for name, tensor in wanted.items()}
-        for block in self._dead:
-            target = tensors[prefix + names[id(block.tensor)]]
-            target.index_fill_(block.dim, block.index.to(target.device), 0)
+        for block in self._blocks(self.gone, {id(one): tensors[prefix + name] for name, one in wanted.items()}):
+            block.clear(block.tensor)
 
     def keep_zero(self) -> None:
         """Undo what the base's step did to the ZIGs that are gone."""
@@ -178,9 +224,24 @@ class Rows:
             if block.changed:
                 block.read(block.tensor, out=values)
 
-    def restore_before(self, before: Sequence[Tensor]) -> None:
-        """Take up ``before`` from a checkpoint."""
-        self.before = [values.to(block.tensor.device) for block, values in zip(self.blocks, before, strict=False)]
+    def before_by_name(self) -> dict[str, Tensor]:
+        """``before`` for a checkpoint, in tensors of the parameters' shapes and layouts, zero elsewhere."""
+        named = {name: torch.zeros_like(tensor, requires_grad=False) for name, tensor in self.named().items()}
+        names = {id(tensor): name for name, tensor in self.named().items()}
+        for block, values in zip(self.blocks, self.before, strict=False):
+            block.put(values, named[names[id(block.tensor)]])
+        return named
+
+    def restore_before(self, before: Mapping[str, Tensor]) -> None:
+        """Take up what ``before_by_name`` has returned."""
+        names = {id(tensor): name for name, tensor in self.named().items()}
+        saved = [before[names[id(block.tensor)]].to(block.tensor.device) for block in self.blocks]
+        if any(is_sharded(one) != is_sharded(block.tensor) for one, block in zip(saved, self.blocks, strict=True)):
+            raise SettingsError(
+                "this state is of whole tensors, and the parameters are sharded, or the other way round: load it by "
+                "torch.distributed.checkpoint.state_dict.set_state_dict, with full_state_dict=True if it is whole"
+            )
+        self.before = [block.read(one) for one, block in zip(saved, self.blocks, strict=True)]
 
     def moved(self) -> list[Tensor]:
         """``before`` less the active variables as they are now."""
@@ -188,6 +249,15 @@ class Rows:
         for block, before, out in zip(self.blocks, self.before, self._moved, strict=True):
             torch.sub(before, block.read(block.tensor, out=out), out=out)
         return self._moved
+
+    def sums(self, lines: int, parts: Iterable[Tensor]) -> Tensor:
+        """Sums over the variables of each active ZIG, of all processes together: shape ``(lines, count)``.
+
+        Args:
+            lines: how many different sums.
+            parts: of each block, what its rows add to them, shape ``(lines, rows)``.
+        """
+        return self._sums(self.blocks, self.count, lines, parts)
 
     def scale(self, factor: float) -> None:
         """Multiply the active variables."""
@@ -202,33 +272,60 @@ class Rows:
         Args:
             sign: by ``id`` of a parameter, −1 where the loss is maximised.
         """
-        found = []
-        for family, tensors, alive in zip(self._families, self._tensors, self.alive(), strict=True):
-            sums = torch.zeros(3, len(family), dtype=self.dtype, device=self.device)
-            for slot, tensor in zip(family.variables, tensors, strict=True):
-                block = _Block(tensor, slot.dim, slot.index.reshape(-1).to(tensor.device), slice(0, len(family)))
-                x = block.rows(block.read(tensor)).flatten(1)
-                g = torch.zeros_like(x)
-                if tensor.grad is not None:
-                    g = block.rows(block.read(tensor.grad.to_dense())).flatten(1) * sign.get(id(tensor), 1.0)
-                sums += torch.stack([(x * x).sum(1), (x * g).sum(1), (g * g).sum(1)]).to(sums)
-            found.append(ZIGStatistics.of(sums[0], sums[1], sums[2], alive, family))
-        return found
+        everything = self._blocks([torch.arange(len(family)) for family in self._families])
+        sizes = [len(family) for family in self._families]
+        sums = self._sums(everything, sum(sizes), 3, _products(everything, sign)).split(sizes, dim=1)
+        families = zip(sums, self.alive(), self._families, strict=True)
+        return [ZIGStatistics.of(mine[0], mine[1], mine[2], alive, family) for mine, alive, family in families]
+
+    @torch.no_grad()
+    def keep_gone(self, gone: Sequence[Tensor]) -> None:
+        """Make those of these ZIGs gone that are zero in every variable."""
+        everything = self._blocks([torch.arange(len(family)) for family in self._families])
+        sizes = [len(family) for family in self._families]
+        counts = ((block.rows(block.read(block.tensor)).flatten(1) != 0).sum(1)[None] for block in everything)
+        found = self._sums(everything, sum(sizes), 1, counts).cpu().split(sizes, dim=1)
+        zero = [mine[0] == 0 for mine in found]
+        self.restore(self.active, [part[flags[part]] for part, flags in zip(gone, zero, strict=True)])
+
+    def anywhere(self, flag: bool) -> bool:
+        """Whether a flag is set on any of the processes that hold the variables."""
+        return bool(self._shards.sum(torch.tensor([float(flag)], device=self.device)).any())
+
+    def _sums(self, blocks: Sequence[_Block], count: int, lines: int, parts: Iterable[Tensor]) -> Tensor:
+        sums = torch.zeros(lines, count, dtype=self.dtype, device=self.device)
+        for block, part in zip(blocks, parts, strict=True):
+            if self._shards.counts(block.tensor):
+                block.add(sums, part)
+        return self._shards.sum(sums)
 
     def alive(self) -> list[Tensor]:
         """For each family, which ZIGs are not gone: bool, shape ``(zigs,)``."""
         kept = [torch.ones(len(family), dtype=torch.bool) for family in self._families]
         return [alive.index_fill(0, gone, False).to(self.device) for alive, gone in zip(kept, self.gone, strict=True)]
 
-    def _blocks(self, zigs: Sequence[Tensor]) -> list[_Block]:
+    def _blocks(self, zigs: Sequence[Tensor], instead: Mapping[int, Tensor] | None = None) -> list[_Block]:
+        """Blocks of ZIGs, by position in their families; ``instead`` has other tensors, by ``id`` of the variables."""
         blocks, start = [], 0
         for family, tensors, mine in zip(self._families, self._tensors, zigs, strict=True):
             place = slice(start, start + len(mine))
             start = place.stop
             for slot, tensor in zip(family.variables, tensors, strict=True):
                 if len(mine):
-                    blocks.append(_Block(tensor, slot.dim, slot.index[mine].reshape(-1).to(tensor.device), place))
+                    target = tensor if instead is None else instead[id(tensor)]
+                    blocks.append(_Block.of(target, slot, mine, place, self._shards))
         return blocks
+
+
+def _products(blocks: Iterable[_Block], sign: Mapping[int, float]) -> Iterator[Tensor]:
+    """Of each block ‖x‖², ⟨x, g⟩ and ‖g‖² of its rows, g being the gradient: shape ``(3, rows)``."""
+    for block in blocks:
+        x = block.rows(block.read(block.tensor)).flatten(1)
+        g = torch.zeros_like(x)
+        if (gradient := block.tensor.grad) is not None:
+            dense = gradient if is_sharded(gradient) else gradient.to_dense()
+            g = block.rows(block.read(dense)).flatten(1) * sign.get(id(block.tensor), 1.0)
+        yield torch.stack([(x * x).sum(1), (x * g).sum(1), (g * g).sum(1)])
 
 
 def _alike(tensor: Tensor, other: Tensor | None) -> bool:
@@ -249,4 +346,5 @@ def _buffers(base: Optimizer, tensor: Tensor) -> list[Tensor]:
     """What the base keeps for each entry of a parameter, such as momentum."""
     state: dict[str, Any] = base.state.get(tensor, {})
     values = [value for value in state.values() if isinstance(value, Tensor)]
-    return [value for value in values if value.shape == tensor.shape and value.ndim]
+    alike = [value for value in values if value.shape == tensor.shape and value.ndim]
+    return [value for value in alike if is_sharded(value) == is_sharded(tensor)]

@@ -11,7 +11,7 @@ from torch import Tensor
 from fx_oto.core.errors import SettingsError
 from fx_oto.zigs.families import Family
 
-__all__ = ["CRITERIA", "Criterion", "ZIGStatistics", "criterion"]
+__all__ = ["CRITERIA", "MEANS", "Criterion", "ZIGStatistics", "criterion"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +72,13 @@ class ZIGStatistics:
         """‖x‖ (root mean square over the mini-batches), shape ``(zigs,)``."""
         return self.square.sqrt()
 
-    def means(self) -> dict[str, Tensor]:
-        """The means by name."""
-        return {
-            field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("alive", "family")
-        }
+    def means(self) -> Tensor:
+        """The means, one above the other in the order of the attributes: shape ``(6, zigs)``."""
+        return torch.stack([getattr(self, name) for name in MEANS])
 
+
+# Of a ``ZIGStatistics``, in the order of its attributes.
+MEANS = tuple(field.name for field in fields(ZIGStatistics) if field.name not in ("alive", "family"))
 
 Criterion = Callable[[Sequence[ZIGStatistics]], Sequence[Tensor]]
 

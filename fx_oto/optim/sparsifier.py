@@ -16,13 +16,13 @@ from torch.fx import GraphModule
 from torch.optim import Optimizer
 
 from fx_oto.core.context import Context
-from fx_oto.core.errors import InputError, SettingsError, TrainingError
-from fx_oto.core.fx_utils import check_whole, tensor_names
+from fx_oto.core.errors import InputError, SettingsError
+from fx_oto.core.fx_utils import tensor_names
 from fx_oto.core.patterns import patterns_in
 from fx_oto.core.progress import StepsBar
 from fx_oto.core.tables import counted
 from fx_oto.framework.trajectory import Trajectory
-from fx_oto.optim.checks import build_base, check_covered, check_keywords, check_unchanged, warn_of_idle
+from fx_oto.optim import checks
 from fx_oto.optim.choice import Choice
 from fx_oto.optim.limits import Limits, PerFamily
 from fx_oto.optim.ranks import of_first_rank
@@ -30,7 +30,7 @@ from fx_oto.optim.rows import Rows
 from fx_oto.optim.saliency import Criterion, criterion
 from fx_oto.optim.schedule import Period, Schedule
 from fx_oto.optim.targets import find_target, in_words
-from fx_oto.zigs.partition import Partition, partition
+from fx_oto.zigs.partition import partition
 
 __all__ = ["GroupSparseOptimizer"]
 
@@ -92,13 +92,13 @@ class GroupSparseOptimizer(Optimizer, ABC):
         **base_kwargs: Any,
     ) -> None:
         own = [name for name in type(self).__signature__.parameters if name not in ("gm", "base_kwargs")]
-        check_keywords(type(self).__name__, base, base_kwargs, own)
-        check_whole(gm, type(self).__name__)
-        self.zigs = partition(gm)
-        check_unchanged(self.zigs, tensor_names(gm))
+        checks.check_keywords(type(self).__name__, base, base_kwargs, own)
         context = Context.of(gm)
         if context.original is not None:
+            context.original.share_shards(gm)
             context.original.check_shared(gm)
+        self.zigs = partition(gm)
+        checks.check_unchanged(self.zigs, tensor_names(gm))
         periods = self._PERIODS if periods is None else periods
         self.schedule = Schedule.of(total_steps, start_step, end_step, periods, self._END_AT)
         self.saliency_batches = self._BATCHES if saliency_batches is None else saliency_batches
@@ -120,12 +120,14 @@ class GroupSparseOptimizer(Optimizer, ABC):
         given = (min_kept, max_group_sparsity, round_to, patterns_in(uniform))
         self._choice = Choice(gm, self.zigs, self.target, score, unprunable, prune_frozen, given)
         alone = self._choice.alone
-        self.base = build_base(base, gm, base_kwargs)
-        check_covered(gm, [family for family, keep in zip(families, alone, strict=True) if not keep], self.base)
+        self.base = checks.build_base(base, gm, base_kwargs)
+        checks.check_covered(gm, [family for family, keep in zip(families, alone, strict=True) if not keep], self.base)
         super().__init__(self.base.param_groups, self.base.defaults)
         self.param_groups, self.state = self.base.param_groups, self.base.state
         earlier = context.results.get(Trajectory)
-        self._gm, self._rows = gm, Rows(gm, families, _still_zero(self.zigs, earlier))
+        self._gm, self._rows = gm, Rows(gm, families)
+        if earlier is not None and len(earlier.gone) == len(families):
+            self._rows.keep_gone(earlier.gone)
         self._steps = 0
         self._idle = {name: p for name, p in gm.named_parameters() if p.requires_grad}
         self._loss: Tensor | float | None = None
@@ -163,7 +165,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
 
     def __repr__(self) -> str:
         """The target, the window, what is reached, then the base optimizer's groups."""
-        window, left = self.schedule, self._left(self.zigs.removed())
+        window, left = self.schedule, self._left(self._removed())
         lines = [
             f"{type(self).__name__} over {type(self.base).__name__} (",
             f"    target: {self.trajectory.asked}",
@@ -179,16 +181,25 @@ class GroupSparseOptimizer(Optimizer, ABC):
 
     @property
     def group_sparsity(self) -> float:
-        """The fraction of prunable ZIGs that are zero now."""
-        return self.zigs.group_sparsity()
+        """The fraction of prunable ZIGs that are zero now; of a sharded model, that this optimizer has made zero."""
+        return float(self._removed().sum()) / self.zigs.num_zigs
 
     def reached(self) -> dict[str, float]:
-        """What zero ZIGs make of the model now: group sparsity, and fractions of params and MACs that would be left."""
-        removed = self.zigs.removed()
+        """What zero ZIGs make of the model now: group sparsity, and fractions of params and MACs that would be left.
+
+        Of a sharded model those count that this optimizer has made zero, so that any process may ask alone.
+        """
+        removed = self._removed()
         found = self._left(removed)
         if self.target.name not in found:
             found[self.target.name] = self.target.fraction(removed)
         return found
+
+    def _removed(self) -> Tensor:
+        """How many ZIGs of each family are zero, or known to be."""
+        if self._rows.sharded:
+            return torch.tensor([len(gone) for gone in self._rows.gone])
+        return self.zigs.removed()
 
     def _left(self, removed: Tensor) -> dict[str, float]:
         return {
@@ -257,11 +268,10 @@ class GroupSparseOptimizer(Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = self._loss = closure()
-        if all(p.grad is None for group in self.param_groups for p in group["params"]):
-            raise TrainingError(
-                "no parameter has a gradient: call backward() before step(); is the model that was trained the "
-                "one given to prepare?"
-            )
+        checks.check_gradients(self.param_groups)
+        if checks.is_rehearsal(self.param_groups, self._rows.anywhere):
+            self.base.step()
+            return loss
         self._attach()
         now = self._steps
         if now <= self.schedule.start:
@@ -278,7 +288,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
                 if self._choice.make(self._rows, self.param_groups, period.done, now, late):
                     self.begin(self._rows, period)
             if now == self.schedule.start:
-                warn_of_idle(self._idle, sum(p.requires_grad for p in self._gm.parameters()))
+                checks.warn_of_idle(self._idle, sum(p.requires_grad for p in self._gm.parameters()))
             self.prune(self._rows, period, now)
         self._rows.keep_zero()
         if period is not None and now + 1 == period.end:
@@ -335,22 +345,26 @@ class GroupSparseOptimizer(Optimizer, ABC):
             super().add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """The base's state and, under the key ``"zigs"``, everything else that a training needs to be resumed."""
+        """The base's state and, in its first param group under ``"zigs"``, all else that resuming needs.
+
+        There it is found by whatever knows of optimizers' states, as ``torch.distributed.checkpoint.state_dict`` does.
+        """
         own = {
             "settings": self._settings(),
             "step": self._steps,
-            "active": list(self._rows.active),
-            "gone": list(self._rows.gone),
-            **self._choice.state(),
+            "phases": self._rows.phases(),
+            **self._choice.state(self._rows),
             "trajectory": self.trajectory.state(),
             **self.own_state(),
         }
-        return {**self.base.state_dict(), _KEY: own}
+        state = self.base.state_dict()
+        first, *others = state["param_groups"]
+        return {**state, "param_groups": [{**first, _KEY: own}, *others]}
 
     def _settings(self) -> dict[str, Any]:
         """What a state must have been saved with."""
-        schedule = (self.schedule.start, self.schedule.end, self.schedule.periods)
-        return {"optimizer": type(self).__name__, "target": (self.target.name, self.target.left), "window": schedule}
+        schedule = [self.schedule.start, self.schedule.end, self.schedule.periods]
+        return {"optimizer": type(self).__name__, "target": [self.target.name, self.target.left], "window": schedule}
 
     def own_state(self) -> dict[str, Any]:
         """What a subclass adds to the state."""
@@ -366,33 +380,18 @@ class GroupSparseOptimizer(Optimizer, ABC):
         Raises:
             SettingsError: the state is not that of such an optimizer, or of this model.
         """
-        if _KEY not in state_dict:
+        first, *others = state_dict.get("param_groups") or [{}]
+        if _KEY not in first:
             raise SettingsError(f"this state was not saved by {type(self).__name__}: the key {_KEY!r} is missing")
-        own = state_dict[_KEY]
-        if len(own["gone"]) != len(self.zigs.families):
-            raise SettingsError(
-                f"this state has {len(own['gone'])} families, the model has {len(self.zigs.families)}: it is "
-                "another model's"
-            )
-        settings = self._settings()
-        if own["settings"] != settings:
-            raise SettingsError(
-                f"this state was saved by an optimizer with {own['settings']}, this one has {settings}: to resume, "
-                "build it with the same target and the same steps"
-            )
-        self.base.load_state_dict({key: value for key, value in state_dict.items() if key != _KEY})
+        own = first[_KEY]
+        checks.check_state(own, self._settings(), len(self.zigs.families))
+        groups = [{key: value for key, value in first.items() if key != _KEY}, *others]
+        self.base.load_state_dict({**state_dict, "param_groups": groups})
         self.param_groups, self.state = self.base.param_groups, self.base.state
         self._steps = own["step"]
         self._choice.restore(own, self._rows.device)
-        self._rows.restore(own["active"], own["gone"])
+        self._rows.restore_phases(own["phases"])
         self.trajectory.restore(own["trajectory"])
         self.trajectory.steps, self.trajectory.gone = self._steps, self._rows.gone
         self.load_own_state(own)
         self._attach()
-
-
-def _still_zero(zigs: Partition, earlier: Trajectory | None) -> list[Tensor]:
-    """For each family the positions of the ZIGs that an earlier training has made zero, and that are zero."""
-    if earlier is None or len(earlier.gone) != len(zigs.families):
-        return []
-    return [gone[zero[gone]] for gone, zero in zip(earlier.gone, zigs.zeros(), strict=True)]

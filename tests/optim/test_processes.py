@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from support import in_processes
-from torch import nn
 
 import fx_oto
 
@@ -63,24 +61,3 @@ def test_two_processes_train_as_one_does(tmp_path):
     assert all(map(torch.equal, first["zeros"], fx_oto.partition(gm).zeros()))
     for name, value in net.state_dict().items():
         torch.testing.assert_close(first["weights"][name], value, rtol=1e-9, atol=1e-12)
-
-
-def test_sharded_parameters_are_refused_in_words():
-    from torch.distributed.fsdp import fully_shard
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    gm = fx_oto.prepare(net, torch.randn(2, 4))
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
-    try:
-        fully_shard(net, mesh=dist.init_device_mesh("cpu", (2,)))
-    finally:
-        dist.destroy_process_group()
-    tasks = {
-        "DHSPG": lambda: fx_oto.DHSPG(gm, lr=0.1, target_group_sparsity=0.5, total_steps=20),
-        "slicing": lambda: fx_oto.compress(gm),
-        "prepare": lambda: fx_oto.prepare(net, torch.randn(2, 4)),
-    }
-    for name, task in tasks.items():
-        with pytest.raises(fx_oto.InputError, match=rf"{name} needs whole tensors, but 4 .* such as '0.weight' .*Data"):
-            task()

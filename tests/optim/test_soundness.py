@@ -105,7 +105,7 @@ def test_a_state_of_other_settings_is_refused(options):
     before = copy.deepcopy(other.state_dict())
     with pytest.raises(fx_oto.SettingsError, match="build it with the same target and the same steps"):
         other.load_state_dict(optimizer.state_dict())
-    assert other.state_dict()["zigs"]["step"] == before["zigs"]["step"]
+    assert str(other.state_dict()) == str(before)
 
 
 def test_the_state_of_another_optimizer_is_refused():
