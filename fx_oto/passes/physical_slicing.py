@@ -65,6 +65,15 @@ class SlicingPlan(Tabular):
     cuts: Cuts
     kept_back: tuple[str, ...] = ()
 
+    def left_of(self, name: str, tensor: Tensor) -> Tensor:
+        """What is left of a tensor of the full model, such as a parameter or its gradient.
+
+        Args:
+            name: of the parameter or buffer.
+            tensor: of its full size, shape ``(…)``; each axis that was cut loses what the axis has lost.
+        """
+        return _select(tensor, {dim: index for (cut, dim), index in self.kept.items() if cut == name})
+
     def to_dict(self) -> dict[str, Any]:
         """``axes``, each tensor, dim, size, and the list ``kept`` of its indices; ``kept_back``."""
         axes = [
@@ -252,9 +261,7 @@ def _sliced_copy(gm: GraphModule, plan: SlicingPlan) -> GraphModule:
 
 
 def _cut_tensor(tensor: Tensor, name: str, plan: SlicingPlan) -> Tensor:
-    data = _select(
-        tensor.detach(), {dim: plan.kept[name, dim] for dim in range(tensor.ndim) if (name, dim) in plan.kept}
-    )
+    data = plan.left_of(name, tensor.detach())
     return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
 
 
