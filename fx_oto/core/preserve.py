@@ -283,11 +283,12 @@ class Dice:
     def __init__(self, torchs: bool = True, of: nn.Module | None = None) -> None:
         self._torchs = torchs
         held = () if of is None else (*of.parameters(), *of.buffers())
-        self._devices = {tensor.device for tensor in held if tensor.device.type not in ("cpu", "meta")}
+        devices = {tensor.device for tensor in held if tensor.device.type not in ("cpu", "meta")}
+        self._devices = [device for device in devices if hasattr(torch.get_device_module(device), "get_rng_state")]
         self._states, self._on_devices = self._now(), self._now_on_devices()
 
     def _now_on_devices(self) -> dict[torch.device, Tensor]:
-        return {device: torch.get_device_module(device).get_rng_state(device) for device in self._devices}
+        return {device: torch.get_device_module(device).get_rng_state(*_which(device)) for device in self._devices}
 
     def _now(self) -> tuple[Tensor, Any, Any]:
         numpy: Any = sys.modules.get("numpy")
@@ -309,10 +310,15 @@ class Dice:
         if self._torchs:
             torch.random.set_rng_state(state)
         for device, there in self._on_devices.items():
-            torch.get_device_module(device).set_rng_state(there, device)
+            torch.get_device_module(device).set_rng_state(there, *_which(device))
         random.setstate(python)
         if drawn:
             sys.modules["numpy"].random.set_state(drawn)
+
+
+def _which(device: torch.device) -> tuple[torch.device, ...]:
+    """How a device is given to what reads its generator: there is one of a Mac, and it is not named."""
+    return () if device.type == "mps" else (device,)
 
 
 def _differ(one: Any, other: Any) -> bool:

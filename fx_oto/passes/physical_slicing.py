@@ -284,10 +284,10 @@ def _select(tensor: Tensor, kept: dict[int, Tensor]) -> Tensor:
 def _contribution(gm: GraphModule, cuts: Cuts, node: Node, adjustment: Adjustment) -> Tensor:
     """Sum what the removed channels, each worth a constant, contributed to each kept output of a linear node."""
     parameter: Any = None if node.op == "call_module" else [*node.args[1:], node.kwargs.get("weight")][0]
-    weight = gm.get_parameter(f"{node.target}.weight" if parameter is None else str(parameter.target)).detach()
-    name = next(name for name, tensor in gm.named_parameters() if tensor.data_ptr() == weight.data_ptr())
+    weight = gm.get_parameter(f"{node.target}.weight" if parameter is None else str(parameter.target))
+    name = next(name for name, tensor in gm.named_parameters() if tensor is weight)
     gone = ~cuts.kept_labels(adjustment.labels)
-    columns = weight[:, gone.to(weight.device)]
+    columns = weight.detach()[:, gone.to(weight.device)]
     columns = columns.flatten(2).sum(-1) if columns.ndim > 2 else columns
     total = columns @ adjustment.removed[gone].to(columns)
     index = cuts.axes.get((name, 0))
