@@ -18,7 +18,12 @@ from fx_oto.zigs.families import Family
 __all__ = ["Rows"]
 
 # The integers of the same width as numbers.
-_BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
+_BITS = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+}
 _NONE = torch.zeros(0, dtype=torch.int64, device="cpu")
 
 
