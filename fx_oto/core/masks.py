@@ -48,7 +48,7 @@ class Masks(nn.Module):
         mask = self.of(family)
         if index is not None:
             mask = torch.cat([mask.new_ones(1), mask])[index]
-        return (value.movedim(dim, -1) * mask.to(value.dtype)).movedim(-1, dim)
+        return (value.movedim(dim, -1) * mask.to(value)).movedim(-1, dim)  # of a model on several devices, too
 
     def of(self, family: int) -> Tensor:
         """The mask of a family."""

@@ -232,15 +232,13 @@ def kept(module: nn.Module) -> Iterator[Callable[[], None]]:
         Attributes of modules are restored at the end only.
     """
     tensors = [_Kept(tensor) for tensor in (*module.parameters(), *module.buffers())]
-    dice, devices = Dice(), _device_states(module)
+    dice = Dice(of=module)
 
     @torch.no_grad()
     def put_back() -> None:
         for tensor in tensors:
             tensor.put_back()
         dice.put_back()
-        for device, state in devices.items():
-            torch.get_device_module(device).set_rng_state(state, device)
 
     with unchanged(module):
         try:
@@ -274,25 +272,23 @@ class _Kept:
         return not same or now.data_ptr() != then.data_ptr()
 
 
-def _device_states(module: nn.Module) -> dict[torch.device, Any]:
-    devices = {tensor.device for tensors in (module.parameters(), module.buffers()) for tensor in tensors}
-    return {
-        device: torch.get_device_module(device).get_rng_state(device)
-        for device in devices
-        if device.type not in ("cpu", "meta")
-    }
-
-
 class Dice:
     """The states of the generators of torch, of Python and of NumPy, as they are now.
 
     Args:
         torchs: include torch's generator, from which other threads may draw as well.
+        of: include the generators of the devices that this module is on.
     """
 
-    def __init__(self, torchs: bool = True) -> None:
+    def __init__(self, torchs: bool = True, of: nn.Module | None = None) -> None:
         self._torchs = torchs
-        self._states = self._now()
+        held = () if of is None else (*of.parameters(), *of.buffers())
+        devices = {tensor.device for tensor in held if tensor.device.type not in ("cpu", "meta")}
+        self._devices = [device for device in devices if hasattr(torch.get_device_module(device), "get_rng_state")]
+        self._states, self._on_devices = self._now(), self._now_on_devices()
+
+    def _now_on_devices(self) -> dict[torch.device, Tensor]:
+        return {device: torch.get_device_module(device).get_rng_state(*_which(device)) for device in self._devices}
 
     def _now(self) -> tuple[Tensor, Any, Any]:
         numpy: Any = sys.modules.get("numpy")
@@ -304,6 +300,8 @@ class Dice:
         mine, now = self._states, self._now()
         if (self._torchs and not torch.equal(mine[0], now[0])) or mine[1] != now[1]:
             return True
+        if any(not torch.equal(state, self._on_devices[device]) for device, state in self._now_on_devices().items()):
+            return True
         return any(_differ(*pair) for pair in zip(mine[2], now[2], strict=True))
 
     def put_back(self) -> None:
@@ -311,9 +309,16 @@ class Dice:
         state, python, drawn = self._states
         if self._torchs:
             torch.random.set_rng_state(state)
+        for device, there in self._on_devices.items():
+            torch.get_device_module(device).set_rng_state(there, *_which(device))
         random.setstate(python)
         if drawn:
             sys.modules["numpy"].random.set_state(drawn)
+
+
+def _which(device: torch.device) -> tuple[torch.device, ...]:
+    """How a device is given to what reads its generator: there is one of a Mac, and it is not named."""
+    return () if device.type == "mps" else (device,)
 
 
 def _differ(one: Any, other: Any) -> bool:

@@ -263,5 +263,5 @@ def channel_dim(edit: Editor, node: Node, weight_ndim: int) -> int:
 def add_folded(edit: Editor, node: Node, contribution: Tensor) -> None:
     """Add what removed input channels contributed to the outputs, shape ``(outputs,)``."""
     spatial = 0 if op_name(node).lower() == "linear" else len(edit.shape(node)) - 2
-    constant = edit.constant("folded", contribution.reshape(-1, *[1] * spatial), node.next)
+    constant = edit.constant("folded", contribution.reshape(-1, *[1] * spatial), node.next, node)
     edit.adopt(edit.append(node, torch.add, constant), node)

@@ -13,7 +13,7 @@ from torch.fx.node import map_arg
 
 from fx_oto.analysis.labels import Layer
 from fx_oto.core.errors import SlicingError
-from fx_oto.core.fx_utils import described
+from fx_oto.core.fx_utils import described, tensor_leaves
 from fx_oto.zigs.cuts import Cuts
 
 __all__ = ["Cut", "Editor", "Handler"]
@@ -36,6 +36,7 @@ class Editor:
         self.nodes = {node.name: node for node in gm.graph.nodes}
         self._origins: dict[Node, str] = {}
         self._constants = _constant_nodes(gm.graph)
+        self._devices = _moved_to(gm)
 
     def cut(self, node: Any) -> Cut:
         """Kept indices, by dimension, of a node's tensor value."""
@@ -96,11 +97,11 @@ class Editor:
         name = self._origins.get(node, node.name)
         return name if self.nodes.get(name) is node else None
 
-    def constant(self, name: str, tensor: Tensor, before: Node) -> Node:
-        """A buffer of the compact module."""
-        device = next((t.device for t in (*self.gm.parameters(), *self.gm.buffers())), None)
+    def constant(self, name: str, tensor: Tensor, before: Node, beside: Node) -> Node:
+        """A buffer of the compact module, on the device where the value of the node ``beside`` is now."""
+        device = next((leaf.device for leaf in tensor_leaves(beside.meta.get("val"))), None)
         target = f"_{name}_{before.name}"
-        self.gm.register_buffer(target, tensor.to(device))
+        self.gm.register_buffer(target, tensor.to(self._devices.get(device, device)))
         with self.graph.inserting_before(before):
             return self.graph.get_attr(target)
 
@@ -160,6 +161,21 @@ class Editor:
             return 0
         shape = self.shape(node)
         return len(self.cut(node)[dim]) if dim in self.cut(node) else shape[dim] if len(shape) > dim else 0
+
+
+def _moved_to(gm: GraphModule) -> dict[torch.device | None, torch.device]:
+    """For each device on which values were when the graph was captured, the one on which they are now."""
+    # Captured on the CPU and trained on a GPU: the value of a layer's node says "cpu", its parameters say "cuda:0".
+    found: dict[torch.device | None, torch.device] = {}
+    for node in gm.graph.nodes:
+        values = tensor_leaves(node.meta.get("val"))
+        if node.op == "call_module":
+            held = [*gm.get_submodule(str(node.target)).parameters(), *gm.get_submodule(str(node.target)).buffers()]
+        else:
+            held = tensor_leaves(attrgetter(str(node.target))(gm)) if node.op == "get_attr" else []
+        if values and held:
+            found.setdefault(values[0].device, held[0].device)
+    return found
 
 
 def _constant_nodes(graph: Graph) -> set[Node]:

@@ -145,16 +145,19 @@ class Choice:
             ZIGStatistics(**dict(zip(MEANS, mine / batches, strict=True)), alive=alive, family=family)
             for mine, alive, family in zip(sums, rows.alive(), families, strict=True)
         ]
-        if not all(bool(family.dot_square.isfinite().all()) for family in zigs):
+        if not torch.cat([family.dot_square for family in zigs]).isfinite().all():
             raise TrainingError(
                 f"the gradients, or the parameters, hold NaN or infinite values around step {step}, where ZIGs are to "
                 "be chosen: lower the learning rate, clip the gradients, or use a GradScaler in half precision"
             )
-        if not any(bool(family.gradient.any()) for family in zigs):
+        if not torch.cat([family.gradient for family in zigs]).any():
             raise TrainingError("no ZIG has a gradient at the start of pruning: is the prepared model being trained?")
-        scores = [score.detach().cpu() for score in self._saliency(zigs)]
+        scores = list(self._saliency(zigs))
         sizes = [tuple(score.shape) for score in scores]
-        if sizes != [(len(family),) for family in families] or any(score.isnan().any() for score in scores):
+        fit = sizes == [(len(family),) for family in families]
+        if fit:  # they come from the device in one piece
+            scores = list(torch.cat([score.detach() for score in scores]).cpu().split([len(f) for f in families]))
+        if not fit or any(score.isnan().any() for score in scores):
             raise SettingsError(
                 f"saliency must return a tensor of {len(families)} families' scores, one number for each ZIG and no "
                 f"NaN; expected shapes {[(len(f),) for f in families][:4]}…, found {sizes[:4]}…"

@@ -18,6 +18,13 @@ from fx_oto.zigs.families import Family, Slot
 
 __all__ = ["Rows"]
 
+# The integers of the same width as numbers.
+_BITS = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+}
 _NONE = torch.zeros(0, dtype=torch.int64, device="cpu")
 
 
@@ -42,6 +49,7 @@ class _Block:
     zigs: slice
     owner: Tensor | None
     _written: int = -1
+    _kept: Tensor | None = None
 
     @classmethod
     def of(cls, tensor: Tensor, slot: Slot, mine: Tensor, zigs: slice, shards: Shards) -> _Block:
@@ -100,7 +108,19 @@ class _Block:
 
     def clear(self, target: Tensor) -> None:
         """Set the entries of a tensor of the parameter's shape to zero."""
-        local(target).index_fill_(self.dim, self.index, 0)
+        target = local(target)
+        bits = _BITS.get(target.dtype)
+        if bits is None or 4 * len(self.index) < target.size(self.dim):
+            target.index_fill_(self.dim, self.index, 0)
+            return
+        # Where many go, one pass over all in a row is three times as fast as the indices; and unlike a product with 0,
+        # bits that are masked out are 0 of NaN and of infinity, too.
+        if self._kept is None or self._kept.dtype != bits or self._kept.device != target.device:
+            self._kept = torch.full((target.size(self.dim),), -1, dtype=bits, device=target.device)
+            self._kept.index_fill_(0, self.index, 0)
+        shape = [1] * target.ndim
+        shape[self.dim] = -1
+        target.view(bits).bitwise_and_(self._kept.view(shape))
 
 
 class Rows:

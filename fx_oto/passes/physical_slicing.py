@@ -65,6 +65,15 @@ class SlicingPlan(Tabular):
     cuts: Cuts
     kept_back: tuple[str, ...] = ()
 
+    def left_of(self, name: str, tensor: Tensor) -> Tensor:
+        """What is left of a tensor of the full model, such as a parameter or its gradient.
+
+        Args:
+            name: of the parameter or buffer.
+            tensor: of its full size, shape ``(…)``; each axis that was cut loses what the axis has lost.
+        """
+        return _select(tensor, {dim: index for (cut, dim), index in self.kept.items() if cut == name})
+
     def to_dict(self) -> dict[str, Any]:
         """``axes``, each tensor, dim, size, and the list ``kept`` of its indices; ``kept_back``."""
         axes = [
@@ -263,9 +272,7 @@ def _sliced_copy(gm: GraphModule, plan: SlicingPlan) -> GraphModule:
 
 
 def _cut_tensor(tensor: Tensor, name: str, plan: SlicingPlan) -> Tensor:
-    data = _select(
-        tensor.detach(), {dim: plan.kept[name, dim] for dim in range(tensor.ndim) if (name, dim) in plan.kept}
-    )
+    data = plan.left_of(name, tensor.detach())
     return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
 
 
@@ -288,10 +295,10 @@ def _select(tensor: Tensor, kept: dict[int, Tensor]) -> Tensor:
 def _contribution(gm: GraphModule, cuts: Cuts, node: Node, adjustment: Adjustment) -> Tensor:
     """Sum what the removed channels, each worth a constant, contributed to each kept output of a linear node."""
     parameter: Any = None if node.op == "call_module" else [*node.args[1:], node.kwargs.get("weight")][0]
-    weight = gm.get_parameter(f"{node.target}.weight" if parameter is None else str(parameter.target)).detach()
-    name = next(name for name, tensor in gm.named_parameters() if tensor.data_ptr() == weight.data_ptr())
+    weight = gm.get_parameter(f"{node.target}.weight" if parameter is None else str(parameter.target))
+    name = next(name for name, tensor in gm.named_parameters() if tensor is weight)
     gone = ~cuts.kept_labels(adjustment.labels)
-    columns = weight[:, gone.to(weight.device)]
+    columns = weight.detach()[:, gone.to(weight.device)]
     columns = columns.flatten(2).sum(-1) if columns.ndim > 2 else columns
     total = columns @ adjustment.removed[gone].to(columns)
     index = cuts.axes.get((name, 0))

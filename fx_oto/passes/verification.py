@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -17,16 +17,21 @@ from fx_oto.analysis.recording import record_tape
 from fx_oto.core.context import Context, ExampleInputs
 from fx_oto.core.errors import VerificationError
 from fx_oto.core.fx_utils import described, graph_copy
+from fx_oto.core.gradients import ReadGradient, Unlike, perturbed, read_gradients
 from fx_oto.core.interpreter import PlainInterpreter, run_graph
 from fx_oto.core.original import Original
-from fx_oto.core.preserve import Dice, unwritten
+from fx_oto.core.preserve import Dice, unwritten, without_backward_hooks
+from fx_oto.core.tables import counted
 from fx_oto.framework.stages import Analysis
 from fx_oto.ops.custom.registration import taught
-from fx_oto.passes.physical_slicing import SlicingPlan
+from fx_oto.passes.physical_slicing import PhysicalSlicing, SlicingPlan
 
 __all__ = ["Verification", "VerificationReport", "relative_error", "tensors_in", "tolerance_of"]
 
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# Of gradients. A branch that is cut off makes a difference of 1; in float32, batch norms over few values make one of
+# several hundredths of rounding alone. In half precision too little is left to compare.
+_OF_GRADIENTS = {torch.float64: 1e-6, torch.float32: 0.1}
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class VerificationReport:
     Attributes:
         error: the largest absolute difference in any output tensor, relative to the largest value expected in it.
         tolerance: what was allowed: 1e-10 in float64, 1e-5 in float32, 1e-2 in float16, 5e-2 in bfloat16.
+        gradients: of how many parameters the gradients were compared as well.
 
     Example:
         >>> import torch, fx_oto
@@ -43,14 +49,29 @@ class VerificationReport:
         >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
         >>> _ = fx_oto.partition(gm).zero_(0.5)
         >>> found = fx_oto.Context.of(fx_oto.compress(gm)).get(fx_oto.VerificationReport)
-        >>> found.error <= found.tolerance == 1e-5
-        True
+        >>> found.error <= found.tolerance == 1e-5, found.gradients
+        (True, 4)
     """
 
     provided_by: ClassVar[str] = "verification"
 
     error: float
     tolerance: float
+    gradients: int = 0
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """The parameters whose gradients are read, what reads them, and whether that is vain."""
+
+    names: Iterable[str]
+    read: ReadGradient
+    is_vain: Callable[[], bool] = lambda: False
+
+    def of(self, model: nn.Module, outputs: list[Tensor]) -> None:
+        if not self.is_vain():
+            held = dict(model.named_parameters(remove_duplicate=False))
+            read_gradients(outputs, {name: held[name] for name in self.names if name in held}, self.read)
 
 
 @dataclass(frozen=True)
@@ -62,11 +83,15 @@ class Verification(Analysis):
     others have put on it since. Where there is no such model any more, or ``reference`` is a copy with parameters of
     its own, the group-sparse GraphModule takes its place. Provides ``VerificationReport``.
 
+    Gradients of the parameters that are left, for a random loss on the example inputs, are compared as well, in
+    training mode, or in evaluation where training is random or cannot be run; in float32 and float64.
+
     Attributes:
         reference: the group-sparse GraphModule that the compact one was made from.
 
     Raises:
-        VerificationError: when it runs: the outputs differ; names the first node that does.
+        VerificationError: when it runs: the outputs differ; names the first node that does. Or gradients do; names
+            their parameters.
 
     Example:
         >>> import torch, fx_oto
@@ -86,14 +111,18 @@ class Verification(Analysis):
     reference: GraphModule = field(repr=False)
 
     def analyse(self, gm: GraphModule, context: Context) -> VerificationReport:
-        """Compare every output tensor.
+        """Compare every output tensor, and right after slicing the gradient of every parameter.
 
         Raises:
             VerificationError: the outputs differ; names the first node that does, or the one that draws random numbers.
+                Or gradients differ.
         """
-        dice = Dice()
+        dice = Dice(of=self.reference)
         try:
-            return self._compared(gm, context, dice)
+            report = self._compared(gm, context, dice)
+            if context.records[-1].name != PhysicalSlicing.name:  # parameters may be others, as of folded norms
+                return report
+            return replace(report, gradients=self._compared_gradients(gm, context, dice))
         finally:
             dice.put_back()
 
@@ -117,6 +146,61 @@ class Verification(Analysis):
             dice.put_back()
         return VerificationReport(*worst)
 
+    def _compared_gradients(self, gm: GraphModule, context: Context, dice: Dice) -> int:
+        """Compare those in training mode; in evaluation as well where training is random, fails, or is all rounding."""
+        compared = 0
+        for training in (True, False):
+            try:
+                found = self._gradients(gm, context, training, dice)
+            except Exception:  # of any kind: a batch norm over one value, a kernel without derivative, want of memory
+                found = None
+            finally:
+                dice.put_back()
+            if found is not None:
+                compared = max(compared, len(found.differences))
+                if self._are_clear(gm, context, found, training):
+                    break
+        return compared
+
+    def _gradients(self, gm: GraphModule, context: Context, training: bool, dice: Dice) -> Unlike | None:
+        """The model's gradients beside the compact one's; None where the mode cannot be compared."""
+        # As a function of what is left, with the rest at zero, the compact model is the full one: so their derivatives
+        # are equal. That holds for each parameter, for slicing changes no number of those that it keeps: what channels
+        # that were removed contributed is added by nodes of the graph, and a norm's factor is in its forward.
+        mine: dict[str, Tensor] = {}
+        names = [name for name, _ in gm.named_parameters()]
+
+        def is_random() -> bool:
+            return training and dice.rolled()  # in evaluation what is drawn is not used: outputs were equal
+
+        outputs = self._outputs(gm, context.inputs, training, _Reading(names, mine.__setitem__, is_random))
+        if is_random() or not outputs or outputs[0].dtype not in _OF_GRADIENTS:
+            return None
+        found = Unlike(mine, context.get(SlicingPlan).left_of)
+        expected = self._outputs(self._referee, context.inputs, training, _Reading(names, found.read, is_random))
+        error, tolerance = _worst(expected, outputs)
+        found.missing()
+        return None if is_random() or error > 100 * tolerance else found
+
+    def _are_clear(self, gm: GraphModule, context: Context, found: Unlike, training: bool) -> bool:
+        """Whether all gradients agree; False where they differ by no more than rounding may, which is much.
+
+        Raises:
+            VerificationError: some differ by more.
+        """
+        tolerance = _OF_GRADIENTS[next(iter(found.expected.values())).dtype] if found.expected else 0.0
+        unlike = {name: apart for name, apart in found.relative().items() if not apart <= tolerance}
+        if not unlike:
+            return True
+        rounding = Unlike(found.expected)
+        with perturbed(gm):
+            self._outputs(gm, context.inputs, training, _Reading(found.expected, rounding.read))
+        noise = rounding.relative()
+        wrong = {name: apart for name, apart in unlike.items() if not apart <= 10 * noise.get(name, 0.0)}
+        if wrong:
+            raise VerificationError(_unlike(wrong, tolerance, "training" if training else "evaluation"))
+        return False
+
     @property
     def _original(self) -> Original | None:
         return Context.of(self.reference).original
@@ -132,11 +216,20 @@ class Verification(Analysis):
         if context.capture.takes_any_batch:
             yield context.inputs.doubled(), False
 
-    def _outputs(self, model: nn.Module, inputs: ExampleInputs) -> list[Tensor]:
+    def _outputs(
+        self, model: nn.Module, inputs: ExampleInputs, training: bool = False, reading: _Reading | None = None
+    ) -> list[Tensor]:
+        """Copies of a model's outputs; where asked for, its gradients are read as well."""
         inputs = inputs.copied()
         as_captured = nullcontext() if self._original is None else self._original.as_captured(model)
-        with as_captured, unwritten(model):
-            return [tensor.clone() for tensor in tensors_in(model(*inputs.args, **inputs.kwargs))]
+        with as_captured, unwritten(model, training), torch.set_grad_enabled(reading is not None):
+            if reading is None:
+                outputs = tensors_in(model(*inputs.args, **inputs.kwargs))
+            else:
+                with without_backward_hooks(model):
+                    outputs = tensors_in(model(*inputs.args, **inputs.kwargs))
+                    reading.of(model, outputs)
+            return [tensor.detach().clone() for tensor in outputs]
 
     def _difference(
         self,
@@ -163,6 +256,18 @@ class Verification(Analysis):
             f"{tolerance:.0e}){f', first at {described(where)}' if where else ''}. Nothing was changed: "
             f"{_remedy(self.reference, context, where)}"
         )
+
+
+def _unlike(wrong: Mapping[str, float], tolerance: float, mode: str) -> str:
+    """What an error says of gradients that differ."""
+    shown = [f"{name!r} by {apart:.1e}" for name, apart in sorted(wrong.items(), key=lambda pair: -pair[1])]
+    return (
+        "the compact model returns what the group-sparse one does, but would not learn what it does: in "
+        f"{mode} mode the gradients of {counted(len(wrong), 'parameter differs', 'parameters differ')}, of "
+        f"{', '.join(shown[:4])}{' …' if len(shown) > 4 else ''} of the largest value (allowed: {tolerance:.0e}). "
+        "Nothing was changed: if a pass, a rule or a backward of your own detaches what these feed, mend it; else "
+        "please report this model"
+    )
 
 
 def _worst(expected: list[Tensor], found: list[Tensor]) -> tuple[float, float]:

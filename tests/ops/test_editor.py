@@ -54,7 +54,7 @@ def test_what_replaces_a_node_stands_for_it():
 def test_what_is_appended_is_read_in_the_place_of_a_node():
     edit = editor(lambda m, x: (x.relu(), x.relu() + 1))
     relu = edit.nodes["relu"]
-    index = edit.constant("kept", torch.tensor([0, 1]), relu.next)
+    index = edit.constant("kept", torch.tensor([0, 1]), relu.next, relu)
     new = edit.append(relu, torch.index_select, 1, index)
     assert new.args == (relu, 1, index)
     assert list(relu.users) == [new]
@@ -65,7 +65,8 @@ def test_what_is_appended_is_read_in_the_place_of_a_node():
 def test_constants_are_buffers_of_their_own():
     edit = editor(lambda m, x: x.relu() + x.neg())
     first, second = (
-        edit.constant("kept", torch.tensor([n]), edit.nodes[name]) for n, name in ((1, "relu"), (2, "neg"))
+        edit.constant("kept", torch.tensor([n]), edit.nodes[name], edit.nodes[name])
+        for n, name in ((1, "relu"), (2, "neg"))
     )
     assert first.target != second.target
     assert dict(edit.gm.named_buffers()) == {first.target: torch.tensor([1]), second.target: torch.tensor([2])}

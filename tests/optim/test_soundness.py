@@ -11,6 +11,7 @@ from support.training import IMAGE, batches, make_net, prepared, train
 from torch import nn
 
 import fx_oto
+from fx_oto.optim import rows
 from fx_oto.optim.latency import Latency
 from fx_oto.optim.schedule import Schedule
 
@@ -298,3 +299,21 @@ def test_a_model_without_multiply_adds_has_no_target_in_them():
     gm = fx_oto.prepare(Scale(), torch.randn(2, 1))
     with pytest.raises(fx_oto.SettingsError, match=r"no multiply-adds were counted|no axis of this model"):
         fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.1, target_macs=0.5, **WINDOW)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64])
+@pytest.mark.parametrize("share", [0.1, 0.7])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_what_is_gone_is_cleared_whatever_it_holds(dtype, share, dim):
+    """Few by their indices, many by a pass over all bits; also of NaN, in a tensor that is not contiguous."""
+    full = torch.randn(30, 20, 3).to(dtype).transpose(0, 2)[..., ::2].transpose(0, 1)
+    gone = torch.randperm(full.size(dim))[: int(share * full.size(dim))]
+    held = full.index_select(dim, gone)
+    full.index_copy_(dim, gone, torch.full_like(held, float("nan")))
+    expected = full.clone().index_fill_(dim, gone, 0)
+    block, version = rows._Block(full, dim, gone, slice(0, len(gone))), full._version
+    block.clear(full)
+    block.clear(full)
+    assert torch.equal(full, expected)
+    assert full._version > version
+    assert full.isfinite().all()

@@ -106,7 +106,7 @@ def _select(edit: Editor, node: Node, source: Node, entries: Sequence[Any]) -> N
                 raise edit.refuse(node, "it indexes a cut dimension by a tensor of several dimensions")
             left[at] = _left(positions, cut[dim], _shares_memory(positions, line))
             if isinstance(left[at], Tensor):
-                index = edit.constant(f"kept_{dim}", left[at], node)
+                index = edit.constant(f"kept_{dim}", left[at], node, node)
                 with edit.graph.inserting_before(node):
                     read = edit.graph.call_function(torch.index_select, (read, dim, index))
                 left[at] = slice(None)

@@ -189,7 +189,7 @@ def _select_created(edit: Editor, node: Node, dims: set[int]) -> None:
     """Dimensions that a node creates are cut after it."""
     value, cut = node, edit.cut(node)
     for dim in sorted(dims):
-        index = edit.constant(f"kept_{dim}", cut[dim], value.next)
+        index = edit.constant(f"kept_{dim}", cut[dim], value.next, node)
         value = edit.append(value, torch.index_select, dim, index)
         edit.adopt(value, node)
 

@@ -1,0 +1,118 @@
+"""Gradients of a model's parameters for a fixed random loss, read without leaving a trace on the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ReadGradient", "Unlike", "perturbed", "read_gradients"]
+
+ReadGradient = Callable[[str, Tensor], object]
+
+
+def read_gradients(outputs: Sequence[Tensor], parameters: Mapping[str, Tensor], read: ReadGradient) -> None:
+    """Call ``read`` with the name and the gradient of each parameter that has one.
+
+    The loss is the sum of all elements of the outputs, each times a fixed random number. No ``.grad`` is written, hooks
+    that others have put on the parameters are not called, and a gradient is freed once it was read.
+
+    Args:
+        outputs: of a model that was run with gradients; those that depend on no parameter are left out.
+        parameters: by name.
+        read: must keep no reference to the gradient if its memory is to be freed.
+    """
+    roots = {i: root for i, root in enumerate(outputs) if root.requires_grad}
+    wanted = {name: p for name, p in parameters.items() if p.requires_grad and p.is_leaf}
+    if not (roots and wanted):
+        return
+    weights = [_random(root, seed) for seed, root in roots.items()]
+    with _hooked(wanted, read):
+        torch.autograd.grad(list(roots.values()), list(wanted.values()), weights, allow_unused=True)
+
+
+def _random(like: Tensor, seed: int) -> Tensor:
+    """Numbers that draw nothing from the generators of the user's."""
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed), device="cpu").to(like)
+
+
+@contextmanager
+def _hooked(parameters: Mapping[str, Tensor], read: ReadGradient) -> Iterator[None]:
+    """Let each parameter hand its gradient over instead of calling the hooks that it has."""
+    before = [(parameter, parameter._backward_hooks) for parameter in parameters.values()]
+    try:
+        for name, parameter in parameters.items():
+            parameter._backward_hooks = None
+            parameter.register_hook(_handing_over(name, read))
+        yield
+    finally:
+        for parameter, hooks in before:
+            parameter._backward_hooks = hooks
+
+
+def _handing_over(name: str, read: ReadGradient) -> Callable[[Tensor], Tensor | None]:
+    def hook(gradient: Tensor) -> Tensor | None:
+        read(name, gradient)
+        # Autograd keeps what a hook returns until all gradients are there: zeros that share one element.
+        return gradient.new_zeros(()).expand_as(gradient) if gradient.layout is torch.strided else None
+
+    return hook
+
+
+@dataclass
+class Unlike:
+    """How far gradients are from those expected, by parameter.
+
+    Attributes:
+        expected: the gradients that are expected, by name.
+        part: what of a gradient, given with its name, is to be compared.
+        differences: the largest difference in each, and the largest value on either side.
+    """
+
+    expected: Mapping[str, Tensor]
+    part: Callable[[str, Tensor], Tensor] = lambda name, gradient: gradient
+    differences: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def read(self, name: str, gradient: Tensor) -> None:
+        """Compare one; a parameter for which none is expected is expected to have zeros."""
+        found = self.part(name, gradient.to_dense())
+        wanted = self.expected.get(name)
+        wanted = torch.zeros_like(found) if wanted is None else wanted.to_dense()
+        if found.numel():
+            scale = max(float(found.abs().max()), float(wanted.abs().max()))
+            self.differences[name] = float((found - wanted).abs().max()), scale
+
+    def missing(self) -> None:
+        """Compare those that were expected and have not been read with zeros."""
+        for name in self.expected.keys() - self.differences.keys():
+            self.read(name, torch.zeros_like(self.expected[name]))
+
+    def relative(self) -> dict[str, float]:
+        """Each difference, relative to the largest value; to a thousandth of the largest of all where that is more.
+
+        Below that is rounding alone, such as in the bias in front of a batch norm, whose gradient is 0.
+        """
+        least = 1e-3 * max((scale for _, scale in self.differences.values()), default=0.0)
+        return {name: apart / (max(scale, least) or 1.0) for name, (apart, scale) in self.differences.items()}
+
+
+@contextmanager
+def perturbed(model: nn.Module) -> Iterator[None]:
+    """Change each number of the parameters by some units in the last places, and put them back.
+
+    That is more than the order of sums does to what is computed from them, and less than any fault.
+    """
+    before = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
+    try:
+        with torch.no_grad():
+            for seed, (parameter, _) in enumerate(before):
+                if parameter.is_floating_point() or parameter.is_complex():
+                    parameter.mul_(1 + 64 * torch.finfo(parameter.dtype).eps * _random(parameter, seed).sign())
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, content in before:
+                parameter.copy_(content)
