@@ -168,11 +168,11 @@ def _made(kind: Any, value: Any, reader: Reader, checks: dict[str, _Check]) -> A
 
 
 def _record(value: Any, snapshots: list[Snapshot], reader: Reader) -> PassRecord:
-    found: PassRecord = _made(PassRecord, value, reader, _RECORD)
-    places = (found.before, found.after)
-    if not all(0 <= place < len(snapshots) for place in places):  # type: ignore[operator]
+    fields = vars(_made(PassRecord, value, reader, _RECORD))
+    places = (fields["before"], fields["after"])
+    if not all(0 <= place < len(snapshots) for place in places):
         raise FileError(f"{places} are no snapshots")
-    return PassRecord(**{**vars(found), "before": snapshots[places[0]], "after": snapshots[places[1]]})  # type: ignore
+    return PassRecord(**{**fields, "before": snapshots[places[0]], "after": snapshots[places[1]]})
 
 
 def _size(fields: Any) -> InputSize:
