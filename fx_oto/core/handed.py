@@ -31,7 +31,7 @@ class HandedGraph(GraphModule):
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {key: value for key, value in self.__dict__.items() if key not in _MADE_ANEW}
-        seen: dict[int, nn.Module] = {}
+        seen: dict[int, Any] = {}
         state["_modules"] = {key: child and _picklable(child, seen) for key, child in self._modules.items()}
         return _empty, (type(self).__name__,), (state, _nodes(self.graph), self.graph._codegen)
 
@@ -147,7 +147,7 @@ def named_op(name: str) -> Any:
     return found
 
 
-def _picklable(module: nn.Module, seen: dict[int, nn.Module]) -> Any:
+def _picklable(module: nn.Module, seen: dict[int, Any]) -> Any:
     """A module, or a copy with a stand-in for each parametrized module in it, if there are any.
 
     Args:
@@ -157,11 +157,12 @@ def _picklable(module: nn.Module, seen: dict[int, nn.Module]) -> Any:
     if not any(parametrize.is_parametrized(one) for one in module.modules()) or isinstance(module, GraphModule):
         return module
     if id(module) not in seen:
-        children = {key: child and _picklable(child, seen) for key, child in module._modules.items()}
+        children: dict[str, Any] = {key: child and _picklable(child, seen) for key, child in module._modules.items()}
         state = {**module.__dict__, "_modules": children}
         if parametrize.is_parametrized(module):
             state[_OLD_NAMES] = OrderedDict(one for one in state[_OLD_NAMES].items() if not is_torchs_own(one[1]))
-            seen[id(module)] = _Parametrized(type(module).__bases__[0], tuple(module.parametrizations), state)  # type: ignore
+            names = tuple(children["parametrizations"]._modules)
+            seen[id(module)] = _Parametrized(type(module).__bases__[0], names, state)
         else:
             seen[id(module)] = module.__new__(type(module))
             seen[id(module)].__dict__.update(state)

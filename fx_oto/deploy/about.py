@@ -20,7 +20,7 @@ from fx_oto.passes.verification import VerificationReport
 
 __all__ = ["made_context", "written_context"]
 
-_MOST = 1 << 26  # elements of an example input that is made anew
+_MOST = 1 << 26  # elements of an example input that get memory when it is made anew
 
 
 def written_context(context: Context, gm: nn.Module) -> dict[str, Any]:
@@ -168,11 +168,11 @@ def _made(kind: Any, value: Any, reader: Reader, checks: dict[str, _Check]) -> A
 
 
 def _record(value: Any, snapshots: list[Snapshot], reader: Reader) -> PassRecord:
-    found: PassRecord = _made(PassRecord, value, reader, _RECORD)
-    places = (found.before, found.after)
-    if not all(0 <= place < len(snapshots) for place in places):  # type: ignore[operator]
+    fields = vars(_made(PassRecord, value, reader, _RECORD))
+    places = (fields["before"], fields["after"])
+    if not all(0 <= place < len(snapshots) for place in places):
         raise FileError(f"{places} are no snapshots")
-    return PassRecord(**{**vars(found), "before": snapshots[places[0]], "after": snapshots[places[1]]})  # type: ignore
+    return PassRecord(**{**fields, "before": snapshots[places[0]], "after": snapshots[places[1]]})
 
 
 def _size(fields: Any) -> InputSize:
@@ -192,9 +192,9 @@ def _with_zeros(value: Any, reader: Reader) -> Any:
         count = 1
         for size in a_list(shape):
             count *= an_integer(size)
-        if count > _MOST or not isinstance(dtype, torch.dtype):
+        if count >= 2**63 or not isinstance(dtype, torch.dtype):
             raise FileError(f"an example input cannot have the shape {shape!r:.60}")
-        return torch.zeros(shape, dtype=dtype, device=reader.device)
+        return torch.zeros(shape if count <= _MOST else (), dtype=dtype, device=reader.device).expand(shape)
     if type(value) is dict:
         return {key: _with_zeros(one, reader) for key, one in value.items()}
     return type(value)(_with_zeros(one, reader) for one in value) if type(value) in (tuple, list) else value

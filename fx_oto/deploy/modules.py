@@ -157,7 +157,7 @@ class _Maker:
 
     def made(self, entry: dict[str, Any], before: Sequence[nn.Module]) -> nn.Module:
         if entry.get("class") == "built":
-            return Rebuilt(BUILT[str(entry["attributes"][0][1])], ())
+            return Rebuilt(BUILT[str(entry["attributes"][0][1])], ()).train(self._flag(entry.get("training")))
         users = None if "foreign" not in entry else self._users(entry)
         kind = _without_parametrization(users) if users else self._kind(a_text(entry.get("class")))
         names = tuple(map(a_text, a_list(entry.get("parametrized"))))
@@ -223,9 +223,10 @@ class _Maker:
 
 
 def _free(module: nn.Module, given: Any) -> str:
-    """A name under which a module can hold something."""
+    """A name under which a module can hold something; classes of the user's may have a default of that name."""
     taken, name = (module._parameters, module._buffers, module._modules, vars(module)), a_text(given)
-    if not name or "." in name or hasattr(type(module), name) or any(name in one for one in taken):
+    fixed = hasattr(type(module), name) and name_of_class(_without_parametrization(module)) is not None
+    if not name or "." in name or fixed or any(name in one for one in taken):
         raise FileError(f"{type(module).__name__} cannot hold anything as {name!r:.60}")
     return name
 

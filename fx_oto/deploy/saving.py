@@ -21,7 +21,7 @@ from fx_oto.core.context import Context
 from fx_oto.core.errors import FileError
 from fx_oto.core.fx_utils import check_has_numbers
 from fx_oto.core.masks import MASKS
-from fx_oto.deploy.about import written_context
+from fx_oto.deploy.about import made_context, written_context
 from fx_oto.deploy.graphs import made_graph, written_graph
 from fx_oto.deploy.modules import written_modules
 from fx_oto.deploy.tensors import Collected
@@ -80,8 +80,11 @@ def sum_of(text: str) -> str:
 def _plan(small: GraphModule, tensors: Collected) -> dict[str, Any]:
     modules = written_modules(small, tensors)
     graph = written_graph(small.graph)
-    made_graph(graph, small, Reader(given=_given(small)), None)  # so that no name is refused only when it is loaded
-    context = written_context(Context.of(small), small) if KEY in small.meta else None
+    # what is refused, is refused now, and not only when it is loaded
+    made_graph(graph, small, Reader(given=_given(small)), None)
+    about = written_context(Context.of(small), small) if KEY in small.meta else None
+    if about is not None:
+        made_context(about, Reader())
     first = next(iter(tensors.stored), None)
     return {
         "format": FORMAT,
@@ -92,7 +95,7 @@ def _plan(small: GraphModule, tensors: Collected) -> dict[str, Any]:
         "objects": tensors.objects,
         "modules": modules,
         "graph": graph,
-        "about": context,
+        "about": about,
     }
 
 

@@ -7,6 +7,7 @@ what is left.
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -54,29 +55,38 @@ def _weight(module: nn.Module) -> Tensor | None:
 
 
 def fitting_scaling(
-    model: nn.Module, call: Call, node: Node, twin: Node, expected: dict[str, Any], numbers: Values, allowed: float
+    model: nn.Module, call: Call, twin: Node, expected: dict[str, Any], numbers: Values, allowed: float
 ) -> Scaling | None:
     """How a module's norm is made exact, tried on what it is given and must return; None if it cannot be.
 
     Args:
         model: the user's model over sliced tensors, with its attributes set.
         call: the call of the module.
-        node: the node of the user's code that does not fit.
-        twin: the node of the compact graph in its place.
+        twin: the node of the compact graph in the place of one that does not fit.
         expected: what the compact graph computes, by node.
         numbers: what the attributes of modules were.
         allowed: by how much a result may differ.
     """
-    if twin.target not in (mean_over, rms_norm_over) or not call.path:
+    share = _share(twin)
+    if share is None or not call.path:
         return None
-    source: Any = node.args[0]
-    before, now = source.meta["val"].shape[-1], expected[source.name].shape[-1]
     mine = {place: eps for place, eps in numbers.items() if place.module == call.path and isinstance(eps, float)}
     small = {place: eps for place, eps in mine.items() if 0 < eps < _LARGEST and len(place.steps) == 1}
     for offset in _OFFSETS:
-        found = Scaling(call.path, now / before, offset, small)
+        found = Scaling(call.path, share, offset, small)
         if _fits(model, found, call, expected, allowed):
             return found
+    return None
+
+
+def _share(twin: Node) -> float | None:
+    """The share of the elements that is left of those whose mean a node takes; None if it takes no such mean."""
+    if twin.target is mean_over:
+        return float(twin.args[3])  # type: ignore[arg-type]
+    if twin.target is rms_norm_over:
+        source: Any = twin.args[0]
+        shape: Any = twin.args[1]
+        return float(math.prod(source.meta["val"].shape[-len(shape) :]) / math.prod(shape))
     return None
 
 

@@ -213,7 +213,7 @@ class _Writer:
             return
         if call is not None and twin is not None:
             numbers = self.attributes.original
-            scaling = fitting_scaling(model, call, misfit.node, twin, self.expected, numbers, self.allowed)
+            scaling = fitting_scaling(model, call, twin, self.expected, numbers, self.allowed)
             if scaling is not None:
                 self.plan.norms[call.path] = scaling
                 return

@@ -277,6 +277,34 @@ def test_it_trains_on_alike(tmp_path):
     assert_same(small, loaded, ROWS)
 
 
+def test_it_is_loaded_onto_a_device(tmp_path):
+    class Ranges(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.last(torch.relu(self.first(x))) + torch.arange(4, device=x.device)
+
+    loaded = saved(compact(Ranges(), ROWS), tmp_path, device="meta")
+    assert {tensor.device.type for tensor in loaded.parameters()} == {"meta"}
+    assert loaded(ROWS.to("meta")).device.type == "meta"
+
+
+def test_large_example_inputs_take_no_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("fx_oto.deploy.about._MOST", 15)
+    given = fx_oto.Context.of(saved(compact(mlp(nn.ReLU()), ROWS), tmp_path)).inputs.args[0]
+    assert (given.shape, given.untyped_storage().nbytes()) == (ROWS.shape, 4)
+
+
+def test_modes_are_those_it_was_saved_in(tmp_path):
+    for training in (True, False):
+        small = compact(Outputs(), ROWS).train(training)
+        small.get_submodule("first").train()
+        loaded = saved(small, tmp_path)
+        assert [one.training for one in loaded.modules()] == [one.training for one in small.modules()]
+
+
 def test_report_and_notes_are_kept(tmp_path):
     gm = fx_oto.prepare(mlp(nn.ReLU()), ROWS)
     optimizer = fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.1, target_group_sparsity=0.5, total_steps=10)

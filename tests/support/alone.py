@@ -22,5 +22,7 @@ if __name__ == "__main__":
     small = fx_oto.compress(gm)
     torch.testing.assert_close(small.eval()(inputs), model.eval()(inputs))
     assert sum(p.numel() for p in small.parameters()) < 0.7 * sum(p.numel() for p in model.parameters())
+    fx_oto.save(small, "small.safetensors")
+    assert torch.equal(fx_oto.load("small.safetensors").eval()(inputs), small(inputs))
     for shown in (fx_oto.report(small), fx_oto.partition(gm).explain(), fx_oto.latency([model, small], inputs)):
         assert str(shown)
