@@ -165,8 +165,8 @@ class Context:
         records: one for each pass that was run, in order.
         dropped: of results that are no longer true, the name of the pass that changed the graph.
         original: the model that was captured, by which the compact one is verified.
-        kept: by tensor name and dimension, of each axis that lost indices in any round of compression the kept ones,
-            counted in the very first model, int64, ascending; and its size there.
+        kept: by tensor name and dimension, of each axis that lost indices in any round of compression those that are
+            kept, as the very first model counts them, int64, ascending, shape ``(kept,)``; and its size there.
 
     Example:
         >>> import torch, fx_oto

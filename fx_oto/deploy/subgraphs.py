@@ -17,12 +17,12 @@ from torch.fx.node import map_arg
 
 from fx_oto.capture.names import AnyNames
 from fx_oto.core.errors import InputError, SlicingError
-from fx_oto.core.fx_utils import op_name
+from fx_oto.core.fx_utils import behind, op_name
 from fx_oto.deploy.calls import CALL, Call, Made, Value
 from fx_oto.nn.modes import TrainingFlag, by_mode, says_in_place
 from fx_oto.ops.values import ANALYSED
 
-__all__ = ["GraphForward", "Subgraphs", "check_given"]
+__all__ = ["GraphForward", "Subgraphs", "check_given", "check_sizes"]
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 _SHAPES = ("getattr", "shape", "size")  # what returns all sizes of a tensor
@@ -89,6 +89,19 @@ def check_given(found: Any, expected: Any, name: str) -> None:
         )
 
 
+def check_sizes(found: Tensor, expected: tuple[int, ...], name: str) -> None:
+    """Refuse an argument of other sizes, but for the batch, where the capture had to fix sizes.
+
+    Raises:
+        InputError: it has other sizes.
+    """
+    if tuple(found.shape[1:]) != expected:
+        raise InputError(
+            f"this module computes what the compact graph says, which was captured where {name} was of sizes "
+            f"(batch, {', '.join(map(str, expected))}); found {tuple(found.shape)}"
+        )
+
+
 class _CannotBeCutOutError(Exception):
     """Why no graph of a module alone can be made."""
 
@@ -100,10 +113,17 @@ class Subgraphs:
         code: the graph of the user's code.
         small: the compact graph.
         calls: the calls of modules in ``code``.
+        shapes: what the compact graph computes has these, by node, where the capture had to fix sizes; else empty.
     """
 
-    def __init__(self, code: GraphModule, small: GraphModule, calls: dict[tuple[str, int], Call]) -> None:
-        self.small, self.calls = small, calls
+    def __init__(
+        self,
+        code: GraphModule,
+        small: GraphModule,
+        calls: dict[tuple[str, int], Call],
+        shapes: dict[str, tuple[int, ...]],
+    ) -> None:
+        self.small, self.calls, self._shapes = small, calls, shapes
         self._compact: dict[str, Node] = {}
         for node in small.graph.nodes:
             if (name := node.meta.get(ANALYSED)) is not None:
@@ -146,7 +166,8 @@ class Subgraphs:
         mine = [call for key, call in self.calls.items() if key[0] == path]
         if not mine:
             raise _CannotBeCutOutError("it is not called on the example inputs")
-        found = [_Extraction(self.small, self._compact, self._call_of, self._sizes, call, model) for call in mine]
+        known = (self.small, self._compact, self._call_of, self._sizes, self._shapes)
+        found = [_Extraction(*known, call, model) for call in mine]
         made = [(one.graph(), one.held) for one in found]
         if any(not _same(made[0][0], other) for other, _ in made[1:]):
             raise _CannotBeCutOutError("it is called more than once, and computes something else each time")
@@ -172,11 +193,12 @@ class _Extraction:
         compact: dict[str, Node],
         call_of: dict[str, Call | None],
         sizes: dict[str, tuple[str, int]],
+        shapes: dict[str, tuple[int, ...]],
         call: Call,
         model: nn.Module,
     ) -> None:
         self.small, self.compact, self.call_of, self.sizes = small, compact, call_of, sizes
-        self.call, self.model = call, model
+        self.shapes, self.call, self.model = shapes, call, model
         self.module = model.get_submodule(call.path)
         self.held: dict[str, Any] = {}
         self._new = Graph()
@@ -245,6 +267,8 @@ class _Extraction:
             raise _CannotBeCutOutError(f"the compact graph does not have its argument {name!r}")
         if twin is None:
             return
+        if value.key is None and value.node in self.shapes:
+            self._new.call_function(check_sizes, (node, self.shapes[value.node][1:], name))
         stands_for: list[Any] = [twin, *(twin.args[1:] if twin.target is by_mode else ())]
         if value.key is not None:
             parts = [user for user in twin.users if user.target is operator.getitem]
@@ -267,13 +291,24 @@ class _Extraction:
         self._new.call_function(check_given, (node, value, name))
 
     def _needed(self) -> set[Node]:
+        """What the module computes: what leads to its results, what it writes, and what it checks."""
         needed: set[Node] = set()
         for value in _values(self.call.returned):
             self._need(self._node_of(value), needed)
         for node in self.small.graph.nodes:
-            if self._is_mine(node) and node.op.startswith("call_") and _has_effect(node, self.small):
+            if node.op.startswith("call_") and (self._is_effect(node) or self._is_check(node, needed)):
                 self._need(node, needed)
         return needed
+
+    def _is_effect(self, node: Node) -> bool:
+        writes = says_in_place(node) or op_name(node) in ("copy_", "written_in") or node.target is torch._assert
+        return writes and node.meta.get(ANALYSED) is not None and self._is_mine(node)
+
+    def _is_check(self, node: Node, needed: set[Node]) -> bool:
+        """Whether slicing put in a check of what the module computes."""
+        if node.target is not torch._assert or node.meta.get(ANALYSED) is not None:
+            return False
+        return any(isinstance(one.meta.get("val"), Tensor) and one in needed for one in behind(node.args[0]))
 
     def _need(self, start: Node, needed: set[Node]) -> None:
         waiting = [start]
@@ -364,10 +399,6 @@ def _at(root: nn.Module, owner: str, name: str) -> Any:
         return getattr(root.get_submodule(owner), name, None)
     except AttributeError:
         return None
-
-
-def _has_effect(node: Node, small: GraphModule) -> bool:
-    return says_in_place(node) or op_name(node) in ("copy_", "written_in")
 
 
 def _size_read(node: Node) -> tuple[str, int] | None:

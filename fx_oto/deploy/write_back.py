@@ -148,7 +148,11 @@ class _Writer:
         self.attributes = Attributes()
         self.code = self._captured()
         self.calls = calls_of(self.code.graph.nodes)
-        self.subgraphs = Subgraphs(self.code, small, self.calls)
+        self.expected = values_of(self.wide, self.wide_inputs)
+        fixed = any(size.fixed for size in Context.of(small).capture.sizes)
+        tensors = {name: one for name, one in self.expected.items() if isinstance(one, Tensor) and fixed}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        self.subgraphs = Subgraphs(self.code, small, self.calls, shapes)
         self.allowed = min(lowest_tolerance(small), _MOST)
         self.plan, self.read = _Plan(), set[Attribute]()
         self.compact = {node.meta[ANALYSED]: node for node in small.graph.nodes if node.meta.get(ANALYSED)}
@@ -169,7 +173,6 @@ class _Writer:
         return code
 
     def written(self) -> nn.Module:
-        self.expected = values_of(self.wide, self.wide_inputs)
         while self._adapt():
             pass
         while True:

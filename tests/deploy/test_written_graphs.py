@@ -189,3 +189,52 @@ def test_constants_are_added_once():
     result, graphs = written(Outer(Gated()))
     assert graphs == {"inside"}
     assert result.inside.back.bias is None
+
+
+class OfLength(Fixed):
+    """Spells out how long its tokens are."""
+
+    def forward(self, x):
+        heads = self.up(x).reshape(-1, 6 * 4, 4)
+        return self.down(heads.relu().reshape(-1, 6, 16))
+
+
+class OfBatch(Fixed):
+    """Spells out the batch as well."""
+
+    def forward(self, x):
+        heads = self.up(x).view(2, 6, 4, 4).transpose(1, 2)
+        return self.down(((heads @ heads.mT).softmax(-1) @ heads).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("kind", [OfLength, OfBatch])
+def test_other_sizes_are_as_in_the_compact_graph(kind):
+    model = randomise(Outer(kind()).eval()).double()
+    gm = fx_oto.prepare(model, TOKENS)
+    fx_oto.partition(gm).zero_(0.5, torch.Generator().manual_seed(1))
+    small = fx_oto.compress(gm)
+    result = fx_oto.write_back(small, model)
+    assert [one.module for one in fx_oto.WriteBack.of(result).graphs] == ["inside"]
+    for shape in ((2, 12, 12), (4, 6, 12), (1, 12, 12)):
+        inputs = torch.randn(*shape, dtype=torch.float64)
+        try:
+            expected = model(inputs)
+        except RuntimeError:
+            with pytest.raises(RuntimeError):
+                result(inputs)
+        else:
+            assert relative_error(expected, result(inputs)) <= 1e-10
+
+
+class Gathered(Fixed):
+    """Goes another way where it is given few tokens."""
+
+    def forward(self, x):
+        return self.mixed(x) if x.shape[1] > 4 else self.down(x)
+
+
+def test_what_the_code_decides_by_sizes_is_checked():
+    result, graphs = written(Outer(Gathered()))
+    assert graphs == {"inside"}
+    with pytest.raises(AssertionError, match="the graph was captured where"):
+        result.inside(torch.randn(2, 3, 8, dtype=torch.float64))

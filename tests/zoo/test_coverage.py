@@ -63,3 +63,30 @@ def test_stays_exact(zoo, name, monkeypatch):
         record = measure(lambda: load(zoo).build(name), lambda stage: None)
     assert record["status"] == "exact", record["reason"]
     assert not record["kernel_taps"]  # along them a kernel slides: no index of theirs means the same everywhere
+
+
+# Of those that were measured, what is written back into its own class always; the others are slow.
+WRITTEN = ("bert", "gpt2", "phi3", "segformer", "starnet_s050", "squeezenet1_1")
+
+
+def written_back():
+    for zoo in ZOOS:
+        path = COVERAGE / f"{zoo}.json"
+        for name, record in json.loads(path.read_text()).items() if path.exists() else ():
+            if "graphs" in record.get("written_back", {}):
+                marks = () if name in WRITTEN else pytest.mark.slow
+                yield pytest.param(zoo, name, record["written_back"], id=f"{zoo}-{name}", marks=marks)
+
+
+@pytest.mark.parametrize(("zoo", "name", "before"), list(written_back()))
+def test_stays_written_back(zoo, name, before, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(COVERAGE), *sys.path])
+    if find_spec(zoo) is None:
+        pytest.skip("a library of networks is not installed")
+    from networks import load
+    from writing import measure
+
+    record = measure(lambda: load(zoo).build(name), lambda stage: None)
+    assert "graphs" in record, record
+    assert (record["graphs"], record["norms"]) <= (before["graphs"], before["norms"]), record["reasons"]
+    assert record["error"] <= 1e-5
