@@ -4,8 +4,8 @@
     python benchmarks/gpu.py --device cpu --quick  # that it runs: small networks, few rounds
 
 Steps of the base alone and of DHSPG take turns over the same gradients, before, inside and after the pruning window,
-with 70% of the ZIGs redundant; ratios are those of medians, inside of means over strides. Forward passes are those of the
-model and of its compact one for several group sparsities, in eval mode, as they are and compiled. The last table
+with 70% of the ZIGs redundant; ratios are those of medians, inside of means over strides. Forward passes are those of
+the model and of its compact one for several group sparsities, in eval mode, as they are and compiled. The last table
 shards the model over the one card with FSDP2.
 """
 

@@ -11,7 +11,7 @@ from support.vision import torchvision_models
 import fx_oto
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of packages that these packages look for
-RANKS = ["*.lora_A.*"]
+RANKS, STEPS, MIDDLE = ["*.lora_A.*"], 40, 8
 TOKENS = torch.randint(0, 64, (4, 9), generator=torch.Generator().manual_seed(0))
 
 
@@ -41,19 +41,31 @@ def logits(model, tokens=TOKENS):
     return model.eval()(**inputs(tokens))["logits"]
 
 
-@pytest.mark.parametrize("kind", ["DHSPG", "HESSO"])
-def test_a_frozen_model_is_pruned_under_adapters(make, kind):
-    model = make()
+def trained(model, kind, saved=None):
+    """Train, from the beginning or from what was saved in the middle; returns what was."""
     gm = fx_oto.prepare(model, inputs(TOKENS[:2]), unprunable=RANKS)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    before = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
-    base = torch.optim.AdamW(trained, lr=1e-2)
-    optimizer = getattr(fx_oto, kind)(gm, base, target_params=0.7, total_steps=40, prune_frozen=True)
-    for step in range(40):
+    base = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    optimizer = getattr(fx_oto, kind)(gm, base, target_params=0.7, total_steps=STEPS, prune_frozen=True)
+    if saved is not None:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+    for step in range(0 if saved is None else MIDDLE, STEPS):
+        if step == MIDDLE and saved is None:
+            saved = copy.deepcopy({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
         tokens = TOKENS.roll(step, 1)
         optimizer.zero_grad()
         model(**inputs(tokens), labels=tokens)["loss"].backward()
         optimizer.step()
+    return gm, optimizer, saved
+
+
+@pytest.mark.parametrize("kind", ["DHSPG", "HESSO"])
+def test_a_frozen_model_is_pruned_under_adapters(make, kind):
+    model, again = make(), make()
+    before = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    gm, optimizer, saved = trained(model, kind)
+    trained(again, kind, saved)
+    assert all(map(torch.equal, model.parameters(), again.parameters()))
     assert optimizer.reached()["params"] <= 0.7
     for name, parameter in model.named_parameters():
         if name in before:  # what is left of the frozen weights is what it was

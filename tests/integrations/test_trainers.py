@@ -135,6 +135,13 @@ def with_lightning(lightning, precision="32-true", folder=None, resume=None, **s
         def configure_optimizers(self):
             return optimizer
 
+        def validation_step(self, batch, index):
+            assert not self.net.training
+            return F.cross_entropy(self.net(batch[0]), batch[1])
+
+        def val_dataloader(self):
+            return DataLoader(TensorDataset(X, Y), batch_size=64) if "val_check_interval" in settings else []
+
     from fx_oto.integrations.lightning import CompressionCallback
 
     callback = CompressionCallback(gm, optimizer)
@@ -164,6 +171,28 @@ def test_lightning(lightning, tmp_path, precision):
 @pytest.mark.parametrize("settings", [{"accumulate_grad_batches": 2}, {"gradient_clip_val": 0.1}])
 def test_lightning_accumulates_and_clips(lightning, settings):
     check(*with_lightning(lightning, **settings))
+
+
+def test_lightning_evaluates(lightning):
+    """Validation amid the training changes nothing of it; at the end the compact model is as good as the model."""
+    net, gm, optimizer = with_lightning(lightning)
+    between, _, _ = with_lightning(lightning, val_check_interval=3, limit_val_batches=2)
+    assert same(between, net)
+    small = check(net, gm, optimizer)
+
+    class Module(lightning.LightningModule):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def test_step(self, batch, index):
+            self.log("loss", F.cross_entropy(self.net(batch[0]), batch[1]))
+
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = lightning.Trainer(enable_checkpointing=False, **quiet)
+    data = DataLoader(TensorDataset(X, Y), batch_size=64)
+    found = [trainer.test(Module(model), data, verbose=False)[0]["loss"] for model in (net, small)]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 @pytest.fixture
@@ -200,3 +229,18 @@ def test_accelerate(accelerate, tmp_path, which, precision):
     fx_oto.compress(gm)
     assert optimizer.reached()["group sparsity"] == 0.5
     assert same(accelerated(accelerate, which, precision, str(tmp_path), resume=True)[0], net)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_accelerate_evaluates(accelerate, tmp_path, precision):
+    net, gm, _ = accelerated(accelerate, "model", precision, str(tmp_path))
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision=precision)
+    loader = accelerator.prepare(DataLoader(TensorDataset(X, Y), batch_size=48))
+    found = []
+    for model in (net, accelerator.prepare(fx_oto.compress(gm))):
+        with torch.no_grad():
+            parts = [accelerator.gather_for_metrics(model.eval()(x)) for x, _ in loader]
+        found.append(torch.cat(parts))
+    assert len(found[0]) == len(X)
+    tolerance = 5e-2 if precision == "bf16" else 1e-5
+    torch.testing.assert_close(*found, rtol=tolerance, atol=tolerance)

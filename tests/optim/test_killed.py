@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -30,3 +31,31 @@ def test_a_training_that_is_killed_ends_as_one_that_is_not(tmp_path, kind, base,
     assert sum(int((layer.weight == 0).all(1).sum()) for layer in unbroken if hasattr(layer, "weight")) == 20
     left, right = (torch.load(name) for name in (file, tmp_path / "other.pt"))
     assert str(left["optimizer"]["state"]) == str(right["optimizer"]["state"])
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system kills processes in another way")
+@pytest.mark.parametrize(("kind", "base", "trained"), [KINDS[0], pytest.param(*KINDS[3], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
+def test_two_processes_that_are_killed_end_as_two_that_are_not(tmp_path, kind, base, trained, kills):
+    """Both are killed in one step, before or after the first has saved; what is saved is whole in any case."""
+    files, dice = (tmp_path / "saved.pt", tmp_path / "other.pt"), random.Random(f"{kind}{base}")
+
+    def run(file, step):
+        together = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+        command = [*together, killed.__file__, str(file), kind, base, trained, str(step)]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    for step in sorted(dice.sample(range(killed.EVERY, killed.STEPS), kills)):
+        done = run(files[0], step)
+        assert done.returncode != 0
+        assert "SIGKILL" in done.stderr, done.stderr[-3000:]
+    for file in files:
+        done = run(file, -1)
+        assert done.returncode == 0, done.stderr[-3000:]
+    left, right = map(torch.load, files)
+    assert left["step"] == right["step"] == killed.STEPS
+    assert all(map(torch.equal, left["model"].values(), right["model"].values()))
+    assert str(left["optimizer"]["state"]) == str(right["optimizer"]["state"])
+    assert all(map(torch.equal, left["optimizer"]["zigs"]["gone"], right["optimizer"]["zigs"]["gone"]))
+    assert sum(map(len, left["optimizer"]["zigs"]["gone"])) == 20

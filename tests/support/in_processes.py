@@ -47,6 +47,8 @@ def main(folder: str, target: str, steps: int) -> None:
         F.cross_entropy(wrapped(images), labels).backward()
         optimizer.step()
     small = fx_oto.compress(gm)
+    images, _ = batch(steps, rank, ranks)
+    torch.testing.assert_close(small.eval()(images), wrapped.eval()(images), rtol=1e-9, atol=1e-12)
     state = {"zeros": fx_oto.partition(gm).zeros(), "weights": net.state_dict()}
     torch.save(state | {"reached": optimizer.trajectory.reached, "left": small.state_dict()}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
