@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
-from collections.abc import Callable, Iterator
-from importlib import import_module
-from types import ModuleType
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,90 +14,19 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from fx_oto.capture.names import AnyNames
-from fx_oto.core.errors import InputError, SlicingError
+from fx_oto.core.errors import SlicingError
 from fx_oto.core.fx_utils import behind, op_name
 from fx_oto.deploy.calls import CALL, Call, Made, Value
+from fx_oto.deploy.forward import GraphForward, check_given, check_sizes, signature_of
 from fx_oto.nn.modes import TrainingFlag, by_mode, says_in_place
 from fx_oto.ops.values import ANALYSED
 
-__all__ = ["GraphForward", "Subgraphs", "check_given", "check_sizes"]
+__all__ = ["Subgraphs"]
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 _SHAPES = ("getattr", "shape", "size")  # what returns all sizes of a tensor
 _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 _HELD = "fx_oto_compact"  # holds what the graph of a module needs besides the module's own parameters and layers
-
-
-class GraphForward:
-    """A module's ``forward`` as the compact graph has it: it uses the module's own parameters and layers.
-
-    Copied and pickled with the module.
-
-    Args:
-        owner: the module.
-        source: the code, a function called ``forward``.
-        names: what the code calls by name.
-    """
-
-    owner: nn.Module
-
-    def __init__(self, owner: nn.Module, source: str, names: dict[str, Any]) -> None:
-        modules = {name: value.__name__ for name, value in names.items() if isinstance(value, ModuleType)}
-        functions = {name: value for name, value in names.items() if name not in modules}
-        self.__setstate__({"owner": owner, "source": source, "modules": modules, "functions": functions})
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        names = {name: import_module(path) for name, path in state["modules"].items()} | state["functions"]
-        exec(compile(state["source"], "<compact graph>", "exec"), names)
-        self._forward: Callable[..., Any] = names["forward"]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_forward"}
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        """That of the ``forward`` that the class has."""
-        return _signature(self.owner)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the graph."""
-        return self._forward(self.owner, *args, **kwargs)
-
-
-def _signature(module: nn.Module) -> inspect.Signature:
-    """What a module's ``forward`` takes, or the one that was put on it in the place of its class's."""
-    own = vars(module).get("forward")
-    if own is not None and not isinstance(own, GraphForward):
-        return inspect.signature(own)
-    signature = inspect.signature(type(module).forward)
-    return signature.replace(parameters=list(signature.parameters.values())[1:])
-
-
-def check_given(found: Any, expected: Any, name: str) -> None:
-    """Refuse an argument that the graph of a module was not made for.
-
-    Raises:
-        InputError: it is another one.
-    """
-    if type(found) is not type(expected) or found != expected:
-        raise InputError(
-            f"this module computes what the compact graph says, which was made where {name} was {expected!r}; found "
-            f"{found!r}"
-        )
-
-
-def check_sizes(found: Tensor, expected: tuple[int, ...], name: str) -> None:
-    """Refuse an argument of other sizes, but for the batch, where the capture had to fix sizes.
-
-    Raises:
-        InputError: it has other sizes.
-    """
-    if tuple(found.shape[1:]) != expected:
-        raise InputError(
-            f"this module computes what the compact graph says, which was captured where {name} was of sizes "
-            f"(batch, {', '.join(map(str, expected))}); found {tuple(found.shape)}"
-        )
 
 
 class _CannotBeCutOutError(Exception):
@@ -231,7 +158,7 @@ class _Extraction:
 
     def _placeholders(self) -> None:
         """An argument for each of ``forward``; what is given as tensors stands for nodes of the compact graph."""
-        parameters = list(_signature(self.module).parameters.values())
+        parameters = list(signature_of(self.module).parameters.values())
         made = {parameter.name: self._placeholder(parameter) for parameter in parameters}
         for parameter in parameters:
             name = parameter.name
