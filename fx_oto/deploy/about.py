@@ -154,7 +154,7 @@ _TRAINING = {
     "done": _of(bool),
     "gone": _each(_each(_of(int), list), list),
 }
-_VERIFICATION = {"error": _NUMBER, "tolerance": _NUMBER}
+_VERIFICATION = {"error": _NUMBER, "tolerance": _NUMBER, "gradients": _of(int)}
 
 
 def _made(kind: Any, value: Any, reader: Reader, checks: dict[str, _Check]) -> Any:

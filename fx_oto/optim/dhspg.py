@@ -258,7 +258,11 @@ class DHSPG(GroupSparseOptimizer):
         return {"speed": self._speed, "before": self._rows.before_by_name() if wanted else {}}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """Take up ``own_state()``."""
+        """Take up ``state``, what ``own_state()`` has returned.
+
+        Raises:
+            SettingsError: it was saved inside a stride, by a process that did not know that it holds a part only.
+        """
         self._speed = state["speed"]
         if self._inside():
             if not state["before"]:
