@@ -238,7 +238,7 @@ STRUCTURES = {
     "another sum": lambda plan: plan["tensors"][0].update(sha256="0" * 64),
     "a tensor too many": lambda plan: plan["tensors"].pop(),
     "a huge example": lambda plan: plan["about"].update(
-        inputs=[{"tuple": [{"dict": [["__tensor__", [[10**9, 10**9], {"dtype": "float32"}]]]}]}, {"dict": []}]
+        inputs=[{"tuple": [{"dict": [["__tensor__", [[10**9] * 3, {"dtype": "float32"}]]]}]}, {"dict": []}]
     ),
     "kept indices out of order": lambda plan: plan["about"]["kept"][0].__setitem__(3, [3, 2]),
     "kept indices beyond the axis": lambda plan: plan["about"]["kept"][0].__setitem__(3, [10**9]),
@@ -411,7 +411,11 @@ ALLOWED = {
     ("core/doors.py", "import_module"),
     ("capture/statements.py", "compile"),  # of the user's own code, while it is captured
     ("capture/statements.py", "exec"),
+    ("deploy/forward.py", "import_module"),  # of a written-back module, whose code torch.fx has generated
+    ("deploy/forward.py", "compile"),
+    ("deploy/forward.py", "exec"),
     ("deploy/loading.py", "loads"),  # json's
+    ("framework/trajectory.py", "loads"),
 }
 
 
