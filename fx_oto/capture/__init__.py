@@ -31,6 +31,7 @@ from fx_oto.core.fx_utils import (
     tensor_leaves,
     tensor_names,
 )
+from fx_oto.core.interrupts import interrupts_held
 from fx_oto.core.masks import MASKS, drop_masks
 from fx_oto.core.original import Original
 from fx_oto.core.preserve import Dice, unchanged, uncollected, uncompiled, unwritten, without_autocast
@@ -80,7 +81,7 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
         earlier = Context.of(model) if "fx_oto" in model.meta else Context(inputs, Capture("GraphModule"))
         capture, records, tape = earlier.capture, earlier.records, analysed_tape(gm, inputs)
     else:
-        with one_at_a_time, quiet_fakes(), uncollected(), uncompiled(), without_autocast():
+        with one_at_a_time, interrupts_held(), quiet_fakes(), uncollected(), uncompiled(), without_autocast():
             gm, capture, tape = _capture(model, inputs.copied())  # its code may write into them
     kept = Context.of(model).kept if "fx_oto" in getattr(model, "meta", {}) else {}
     context = Context(inputs, capture, records=records, original=Original.of(model), kept=kept)

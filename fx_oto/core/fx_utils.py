@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
 from types import MethodType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ __all__ = [
     "check_has_numbers",
     "check_whole",
     "clone_module",
+    "deep_copy",
     "described",
     "file_shown",
     "graph_copy",
@@ -47,6 +48,8 @@ __all__ = [
     "with_modes_of",
     "without_code",
 ]
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 _GATHER = (
     "gather the weights on one process by torch.distributed.checkpoint.state_dict.get_model_state_dict(model, options="
@@ -208,7 +211,7 @@ def clone_module(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.M
         if old in modules:
             return modules[old]
         if isinstance(old, torch.jit.ScriptModule):  # whose tensors are out of reach
-            return copy.deepcopy(old)
+            return deep_copy(old)
         kind: type[nn.Module] = type(old)
         if is_fully_sharded(old):  # by a class that cannot be made anew
             kind = kind.__mro__[2]
@@ -227,6 +230,21 @@ def clone_module(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.M
         return new
 
     return clone(module)
+
+
+def deep_copy(module: _Module, memo: dict[int, Any] | None = None) -> _Module:
+    """``copy.deepcopy``, but the parameters of scripted modules are leaves, which torch computes from the original's.
+
+    Args:
+        module: any.
+        memo: as of ``copy.deepcopy``: what takes the place of objects, by ``id``.
+    """
+    with torch.no_grad():
+        new = copy.deepcopy(module, memo)
+    trained = {name: parameter.requires_grad for name, parameter in module.named_parameters(remove_duplicate=False)}
+    for name, parameter in new.named_parameters(remove_duplicate=False):
+        parameter.requires_grad_(trained[name])
+    return new
 
 
 def is_fully_sharded(module: nn.Module) -> bool:

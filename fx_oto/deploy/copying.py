@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -14,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from fx_oto.core.errors import InputError
-from fx_oto.core.fx_utils import clone_module
+from fx_oto.core.fx_utils import clone_module, deep_copy
 from fx_oto.nn.attention import FewerHeads
 from fx_oto.nn.norms import GroupNormOver, LayerNormOver, RMSNormOver
 
@@ -43,7 +42,7 @@ def copied_over(model: nn.Module, tensors: dict[int, Tensor]) -> nn.Module:
         InputError: the model holds what cannot be copied.
     """
     try:
-        return copy.deepcopy(model, dict(tensors))
+        return deep_copy(model, dict(tensors))
     except Exception as error:
         raise InputError(
             f"write_back returns a copy of the model, but copy.deepcopy({type(model).__name__}) fails "

@@ -22,6 +22,7 @@ from fx_oto.analysis.tape import Tape
 from fx_oto.core.context import Context
 from fx_oto.core.errors import FxOtoError, FxOtoWarning, MissingResultError, PassError
 from fx_oto.core.fx_utils import graph_copy
+from fx_oto.core.interrupts import interrupts_held
 from fx_oto.core.memory import PeakMemory
 from fx_oto.core.preserve import without_autocast
 from fx_oto.core.records import PassRecord, Snapshot
@@ -73,7 +74,7 @@ class Stage(ABC):
         self._check_required(context)
         before = Snapshot.of(graph_module, _counted(context))
         start = time.perf_counter()
-        with PeakMemory() as memory:
+        with interrupts_held(), PeakMemory() as memory:
             gm, macs = self._safely(lambda: self._result(graph_module, context, _resolved(verify)))
         seconds = time.perf_counter() - start
         after = Snapshot.of(gm, macs) if gm is not graph_module else before

@@ -134,15 +134,25 @@ IN_TRAINING = "it meets a tensor that there is in training only"
 
 
 def test_what_there_is_in_training_only_is_kept_with_what_it_meets():
-    gm = linear(lambda net, h: h + (net.inner(h) if net.training else 0), inner=nn.Linear(8, 8))
-    assert reasons(gm, "inner.weight") == {IN_TRAINING}
+    inner, shift = nn.Linear(8, 8), nn.Parameter(torch.randn(8))
+    gm = linear(
+        lambda net, h: F.linear(h, net.inner.weight, net.shift if net.training else None), inner=inner, shift=shift
+    )
+    assert reasons(gm, "shift") == {IN_TRAINING}
     assert reasons(gm, "first.weight") >= {IN_TRAINING}
-
-
-def test_a_parameter_of_training_only_keeps_what_it_scales():
-    gm = linear(lambda net, h: h * (net.scale if net.training else 1), scale=nn.Parameter(torch.randn(8)))
-    assert reasons(gm, "scale") == {IN_TRAINING}
     assert sizes(gm) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "others"),
+    [
+        (lambda net, h: h + (net.inner(h) if net.training else 0), {"inner": nn.Linear(8, 8)}),
+        (lambda net, h: h * (net.scale if net.training else 1), {"scale": nn.Parameter(torch.randn(8))}),
+    ],
+)
+def test_a_number_may_stand_for_a_tensor_in_one_mode(code, others):
+    model = Between(code, nn.Linear(5, 8), nn.Linear(8, 3), **others)
+    assert sizes(exact(model, torch.randn(2, 5))) == [8]
 
 
 def test_tensors_of_both_modes_may_go():

@@ -359,7 +359,10 @@ def test_a_scripted_model_is_refused_clearly_and_a_scripted_part_stays_exact(con
     assert {family.name: len(family) for family in fx_oto.partition(gm).families}["1.weight"] == 8
     fx_oto.partition(gm).zero_(0.5)
     x = torch.randn(5, 6)
-    torch.testing.assert_close(fx_oto.compress(gm)(x), model(x))
+    small = fx_oto.compress(gm)
+    for compact in (small, fx_oto.write_back(small, model)):
+        torch.testing.assert_close(compact(x), model(x))
+        assert all(parameter.is_leaf and parameter.requires_grad for parameter in compact.parameters())
 
 
 class Averaging(nn.Module):

@@ -13,9 +13,20 @@ from fx_oto.core.tables import Tabular, macs_text, table
 IMAGE = torch.randn(2, 3, 12, 12)
 
 
+class Net(nn.Module):
+    """Its code reads a number that slicing changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head, self.width = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(800, 4), 8
+
+    def forward(self, x):
+        return self.head(self.norm(self.conv(x)).relu().reshape(-1, self.width * 100))
+
+
 def trained():
-    """A compact model and the one that it was made from."""
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(800, 4))
+    """A prepared model, the compact one, and what was written back of it."""
+    net = Net()
     gm = fx_oto.prepare(net, IMAGE)
     optimizer = fx_oto.DHSPG(gm, lr=0.001, target_group_sparsity=0.5, total_steps=8)
     for _ in range(8):
@@ -24,12 +35,13 @@ def trained():
         loss.backward()
         optimizer.note_loss(loss)
         optimizer.step()
-    return gm, fx_oto.compress(gm)
+    small = fx_oto.compress(gm)
+    return gm, small, fx_oto.WriteBack.of(fx_oto.write_back(small, net))
 
 
 @pytest.fixture(scope="module")
 def results():
-    gm, small = trained()
+    gm, small, written = trained()
     zigs = fx_oto.partition(gm)
     report = fx_oto.report(small)
     found = (
@@ -43,6 +55,7 @@ def results():
         report,
         report.training,
         fx_oto.Context.of(small).get(fx_oto.SlicingPlan),
+        written,
     )
     return {type(one).__name__: one for one in found}
 
@@ -58,6 +71,7 @@ KINDS = {
     "Sensitivity": "trials",
     "SlicingPlan": "axes",
     "Trajectory": "points",
+    "WriteBack": "attributes",
 }
 
 
@@ -92,22 +106,22 @@ def test_json_counts_what_there_is(results):
     assert zigs["params"] == found["params"] == 3 * 8 * 9 + 8 + 8 + 8 + 800 * 4 + 4
     assert zigs["macs"] == results["Cost"].macs
     slots = {(slot["tensor"], slot["dim"]): slot["indices"] for slot in zigs["families"][0]["slots"]}
-    assert slots["0.weight", 0] == 8
-    assert slots["4.weight", 1] == 800
-    assert {(axis["tensor"], axis["dim"], axis["size"]) for axis in zigs["frozen"]} >= {("4.weight", 0, 4)}
+    assert slots["conv.weight", 0] == 8
+    assert slots["head.weight", 1] == 800
+    assert {(axis["tensor"], axis["dim"], axis["size"]) for axis in zigs["frozen"]} >= {("head.weight", 0, 4)}
     assert all(axis["why"] for axis in zigs["frozen"])
     kept = {(axis["tensor"], axis["dim"]): (axis["prunable"], axis["kept"]) for axis in found["axes"]}
-    assert kept["4.weight", 0] == (0, 4)
-    assert kept["4.weight", 1] == (800, 0)
+    assert kept["head.weight", 0] == (0, 4)
+    assert kept["head.weight", 1] == (800, 0)
 
 
 def test_json_of_a_plan(results):
     axes = {(axis["tensor"], axis["dim"]): axis for axis in results["SlicingPlan"].to_dict()["axes"]}
-    vectors = ("0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var")
-    expected = dict.fromkeys([(name, 0) for name in vectors], (8, 4)) | {("4.weight", 1): (800, 400)}
+    vectors = ("conv.weight", "conv.bias", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var")
+    expected = dict.fromkeys([(name, 0) for name in vectors], (8, 4)) | {("head.weight", 1): (800, 400)}
     assert {key: (axis["size"], len(axis["kept"])) for key, axis in axes.items()} == expected
-    columns = [100 * channel + i for channel in axes["0.weight", 0]["kept"] for i in range(100)]
-    assert axes["4.weight", 1]["kept"] == columns
+    columns = [100 * channel + i for channel in axes["conv.weight", 0]["kept"] for i in range(100)]
+    assert axes["head.weight", 1]["kept"] == columns
 
 
 @pytest.mark.parametrize("name", KINDS)

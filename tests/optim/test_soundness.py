@@ -311,7 +311,7 @@ def test_what_is_gone_is_cleared_whatever_it_holds(dtype, share, dim):
     held = full.index_select(dim, gone)
     full.index_copy_(dim, gone, torch.full_like(held, float("nan")))
     expected = full.clone().index_fill_(dim, gone, 0)
-    block, version = rows._Block(full, dim, gone, slice(0, len(gone))), full._version
+    block, version = rows._Block(full, dim, gone, slice(0, len(gone)), None), full._version
     block.clear(full)
     block.clear(full)
     assert torch.equal(full, expected)
