@@ -1,7 +1,7 @@
 """Which networks are compressed exactly: half of every family of groups zero, compact against eager model.
 
     pip install -e '.[bench]' timm transformers torch-pruning==1.6.1; pip install --no-deps torchvision
-    python benchmarks/coverage.py torchvision            # or timm, timm-all, transformers, einops, peers; then names
+    python benchmarks/coverage.py torchvision            # or another zoo, see --help; then names
     python benchmarks/coverage.py timm --missing         # only what was not measured yet
     python benchmarks/coverage.py timm --again           # only what was not exact, or left much
     python benchmarks/coverage.py timm --peer            # what Torch-Pruning leaves of the same networks
@@ -67,7 +67,7 @@ def chosen(zoo: str, patterns: list[str], records: Records, field: str | None) -
 def installed(zoo: str) -> dict[str, str]:
     """The library of a zoo with the version that is measured, if it is of one."""
     name = zoo.partition("-")[0]
-    return {} if name == "peers" else {"library": f"{name} {version(name)}"}
+    return {} if name in ("peers", "packages") else {"library": f"{name} {version(name)}"}
 
 
 def run(zoo: str, arguments: argparse.Namespace) -> None:

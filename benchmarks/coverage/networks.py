@@ -41,6 +41,7 @@ ZOOS = {
     "transformers": "zoo_transformers",
     "transformers-5": "zoo_transformers",
     "einops": "zoo_einops",
+    "packages": "zoo_packages",
     "peers": "zoo_peers",
 }
 

@@ -216,6 +216,8 @@ def clone_module(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.M
         if is_fully_sharded(old):  # by a class that cannot be made anew
             kind = kind.__mro__[2]
         new = kind.__new__(kind)
+        if isinstance(old, GraphModule):  # whose code belongs to a class of its own
+            type(new).forward = type(old).forward
         shared = (dict, list, set)  # hooks and the like: a change of the copy's must not reach the original's
         new.__dict__.update({k: copy.copy(v) if isinstance(v, shared) else v for k, v in old.__dict__.items()})
         new.__dict__.pop("_compiled_call_impl", None)  # which would call the original

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from fx_oto.core.fx_utils import clone_module
+
 __all__ = ["ReadGradient", "Unlike", "perturbed", "read_gradients"]
 
 ReadGradient = Callable[[str, Tensor], object]
@@ -99,20 +101,19 @@ class Unlike:
         return {name: apart / (max(scale, least) or 1.0) for name, (apart, scale) in self.differences.items()}
 
 
-@contextmanager
-def perturbed(model: nn.Module) -> Iterator[None]:
-    """Change each number of the parameters by some units in the last places, and put them back.
+def perturbed(model: nn.Module) -> nn.Module:
+    """A copy whose parameters differ by some units in the last places.
 
     That is more than the order of sums does to what is computed from them, and less than any fault.
     """
-    before = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
-    try:
-        with torch.no_grad():
-            for seed, (parameter, _) in enumerate(before):
-                if parameter.is_floating_point() or parameter.is_complex():
-                    parameter.mul_(1 + 64 * torch.finfo(parameter.dtype).eps * _random(parameter, seed).sign())
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, content in before:
-                parameter.copy_(content)
+    changed: dict[int, Tensor] = {}
+
+    def change(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter) or not (tensor.is_floating_point() or tensor.is_complex()):
+            return tensor
+        if id(tensor) not in changed:
+            factor = 1 + 64 * torch.finfo(tensor.dtype).eps * _random(tensor, len(changed)).sign()
+            changed[id(tensor)] = nn.Parameter(tensor.detach() * factor, tensor.requires_grad)
+        return changed[id(tensor)]
+
+    return clone_module(model, change)

@@ -193,8 +193,7 @@ class Verification(Analysis):
         if not unlike:
             return True
         rounding = Unlike(found.expected)
-        with perturbed(gm):
-            self._outputs(gm, context.inputs, training, _Reading(found.expected, rounding.read))
+        self._outputs(perturbed(gm), context.inputs, training, _Reading(found.expected, rounding.read))
         noise = rounding.relative()
         wrong = {name: apart for name, apart in unlike.items() if not apart <= 10 * noise.get(name, 0.0)}
         if wrong:

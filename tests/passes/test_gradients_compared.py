@@ -136,8 +136,10 @@ def test_rounding_that_training_amplifies_is_no_error():
     net(x)
     gm = fx_oto.prepare(net, x)
     fx_oto.partition(gm).zero_(0.5)
+    before = [parameter._version for parameter in net.parameters()]
     small = fx_oto.compress(gm)
     assert compared(small) == len(list(net.parameters()))
+    assert [parameter._version for parameter in net.parameters()] == before
 
 
 def test_the_model_is_left_bit_for_bit_with_its_gradients_and_hooks():
