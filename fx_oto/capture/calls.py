@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from functools import lru_cache
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ from fx_oto.core.fx_utils import tensor_leaves
 from fx_oto.nn.modes import IN_PLACE
 
 __all__ = [
+    "INLINED",
     "LISTS",
     "PLAIN",
     "TENSORS",
     "autocast",
+    "code_of",
     "holds_arrays",
     "is_numpys",
     "is_wrapped_by_functorch",
@@ -45,6 +48,8 @@ _HELD = (
     "_version",
 )
 _OTHER_NAMES = ("__hash__", "can_cast", "promote_types", "finfo", "iinfo", "is_tensor", "is_storage", "retains_grad")
+# What is not an op, but layers and arithmetic: as one node it could not be cut.
+INLINED = frozenset(("multi_head_attention_forward",))
 PLAIN = frozenset((*_OF_FORM, *_QUESTIONS, *_HELD, *_OTHER_NAMES))
 TENSORS = frozenset(("T", "mT", "H", "mH", "real", "imag", "data"))
 LISTS = (tuple, list)
@@ -65,6 +70,15 @@ def name_of(func: Any) -> str:
         read = str(getattr(owner, "__name__", None) or getattr(getattr(owner, "fget", None), "__name__", ""))
         return read if name == "__get__" else f"set {read}"
     return name
+
+
+@lru_cache
+def code_of(func: FunctionType) -> FunctionType:
+    """A Python function of torch's that makes its calls at once; as long as any mode is active, torch hands it over."""
+    names = func.__globals__ | {"has_torch_function": lambda _: False}
+    code = FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
+    code.__kwdefaults__ = func.__kwdefaults__
+    return code
 
 
 @lru_cache(maxsize=4096)

@@ -25,7 +25,9 @@ from fx_oto.capture.answers import ANSWERS, property_of_tensor
 from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.assigned import Assigned
 from fx_oto.capture.calls import (
+    INLINED,
     PLAIN,
+    code_of,
     name_of,
     without_memory,
 )
@@ -224,6 +226,9 @@ class CaptureRun(Recorder):
             self.learns_now = bool(args[0])
         if name in PLAIN or func is torch._C._set_grad_enabled:
             return func(*args, **kwargs)
+        if name in INLINED:
+            with self:  # torch has put it aside for this call
+                return code_of(func)(*args, **kwargs)
         self.depth += 1
         try:
             return self._see(func, name, args, kwargs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,8 +35,8 @@ class Subject:
         self.leaves = {id(module) for module in self.modules.values() if is_leaf(module)}
         self.tensors = _names_of_tensors(self.modules)
         self.namespaces = namespaces_of(model)
-        methods = (getattr(value, "__code__", None) for names in self.namespaces for value in names.values())
-        self.reads_mode = any(_reads_mode(code) for code in methods if isinstance(code, CodeType))
+        found = (value for names in self.namespaces for value in names.values())
+        self.reads_mode = any(_reads_mode(value.__code__) for value in found if isinstance(value, FunctionType))
 
 
 def _reads_mode(code: CodeType) -> bool:

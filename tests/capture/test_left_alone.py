@@ -51,3 +51,27 @@ def test_example_inputs_may_come_from_inference_mode():
         fx_oto.register_leaf(Asks, fx_oto.kinds.contraction("...i,oi,+o->...o"))
         gm = fx_oto.prepare(model, torch.randn(3, 4))
     assert fx_oto.partition(gm).num_zigs == 16
+
+
+class NotInstalled:
+    """What packages put in the place of an optional one: whoever looks at it gets an error."""
+
+    def __getattr__(self, name):
+        raise ImportError("an optional package is not installed")
+
+
+def test_what_the_code_does_not_look_at_nobody_does():
+    """In the class, among the global names of its methods, and in a module."""
+    names = {"nn": nn, "package": NotInstalled()}
+    exec(
+        "class Beside(nn.Linear):\n"
+        "    held = package\n"
+        "    def forward(self, x):\n"
+        "        return super(Beside, self).forward(x) if package is self.held else x\n",
+        names,
+    )
+    model, x = nn.Sequential(names["Beside"](4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(3, 4)
+    model[1].held = names["package"]
+    gm = fx_oto.prepare(model, x)
+    fx_oto.partition(gm).zero_(0.5)
+    torch.testing.assert_close(fx_oto.compress(gm)(x), model(x))

@@ -451,3 +451,45 @@ def test_an_unknown_kind_of_attention():
         fx_oto.DependencyAnalysis(attention=["heads"])
     with pytest.raises(fx_oto.SettingsError, match=r"without train=…, .* so attention cannot be used"):
         fx_oto.compress(OneHead(), attention="head_dim")
+
+
+class Functional(nn.Module):
+    """torch's function itself, as attention pooling calls it; the projections are layers of the model."""
+
+    def __init__(self, separate=True, **options):
+        super().__init__()
+        self.before = nn.Linear(6, WIDTH)
+        self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.separate, self.options = separate, options
+
+    def forward(self, x):
+        x = torch.cat([x.mean(1, keepdim=True), x], 1).transpose(0, 1)
+        x = self.before(x)
+        layers = self.q, self.k, self.v
+        names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+        weights = {name: one.weight for name, one in zip(names, layers, strict=True)}
+        options = {"training": self.training, "need_weights": False, **self.options}
+        if options.pop("masked", False):
+            options["key_padding_mask"] = (x[..., 0] > 1).transpose(0, 1)
+        found, _ = F.multi_head_attention_forward(
+            *(x, x, x, x.shape[-1], HEADS),
+            None if self.separate else torch.cat(list(weights.values())),
+            torch.cat([one.bias for one in layers]),
+            *(None, None, False, 0.0),
+            self.out.weight,
+            self.out.bias,
+            use_separate_proj_weight=self.separate,
+            **(weights if self.separate else {}),
+            **options,
+        )
+        return found[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [({}, 0.4), ({"separate": False}, 0.4), ({"masked": True}, 0.4), ({"need_weights": True}, 0.7)],
+    ids=["separate", "packed", "masked", "a mean over all heads"],
+)
+def test_the_function_that_is_the_module(options, left):
+    found = compress_half(Functional(**options), torch.randn(3, 5, 6), any_size=True)
+    assert found.params_left < left

@@ -69,9 +69,11 @@ def _entry(edit: Editor, node: Node, shape: Sequence[int], dim: int) -> Any:
     positions = moved.reshape(-1)
     if result.ndim < len(shape) and moved.numel() == 1:
         return int(moved)
+    if result.ndim == len(shape) and len(positions) == 1:  # one index, perhaps many times
+        positions = positions.expand(result.shape[dim])
     if torch.equal(positions, line) or (not len(positions) and result.shape[dim]):  # nothing of another dimension
         return slice(None)
-    if moved.ndim != len(shape) or moved.shape[dim] != moved.numel():
+    if result.ndim != len(shape) or moved.shape[dim] != moved.numel():
         raise edit.refuse(node, "it moves a cut dimension elsewhere")
     if not _shares_memory(result, line) or not len(positions):
         return positions
