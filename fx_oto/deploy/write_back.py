@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,9 +15,10 @@ from fx_oto.core.context import Context
 from fx_oto.core.errors import InputError, MissingResultError, SlicingError
 from fx_oto.core.fx_utils import source_line
 from fx_oto.core.preserve import Dice
-from fx_oto.deploy.attributes import Attribute, Attributes, set_attributes
+from fx_oto.deploy.attributes import Attribute, Attributes, Values, set_attributes
 from fx_oto.deploy.calls import CALL, Call, calls_of, watch_calls
 from fx_oto.deploy.comparing import Difference, compared, first_difference, lowest_tolerance
+from fx_oto.deploy.configuring import configured
 from fx_oto.deploy.copying import HALF, add_constant, all_tensors, compact_copy, copied_over, widened
 from fx_oto.deploy.equations import solve
 from fx_oto.deploy.replay import Misfit, Replay, values_of
@@ -179,7 +180,7 @@ class _Writer:
             result = self._made()
             difference = compared(result, self.small, self.inputs, Context.of(self.small).capture.takes_any_batch)
             if difference.fits:
-                return self._report(result, difference).attach(result)
+                return self._reported(result, difference)
             self._give_way(result, difference)
 
     def _adapt(self) -> bool:
@@ -255,10 +256,13 @@ class _Writer:
             "compact GraphModule as it is"
         )
 
-    def _made(self) -> nn.Module:
-        """The copy, as the plan says."""
+    def _made(self, values: Values | None = None) -> nn.Module:
+        """The copy, as the plan says; or with attributes at other values, which modules share as they did."""
         model = self._copy()
-        set_attributes(model, self.plan.values, self.read)
+        if values is None:
+            set_attributes(model, self.plan.values, self.read)
+        else:
+            set_attributes(model, values, set())
         for scaling in self.plan.norms.values():
             scaling.apply(model)
         for path in self.plan.graphs:
@@ -283,6 +287,22 @@ class _Writer:
         mine = [node for node in self.code.graph.nodes if call is not None and node.meta.get(CALL) is not None]
         inside = (node for node in mine if any(one.key == call.key for one in node.meta[CALL].around()))  # type: ignore[union-attr]
         return next((node for node in inside if source_line(node)), self.code.graph.output_node())
+
+    def _reported(self, result: nn.Module, difference: Difference) -> nn.Module:
+        """The copy with its configuration, where there is one that can say it, and the report of both."""
+        report = self._report(result, difference)
+        epsilons = {
+            place: eps / scaling.share
+            for scaling in self.plan.norms.values()
+            for place, eps in scaling.epsilons.items()
+        }
+        read = {place: self.attributes.original[place] for place in self.read}
+        found = configured(result, self.small, self.model, read | self.plan.values | epsilons, self._made)
+        if found is None:
+            return report.attach(result)
+        attributes = report.attributes if found.refusal else found.attributes
+        report = replace(report, attributes=attributes, config=found.changes, config_refusal=found.refusal)
+        return report.attach(found.model)
 
     def _report(self, result: nn.Module, difference: Difference) -> WriteBack:
         now = dict(result.named_modules(remove_duplicate=False))

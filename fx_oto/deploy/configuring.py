@@ -1,0 +1,220 @@
+"""A written-back model and its configuration: what ``from_pretrained`` builds must be the same model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from fx_oto.core.context import Context
+from fx_oto.deploy.attributes import Attribute, Values
+from fx_oto.deploy.comparing import compared, outputs
+from fx_oto.deploy.rebuilding import (
+    Configured,
+    Key,
+    Place,
+    Sizes,
+    config_of,
+    dims_of,
+    fill,
+    named,
+    numbers_of,
+    shapes_of,
+)
+from fx_oto.deploy.solving import Search
+from fx_oto.deploy.written import SetAttribute
+
+__all__ = ["Configuring", "configured"]
+
+_MOST_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Configuring:
+    """What became of a model's configuration.
+
+    Attributes:
+        model: the model, with its configuration and all that follows from it set, where that can be.
+        changes: the settings.
+        attributes: the numbers that modules hold, and that are others now.
+        refusal: why the configuration does not say it; empty if it does.
+    """
+
+    model: nn.Module
+    changes: tuple[SetAttribute, ...] = ()
+    attributes: tuple[SetAttribute, ...] = ()
+    refusal: str = ""
+
+
+class _NotSaidError(Exception):
+    """A configuration cannot say a model; the text tells why."""
+
+
+def configured(
+    result: nn.Module, small: GraphModule, model: nn.Module, needed: Values, make: Callable[[Values], nn.Module]
+) -> Configuring | None:
+    """Set the configuration of a written-back model to its sizes; None if there is no configuration.
+
+    Args:
+        result: the written-back model.
+        small: the compact graph.
+        model: the user's model.
+        needed: the numbers that code of modules needs.
+        make: writes the compact graph back with other values of attributes.
+    """
+    config = config_of(model)
+    if config is None:
+        return None
+    try:
+        return _Configuration(result, small, model, needed, make).said()
+    except _NotSaidError as error:
+        return Configuring(result, refusal=str(error))
+
+
+class _Configuration:
+    def __init__(
+        self, result: nn.Module, small: GraphModule, model: nn.Module, needed: Values, make: Callable[[Values], Any]
+    ) -> None:
+        self.result, self.small, self.model, self.make = result, small, model, make
+        self.base = Configured(model, config_of(model), tuple(needed))
+        self.wanted: Sizes = {**dims_of(result), **needed}
+
+    def said(self) -> Configuring:
+        """The model with its configuration.
+
+        Raises:
+            _NotSaidError: the configuration cannot say it.
+        """
+        self._check_base()
+        failed = ""
+        for values in self._candidates():
+            try:
+                return self._verified(values)
+            except _NotSaidError as error:
+                failed = failed or str(error)
+        raise _NotSaidError(failed or self._text())
+
+    def _check_base(self) -> None:
+        kind = type(self.model).__name__
+        try:
+            full = self.base.build({})
+        except Exception as error:
+            raise _NotSaidError(
+                f"{kind}(config) fails ({type(error).__name__}: {error}), so the config does not say the model"
+            ) from error
+        theirs, mine = shapes_of(full), shapes_of(self.model)
+        odd = next((name for name in (*mine, *theirs) if mine.get(name) != theirs.get(name)), None)
+        if odd is not None:
+            raise _NotSaidError(
+                f"{kind}(config) is another model than the one that was compressed: {odd!r} is "
+                f"{mine.get(odd, 'not there')} in the model, and {theirs.get(odd, 'not there')} by its config"
+            )
+        added = next((name for name in shapes_of(self.result) if name not in mine), None)
+        if added is not None:
+            raise _NotSaidError(f"{added!r} is new: it holds what channels that are gone contributed")
+
+    def _candidates(self) -> Iterator[dict[Key, Any]]:
+        self.search = Search(self.base, self.wanted)
+        yield from self.search.solutions()
+        explicit = self.base.explicit()
+        if explicit:
+            base = Configured(self.model, self.base.with_values(explicit), self.base.places)
+            search = Search(base, self.wanted)
+            for values in search.solutions():
+                yield self._shortest(explicit | values, explicit)
+            if len(search.wrong(search.nearest)) < len(self.search.wrong(self.search.nearest)):
+                self.search = search
+
+    def _shortest(self, values: dict[Key, Any], explicit: dict[Key, int]) -> dict[Key, Any]:
+        """The values without those that the code would compute all the same."""
+        for key in explicit:
+            fewer = {other: value for other, value in values.items() if other != key}
+            if self.base.sizes(fewer) == self.base.sizes(values):
+                values = fewer
+        return values
+
+    def _verified(self, values: dict[Key, Any]) -> Configuring:
+        """The model with these settings, compared with what its class builds from them.
+
+        Raises:
+            _NotSaidError: it is not the same.
+        """
+        before, after = numbers_of(self.base.build({})), numbers_of(self.base.build(values))
+        changed = {place: number for place, number in after.items() if before.get(place) != number}
+        model = self.make(changed)
+        any_batch = Context.of(self.small).capture.takes_any_batch
+        difference = compared(model, self.small, Context.of(self.small).inputs, any_batch)
+        if not difference.fits:
+            raise _NotSaidError(f"with all that the config says, it computes something else: {difference.text}")
+        self._check_saved(values)
+        self._check_same(model, values, any_batch)
+        return Configuring(
+            model,
+            tuple(SetAttribute("", named(key), self._before(key), value) for key, value in values.items()),
+            tuple(
+                SetAttribute(place.module, place.name, before.get(place), number)
+                for place, number in changed.items()
+                if len(place.steps) == 1
+            ),
+        )
+
+    def _before(self, key: Key) -> Any:
+        try:
+            return self.base.value(key)
+        except (AttributeError, LookupError):
+            return None
+
+    def _check_saved(self, values: dict[Key, Any]) -> None:
+        """What a file holds of the configuration must say the same."""
+        config = self.base.with_values(values)
+        if not hasattr(config, "to_dict") or not hasattr(type(config), "from_dict"):
+            return
+        try:
+            again = type(config).from_dict(json.loads(json.dumps(config.to_dict())))
+            found = shapes_of(self.base.build_from(again))
+        except Exception as error:
+            raise _NotSaidError(f"the config cannot be saved and loaded ({type(error).__name__}: {error})") from error
+        if found != shapes_of(self.result):
+            raise _NotSaidError(f"{', '.join(map(named, values))} cannot be saved with the config")
+
+    @torch.no_grad()
+    def _check_same(self, model: nn.Module, values: dict[Key, Any], any_batch: bool) -> None:
+        rebuilt = self.base.build(values)
+        left = fill(rebuilt, model.state_dict(), model)
+        if left:
+            raise _NotSaidError(f"{left} would be without numbers: neither its code nor the state dict has them")
+        given = Context.of(self.small).inputs
+        for inputs in (given, given.doubled()) if any_batch else (given,):
+            pairs = zip(outputs(model, inputs, False), outputs(rebuilt, inputs, False), strict=True)
+            if not all(_equal(*pair) for pair in pairs):
+                raise _NotSaidError(self._why_another(model, rebuilt))
+
+    def _why_another(self, model: nn.Module, rebuilt: nn.Module) -> str:
+        theirs, saved = dict(rebuilt.named_buffers()), model.state_dict()
+        buffers = [name for name, held in model.named_buffers() if name not in saved and not _equal(held, theirs[name])]
+        why = f", as {buffers[0]!r}, which no file holds, is another" if buffers else ""
+        return f"what {type(model).__name__}(config) builds computes something else with these parameters{why}"
+
+    def _text(self) -> str:
+        wrong = self.search.wrong(self.search.nearest)
+        places = [place for place in self.wanted if place in wrong]
+        tensors = [place for place in places if not isinstance(place, Attribute)]
+        named = [_described(place, self.wanted, self.search.nearest) for place in (tensors or places)[:_MOST_NAMED]]
+        more = len(tensors or places) - len(named)
+        parts = [*named, *([f"and {more} more"] if more else [])]
+        return f"no values of the config say all sizes; with those that say most, {', '.join(parts)}"
+
+
+def _described(place: Place, wanted: Sizes, found: Sizes) -> str:
+    if isinstance(place, Attribute):
+        return f"{place} is {found.get(place)}, and must be {wanted[place]}"
+    return f"{place[0]}[{place[1]}] has {found.get(place)}, and must have {wanted[place]}"
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)

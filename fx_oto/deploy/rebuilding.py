@@ -1,0 +1,243 @@
+"""Models built anew from their configuration, as ``from_pretrained`` builds them, and how their sizes depend on it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fx_oto.core.preserve import Dice
+from fx_oto.deploy.attributes import Attribute, Attributes, Steps, get_step, holds_numbers, put
+
+__all__ = ["Configured", "Key", "Place", "Sizes", "config_of", "dims_of", "fill", "named", "numbers_of", "shapes_of"]
+
+Key = Steps  # how a setting is reached in a configuration: names of attributes, keys, and positions
+Place = tuple[str, int] | Attribute  # a dimension of a tensor, by its name, or a number that a module holds
+Sizes = dict[Place, Any]
+_Values = Mapping[Key, Any]
+
+_DEEPEST = 3  # config.text_config.hidden_sizes[1]
+_PROBES = (3, 2, 8, 1)  # for settings that say nothing
+
+
+def config_of(model: nn.Module) -> Any:
+    """The configuration of a model whose class builds it from one; None if it has none."""
+    config = getattr(model, "config", None)
+    return (
+        config if config is not None and not isinstance(config, dict | list | tuple) and holds_numbers(config) else None
+    )
+
+
+def named(key: Key) -> str:
+    """A setting as code spells it, such as ``num_heads`` or ``vision_config.depths[1]``."""
+    return Attribute("", key).name
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's parameters and buffers, under each of their names."""
+    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    return {name: tuple(tensor.shape) for name, tensor in tensors}
+
+
+def dims_of(model: nn.Module) -> Sizes:
+    """The size of each dimension of each of these."""
+    return {(name, dim): size for name, shape in shapes_of(model).items() for dim, size in enumerate(shape)}
+
+
+class _WithoutMemory(TorchFunctionMode):
+    """Tensors that wait to be filled are made on the meta device; what code computes, such as buffers, is computed."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+class Configured:
+    """A class of models and a configuration, whose numbers can be given other values.
+
+    Attributes:
+        kind: the class; it is called with the configuration alone.
+        config: the configuration; it is not changed.
+        places: numbers that modules hold, which ``sizes`` gives as well.
+    """
+
+    def __init__(self, model: nn.Module, config: Any, places: Iterator[Attribute] | tuple[Attribute, ...] = ()) -> None:
+        self.kind, self.config, self.places = type(model), config, tuple(places)
+        kinds = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
+        self.dtype = next(kinds, torch.get_default_dtype())
+        self._sizes: dict[frozenset[tuple[Key, Any]], Sizes | None] = {}
+        self._effects: dict[Key, tuple[Any, Sizes] | None] = {}
+
+    def build(self, values: _Values) -> nn.Module:
+        """A model of the configuration with some numbers set; its weights hold no numbers, if they wait to be filled.
+
+        Raises:
+            Exception: whatever its code raises.
+        """
+        return self.build_from(self.with_values(values))
+
+    def with_values(self, values: _Values) -> Any:
+        """A copy of the configuration with some numbers set."""
+        config = copy.deepcopy(self.config)
+        for key, value in values.items():
+            put(config, key, value)
+        return config
+
+    def build_from(self, config: Any) -> nn.Module:
+        """A model of a configuration, as ``build`` returns it."""
+        before, dice, logged = torch.get_default_dtype(), Dice(), logging.root.manager.disable
+        torch.set_default_dtype(self.dtype)
+        logging.disable()  # what a library has to say of the values that are tried
+        try:
+            with warnings.catch_warnings(), _WithoutMemory():
+                warnings.simplefilter("ignore")
+                return self.kind(config)
+        finally:
+            logging.disable(logged)
+            torch.set_default_dtype(before)
+            dice.put_back()
+
+    def sizes(self, values: _Values) -> Sizes | None:
+        """The size of each dimension, and each of the ``places``, with some numbers set; None if that cannot be."""
+        known = frozenset(values.items())
+        if known not in self._sizes:
+            try:
+                built = self.build(values)
+            except Exception:  # such as a width that the number of heads does not divide
+                self._sizes[known] = None
+            else:
+                found: Sizes = {
+                    (name, dim): n for name, shape in shapes_of(built).items() for dim, n in enumerate(shape)
+                }
+                self._sizes[known] = found | {place: _number_at(built, place) for place in self.places}
+        return self._sizes[known]
+
+    def keys(self) -> list[Key]:
+        """The settings that are numbers."""
+        return [key for key, value in _settings(self.config, ()) if value is not None]
+
+    def effect(self, key: Key) -> tuple[Any, Sizes] | None:
+        """Another value of a setting, and the sizes that it changes; None if no other can be, or none changes."""
+        if key not in self._effects:
+            self._effects[key] = self._tried(key)
+        return self._effects[key]
+
+    def _tried(self, key: Key) -> tuple[Any, Sizes] | None:
+        value, base = self.value(key), self.sizes({})
+        if not value or base is None:
+            return None
+        for other in (2 * value, value + 1, value / 2 if isinstance(value, float) else value // 2):
+            found = self.sizes({key: other})
+            if found is not None and found.keys() == base.keys():
+                changed = {place: size for place, size in found.items() if size != base[place]}
+                return (other, changed) if changed else None
+        return None
+
+    def value(self, key: Key) -> Any:
+        """What a setting is."""
+        here = self.config
+        for step in key:
+            here = get_step(here, step)
+        return here
+
+    def explicit(self) -> dict[Key, int]:
+        """Settings that are not made, with the numbers that change nothing.
+
+        Where a configuration has no ``head_dim``, code divides the width by the number of heads; with a ``head_dim``
+        it does not, and each of them can be set alone.
+        """
+        found: dict[Key, int] = {}
+        for key in (*(key for key, value in _settings(self.config, ()) if value is None), *self._asked_for()):
+            value = self._neutral(key)
+            if value is not None and self.sizes({**found, key: value}) == self.sizes({}):
+                found[key] = value
+        return found
+
+    def _asked_for(self) -> list[Key]:
+        """Names that the code asks for and the configuration lacks."""
+        asked: dict[str, None] = {}
+        config, kind = copy.deepcopy(self.config), type(self.config)
+
+        def missing(self: Any, name: str) -> Any:
+            if not name.startswith("_"):
+                asked[name] = None
+            if hasattr(kind, "__getattr__"):
+                return kind.__getattr__(self, name)
+            raise AttributeError(f"{kind.__name__!r} object has no attribute {name!r}")
+
+        try:
+            config.__class__ = type(kind.__name__, (kind,), {"__getattr__": missing})
+            self.build_from(config)
+        except Exception:  # such as a class that cannot be derived from
+            return []
+        return [(name,) for name in asked if not hasattr(kind, name)]
+
+    def _neutral(self, key: Key) -> int | None:
+        base = self.sizes({})
+        for probe in _PROBES:
+            found = self.sizes({key: probe})
+            if found is None or base is None or found.keys() != base.keys():
+                continue
+            wanted = (base[place] * probe / size for place, size in found.items() if size and size != base[place])
+            value = next(wanted, None)
+            return int(value) if value is not None and value == int(value) else None
+        return None
+
+
+def _settings(holder: Any, path: Key) -> Iterator[tuple[Key, Any]]:
+    """The numbers in a configuration, and its settings that say nothing."""
+    if len(path) > _DEEPEST:
+        return
+    items = (
+        holder.items() if isinstance(holder, dict) else enumerate(holder) if isinstance(holder, list | tuple) else ()
+    )
+    is_object = not isinstance(holder, dict | list | tuple)
+    for step, value in vars(holder).items() if is_object else items:
+        if is_object and str(step).startswith("_"):
+            continue
+        if type(value) in (int, float) or (value is None and is_object):
+            yield (*path, step), value
+        elif holds_numbers(value):
+            yield from _settings(value, (*path, step))
+
+
+def _number_at(model: nn.Module, place: Attribute) -> Any:
+    try:
+        here: Any = model.get_submodule(place.module)
+        for step in place.steps:
+            here = get_step(here, step)
+    except (AttributeError, LookupError, TypeError):
+        return None
+    return here
+
+
+def numbers_of(model: nn.Module) -> dict[Attribute, Any]:
+    """All plain numbers that the modules of a model hold; the model is of no use afterwards."""
+    found = Attributes()
+    found.plant(model)
+    return found.original
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], like: nn.Module) -> str:
+    """Give a model the tensors of a state dict; what else it holds goes to the device of what another one holds.
+
+    Returns:
+        Names of what is left without numbers; empty if nothing is.
+    """
+    model.load_state_dict(dict(tensors), assign=True)
+    theirs = dict(like.named_buffers(remove_duplicate=False))
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, buffer in module._buffers.items():
+            full = f"{path}.{name}".lstrip(".")
+            if buffer is not None and buffer.device.type != "meta" and full in theirs:
+                module._buffers[name] = buffer.to(theirs[full].device)
+    left = (*model.named_parameters(), *model.named_buffers())
+    return ", ".join(name for name, tensor in left if tensor.device.type == "meta")
