@@ -31,7 +31,7 @@ from fx_oto.deploy.written import SetAttribute
 
 __all__ = ["Configuring", "configured"]
 
-_MOST_NAMED = 3
+_MOST_NAMED = 2
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ class _Configuration:
     ) -> None:
         self.result, self.small, self.model, self.make = result, small, model, make
         self.base = Configured(model, config_of(model), tuple(needed))
-        self.wanted: Sizes = {**dims_of(result), **needed}
+        self.wanted = dims_of(result)
+        self.wanted.update(needed.items())
 
     def said(self) -> Configuring:
         """The model with its configuration.

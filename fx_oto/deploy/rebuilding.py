@@ -120,7 +120,7 @@ class Configured:
                 self._sizes[known] = found | {place: _number_at(built, place) for place in self.places}
         return self._sizes[known]
 
-    def keys(self) -> list[Key]:
+    def numbers(self) -> list[Key]:
         """The settings that are numbers."""
         return [key for key, value in _settings(self.config, ()) if value is not None]
 

@@ -23,7 +23,7 @@ class Search:
 
     def __init__(self, configured: Configured, wanted: Sizes) -> None:
         self.configured, self.wanted = configured, wanted
-        self.keys = configured.keys()
+        self.keys = configured.numbers()
         self.nearest: Sizes = configured.sizes({}) or {}
         self._visited: set[frozenset[tuple[Key, Any]]] = set()
 
@@ -46,12 +46,24 @@ class Search:
         if not wrong:
             yield values
             return
-        for key in self.keys:
-            for value in self._suggested(key, sizes, wrong) if key not in values else ():
+        for key in self._open(wrong, values):
+            for value in self._suggested(key, sizes, wrong):
                 other = {**values, key: value}
                 found = self.configured.sizes(other)
                 if found is not None and found.keys() == sizes.keys() and _is_better(self.wrong(found), wrong):
                     yield from self._from(other, found)
+
+    def _open(self, wrong: set[Place], values: dict[Key, Any]) -> list[Key]:
+        """The settings that may mend one of the wrong places, that with the fewest of them; tensors come first."""
+        mending = {
+            place: [key for key in self.keys if key not in values and place in self._changed(key)] for place in wrong
+        }
+        some = [place for place, keys in mending.items() if keys]
+        return min((mending[place] for place in _apart(set(some))[0] or some), key=len, default=[])
+
+    def _changed(self, key: Key) -> Sizes:
+        effect = self.configured.effect(key)
+        return effect[1] if effect is not None else {}
 
     def _suggested(self, key: Key, sizes: Sizes, wrong: set[Place]) -> list[Any]:
         """Values of a setting that may make a wrong size right."""

@@ -134,9 +134,9 @@ class WriteBack(Tabular):
         """
         if self.config_refusal:
             raise SlicingError(
-                f"the model's config still says the full widths, for it cannot say the new ones: {self.config_refusal}. "
-                "Before a training, fx_oto.config_limits(gm, model) tells what it can say: give its uniform and "
-                "unprunable to DHSPG. What is pruned already, fx_oto.save keeps"
+                "the model's config still says the full widths, for it cannot say the new ones: "
+                f"{self.config_refusal}. Before a training, fx_oto.config_limits(gm, model) tells what it can say: "
+                "give its uniform and unprunable to DHSPG. What is pruned already, fx_oto.save keeps"
             )
 
     def attach(self, model: nn.Module) -> nn.Module:
@@ -152,7 +152,7 @@ class WriteBack(Tabular):
         return f"{attributes} set, {norms} scaled, and {graphs}"
 
     def to_dict(self) -> dict[str, Any]:
-        """``attributes``, ``layers`` and ``graphs``, with what each holds; ``norms``, ``error``, ``modes`` and ``config``."""
+        """``attributes``, ``layers`` and ``graphs``, with what each holds; and all else by its name."""
         return {
             "attributes": [vars(one) for one in self.attributes],
             "layers": [vars(one) for one in self.layers],

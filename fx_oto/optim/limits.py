@@ -11,9 +11,10 @@ from fx_oto.core.errors import SettingsError
 from fx_oto.core.patterns import check_matched, patterns_in
 from fx_oto.zigs.families import Family
 
-__all__ = ["Limits", "PerFamily", "check_patterns", "portions"]
+__all__ = ["Limits", "PerFamily", "Uniform", "check_patterns", "portions", "sets_of"]
 
 PerFamily = float | Mapping[str, float]
+Uniform = str | Iterable[str | Iterable[str]]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Limits:
         min_kept: PerFamily,
         max_group_sparsity: PerFamily,
         round_to: int,
-        uniform: Iterable[str] = (),
+        uniform: Uniform = (),
     ) -> Limits:
         """Read a user's limits.
 
@@ -50,7 +51,8 @@ class Limits:
             max_group_sparsity: largest fraction of a family that may go, of all or by glob; of several globs that
                 match, the first counts.
             round_to: the channels left of each family are a multiple of this number, or all.
-            uniform: globs, of each of which the families that it matches keep equally many.
+            uniform: globs, of each of which the families that it matches keep equally many; several in a tuple are
+                one set.
 
         Raises:
             SettingsError: a limit is out of range, a glob matches no family, or such of different sizes that are to
@@ -63,7 +65,7 @@ class Limits:
         rows = zip(families, left_alone, kept, caps, strict=True)
         limits = [0 if alone else _most(len(family), least, cap) for family, alone, least, cap in rows]
         steps = [_step(family, round_to) for family in families]
-        alike = _alike(families, patterns_in(uniform))
+        alike = _alike(families, sets_of(uniform))
         for those in alike:
             for i in those:  # the strictest of them holds for all
                 limits[i] = min(limits[j] for j in those)
@@ -78,12 +80,13 @@ class Limits:
         return (*self.alike, *((i,) for i in range(len(self.most)) if i not in together))
 
 
-def _alike(families: Sequence[Family], patterns: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """The families that each pattern matches; those that share one are one set."""
-    check_patterns("uniform", patterns, families)
+def _alike(families: Sequence[Family], uniform: Sequence[Sequence[str]]) -> tuple[tuple[int, ...], ...]:
+    """The families that each set of patterns matches; those that share one are one set."""
+    check_patterns("uniform", [pattern for patterns in uniform for pattern in patterns], families)
     sets: list[set[int]] = []
-    for pattern in patterns:
-        found = {i for i, family in enumerate(families) if family.matches(pattern)}
+    for patterns in uniform:
+        found = {i for i, family in enumerate(families) if any(map(family.matches, patterns))}
+        pattern = ", ".join(patterns)
         odd = next((families[i] for i in found if len(families[i]) != len(families[min(found)])), None)
         if odd is not None:
             first = families[min(found)]
@@ -127,6 +130,11 @@ def _step(family: Family, round_to: int) -> int:
 def portions(size: int, limit: int, step: int) -> list[int]:
     """The numbers of ZIGs that may be gone: the rest is a multiple of ``step``."""
     return [0, *(gone for gone in range(size % step or step, limit + 1, step))]
+
+
+def sets_of(uniform: Uniform) -> tuple[tuple[str, ...], ...]:
+    """The globs of ``uniform`` as a user gives them: each alone, or several that stand for one set of families."""
+    return tuple(map(patterns_in, (uniform,) if isinstance(uniform, str) else uniform))
 
 
 def check_patterns(option: str, patterns: Iterable[str], families: Sequence[Family]) -> None:
