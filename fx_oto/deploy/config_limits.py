@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from fx_oto.capture import unwrapped
 from fx_oto.core.errors import FxOtoError, InputError
 from fx_oto.core.tables import Tabular, counted, table
 from fx_oto.deploy.copying import all_tensors
-from fx_oto.deploy.rebuilding import Configured, Key, Place, config_of, dims_of, named
+from fx_oto.deploy.rebuilding import Configured, Key, Place, Sizes, config_of, dims_of, named
 from fx_oto.deploy.write_back import write_back
 from fx_oto.deploy.written import WriteBack
 from fx_oto.passes.physical_slicing import PhysicalSlicing
@@ -148,14 +148,15 @@ class _Limits:
 
     def __init__(self, model: nn.Module, families: Sequence[Family]) -> None:
         self.model, self.families = model, families
-        self.places: list[set[Place]] = [{(slot.tensor, slot.dim) for slot in family.slots} for family in families]
-        base = _configured(model)
-        first = _first_names(model)
+        base, first = _configured(model), _first_names(model)
+        sizes = dims_of(model)
+        self.places = [_places(family, sizes) for family in families]
+        prunable = {(slot.tensor, slot.dim) for family in families for slot in family.slots}
         self.settings: dict[Key, set[Place]] = {}
         for key in base.numbers():
-            _, sizes = base.effect(key) or (None, {})
-            places: set[Place] = {(first.get(one[0], one[0]), one[1]) for one in sizes if isinstance(one, tuple)}
-            if places and places <= set().union(*self.places):  # else it changes what is kept whole
+            changed: Iterable[Place] = (base.effect(key) or (None, ()))[1]
+            places: set[Place] = {(first.get(one[0], one[0]), one[1]) for one in changed if isinstance(one, tuple)}
+            if places and places <= prunable:  # else it changes what is kept whole
                 self.settings[key] = places
 
     def groups(self) -> list[list[int]]:
@@ -224,6 +225,12 @@ def _configured(model: nn.Module) -> Configured:
     return Configured(model, base.with_values(explicit)) if explicit else base
 
 
+def _places(family: Family, sizes: Sizes) -> set[Place]:
+    """The dimensions that a family fills; if there is none, those that it has a part in."""
+    parts: dict[Place, int] = {(slot.tensor, slot.dim): slot.index.numel() for slot in family.slots}
+    return {place for place, part in parts.items() if sizes.get(place) == part} or set(parts)
+
+
 def _first_names(model: nn.Module) -> dict[str, str]:
     """For each name of a tensor, the name that graphs have for it."""
     first: dict[int, str] = {}
@@ -235,7 +242,7 @@ def _globs(names: list[str]) -> Iterator[tuple[str, ...]]:
     parts = [name.split(".") for name in names]
     if len(set(map(len, parts))) == 1:
         alike = [column[0] if len(set(column)) == 1 else "*" for column in zip(*parts, strict=True)]
-        yield from ((".".join(alike[:end]),) for end in (-1, len(alike)) if alike[:end])
+        yield from ((".".join(alike[:end]),) for end in (-1, len(alike)) if set(alike[:end]) - {"*"})
     end: list[str] = []
     for column in zip(*(reversed(one) for one in parts), strict=False):
         if len(set(column)) > 1:

@@ -27,7 +27,7 @@ from fx_oto.deploy.rebuilding import (
     shapes_of,
 )
 from fx_oto.deploy.solving import Search
-from fx_oto.deploy.written import SetAttribute
+from fx_oto.deploy.written import SetAttribute, WriteBack
 
 __all__ = ["Configuring", "configured"]
 
@@ -56,12 +56,18 @@ class _NotSaidError(Exception):
 
 
 def configured(
-    result: nn.Module, small: GraphModule, model: nn.Module, needed: Values, make: Callable[[Values], nn.Module]
+    result: nn.Module,
+    report: WriteBack,
+    small: GraphModule,
+    model: nn.Module,
+    needed: Values,
+    make: Callable[[Values], nn.Module],
 ) -> Configuring | None:
     """Set the configuration of a written-back model to its sizes; None if there is no configuration.
 
     Args:
         result: the written-back model.
+        report: what was done to it.
         small: the compact graph.
         model: the user's model.
         needed: the numbers that code of modules needs.
@@ -71,9 +77,18 @@ def configured(
     if config is None:
         return None
     try:
+        _check_classes(report)
         return _Configuration(result, small, model, needed, make).said()
     except _NotSaidError as error:
         return Configuring(result, refusal=str(error))
+
+
+def _check_classes(report: WriteBack) -> None:
+    for layer in report.layers:
+        raise _NotSaidError(f"{layer.module!r} is of the class {layer.after} now, which no config asks for")
+    for graph in report.graphs:
+        where = repr(graph.module) if graph.module else "the model"
+        raise _NotSaidError(f"{where} computes a graph, as its code at {graph.line} does not fit any more")
 
 
 class _Configuration:

@@ -297,7 +297,7 @@ class _Writer:
             for place, eps in scaling.epsilons.items()
         }
         read = {place: self.attributes.original[place] for place in self.read}
-        found = configured(result, self.small, self.model, read | self.plan.values | epsilons, self._made)
+        found = configured(result, report, self.small, self.model, read | self.plan.values | epsilons, self._made)
         if found is None:
             return report.attach(result)
         attributes = report.attributes if found.refusal else found.attributes
