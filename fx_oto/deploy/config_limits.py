@@ -16,7 +16,8 @@ from fx_oto.capture import unwrapped
 from fx_oto.core.errors import FxOtoError, InputError
 from fx_oto.core.tables import Tabular, counted, table
 from fx_oto.deploy.copying import all_tensors
-from fx_oto.deploy.rebuilding import Configured, Key, Place, Sizes, config_of, dims_of, named
+from fx_oto.deploy.rebuilding import Configured, Key, Place, Sizes, dims_of, named
+from fx_oto.deploy.recipes import Build, recipe_of
 from fx_oto.deploy.write_back import write_back
 from fx_oto.deploy.written import WriteBack
 from fx_oto.passes.physical_slicing import PhysicalSlicing
@@ -97,7 +98,7 @@ class ConfigLimits(Tabular):
         return (table(rows, ("families", "ZIGs", "config", "uniform, or whole because"), style),)
 
 
-def config_limits(gm: GraphModule, model: nn.Module) -> ConfigLimits:
+def config_limits(gm: GraphModule, model: nn.Module, build: Build | None = None) -> ConfigLimits:
     """Find what of a prepared model can go so that the model's ``config`` can say it, and ``from_pretrained`` build it.
 
     The class is built from configurations with other numbers, to see which sizes depend on which setting. Then half of
@@ -106,12 +107,13 @@ def config_limits(gm: GraphModule, model: nn.Module) -> ConfigLimits:
     Args:
         gm: what ``prepare`` returned; it is not changed.
         model: the model that was given to ``prepare``, with a ``config`` from which ``type(model)(config)`` builds it.
+        build: what builds it in the place of its class, as for ``write_back``.
 
     Returns:
         Globs for ``DHSPG(gm, …, uniform=limits.uniform, unprunable=limits.unprunable)``; a table when printed.
 
     Raises:
-        InputError: the model has no such ``config``.
+        InputError: the model has no such ``config``, or ``build`` builds another one.
         MissingResultError: ``gm`` is not prepared.
 
     Example:
@@ -135,7 +137,7 @@ def config_limits(gm: GraphModule, model: nn.Module) -> ConfigLimits:
     """
     model = unwrapped(model)
     families = partition(gm).families
-    limits = _Limits(model, families)
+    limits = _Limits(model, families, build)
     return ConfigLimits(tuple(limits.tried(gm, [limits.tied(members) for members in limits.groups()])))
 
 
@@ -146,9 +148,9 @@ class _Limits:
         InputError: the model's class does not build it from a configuration.
     """
 
-    def __init__(self, model: nn.Module, families: Sequence[Family]) -> None:
-        self.model, self.families = model, families
-        base, first = _configured(model), _first_names(model)
+    def __init__(self, model: nn.Module, families: Sequence[Family], build: Build | None) -> None:
+        self.model, self.families, self.build = model, families, build
+        base, first = _configured(model, build), _first_names(model)
         sizes = dims_of(model)
         self.places = [_places(family, sizes) for family in families]
         prunable = {(slot.tensor, slot.dim) for family in families for slot in family.slots}
@@ -208,21 +210,20 @@ class _Limits:
                 zigs.zero_zigs_(i, torch.arange(len(family) // 2))
         try:
             small = PhysicalSlicing()(trial).graph_module
-            return WriteBack.of(write_back(small, self.model)).config_refusal
+            return WriteBack.of(write_back(small, self.model, self.build)).config_refusal
         except FxOtoError as error:
             return str(error)
 
 
-def _configured(model: nn.Module) -> Configured:
-    """The model's configuration, with settings that it leaves out made."""
-    config, kind = config_of(model), type(model).__name__
-    if config is None:
-        raise InputError(f"{kind} has no config from which {kind}(config) builds it, so that nothing can be said by it")
-    base = Configured(model, config)
+def _configured(model: nn.Module, build: Build | None) -> Configured:
+    """What builds the model, with settings that are left out made."""
+    recipe, kind = recipe_of(model, build), type(model).__name__
+    if recipe is None:
+        raise InputError(f"{kind} has no config from which {kind}(config) builds it: give build, which builds it")
+    base = Configured(recipe, model)
     if base.sizes({}) != dims_of(model):
-        raise InputError(f"{kind}(config) does not build the tensors that the model has: its config does not say them")
-    explicit = base.explicit()
-    return Configured(model, base.with_values(explicit)) if explicit else base
+        raise InputError(f"{recipe.text} does not build the tensors that the model has, so it cannot say what they are")
+    return base.explicit()
 
 
 def _places(family: Family, sizes: Sizes) -> set[Place]:

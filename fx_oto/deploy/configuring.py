@@ -19,7 +19,6 @@ from fx_oto.deploy.rebuilding import (
     Key,
     Place,
     Sizes,
-    config_of,
     dims_of,
     fill,
     named,
@@ -43,12 +42,14 @@ class Configuring:
         changes: the settings.
         attributes: the numbers that modules hold, and that are others now.
         refusal: why the configuration does not say it; empty if it does.
+        call: what builds it, as code spells it, if that is not its class with a configuration.
     """
 
     model: nn.Module
     changes: tuple[SetAttribute, ...] = ()
     attributes: tuple[SetAttribute, ...] = ()
     refusal: str = ""
+    call: str = ""
 
 
 class _NotSaidError(Exception):
@@ -58,27 +59,24 @@ class _NotSaidError(Exception):
 def configured(
     result: nn.Module,
     report: WriteBack,
+    base: Configured,
     small: GraphModule,
-    model: nn.Module,
     needed: Values,
     make: Callable[[Values], nn.Module],
-) -> Configuring | None:
-    """Set the configuration of a written-back model to its sizes; None if there is no configuration.
+) -> Configuring:
+    """Set the configuration of a written-back model to its sizes.
 
     Args:
         result: the written-back model.
         report: what was done to it.
+        base: what builds the user's model.
         small: the compact graph.
-        model: the user's model.
         needed: the numbers that code of modules needs.
         make: writes the compact graph back with other values of attributes.
     """
-    config = config_of(model)
-    if config is None:
-        return None
     try:
         _check_classes(report)
-        return _Configuration(result, small, model, needed, make).said()
+        return _Configuration(result, base, small, needed, make).said()
     except _NotSaidError as error:
         return Configuring(result, refusal=str(error))
 
@@ -93,10 +91,11 @@ def _check_classes(report: WriteBack) -> None:
 
 class _Configuration:
     def __init__(
-        self, result: nn.Module, small: GraphModule, model: nn.Module, needed: Values, make: Callable[[Values], Any]
+        self, result: nn.Module, base: Configured, small: GraphModule, needed: Values, make: Callable[[Values], Any]
     ) -> None:
-        self.result, self.small, self.model, self.make = result, small, model, make
-        self.base = Configured(model, config_of(model), tuple(needed))
+        self.result, self.small, self.make, self.model = result, small, make, base.like
+        needed = dict(needed) | _leaves_numbers(result, base.like)
+        self.base, self.text = Configured(base.recipe, base.like, tuple(needed)), base.recipe.text
         self.wanted = dims_of(result)
         self.wanted.update(needed.items())
 
@@ -116,19 +115,16 @@ class _Configuration:
         raise _NotSaidError(failed or self._text())
 
     def _check_base(self) -> None:
-        kind = type(self.model).__name__
         try:
             full = self.base.build({})
         except Exception as error:
-            raise _NotSaidError(
-                f"{kind}(config) fails ({type(error).__name__}: {error}), so the config does not say the model"
-            ) from error
+            raise _NotSaidError(f"{self.text} fails ({type(error).__name__}: {error})") from error
         theirs, mine = shapes_of(full), shapes_of(self.model)
         odd = next((name for name in (*mine, *theirs) if mine.get(name) != theirs.get(name)), None)
         if odd is not None:
             raise _NotSaidError(
-                f"{kind}(config) is another model than the one that was compressed: {odd!r} is "
-                f"{mine.get(odd, 'not there')} in the model, and {theirs.get(odd, 'not there')} by its config"
+                f"{self.text} is another model than the one that was compressed: {odd!r} is "
+                f"{mine.get(odd, 'not there')} in the model, and {theirs.get(odd, 'not there')} by this"
             )
         added = next((name for name in shapes_of(self.result) if name not in mine), None)
         if added is not None:
@@ -137,16 +133,15 @@ class _Configuration:
     def _candidates(self) -> Iterator[dict[Key, Any]]:
         self.search = Search(self.base, self.wanted)
         yield from self.search.solutions()
-        explicit = self.base.explicit()
+        explicit = self.base.left_out()
         if explicit:
-            base = Configured(self.model, self.base.with_values(explicit), self.base.places)
-            search = Search(base, self.wanted)
+            search = Search(self.base.explicit(), self.wanted)
             for values in search.solutions():
                 yield self._shortest(explicit | values, explicit)
             if len(search.wrong(search.nearest)) < len(self.search.wrong(self.search.nearest)):
                 self.search = search
 
-    def _shortest(self, values: dict[Key, Any], explicit: dict[Key, int]) -> dict[Key, Any]:
+    def _shortest(self, values: dict[Key, Any], explicit: dict[Key, Any]) -> dict[Key, Any]:
         """The values without those that the code would compute all the same."""
         for key in explicit:
             fewer = {other: value for other, value in values.items() if other != key}
@@ -177,7 +172,11 @@ class _Configuration:
                 for place, number in changed.items()
                 if len(place.steps) == 1
             ),
+            call=self._call(values),
         )
+
+    def _call(self, values: dict[Key, Any]) -> str:
+        return self.base.recipe.call(self.base.with_values(values)) if self.base.recipe.call else ""
 
     def _before(self, key: Key) -> Any:
         try:
@@ -214,7 +213,7 @@ class _Configuration:
         theirs, saved = dict(rebuilt.named_buffers()), model.state_dict()
         buffers = [name for name, held in model.named_buffers() if name not in saved and not _equal(held, theirs[name])]
         why = f", as {buffers[0]!r}, which no file holds, is another" if buffers else ""
-        return f"what {type(model).__name__}(config) builds computes something else with these parameters{why}"
+        return f"what {self.text} builds computes something else with these parameters{why}"
 
     def _text(self) -> str:
         wrong = self.search.wrong(self.search.nearest)
@@ -223,7 +222,17 @@ class _Configuration:
         named = [_described(place, self.wanted, self.search.nearest) for place in (tensors or places)[:_MOST_NAMED]]
         more = len(tensors or places) - len(named)
         parts = [*named, *([f"and {more} more"] if more else [])]
-        return f"no values of the config say all sizes; with those that say most, {', '.join(parts)}"
+        return f"no numbers make {self.text} build all sizes; with those that say most, {', '.join(parts)}"
+
+
+def _leaves_numbers(result: nn.Module, model: nn.Module) -> dict[Attribute, float]:
+    """The epsilons of torch's norms that are others now."""
+    before = dict(model.named_modules(remove_duplicate=False))
+    return {
+        Attribute(path, ("eps",)): module.eps
+        for path, module in result.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.RMSNorm) and module.eps != getattr(before[path], "eps", None)
+    }
 
 
 def _described(place: Place, wanted: Sizes, found: Sizes) -> str:

@@ -6,6 +6,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from torch.overrides import TorchFunctionMode
 
 from fx_oto.core.preserve import Dice
 from fx_oto.deploy.attributes import Attribute, Attributes, Steps, get_step, holds_numbers, put
+from fx_oto.deploy.recipes import Recipe
 
-__all__ = ["Configured", "Key", "Place", "Sizes", "config_of", "dims_of", "fill", "named", "numbers_of", "shapes_of"]
+__all__ = ["Configured", "Key", "Place", "Sizes", "dims_of", "fill", "named", "numbers_of", "shapes_of"]
 
 Key = Steps  # how a setting is reached in a configuration: names of attributes, keys, and positions
 Place = tuple[str, int] | Attribute  # a dimension of a tensor, by its name, or a number that a module holds
@@ -24,14 +26,6 @@ _Values = Mapping[Key, Any]
 
 _DEEPEST = 3  # config.text_config.hidden_sizes[1]
 _PROBES = (3, 2, 8, 1)  # for settings that say nothing
-
-
-def config_of(model: nn.Module) -> Any:
-    """The configuration of a model whose class builds it from one; None if it has none."""
-    config = getattr(model, "config", None)
-    return (
-        config if config is not None and not isinstance(config, dict | list | tuple) and holds_numbers(config) else None
-    )
 
 
 def named(key: Key) -> str:
@@ -61,17 +55,17 @@ class _WithoutMemory(TorchFunctionMode):
 
 
 class Configured:
-    """A class of models and a configuration, whose numbers can be given other values.
+    """What builds a model, and the settings that it reads, whose numbers can be given other values.
 
     Attributes:
-        kind: the class; it is called with the configuration alone.
-        config: the configuration; it is not changed.
+        recipe: what builds it.
+        like: the model.
         places: numbers that modules hold, which ``sizes`` gives as well.
     """
 
-    def __init__(self, model: nn.Module, config: Any, places: Iterator[Attribute] | tuple[Attribute, ...] = ()) -> None:
-        self.kind, self.config, self.places = type(model), config, tuple(places)
-        kinds = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
+    def __init__(self, recipe: Recipe, like: nn.Module, places: tuple[Attribute, ...] = ()) -> None:
+        self.recipe, self.like, self.places = recipe, like, places
+        kinds = (tensor.dtype for tensor in like.parameters() if tensor.is_floating_point())
         self.dtype = next(kinds, torch.get_default_dtype())
         self._sizes: dict[frozenset[tuple[Key, Any]], Sizes | None] = {}
         self._effects: dict[Key, tuple[Any, Sizes] | None] = {}
@@ -86,7 +80,7 @@ class Configured:
 
     def with_values(self, values: _Values) -> Any:
         """A copy of the configuration with some numbers set."""
-        config = copy.deepcopy(self.config)
+        config = copy.deepcopy(self.recipe.config)
         for key, value in values.items():
             put(config, key, value)
         return config
@@ -99,7 +93,7 @@ class Configured:
         try:
             with warnings.catch_warnings(), _WithoutMemory():
                 warnings.simplefilter("ignore")
-                return self.kind(config)
+                return self.recipe.make(config)
         finally:
             logging.disable(logged)
             torch.set_default_dtype(before)
@@ -114,15 +108,12 @@ class Configured:
             except Exception:  # such as a width that the number of heads does not divide
                 self._sizes[known] = None
             else:
-                found: Sizes = {
-                    (name, dim): n for name, shape in shapes_of(built).items() for dim, n in enumerate(shape)
-                }
-                self._sizes[known] = found | {place: _number_at(built, place) for place in self.places}
+                self._sizes[known] = dims_of(built) | {place: _number_at(built, place) for place in self.places}
         return self._sizes[known]
 
     def numbers(self) -> list[Key]:
         """The settings that are numbers."""
-        return [key for key, value in _settings(self.config, ()) if value is not None]
+        return [key for key, value in _settings(self.recipe.config, ()) if value is not None]
 
     def effect(self, key: Key) -> tuple[Any, Sizes] | None:
         """Another value of a setting, and the sizes that it changes; None if no other can be, or none changes."""
@@ -143,20 +134,28 @@ class Configured:
 
     def value(self, key: Key) -> Any:
         """What a setting is."""
-        here = self.config
+        here = self.recipe.config
         for step in key:
             here = get_step(here, step)
         return here
 
-    def explicit(self) -> dict[Key, int]:
-        """Settings that are not made, with the numbers that change nothing.
+    def explicit(self) -> Configured:
+        """The same with settings made that it leaves out, at the numbers that change nothing.
 
         Where a configuration has no ``head_dim``, code divides the width by the number of heads; with a ``head_dim``
         it does not, and each of them can be set alone.
         """
-        found: dict[Key, int] = {}
-        for key in (*(key for key, value in _settings(self.config, ()) if value is None), *self._asked_for()):
-            value = self._neutral(key)
+        found = self.left_out()
+        if not found:
+            return self
+        return Configured(replace(self.recipe, config=self.with_values(found)), self.like, self.places)
+
+    def left_out(self) -> dict[Key, Any]:
+        """Settings that are left out, with the numbers that change nothing."""
+        found: dict[Key, Any] = {}
+        names = [(name,) for name in self.recipe.optional] or self._asked_for()
+        for key in (*(key for key, value in _settings(self.recipe.config, ()) if value is None), *names):
+            value = self._neutral(key, self.recipe.optional.get(key[0]))
             if value is not None and self.sizes({**found, key: value}) == self.sizes({}):
                 found[key] = value
         return found
@@ -164,7 +163,8 @@ class Configured:
     def _asked_for(self) -> list[Key]:
         """Names that the code asks for and the configuration lacks."""
         asked: dict[str, None] = {}
-        config, kind = copy.deepcopy(self.config), type(self.config)
+        config = copy.deepcopy(self.recipe.config)
+        kind = type(config)
 
         def missing(self: Any, name: str) -> Any:
             if not name.startswith("_"):
@@ -180,15 +180,20 @@ class Configured:
             return []
         return [(name,) for name in asked if not hasattr(kind, name)]
 
-    def _neutral(self, key: Key) -> int | None:
+    def _neutral(self, key: Key, default: Any) -> Any:
+        """The number of a setting that changes no size, where others do; None if there is none."""
         base = self.sizes({})
-        for probe in _PROBES:
+        if isinstance(default, tuple):
+            return default if self.sizes({key: default}) == base else None
+        for probe in _PROBES if default is None else (2 * default, default):
             found = self.sizes({key: probe})
             if found is None or base is None or found.keys() != base.keys():
                 continue
             wanted = (base[place] * probe / size for place, size in found.items() if size and size != base[place])
             value = next(wanted, None)
-            return int(value) if value is not None and value == int(value) else None
+            if value is not None and not isinstance(default, float):
+                return int(value) if value == int(value) else None
+            return value
         return None
 
 

@@ -82,6 +82,7 @@ class WriteBack(Tabular):
         config: settings of the model's ``config`` that were set, by name. Its class builds this model from them.
         config_refusal: why the ``config`` says the widths of the full model still; empty if it does not, or if the
             model has none.
+        call: what builds this model, where ``write_back`` was given a ``build``.
 
     Example:
         >>> import torch, fx_oto
@@ -100,6 +101,7 @@ class WriteBack(Tabular):
     modes: tuple[str, ...]
     config: tuple[SetAttribute, ...] = ()
     config_refusal: str = ""
+    call: str = ""
 
     @classmethod
     def of(cls, model: nn.Module) -> WriteBack:
@@ -162,6 +164,7 @@ class WriteBack(Tabular):
             "modes": list(self.modes),
             "config": [{"name": one.name, "before": one.before, "after": one.after} for one in self.config],
             "config_refusal": self.config_refusal,
+            "call": self.call,
         }
 
     def _tables(self, style: str) -> tuple[str, ...]:
@@ -172,6 +175,8 @@ class WriteBack(Tabular):
         if self.config:
             rows = [(one.name, one.before, one.after) for one in self.config]
             tables.append(table(rows, ("config", "before", "after"), style, ("before", "after")))
+        if self.call:
+            tables.append(table([(self.call,)], ("is built by",), style))
         if self.config_refusal:
             tables.append(table([(self.config_refusal,)], ("the config says the full widths still, because",), style))
         if self.layers:
