@@ -225,7 +225,7 @@ class _Configuration:
         return f"no numbers make {self.text} build all sizes; with those that say most, {', '.join(parts)}"
 
 
-def _leaves_numbers(result: nn.Module, model: nn.Module) -> dict[Attribute, float]:
+def _leaves_numbers(result: nn.Module, model: nn.Module) -> dict[Attribute, float | None]:
     """The epsilons of torch's norms that are others now."""
     before = dict(model.named_modules(remove_duplicate=False))
     return {
