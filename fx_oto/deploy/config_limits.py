@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -102,7 +103,7 @@ def config_limits(gm: GraphModule, model: nn.Module, build: Build | None = None)
     """Find what of a prepared model can go so that the model's ``config`` can say it, and ``from_pretrained`` build it.
 
     The class is built from configurations with other numbers, to see which sizes depend on which setting. Then half of
-    all that may go is cut out of a copy, and written back; what does not fit is tried alone.
+    all that may go is cut out of a copy, which is written back; where that does not fit, parts are tried alone.
 
     Args:
         gm: what ``prepare`` returned; it is not changed.
@@ -137,8 +138,7 @@ def config_limits(gm: GraphModule, model: nn.Module, build: Build | None = None)
     """
     model = unwrapped(model)
     families = partition(gm).families
-    limits = _Limits(model, families, build)
-    return ConfigLimits(tuple(limits.tried(gm, [limits.tied(members) for members in limits.groups()])))
+    return ConfigLimits(_Limits(gm, model, families, build).tied())
 
 
 class _Limits:
@@ -148,8 +148,8 @@ class _Limits:
         InputError: the model's class does not build it from a configuration.
     """
 
-    def __init__(self, model: nn.Module, families: Sequence[Family], build: Build | None) -> None:
-        self.model, self.families, self.build = model, families, build
+    def __init__(self, gm: GraphModule, model: nn.Module, families: Sequence[Family], build: Build | None) -> None:
+        self.gm, self.model, self.families, self.build = gm, model, families, build
         base, first = _configured(model, build), _first_names(model)
         sizes = dims_of(model)
         self.places = [_places(family, sizes) for family in families]
@@ -160,30 +160,102 @@ class _Limits:
             places: set[Place] = {(first.get(one[0], one[0]), one[1]) for one in changed if isinstance(one, tuple)}
             if places and places <= prunable:  # else it changes what is kept whole
                 self.settings[key] = places
+        self._leave_out_needless()
+        self.reasons: dict[int, str] = {}
+        self.fitting: set[tuple[int, ...]] = set()
 
-    def groups(self) -> list[list[int]]:
-        """The positions of families that share a setting."""
+    def _leave_out_needless(self) -> None:
+        """Leave out settings without which as much can be said, as the width of heads where there is their number."""
+        said = self._said()
+        for key in sorted(self.settings, key=lambda key: -len(self.settings[key])):
+            places = self.settings.pop(key)
+            if self._said() != said:
+                self.settings[key] = places
+
+    def _said(self) -> list[bool]:
+        """For each family, whether settings say all that it fills."""
+        every = set().union(*self.settings.values())
+        return [mine <= every for mine in self.places]
+
+    def tied(self) -> tuple[TiedFamilies, ...]:
+        """All families, by the settings that say them.
+
+        Where what shares settings cannot go, the one with the widest reach stays as it is, such as the width of the
+        whole network, of which that of each MLP is a multiple: others may still say a part.
+        """
+        while True:
+            groups = self._groups()
+            free = [group for group in groups if not self._reason(group)]
+            failing = {group: why for group in self._untried(free) if (why := self._refusal([group]))}
+            if not failing:
+                return tuple(self._described(group) for group in self._joined(groups))
+            for group, why in failing.items():
+                self.reasons.update(dict.fromkeys(group, why))
+                mine = self._settings_of(group)
+                del self.settings[max(mine, key=lambda key: len(mine[key]))]
+
+    def _groups(self) -> list[tuple[int, ...]]:
+        """The positions of families that share settings."""
         groups = [{i} for i in range(len(self.families))]
         for places in self.settings.values():
             hit = [group for group in groups if any(self.places[i] & places for i in group)]
             groups = [group for group in groups if group not in hit] + [set().union(*hit)]
-        return sorted(sorted(group) for group in groups)
+        return sorted(tuple(sorted(group)) for group in groups if group)
 
-    def tied(self, members: list[int]) -> TiedFamilies:
-        """What the configuration can say of families that share settings."""
-        mine = [self.families[i] for i in members]
-        theirs = set().union(*(self.places[i] for i in members))
-        said = {key: places for key, places in self.settings.items() if places & theirs}
+    def _joined(self, groups: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """The same, with those that must stay whole for one reason together."""
+        whole: dict[str, tuple[int, ...]] = {}
+        for group in groups:
+            if reason := self._reason(group):
+                whole[reason] = (*whole.get(reason, ()), *group)
+        return [*(group for group in groups if not self._reason(group)), *whole.values()]
+
+    def _settings_of(self, group: tuple[int, ...]) -> dict[Key, set[Place]]:
+        mine = set().union(*(self.places[i] for i in group))
+        return {key: places for key, places in self.settings.items() if places & mine}
+
+    def _reason(self, group: tuple[int, ...]) -> str:
+        """Why nothing of a group can go, as far as sizes tell."""
+        mine = set().union(*(self.places[i] for i in group))
+        if mine <= set().union(*self._settings_of(group).values()):
+            return ""
+        known = [self.reasons[i] for i in group if i in self.reasons]
+        return known[0] if known else "no number says the size of these alone"
+
+    def _untried(self, free: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """The groups that are to be tried alone: none, if all of them fit together."""
+        several = [
+            group for group in free if group not in self.fitting and any(len(self.families[i]) > 1 for i in group)
+        ]
+        if several and not self._refusal(several):
+            self.fitting.update(several)
+            return []
+        return several
+
+    def _refusal(self, groups: Sequence[tuple[int, ...]]) -> str:
+        """What speaks against cutting half of these; empty if nothing does."""
+        trial = copy.deepcopy(self.gm)
+        zigs = partition(trial)
+        for group in groups:
+            whole = math.gcd(*(len(self.families[i]) for i in group))
+            if whole == 1:
+                sizes = sorted({len(self.families[i]) for i in group})
+                return f"one number says the sizes of families of {', '.join(map(str, sizes))} ZIGs"
+            for i in group:
+                zigs.zero_zigs_(i, torch.arange(whole // 2 * (len(self.families[i]) // whole)))
+        try:
+            small = PhysicalSlicing()(trial).graph_module
+            return WriteBack.of(write_back(small, self.model, self.build)).config_refusal
+        except FxOtoError as error:
+            return str(error)
+
+    def _described(self, group: tuple[int, ...]) -> TiedFamilies:
+        mine = [self.families[i] for i in group]
         zigs = tuple(sorted({len(family) for family in mine}))
-        settings = tuple(map(named, said))
-        reason = ""
-        if not theirs <= set().union(*said.values()):
-            reason = "no number of the config says the size of these alone"
-        elif len(zigs) > 1:
-            reason = "one number of the config says sizes of families with different numbers of ZIGs"
-        return TiedFamilies(self._patterns(members), tuple(one.name for one in mine), zigs, settings, reason)
+        settings = tuple(map(named, self._settings_of(group)))
+        return TiedFamilies(self._patterns(group), tuple(one.name for one in mine), zigs, settings, self._reason(group))
 
-    def _patterns(self, members: list[int]) -> tuple[str, ...]:
+    def _patterns(self, members: tuple[int, ...]) -> tuple[str, ...]:
         """Globs that match some families, and no other: one, if that can be."""
         mine = [self.families[i] for i in members]
         others = [family for i, family in enumerate(self.families) if i not in members]
@@ -193,26 +265,6 @@ class _Limits:
             if every and not any(any(map(one.matches, patterns)) for one in others):
                 return patterns
         return tuple(names)
-
-    def tried(self, gm: GraphModule, tied: list[TiedFamilies]) -> list[TiedFamilies]:
-        """Cut what can go by its sizes out of a copy, all at once, or where that fails, each alone."""
-        free = [one for one in tied if not one.reason and one.zigs[0] > 1]
-        if not free or not self._refusal(gm, free):
-            return tied
-        return [replace(one, reason=self._refusal(gm, [one])) if one in free else one for one in tied]
-
-    def _refusal(self, gm: GraphModule, tied: Sequence[TiedFamilies]) -> str:
-        trial = copy.deepcopy(gm)
-        zigs = partition(trial)
-        names = {name for one in tied for name in one.families}
-        for i, family in enumerate(self.families):
-            if family.name in names:
-                zigs.zero_zigs_(i, torch.arange(len(family) // 2))
-        try:
-            small = PhysicalSlicing()(trial).graph_module
-            return WriteBack.of(write_back(small, self.model, self.build)).config_refusal
-        except FxOtoError as error:
-            return str(error)
 
 
 def _configured(model: nn.Module, build: Build | None) -> Configured:

@@ -22,6 +22,7 @@ from fx_oto.deploy.rebuilding import (
     dims_of,
     fill,
     named,
+    number_at,
     numbers_of,
     shapes_of,
 )
@@ -86,7 +87,7 @@ def _check_classes(report: WriteBack) -> None:
         raise _NotSaidError(f"{layer.module!r} is of the class {layer.after} now, which no config asks for")
     for graph in report.graphs:
         where = repr(graph.module) if graph.module else "the model"
-        raise _NotSaidError(f"{where} computes a graph, as its code at {graph.line} does not fit any more")
+        raise _NotSaidError(f"{where} computes a graph, as its code does not fit: {graph.reason}")
 
 
 class _Configuration:
@@ -157,6 +158,7 @@ class _Configuration:
         """
         before, after = numbers_of(self.base.build({})), numbers_of(self.base.build(values))
         changed = {place: number for place, number in after.items() if before.get(place) != number}
+        changed = {place: number for place, number in changed.items() if _is_held(self.model, place)}
         model = self.make(changed)
         any_batch = Context.of(self.small).capture.takes_any_batch
         difference = compared(model, self.small, Context.of(self.small).inputs, any_batch)
@@ -200,9 +202,9 @@ class _Configuration:
     @torch.no_grad()
     def _check_same(self, model: nn.Module, values: dict[Key, Any], any_batch: bool) -> None:
         rebuilt = self.base.build(values)
-        left = fill(rebuilt, model.state_dict(), model)
-        if left:
-            raise _NotSaidError(f"{left} would be without numbers: neither its code nor the state dict has them")
+        if not fill(rebuilt, model.state_dict(), model):
+            rebuilt = self.base.build(values, filled=True)
+            fill(rebuilt, model.state_dict(), model)
         given = Context.of(self.small).inputs
         for inputs in (given, given.doubled()) if any_batch else (given,):
             pairs = zip(outputs(model, inputs, False), outputs(rebuilt, inputs, False), strict=True)
@@ -223,6 +225,11 @@ class _Configuration:
         more = len(tensors or places) - len(named)
         parts = [*named, *([f"and {more} more"] if more else [])]
         return f"no numbers make {self.text} build all sizes; with those that say most, {', '.join(parts)}"
+
+
+def _is_held(model: nn.Module, place: Attribute) -> bool:
+    """Whether a model has the object that holds a number."""
+    return number_at(model, Attribute(place.module, place.steps[:-1])) is not None
 
 
 def _leaves_numbers(result: nn.Module, model: nn.Module) -> dict[Attribute, float | None]:

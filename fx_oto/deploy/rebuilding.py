@@ -6,6 +6,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from fx_oto.core.preserve import Dice
 from fx_oto.deploy.attributes import Attribute, Attributes, Steps, get_step, holds_numbers, put
 from fx_oto.deploy.recipes import Recipe
 
-__all__ = ["Configured", "Key", "Place", "Sizes", "dims_of", "fill", "named", "numbers_of", "shapes_of"]
+__all__ = ["Configured", "Key", "Place", "Sizes", "dims_of", "fill", "named", "number_at", "numbers_of", "shapes_of"]
 
 Key = Steps  # how a setting is reached in a configuration: names of attributes, keys, and positions
 Place = tuple[str, int] | Attribute  # a dimension of a tensor, by its name, or a number that a module holds
@@ -70,13 +71,17 @@ class Configured:
         self._sizes: dict[frozenset[tuple[Key, Any]], Sizes | None] = {}
         self._effects: dict[Key, tuple[Any, Sizes] | None] = {}
 
-    def build(self, values: _Values) -> nn.Module:
-        """A model of the configuration with some numbers set; its weights hold no numbers, if they wait to be filled.
+    def build(self, values: _Values, filled: bool = False) -> nn.Module:
+        """A model of the configuration with some numbers set.
+
+        Args:
+            values: of settings.
+            filled: whether tensors that wait to be filled are; otherwise they hold no numbers, and take no memory.
 
         Raises:
             Exception: whatever its code raises.
         """
-        return self.build_from(self.with_values(values))
+        return self.build_from(self.with_values(values), filled)
 
     def with_values(self, values: _Values) -> Any:
         """A copy of the configuration with some numbers set."""
@@ -85,13 +90,13 @@ class Configured:
             put(config, key, value)
         return config
 
-    def build_from(self, config: Any) -> nn.Module:
+    def build_from(self, config: Any, filled: bool = False) -> nn.Module:
         """A model of a configuration, as ``build`` returns it."""
         before, dice, logged = torch.get_default_dtype(), Dice(), logging.root.manager.disable
         torch.set_default_dtype(self.dtype)
         logging.disable()  # what a library has to say of the values that are tried
         try:
-            with warnings.catch_warnings(), _WithoutMemory():
+            with warnings.catch_warnings(), nullcontext() if filled else _WithoutMemory():
                 warnings.simplefilter("ignore")
                 return self.recipe.make(config)
         finally:
@@ -108,7 +113,7 @@ class Configured:
             except Exception:  # such as a width that the number of heads does not divide
                 self._sizes[known] = None
             else:
-                self._sizes[known] = dims_of(built) | {place: _number_at(built, place) for place in self.places}
+                self._sizes[known] = dims_of(built) | {place: number_at(built, place) for place in self.places}
         return self._sizes[known]
 
     def numbers(self) -> list[Key]:
@@ -214,7 +219,8 @@ def _settings(holder: Any, path: Key) -> Iterator[tuple[Key, Any]]:
             yield from _settings(value, (*path, step))
 
 
-def _number_at(model: nn.Module, place: Attribute) -> Any:
+def number_at(model: nn.Module, place: Attribute) -> Any:
+    """What a path of attributes, keys and positions leads to; None if it leads nowhere."""
     try:
         here: Any = model.get_submodule(place.module)
         for step in place.steps:
@@ -231,11 +237,11 @@ def numbers_of(model: nn.Module) -> dict[Attribute, Any]:
     return found.original
 
 
-def fill(model: nn.Module, tensors: Mapping[str, Tensor], like: nn.Module) -> str:
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], like: nn.Module) -> bool:
     """Give a model the tensors of a state dict; what else it holds goes to the device of what another one holds.
 
     Returns:
-        Names of what is left without numbers; empty if nothing is.
+        Whether all that it holds has numbers.
     """
     model.load_state_dict(dict(tensors), assign=True)
     theirs = dict(like.named_buffers(remove_duplicate=False))
@@ -244,5 +250,4 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], like: nn.Module) -> st
             full = f"{path}.{name}".lstrip(".")
             if buffer is not None and buffer.device.type != "meta" and full in theirs:
                 module._buffers[name] = buffer.to(theirs[full].device)
-    left = (*model.named_parameters(), *model.named_buffers())
-    return ", ".join(name for name, tensor in left if tensor.device.type == "meta")
+    return not any(tensor.device.type == "meta" for tensor in (*model.parameters(), *model.buffers()))

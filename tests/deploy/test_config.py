@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
 from support.exactness import randomise
+from support.vision import without_compiled_library
 from torch import nn
 
 import fx_oto
@@ -250,7 +252,7 @@ def test_limits_leave_alone_what_only_a_trial_shows():
     limits = fx_oto.config_limits(gm, model)
     assert limits.uniform == ("layers.*.attention.q", "layers.*.up")
     assert limits.unprunable == ("embed",)
-    assert "LayerNormOver" in limits.tied[0].reason
+    assert "LayerNormOver" in limits.tied[-1].reason
 
 
 def test_a_training_within_the_limits():
@@ -289,3 +291,34 @@ def test_families_of_several_names_in_one_set():
     first, other, third = fx_oto.partition(gm).removed().tolist()
     assert first == other > third == 0
     assert set(said(*with_report(fx_oto.compress(gm, into=model)))) == {"inner"}
+
+
+BUILDS = {
+    "vit_tiny_patch16_224": ({"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 3}, {"mlp_ratio"}),
+    "resnet18": ({"channels": (8, 12, 16, 24)}, {f"channels[{i}]" for i in range(4)}),
+    "swin_tiny_patch4_window7_224": ({"img_size": 56, "depths": (1, 1), "embed_dim": 12, "num_heads": (2, 4)}, None),
+}
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_a_call_that_builds_the_model(name):
+    without_compiled_library()
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    keywords, settings = BUILDS[name]
+    build = partial(timm.create_model, name, num_classes=5, **keywords)
+    model = build().eval()
+    images = torch.randn(2, 3, keywords.get("img_size", 32), keywords.get("img_size", 32))
+    gm = fx_oto.prepare(model, images)
+    limits = fx_oto.config_limits(gm, model, build)
+    assert settings is None or {name for one in limits.tied if not one.reason for name in one.settings} == settings
+    gm = halved(fx_oto.prepare(model, images, unprunable=limits.unprunable))
+    result = fx_oto.write_back(fx_oto.compress(gm), model, build)
+    report = fx_oto.WriteBack.of(result)
+    report.check_config()
+    assert report.call in str(report)
+    assert report.call.startswith(f"timm.create_model('{name}', num_classes=5, ")
+    rebuilt = eval(report.call, {"timm": timm}).eval()
+    rebuilt.load_state_dict(result.state_dict())
+    with torch.no_grad():
+        assert torch.equal(rebuilt(images), result(images))
+    assert sum(p.numel() for p in rebuilt.parameters()) < 0.9 * sum(p.numel() for p in model.parameters())
