@@ -154,27 +154,28 @@ class _Limits:
         sizes = dims_of(model)
         self.places = [_places(family, sizes) for family in families]
         prunable = {(slot.tensor, slot.dim) for family in families for slot in family.slots}
-        self.settings: dict[Key, set[Place]] = {}
+        self.all: dict[Key, set[Place]] = {}
         for key in base.numbers():
             changed: Iterable[Place] = (base.effect(key) or (None, ()))[1]
             places: set[Place] = {(first.get(one[0], one[0]), one[1]) for one in changed if isinstance(one, tuple)}
             if places and places <= prunable:  # else it changes what is kept whole
-                self.settings[key] = places
-        self._leave_out_needless()
+                self.all[key] = places
+        self.settings = self._needed()
         self.reasons: dict[int, str] = {}
         self.fitting: set[tuple[int, ...]] = set()
 
-    def _leave_out_needless(self) -> None:
-        """Leave out settings without which as much can be said, as the width of heads where there is their number."""
-        said = self._said()
-        for key in sorted(self.settings, key=lambda key: -len(self.settings[key])):
-            places = self.settings.pop(key)
-            if self._said() != said:
-                self.settings[key] = places
+    def _needed(self) -> dict[Key, set[Place]]:
+        """The settings without those that say nothing more, as the width of heads where there is their number."""
+        needed = dict(self.all)
+        for key in sorted(self.all, key=lambda key: -len(self.all[key])):
+            fewer = {other: places for other, places in needed.items() if other != key}
+            if self._said(fewer) == self._said(self.all):
+                needed = fewer
+        return needed
 
-    def _said(self) -> list[bool]:
+    def _said(self, settings: dict[Key, set[Place]]) -> list[bool]:
         """For each family, whether settings say all that it fills."""
-        every = set().union(*self.settings.values())
+        every = set().union(*settings.values())
         return [mine <= every for mine in self.places]
 
     def tied(self) -> tuple[TiedFamilies, ...]:
@@ -192,7 +193,8 @@ class _Limits:
             for group, why in failing.items():
                 self.reasons.update(dict.fromkeys(group, why))
                 mine = self._settings_of(group)
-                del self.settings[max(mine, key=lambda key: len(mine[key]))]
+                del self.all[max(mine, key=lambda key: len(mine[key]))]
+            self.settings = self._needed()
 
     def _groups(self) -> list[tuple[int, ...]]:
         """The positions of families that share settings."""
