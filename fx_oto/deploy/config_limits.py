@@ -56,6 +56,18 @@ class ConfigLimits(Tabular):
 
     Attributes:
         tied: the families, by the settings that say them.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> from types import SimpleNamespace
+        >>> class Net(torch.nn.Sequential):
+        ...     def __init__(self, config):
+        ...         super().__init__(torch.nn.Linear(4, config.width), torch.nn.Linear(config.width, 2))
+        ...         self.config = config
+        >>> net = Net(SimpleNamespace(width=8))
+        >>> limits = fx_oto.config_limits(fx_oto.prepare(net, torch.randn(2, 4)), net)
+        >>> limits.uniform, limits.unprunable
+        (('0',), ())
     """
 
     tied: tuple[TiedFamilies, ...]

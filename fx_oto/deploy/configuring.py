@@ -199,17 +199,25 @@ class _Configuration:
         if found != shapes_of(self.result):
             raise _NotSaidError(f"{', '.join(map(named, values))} cannot be saved with the config")
 
-    @torch.no_grad()
     def _check_same(self, model: nn.Module, values: dict[Key, Any], any_batch: bool) -> None:
+        """What is built from the settings, with the same state dict, must return the same bit for bit."""
+        given = Context.of(self.small).inputs
+        for inputs in (given, given.doubled()) if any_batch else (given,):
+            wanted = outputs(model, inputs, False)
+            try:
+                rebuilt = self._rebuilt(model, values)
+                found = outputs(rebuilt, inputs, False)
+            except Exception as error:
+                raise _NotSaidError(f"what {self.text} builds fails ({type(error).__name__}: {error})") from error
+            if not all(_equal(*pair) for pair in zip(wanted, found, strict=True)):
+                raise _NotSaidError(self._why_another(model, rebuilt))
+
+    def _rebuilt(self, model: nn.Module, values: dict[Key, Any]) -> nn.Module:
         rebuilt = self.base.build(values)
         if not fill(rebuilt, model.state_dict(), model):
             rebuilt = self.base.build(values, filled=True)
             fill(rebuilt, model.state_dict(), model)
-        given = Context.of(self.small).inputs
-        for inputs in (given, given.doubled()) if any_batch else (given,):
-            pairs = zip(outputs(model, inputs, False), outputs(rebuilt, inputs, False), strict=True)
-            if not all(_equal(*pair) for pair in pairs):
-                raise _NotSaidError(self._why_another(model, rebuilt))
+        return rebuilt
 
     def _why_another(self, model: nn.Module, rebuilt: nn.Module) -> str:
         theirs, saved = dict(rebuilt.named_buffers()), model.state_dict()

@@ -50,8 +50,8 @@ def write_back(small: GraphModule, model: nn.Module, build: Build | None = None)
         small: what ``compress`` returned.
         model: the model that was given to ``prepare``, or what wraps it; it is not changed.
         build: what builds the full model in the place of its class, such as
-            ``functools.partial(timm.create_model, "vit_tiny_patch16_224")``; ``WriteBack.of(copy).call`` is the call
-            with the keyword arguments that build the copy.
+            ``functools.partial(timm.create_model, "vit_tiny_patch16_224")``, without loading weights;
+            ``WriteBack.of(copy).call`` is the call with the keyword arguments that build the copy.
 
     Returns:
         A copy of the model that computes what ``small`` does.
