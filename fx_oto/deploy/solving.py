@@ -55,11 +55,13 @@ class Search:
 
     def _open(self, wrong: set[Place], values: dict[Key, Any]) -> list[Key]:
         """The settings that may mend one of the wrong places, that with the fewest of them; tensors come first."""
+        ordered = [place for place in self.wanted if place in wrong]  # of a set, the order is never the same
         mending = {
-            place: [key for key in self.keys if key not in values and place in self._changed(key)] for place in wrong
+            place: [key for key in self.keys if key not in values and place in self._changed(key)] for place in ordered
         }
-        some = [place for place, keys in mending.items() if keys]
-        return min((mending[place] for place in _apart(set(some))[0] or some), key=len, default=[])
+        some = {place: keys for place, keys in mending.items() if keys}
+        tensors = [keys for place, keys in some.items() if not isinstance(place, Attribute)]
+        return min(tensors or some.values(), key=len, default=[])
 
     def _changed(self, key: Key) -> Sizes:
         effect = self.configured.effect(key)

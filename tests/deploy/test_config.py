@@ -136,6 +136,14 @@ def test_widths_heads_and_epsilons_are_said():
     assert {one["name"] for one in report.to_dict()["config"]} == set(changes)
 
 
+def test_a_second_round_begins_with_the_new_configuration():
+    first, _ = written(Transformer(Settings(eps=None)), unprunable=["embed", "*.attention.q"])
+    second = fx_oto.compress(halved(fx_oto.prepare(first, X, unprunable=["embed"])), into=first)
+    changes = said(*with_report(second))
+    assert changes == {"heads": (4, 2), "head_dim": (None, 4), "inner": (12, 6)}
+    assert first.config.inner == 12
+
+
 def test_what_a_configuration_leaves_out_is_made():
     result, report = written(Transformer(Settings(inner=None)), unprunable=["embed"])
     assert said(result, report) == {"heads": (4, 2), "inner": (None, 24), "head_dim": (None, 4)}
@@ -161,8 +169,9 @@ def test_a_number_that_is_multiplied_and_rounded():
                 x = x + layer(x)
             return x
 
-    result, report = written(Ratio(SimpleNamespace(ratio=4.0)))
-    assert said(result, report) == {"ratio": (4.0, 2.0)}
+    for ratio in (4.0, 1.7):
+        result, report = written(Ratio(SimpleNamespace(ratio=ratio)))
+        assert said(result, report) == {"ratio": (ratio, pytest.approx(ratio / 2, abs=1e-6))}
 
 
 def test_numbers_in_lists_and_in_objects():
