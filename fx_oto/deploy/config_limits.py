@@ -1,4 +1,4 @@
-"""Before a training: which families a model's configuration can say, if they keep equally many, and which it cannot."""
+"""Before a training: which families a model's configuration can say, and which it cannot."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TiedFamilies:
         families: their names.
         zigs: how many ZIGs each of them has, ascending, without repeats.
         settings: names of the settings.
-        reason: why the configuration cannot say less of them; empty if it can, where they keep equally many.
+        reason: why they must stay whole; empty if they may go, each of them the same fraction.
     """
 
     patterns: tuple[str, ...]
@@ -74,7 +74,7 @@ class ConfigLimits(Tabular):
 
     @property
     def uniform(self) -> tuple[str | tuple[str, ...], ...]:
-        """Globs, or several together, of families that may go, each of such that must keep equally many."""
+        """Globs, or several together, each of families that may go, and must keep the same fraction."""
         return tuple(one.patterns if one.patterns[1:] else one.patterns[0] for one in self.tied if not one.reason)
 
     @property

@@ -71,3 +71,18 @@ def test_from_pretrained_without_fx_oto_is_the_same_model(written, loaded, name)
     assert mine["numbers"] == theirs["numbers"]
     if "text" in mine:
         assert torch.equal(mine["text"], theirs["text"])
+
+
+@pytest.mark.parametrize("name", ["Bert", "Swin"])
+def test_what_can_be_said_is_known_before(name):
+    _, _, _, inputs, unprunable, settings = pretrained.NETWORKS[name]
+    model = pretrained.built(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gm = fx_oto.prepare(model, inputs)
+        limits = fx_oto.config_limits(gm, model)
+    assert {setting for one in limits.tied if not one.reason for setting in one.settings} == settings
+    families = fx_oto.partition(gm).families
+    whole = {family.name for family in families if any(map(family.matches, unprunable))}
+    assert whole == {family for one in limits.tied if one.reason for family in one.families}
+    assert whole == {family.name for family in families if any(map(family.matches, limits.unprunable))}
