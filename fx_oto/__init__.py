@@ -9,6 +9,7 @@
   ``HESSO``, and ``compress``. ``write_back`` returns the compact model as your own class, and ``WriteBack`` tells how.
 - To see what can go, why the rest cannot, and what was done: ``partition``, its ``explain`` and ``draw``, ``report``.
 - To measure: ``cost`` (parameters and multiply-adds), ``latency``, and ``sensitivity``, which tries prunings out.
+- For Hugging Face's ``save_pretrained``: ``config_limits`` tells what the compact model's ``config`` can say.
 - To keep: ``save`` writes a compact model into one file, ``load`` makes it again without the code it came from.
 - To draw: ``draw_graph``, ``plot_widths``, ``plot_tradeoff``.
 - Passes of your own: ``default_pipeline``, ``Pipeline``, ``Pass``, ``Analysis``, the decorators
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     )
     from fx_oto.core.picture import Picture
     from fx_oto.core.records import PassRecord, Snapshot
+    from fx_oto.deploy.config_limits import ConfigLimits, config_limits
     from fx_oto.deploy.loading import load
     from fx_oto.deploy.saving import save
     from fx_oto.deploy.write_back import WriteBack, write_back
@@ -101,6 +103,7 @@ _HOMES = (
     "fx_oto.core.errors",
     "fx_oto.core.picture",
     "fx_oto.core.records",
+    "fx_oto.deploy.config_limits",
     "fx_oto.deploy.loading",
     "fx_oto.deploy.saving",
     "fx_oto.deploy.write_back",
@@ -142,6 +145,7 @@ __all__ = [
     "AxisExplanation",
     "Capture",
     "Cause",
+    "ConfigLimits",
     "Context",
     "Cost",
     "Dependencies",
@@ -193,6 +197,7 @@ __all__ = [
     "ZIGStatistics",
     "analysis_pass",
     "compress",
+    "config_limits",
     "cost",
     "default_pipeline",
     "draw_graph",

@@ -14,10 +14,22 @@ from torch import nn
 from fx_oto.capture.numbers import Float, Int, Origin, remembered
 from fx_oto.capture.whole import is_leaf
 
-__all__ = ["Attribute", "Attributes", "Values", "attributes_in", "resolved", "set_attributes"]
+__all__ = [
+    "Attribute",
+    "Attributes",
+    "Steps",
+    "Values",
+    "attributes_in",
+    "get_step",
+    "holds_numbers",
+    "put",
+    "resolved",
+    "set_attributes",
+]
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _NO_SETTINGS = (nn.Module, ModuleType, Enum, BaseException)
+Steps = tuple[Any, ...]
 _DEEPEST = 3  # objects in objects: module.config.text_config.hidden_size
 
 
@@ -31,7 +43,7 @@ class Attribute:
     """
 
     module: str
-    steps: tuple[Any, ...]
+    steps: Steps
 
     @property
     def name(self) -> str:
@@ -80,7 +92,7 @@ class Attributes:
         if type(value) in (int, float):
             self.original[place] = value
             return remembered(self, value, Origin(_read, (place,)))
-        if len(place.steps) > _DEEPEST or not _holds_numbers(value):
+        if len(place.steps) > _DEEPEST or not holds_numbers(value):
             return value
         if isinstance(value, tuple | list):
             return type(value)(self._planted(one, _inside(place, i)) for i, one in enumerate(value))
@@ -118,7 +130,7 @@ def _inside(place: Attribute, step: Any) -> Attribute:
     return Attribute(place.module, (*place.steps, step))
 
 
-def _holds_numbers(value: Any) -> bool:
+def holds_numbers(value: Any) -> bool:
     """Whether a container or a plain object may hold numbers that can be set."""
     if type(value) in (tuple, list, dict):
         return True
@@ -170,14 +182,14 @@ def set_attributes(model: nn.Module, values: Values, read: set[Attribute]) -> No
         module = model.get_submodule(place.module)
         if len(place.steps) > 1 and _wanted_otherwise(model, place, value, values, read):
             _own(module, place.steps[:-1])
-        _set(module, place.steps, value)
+        put(module, place.steps, value)
 
 
 def _holder(model: nn.Module, place: Attribute) -> Any:
     """The object that holds a number."""
     here: Any = model.get_submodule(place.module)
     for step in place.steps[:-1]:
-        here = _get(here, step)
+        here = get_step(here, step)
     return here
 
 
@@ -191,38 +203,39 @@ def _wanted_otherwise(model: nn.Module, place: Attribute, value: Any, values: Va
 _SAME = object()
 
 
-def _own(module: nn.Module, steps: tuple[Any, ...]) -> None:
+def _own(module: nn.Module, steps: Steps) -> None:
     """Give a module copies of its own of the objects on a path."""
     here: Any = module
     for step in steps:
-        inside = copy.copy(_get(here, step))
-        _put(here, step, inside)
+        inside = copy.copy(get_step(here, step))
+        _put_step(here, step, inside)
         here = inside
 
 
-def _get(holder: Any, step: Any) -> Any:
+def get_step(holder: Any, step: Any) -> Any:
+    """What an object holds under a name, a key or a position."""
     if isinstance(holder, tuple | list) or type(holder) is dict:
         return holder[step]
     return holder.__dict__[step] if step in getattr(holder, "__dict__", {}) else getattr(holder, step)
 
 
-def _put(holder: Any, step: Any, value: Any) -> None:
+def _put_step(holder: Any, step: Any, value: Any) -> None:
     if isinstance(holder, list) or type(holder) is dict:
         holder[step] = value
     else:
         holder.__dict__[step] = value
 
 
-def _set(holder: Any, steps: tuple[Any, ...], value: Any) -> None:
+def put(holder: Any, steps: Steps, value: Any) -> None:
     """Set what a path leads to; tuples on the way are made anew."""
     step, *rest = steps
     if rest:
-        inside = _get(holder, step)
+        inside = get_step(holder, step)
         if isinstance(inside, tuple):
             parts = list(inside)
-            _set(parts, tuple(rest), value)
-            _put(holder, step, tuple(parts))
+            put(parts, tuple(rest), value)
+            _put_step(holder, step, tuple(parts))
             return
-        _set(inside, tuple(rest), value)
+        put(inside, tuple(rest), value)
     else:
-        _put(holder, step, value)
+        _put_step(holder, step, value)

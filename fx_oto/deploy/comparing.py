@@ -17,7 +17,7 @@ from fx_oto.core.preserve import Dice, evaluating, unwritten
 from fx_oto.deploy.calls import Call, Made, Value
 from fx_oto.passes.verification import relative_error, tensors_in, tolerance_of
 
-__all__ = ["Difference", "compared", "first_difference", "lowest_tolerance"]
+__all__ = ["Difference", "compared", "first_difference", "lowest_tolerance", "outputs"]
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,13 @@ def _compared(
 ) -> Difference | None:
     mode = "training" if training else "evaluation"
     try:
-        expected = _outputs(small, inputs, training)
+        expected = outputs(small, inputs, training)
     except Exception:  # such as a norm over one value, in training, or a batch that the code spells out
         if may_fail:
             return None
         raise
     try:
-        found = _outputs(model, inputs, training)
+        found = outputs(model, inputs, training)
     except Exception as error:
         at = raised_at(error)
         return Difference(float("inf"), f"in {mode} it fails{f' at {at}' if at else ''}: {error}")
@@ -96,7 +96,8 @@ def _compared(
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, inputs: ExampleInputs, training: bool) -> list[Tensor]:
+def outputs(model: nn.Module, inputs: ExampleInputs, training: bool) -> list[Tensor]:
+    """The tensors that a model returns on example inputs, in one mode, of the same random numbers."""
     given, dice = inputs.copied(), Dice()
     try:
         with torch.inference_mode(False), unwritten(model, training), evaluating(model, training):

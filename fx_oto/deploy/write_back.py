@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,11 +15,14 @@ from fx_oto.core.context import Context
 from fx_oto.core.errors import InputError, MissingResultError, SlicingError
 from fx_oto.core.fx_utils import source_line
 from fx_oto.core.preserve import Dice
-from fx_oto.deploy.attributes import Attribute, Attributes, set_attributes
+from fx_oto.deploy.attributes import Attribute, Attributes, Values, set_attributes
 from fx_oto.deploy.calls import CALL, Call, calls_of, watch_calls
 from fx_oto.deploy.comparing import Difference, compared, first_difference, lowest_tolerance
+from fx_oto.deploy.configuring import configured
 from fx_oto.deploy.copying import HALF, add_constant, all_tensors, compact_copy, copied_over, widened
 from fx_oto.deploy.equations import solve
+from fx_oto.deploy.rebuilding import Configured
+from fx_oto.deploy.recipes import Build, recipe_of
 from fx_oto.deploy.replay import Misfit, Replay, values_of
 from fx_oto.deploy.scaling import Scaling, fitting_scaling
 from fx_oto.deploy.subgraphs import Subgraphs
@@ -31,7 +34,7 @@ from fx_oto.passes.physical_slicing import SlicingPlan
 __all__ = ["WriteBack", "write_back"]
 
 
-def write_back(small: GraphModule, model: nn.Module) -> nn.Module:
+def write_back(small: GraphModule, model: nn.Module, build: Build | None = None) -> nn.Module:
     """Return the compact graph as a copy of the user's own module: its classes, methods, hooks and names stay.
 
     Parameters and buffers are the compact graph's, torch's layers have the sizes of these, and the numbers that the
@@ -40,9 +43,15 @@ def write_back(small: GraphModule, model: nn.Module) -> nn.Module:
     A module whose code does not fit for any values keeps its class and gets the compact graph of it as its ``forward``.
     The copy is compared with the compact graph in both training modes. What was done, ``WriteBack.of(copy)`` says.
 
+    If ``type(model)(model.config)`` builds the model, as it does in transformers, its copy has a ``config`` that builds
+    the compact one, wherever numbers of a configuration can say it: ``WriteBack.of(copy).check_config()`` tells.
+
     Args:
         small: what ``compress`` returned.
         model: the model that was given to ``prepare``, or what wraps it; it is not changed.
+        build: what builds the full model in the place of its class, such as
+            ``functools.partial(timm.create_model, "vit_tiny_patch16_224")``, without loading weights;
+            ``WriteBack.of(copy).call`` is the call with the keyword arguments that build the copy.
 
     Returns:
         A copy of the model that computes what ``small`` does.
@@ -68,7 +77,7 @@ def write_back(small: GraphModule, model: nn.Module) -> nn.Module:
     _check(small, model)
     dice = Dice()
     try:
-        return _Writer(small, model).written()
+        return _Writer(small, model, build).written()
     finally:
         dice.put_back()
 
@@ -137,8 +146,9 @@ class _Plan:
 
 
 class _Writer:
-    def __init__(self, small: GraphModule, model: nn.Module) -> None:
+    def __init__(self, small: GraphModule, model: nn.Module, build: Build | None) -> None:
         self.small, self.model = small, model
+        self.recipe = recipe_of(model, build)
         self.inputs = Context.of(small).inputs
         # In half precision, a norm over too few channels would pass for the right one.
         self.wide, self.wide_inputs = small, self.inputs
@@ -179,7 +189,7 @@ class _Writer:
             result = self._made()
             difference = compared(result, self.small, self.inputs, Context.of(self.small).capture.takes_any_batch)
             if difference.fits:
-                return self._report(result, difference).attach(result)
+                return self._reported(result, difference)
             self._give_way(result, difference)
 
     def _adapt(self) -> bool:
@@ -255,10 +265,13 @@ class _Writer:
             "compact GraphModule as it is"
         )
 
-    def _made(self) -> nn.Module:
-        """The copy, as the plan says."""
+    def _made(self, values: Values | None = None) -> nn.Module:
+        """The copy, as the plan says; or with attributes at other values, which modules share as they did."""
         model = self._copy()
-        set_attributes(model, self.plan.values, self.read)
+        if values is None:
+            set_attributes(model, self.plan.values, self.read)
+        else:
+            set_attributes(model, values, set())
         for scaling in self.plan.norms.values():
             scaling.apply(model)
         for path in self.plan.graphs:
@@ -283,6 +296,19 @@ class _Writer:
         mine = [node for node in self.code.graph.nodes if call is not None and node.meta.get(CALL) is not None]
         inside = (node for node in mine if any(one.key == call.key for one in node.meta[CALL].around()))  # type: ignore[union-attr]
         return next((node for node in inside if source_line(node)), self.code.graph.output_node())
+
+    def _reported(self, result: nn.Module, difference: Difference) -> nn.Module:
+        """The copy with its configuration, where there is one that can say it, and the report of both."""
+        report = self._report(result, difference)
+        if self.recipe is None:
+            return report.attach(result)
+        needed = {place: self.attributes.original[place] for place in self.read} | self.plan.values
+        for scaling in self.plan.norms.values():
+            needed |= {place: eps / scaling.share for place, eps in scaling.epsilons.items()}
+        found = configured(result, report, Configured(self.recipe, self.model), self.small, needed, self._made)
+        if found.refusal:
+            return replace(report, config_refusal=found.refusal).attach(result)
+        return replace(report, attributes=found.attributes, config=found.changes, call=found.call).attach(found.model)
 
     def _report(self, result: nn.Module, difference: Difference) -> WriteBack:
         now = dict(result.named_modules(remove_duplicate=False))

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from fx_oto.core.errors import MissingResultError
+from fx_oto.core.errors import MissingResultError, SlicingError
 from fx_oto.core.tables import Tabular, counted, table
 
 __all__ = ["ReplacedLayer", "SetAttribute", "WriteBack", "WrittenGraph"]
@@ -79,6 +79,10 @@ class WriteBack(Tabular):
         graphs: modules that compute what the compact graph says, as their own code does not fit.
         error: the largest difference from the compact graph, relative to the largest value.
         modes: in which it was compared.
+        config: settings of the model's ``config`` that were set, by name. Its class builds this model from them.
+        config_refusal: why the ``config`` says the widths of the full model still; empty if it does not, or if the
+            model has none.
+        call: what builds this model, where ``write_back`` was given a ``build``.
 
     Example:
         >>> import torch, fx_oto
@@ -95,6 +99,9 @@ class WriteBack(Tabular):
     graphs: tuple[WrittenGraph, ...]
     error: float
     modes: tuple[str, ...]
+    config: tuple[SetAttribute, ...] = ()
+    config_refusal: str = ""
+    call: str = ""
 
     @classmethod
     def of(cls, model: nn.Module) -> WriteBack:
@@ -114,6 +121,26 @@ class WriteBack(Tabular):
             )
         return found
 
+    def check_config(self) -> None:
+        """Refuse a model whose ``config`` cannot say its widths, so that ``from_pretrained`` could not build it.
+
+        Raises:
+            SlicingError: says what the ``config`` cannot say, and what to ask for.
+
+        Example:
+            >>> import torch, fx_oto
+            >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> gm = fx_oto.prepare(net, torch.randn(2, 4))
+            >>> _ = fx_oto.partition(gm).zero_(0.5)
+            >>> fx_oto.WriteBack.of(fx_oto.compress(gm, into=net)).check_config()  # it has no config
+        """
+        if self.config_refusal:
+            raise SlicingError(
+                "the model's config still says the full widths, for it cannot say the new ones: "
+                f"{self.config_refusal}. Before a training, fx_oto.config_limits(gm, model) tells what it can say: "
+                "give its uniform and unprunable to DHSPG. What is pruned already, fx_oto.save keeps"
+            )
+
     def attach(self, model: nn.Module) -> nn.Module:
         """Keep this with the ``model``."""
         model.__dict__[_KEY] = self
@@ -127,7 +154,7 @@ class WriteBack(Tabular):
         return f"{attributes} set, {norms} scaled, and {graphs}"
 
     def to_dict(self) -> dict[str, Any]:
-        """``attributes``, ``layers`` and ``graphs``, with what each holds; ``norms``, ``error`` and ``modes``."""
+        """``attributes``, ``layers`` and ``graphs``, with what each holds; and all else by its name."""
         return {
             "attributes": [vars(one) for one in self.attributes],
             "layers": [vars(one) for one in self.layers],
@@ -135,13 +162,23 @@ class WriteBack(Tabular):
             "graphs": [vars(one) for one in self.graphs],
             "error": self.error,
             "modes": list(self.modes),
+            "config": [{"name": one.name, "before": one.before, "after": one.after} for one in self.config],
+            "config_refusal": self.config_refusal,
+            "call": self.call,
         }
 
     def _tables(self, style: str) -> tuple[str, ...]:
         tables = []
         if self.attributes:
-            rows = [(one.module, one.name, one.before, one.after) for one in self.attributes]
-            tables.append(table(rows, ("module", "attribute", "before", "after"), style, ("before", "after")))
+            held = [(one.module, one.name, one.before, one.after) for one in self.attributes]
+            tables.append(table(held, ("module", "attribute", "before", "after"), style, ("before", "after")))
+        if self.config:
+            rows = [(one.name, one.before, one.after) for one in self.config]
+            tables.append(table(rows, ("config", "before", "after"), style, ("before", "after")))
+        if self.call:
+            tables.append(table([(self.call,)], ("is built by",), style))
+        if self.config_refusal:
+            tables.append(table([(self.config_refusal,)], ("the config says the full widths still, because",), style))
         if self.layers:
             layers = [(one.module, one.before, one.after) for one in self.layers]
             tables.append(table(layers, ("layer", "class", "is now"), style))

@@ -55,7 +55,7 @@ class Choice:
         saliency: Criterion,
         unprunable: Iterable[str],
         prune_frozen: bool,
-        given: tuple[PerFamily | None, PerFamily, int, tuple[str, ...]],
+        given: tuple[PerFamily | None, PerFamily, int, tuple[tuple[str, ...], ...]],
     ) -> None:
         self._gm, self._zigs, self._target, self._saliency = gm, zigs, target, saliency
         self._unprunable, self._prune_frozen, self._given = patterns_in(unprunable), prune_frozen, given

@@ -136,8 +136,9 @@ class DHSPG(GroupSparseOptimizer):
             families were pruned alike, unless that puts the target out of reach.
         max_group_sparsity: largest fraction of a family to make zero, or a dict by glob (1.0).
         round_to: the channels left of each family are a multiple of this number, or all of them (1).
-        uniform: globs of parameter or module names: the families that one of them matches keep equally many ZIGs, as
-            the layers of a transformer must, of which a configuration gives the width only once.
+        uniform: globs of parameter or module names: the families that one of them matches, or one of several in a
+            tuple, keep the same fraction of their ZIGs, as the layers of a transformer must, of which a configuration
+            gives the width only once; ``config_limits`` finds them.
         unprunable: globs of parameter or module names whose families are left alone, as are families with a
             parameter that does not require gradients; all of them count in the full model.
         prune_frozen: True prunes the latter, too, as of a frozen model under low-rank adapters: what is not trained is

@@ -1,4 +1,4 @@
-"""How many ZIGs of each family may go, in what portions, and which families keep equally many."""
+"""How many ZIGs of each family may go, in what portions, and which families keep the same fraction."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ from fx_oto.core.errors import SettingsError
 from fx_oto.core.patterns import check_matched, patterns_in
 from fx_oto.zigs.families import Family
 
-__all__ = ["Limits", "PerFamily", "check_patterns", "portions"]
+__all__ = ["Limits", "PerFamily", "Uniform", "check_patterns", "portions", "sets_of"]
 
 PerFamily = float | Mapping[str, float]
+Uniform = str | Iterable[str | Iterable[str]]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How many ZIGs of each family may go, in what portions, and which families keep equally many.
+    """How many ZIGs of each family may go, in what portions, and which families keep the same fraction.
 
     Attributes:
         most: the largest number that may go, for each family.
         steps: channels are kept in multiples of this many ZIGs, for each family.
-        alike: sets of families, of one size, that keep equally many.
+        alike: sets of families that keep the same fraction: equally many, where they are of one size.
+        parts: for each family, how many of its ZIGs go at once, so that those alike keep the same fraction: of families
+            of 64 and 96 ZIGs, 2 and 3; of families of one size, 1.
     """
 
     most: tuple[int, ...]
     steps: tuple[int, ...]
     alike: tuple[tuple[int, ...], ...] = ()
+    parts: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -38,7 +42,7 @@ class Limits:
         min_kept: PerFamily,
         max_group_sparsity: PerFamily,
         round_to: int,
-        uniform: Iterable[str] = (),
+        uniform: Uniform = (),
     ) -> Limits:
         """Read a user's limits.
 
@@ -50,11 +54,12 @@ class Limits:
             max_group_sparsity: largest fraction of a family that may go, of all or by glob; of several globs that
                 match, the first counts.
             round_to: the channels left of each family are a multiple of this number, or all.
-            uniform: globs, of each of which the families that it matches keep equally many.
+            uniform: globs, of each of which the families that it matches keep the same fraction; several in a tuple
+                are one set.
 
         Raises:
-            SettingsError: a limit is out of range, a glob matches no family, or such of different sizes that are to
-                keep equally many.
+            SettingsError: a limit is out of range, a glob matches no family, or such of sizes without a common divisor
+                that are to keep the same fraction.
         """
         if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
             raise SettingsError(f"round_to must be a positive integer, found {round_to!r}")
@@ -63,33 +68,38 @@ class Limits:
         rows = zip(families, left_alone, kept, caps, strict=True)
         limits = [0 if alone else _most(len(family), least, cap) for family, alone, least, cap in rows]
         steps = [_step(family, round_to) for family in families]
-        alike = _alike(families, patterns_in(uniform))
+        alike = _alike(families, sets_of(uniform))
+        parts = [1] * len(families)
         for those in alike:
-            for i in those:  # the strictest of them holds for all
-                limits[i] = min(limits[j] for j in those)
-                steps[i] = math.lcm(*(steps[j] for j in those))
+            whole = math.gcd(*(len(families[j]) for j in those))
+            for i in those:
+                parts[i] = len(families[i]) // whole
+            limit = min(limits[j] // parts[j] for j in those)  # the strictest of them holds for all
+            step = math.lcm(*(steps[j] // math.gcd(steps[j], parts[j]) for j in those))
+            for i in those:
+                limits[i], steps[i] = limit * parts[i], step * parts[i]
         most = [portions(len(one), limit, step)[-1] for one, limit, step in zip(families, limits, steps, strict=True)]
-        return cls(tuple(most), tuple(steps), alike)
+        return cls(tuple(most), tuple(steps), alike, tuple(parts))
 
     @property
     def units(self) -> tuple[tuple[int, ...], ...]:
-        """The sets of families that keep equally many, and each other family alone."""
+        """The sets of families that keep the same fraction, and each other family alone."""
         together = {i for those in self.alike for i in those}
         return (*self.alike, *((i,) for i in range(len(self.most)) if i not in together))
 
 
-def _alike(families: Sequence[Family], patterns: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """The families that each pattern matches; those that share one are one set."""
-    check_patterns("uniform", patterns, families)
+def _alike(families: Sequence[Family], uniform: Sequence[Sequence[str]]) -> tuple[tuple[int, ...], ...]:
+    """The families that each set of patterns matches; those that share one are one set."""
+    check_patterns("uniform", [pattern for patterns in uniform for pattern in patterns], families)
     sets: list[set[int]] = []
-    for pattern in patterns:
-        found = {i for i, family in enumerate(families) if family.matches(pattern)}
-        odd = next((families[i] for i in found if len(families[i]) != len(families[min(found)])), None)
-        if odd is not None:
-            first = families[min(found)]
+    for patterns in uniform:
+        found = {i for i, family in enumerate(families) if any(map(family.matches, patterns))}
+        pattern = ", ".join(patterns)
+        sizes = sorted({len(families[i]) for i in found})
+        if len(sizes) > 1 and math.gcd(*sizes) == 1:
             raise SettingsError(
-                f"the families that {pattern!r} matches in uniform cannot keep equally many, for they are of different "
-                f"sizes: {first.name!r} has {len(first)} ZIGs, {odd.name!r} {len(odd)}. Give a pattern for each size"
+                f"the families that {pattern!r} matches in uniform cannot keep the same fraction, for their sizes have "
+                f"no common divisor: {', '.join(map(str, sizes))} ZIGs. Give a pattern for each size"
             )
         found = found.union(*(one for one in sets if one & found))
         sets = [one for one in sets if not one & found] + [found]
@@ -127,6 +137,11 @@ def _step(family: Family, round_to: int) -> int:
 def portions(size: int, limit: int, step: int) -> list[int]:
     """The numbers of ZIGs that may be gone: the rest is a multiple of ``step``."""
     return [0, *(gone for gone in range(size % step or step, limit + 1, step))]
+
+
+def sets_of(uniform: Uniform) -> tuple[tuple[str, ...], ...]:
+    """The globs of ``uniform`` as a user gives them: each alone, or several that stand for one set of families."""
+    return tuple(map(patterns_in, (uniform,) if isinstance(uniform, str) else uniform))
 
 
 def check_patterns(option: str, patterns: Iterable[str], families: Sequence[Family]) -> None:

@@ -22,8 +22,8 @@ def select(
 
     Args:
         scores: for each family, larger = more redundant, shape ``(zigs,)``.
-        limits: how many of each family may go, in what portions, and which keep equally many: of those, as many go at
-            once. The score of a portion is its mean.
+        limits: how many of each family may go, in what portions, and which keep the same fraction: of those, the same
+            goes at once. The score of a portion is its mean.
         target: what is counted.
         left: fraction of it to be left; where the limits forbid, as little as they allow is left.
         gone: for each family, positions of the ZIGs that go in any case.
@@ -34,10 +34,12 @@ def select(
     settled = [len(one) for one in gone] if gone else [0] * len(scores)
     ranked = [_ranked(score, gone[i] if gone else None) for i, score in enumerate(scores)]
     keys, unit_of, sizes, forced = [], [], [], 0
+    parts = limits.parts or [1] * len(scores)
     for number, unit in enumerate(limits.units):
-        least, first = max(settled[i] for i in unit), unit[0]
-        for start, end in pairwise(portions(len(scores[first]), limits.most[first], limits.steps[first])):
-            mean = torch.stack([ranked[i].values[start:end].mean() for i in unit]).mean()
+        least, first = max(math.ceil(settled[i] / parts[i]) for i in unit), unit[0]
+        of_first = portions(len(scores[first]), limits.most[first], limits.steps[first])
+        for start, end in pairwise(count // parts[first] for count in of_first):
+            mean = torch.stack([ranked[i].values[start * parts[i] : end * parts[i]].mean() for i in unit]).mean()
             keys.append(math.inf if start < least else float(mean))
             unit_of.append(number)
             sizes.append(end - start)
@@ -46,11 +48,12 @@ def select(
     portion_of, size = torch.tensor(unit_of, dtype=torch.int64)[best], torch.tensor(sizes, dtype=torch.int64)[best]
     places = {i: number for number, unit in enumerate(limits.units) for i in unit}
     unit_of_family = torch.tensor([places[i] for i in range(len(scores))], dtype=torch.int64)
+    each = torch.tensor(parts, dtype=torch.int64)
 
     def removed(count: int) -> Tensor:
         """How many ZIGs of each family the best ``count`` portions hold."""
         counts = torch.zeros(len(limits.units), dtype=torch.int64)
-        return counts.index_add_(0, portion_of[:count], size[:count])[unit_of_family]
+        return counts.index_add_(0, portion_of[:count], size[:count])[unit_of_family] * each
 
     low, high = forced, len(keys)
     while low < high:

@@ -18,13 +18,12 @@ from torch.optim import Optimizer
 from fx_oto.core.context import Context
 from fx_oto.core.errors import InputError, SettingsError
 from fx_oto.core.fx_utils import tensor_names
-from fx_oto.core.patterns import patterns_in
 from fx_oto.core.progress import StepsBar
 from fx_oto.core.tables import counted
 from fx_oto.framework.trajectory import Trajectory
 from fx_oto.optim import checks
 from fx_oto.optim.choice import Choice
-from fx_oto.optim.limits import Limits, PerFamily
+from fx_oto.optim.limits import Limits, PerFamily, Uniform, sets_of
 from fx_oto.optim.ranks import of_first_rank
 from fx_oto.optim.rows import Rows
 from fx_oto.optim.saliency import Criterion, criterion
@@ -85,7 +84,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
         min_kept: PerFamily | None = None,
         max_group_sparsity: PerFamily = 1.0,
         round_to: int = 1,
-        uniform: Iterable[str] = (),
+        uniform: Uniform = (),
         unprunable: Iterable[str] = (),
         prune_frozen: bool = False,
         progress: bool | None = None,
@@ -117,7 +116,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
         )
         families = self.zigs.families
         score = criterion(self._SALIENCY if saliency is None else saliency)
-        given = (min_kept, max_group_sparsity, round_to, patterns_in(uniform))
+        given = (min_kept, max_group_sparsity, round_to, sets_of(uniform))
         self._choice = Choice(gm, self.zigs, self.target, score, unprunable, prune_frozen, given)
         alone = self._choice.alone
         self.base = checks.build_base(base, gm, base_kwargs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from fx_oto.core.errors import SettingsError
 from fx_oto.optim.latency import Latency
-from fx_oto.optim.limits import Limits, PerFamily
+from fx_oto.optim.limits import Limits, PerFamily, Uniform
 from fx_oto.zigs.families import Family
 from fx_oto.zigs.partition import Partition
 from fx_oto.zigs.prices import Price, Quantity
@@ -93,7 +93,7 @@ def limits_for(
     min_kept: PerFamily | None,
     max_group_sparsity: PerFamily,
     round_to: int,
-    uniform: Iterable[str],
+    uniform: Uniform,
     must: bool = True,
 ) -> Limits:
     """The limits, within which the target must be, unless told; the default minimum gives way where it is not."""

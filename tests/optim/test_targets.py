@@ -18,6 +18,7 @@ from fx_oto.optim.latency import Latency
 from fx_oto.optim.limits import Limits
 from fx_oto.optim.selection import select
 from fx_oto.optim.targets import Target
+from fx_oto.zigs.families import Family, Slot
 from fx_oto.zigs.partition import Partition
 
 WINDOW = {"start_step": 1, "end_step": 5, "saliency_batches": 1}
@@ -257,6 +258,25 @@ def test_uniform_families_keep_equally_many(optimizer):
     assert widths[0] == widths[1] < 12
 
 
+ODD = Family("odd", torch.arange(7), (Slot("odd", 0, torch.arange(7).view(7, 1), True, 1),))
+
+
+def test_uniform_families_of_different_sizes_keep_the_same_fraction():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 18), nn.ReLU(), nn.Linear(18, 7), nn.Linear(7, 2))
+    x = torch.randn(3, 4)
+    for pattern in (("0", "2"), "*[02].weight"):
+        gm = fx_oto.prepare(net, x)
+        settings = {"target_params": 0.5, "uniform": [pattern], "lr": 1e-3, **WINDOW}
+        step_through(gm, fx_oto.DHSPG(gm, torch.optim.SGD, **settings), x)
+        first, second, _ = fx_oto.partition(gm).removed().tolist()
+        assert first * 18 == second * 12 > 0
+    families = fx_oto.partition(gm).families
+    limits = Limits.of(families, [False] * 3, {"0": 5}, 1.0, 3, [("0", "2")])
+    assert limits.most == (6, 9, 4)  # of 12, 18 and 7, in multiples of 3, and at least 5 of 12
+    assert limits.parts == (2, 3, 1)
+
+
 def test_uniform_limits():
     gm = fx_oto.prepare(Layers(), torch.randn(2, 5, 16))
     families = fx_oto.partition(gm).families
@@ -267,7 +287,7 @@ def test_uniform_limits():
     assert {most[name] for name in most if "self_attn" in name} == {1}
     shared = Limits.of(families, alone, 1, 1.0, 1, ["layers.*.linear1", "layers.0.linear1"])
     assert len(shared.alike) == 1
-    with pytest.raises(fx_oto.SettingsError, match=r"that '\*' matches in uniform .* different sizes"):
-        Limits.of(families, alone, 1, 1.0, 1, ["*"])
+    with pytest.raises(fx_oto.SettingsError, match=r"'\*' matches in uniform .* no common divisor: .*10, .* ZIGs"):
+        Limits.of([*families, ODD], [*alone, False], 1, 1.0, 1, ["*"])
     with pytest.raises(fx_oto.SettingsError, match="matches no family"):
         Limits.of(families, alone, 1, 1.0, 1, "layer.*.linear1")
