@@ -145,11 +145,12 @@ class Dependencies:
         axes: every axis of every parameter and buffer, in the order of their atoms.
         roots: class of each atom: int64, shape ``(atoms,)``.
         variable: whether an atom's index must be zero for its class to be removed, shape ``(atoms,)``: all but
-            those that are only ever summed over.
+            those that only ever sum over what is zero then.
         works: every contraction, with its multiply-adds on the example inputs.
         reasons: for each frozen class, by its root atom, the first reason.
         values: for each FX node, the layers of each tensor in its value.
         producers: FX nodes that use variables, each with the atoms of those variables: int64, shape ``(n,)``.
+        silenced: FX nodes that sum over what is not zero once removed, each with the atoms of the weights that must be.
         contracting: FX nodes that multiply and sum over channels, by name.
         adjustments: nodes that slicing must compute differently.
         gathers: nodes that slicing replaces by an ``index_select``, by name.
@@ -180,6 +181,7 @@ class Dependencies:
     reasons: dict[int, Reason]
     values: NodeValues
     producers: tuple[tuple[str, Tensor], ...]
+    silenced: tuple[tuple[str, Tensor], ...]
     contracting: frozenset[str]
     adjustments: tuple[Adjustment, ...]
     gathers: dict[str, Gather]

@@ -82,6 +82,7 @@ class Propagation:
         self._consumed: list[Tensor] = []
         self._kernels: list[tuple[Tensor, Reason]] = []
         self._producers: list[tuple[str, Tensor]] = []
+        self._silenced: list[tuple[str, Tensor]] = []
         self._contracting: set[str] = set()
         self._works: list[Work] = []
         self._adjustments: list[Adjustment] = []
@@ -119,6 +120,11 @@ class Propagation:
     def indexes(self) -> bool:
         """Whether the current node indexes with brackets; what it takes at places that vary is kept whole already."""
         return op_name(self._nodes[self.node]) in ("getitem", "setitem")
+
+    @property
+    def reads_drawn(self) -> bool:
+        """Whether what the current call reads may depend on random numbers that are drawn in evaluation."""
+        return self.call is not None and any(self._values[value].is_drawn for value in self.call.inputs)
 
     def made_by(self, value: Tensor) -> OpCall | None:
         """The call that made a tensor, if it is all that a function or method node does."""
@@ -224,6 +230,10 @@ class Propagation:
     def consume(self, labels: Tensor) -> None:
         """Mark atoms whose indices are only summed over here: cut with their group, but not driven to zero."""
         self._consumed.append(labels.reshape(-1))
+
+    def silence(self, labels: Tensor) -> None:
+        """Mark atoms whose indices sum over what is not zero once removed: they are driven to zero with their group."""
+        self._silenced.append((self.node, labels[labels > 0].reshape(-1)))
 
     def slide(self, labels: Tensor) -> None:
         """Mark atoms of a weight's axes along which a convolution slides: they stay, whatever else reads the weight."""

@@ -20,6 +20,7 @@ from fx_oto.analysis.tape import OpCall, macs_of
 from fx_oto.core.errors import FxOtoError
 from fx_oto.core.fx_utils import op_name, tensor_leaves
 from fx_oto.nn.leaves import OpaqueOp
+from fx_oto.nn.modes import by_mode
 
 __all__ = ["Player"]
 
@@ -64,6 +65,7 @@ class Player(Propagation):
             reasons=self._reasons(roots),
             values=values,
             producers=tuple(self._producers),
+            silenced=tuple(self._silenced),
             contracting=frozenset(self._contracting),
             adjustments=tuple(self._adjustments),
             gathers=gathers,
@@ -100,10 +102,12 @@ class Player(Propagation):
         # it is multiplied by zero, whatever it is, and what training makes of it does not matter. Of a linear layer
         # (8, 4) before one of (2, 8), each of the 8 groups has a row of the first as its variable, and a column of the
         # second that is only cut. A tensor that is both, as a tied embedding is, is driven to zero: producers are last.
+        # Behind a norm without weights, the channel is not zero though its row is: there the column is driven to zero
+        # as well, so that nothing is lost with the channel, whatever it is.
         variable = torch.bincount(roots)[roots] > 1  # what meets nothing is no group
         for labels in self._consumed:
             variable[labels] = False
-        for _, labels in self._producers:
+        for _, labels in (*self._producers, *self._silenced):
             variable[labels] = True
         return variable
 
@@ -172,8 +176,11 @@ class Player(Propagation):
         for target, layers in zip(written, before, strict=True):
             self._values.write(target, layers)
         self._values.share(call.outputs)
+        is_choice = call.func is by_mode  # of which evaluation takes the last
+        sources = tensor_leaves(call.args[-1]) if is_choice else call.inputs
+        is_drawn = (call.may_draw and not is_choice) or any(self._values[source].is_drawn for source in sources)
         for out in call.outputs:
-            self._values[out].made_by = call
+            self._values[out].made_by, self._values[out].is_drawn = call, is_drawn
 
     def _keep_touched(self, call: OpCall, error: Exception) -> None:
         """A rule has failed: nothing that the call touches can go, and nothing is known of what it returns."""

@@ -84,6 +84,15 @@ class OpCall:
         return self.outputs[0]
 
     @property
+    def may_draw(self) -> bool:
+        """Whether the call draws random numbers, or nobody knows: of a user's own op, and of a module of theirs."""
+        if getattr(self.func, "namespace", "") not in ("aten", "prims"):
+            return True
+        if torch.Tag.nondeterministic_seeded not in self.func.tags:
+            return False
+        return "dropout_p" not in (name for name, _ in _parameters(self.func)) or self.arg("dropout_p") != 0
+
+    @property
     def mutates(self) -> bool:
         """Whether the call writes into an argument."""
         return hasattr(self.func, "_schema") and bool(self.func._schema.is_mutable)

@@ -27,6 +27,7 @@ class Value:
         made_by: the call that returned it last.
         region: the chain of movement that it is part of.
         selected: what it is a selection from, along which dimension, at which positions.
+        is_drawn: whether it may depend on random numbers that are drawn in evaluation.
         origin: the refusal further up that left it without layers.
         outdated_by: the tensor through which its memory was changed after its layers were recorded.
         content: its real content, if it was asked for and is the same in every call; see ``Constants``.
@@ -39,6 +40,7 @@ class Value:
     made_by: OpCall | None = None
     region: Region | None = None
     selected: tuple[Tensor, int, Tensor] | None = None
+    is_drawn: bool = False
     origin: Reason | None = None
     outdated_by: Tensor | None = None
     content: Tensor | None = None

@@ -88,7 +88,14 @@ def contract(
     letters = result + "".join(letter for letter in dict.fromkeys(terms[0]) if letter not in result)
     lifted = [lift(p, side, term, letters, len(result)) for side, term in zip(sides, terms, strict=True)]
     product = combine(p, lifted, len(letters), times, may_cross=False)
-    return [total for layer in product if (total := _sum_out(p, layer, lifted[0], len(result), foldable))]
+    pairs = zip(sides, lifted, strict=True)
+    columns = [layer for side, one in pairs if side.weight and _can_be_zero(side) for layer in one.layers]
+    return [total for layer in product if (total := _sum_out(p, layer, lifted[0], columns, len(result), foldable))]
+
+
+def _can_be_zero(side: Operand) -> bool:
+    """Whether a weight is a parameter, all of which an optimizer can drive to zero; a buffer is what it is."""
+    return all(bool((layer.removed == 0).all()) for layer in side.layers)
 
 
 def lift(p: Propagation, side: Operand, term: str, letters: str, kept: int) -> Operand:
@@ -120,11 +127,13 @@ def times(values: list[Tensor]) -> Tensor:
     return torch.where(zero, ZERO, left * right)
 
 
-def _sum_out(p: Propagation, layer: Layer, left: Operand, kept: int, foldable: bool) -> Layer | None:
+def _sum_out(
+    p: Propagation, layer: Layer, left: Operand, columns: Sequence[Layer], kept: int, foldable: bool
+) -> Layer | None:
     """Sum over the dimensions from ``kept`` on."""
     survives = [dim for dim in layer.dims if dim < kept]
     if not survives:
-        _consume(p, layer, left, foldable)
+        _consume(p, layer, left, columns, foldable)
         return None
     narrowed = p.narrow_to(layer, survives, "")
     assert narrowed is not None
@@ -133,9 +142,10 @@ def _sum_out(p: Propagation, layer: Layer, left: Operand, kept: int, foldable: b
     return Layer(narrowed.labels.reshape(shape), removed.reshape(removed.shape[:kept]))
 
 
-def _consume(p: Propagation, layer: Layer, left: Operand, foldable: bool) -> None:
+def _consume(p: Propagation, layer: Layer, left: Operand, columns: Sequence[Layer], foldable: bool) -> None:
     # Removed channels are often worth a constant, not 0: sigmoid(0) = 0.5. A sum over them then loses 0.5 times the
-    # columns of the weight, the same for every input, which slicing adds to the bias where it can ("fold").
+    # columns of the weight, the same for every input, which slicing adds to the bias where it can ("fold"). Where it
+    # cannot, or what they are worth depends on data, the sum loses nothing if the columns are zero as well.
     bad = layer.removed != 0
     if not bad.any():
         return
@@ -143,8 +153,17 @@ def _consume(p: Propagation, layer: Layer, left: Operand, foldable: bool) -> Non
     worth = UNKNOWN if inputs is None else inputs.removed
     if foldable and p.can_adjust("fold") and inputs is not None and not worth.isnan().any():
         p.adjust("fold", inputs.labels, worth)
-    else:
+        return
+    read = next((column for column in columns if column.dims == layer.dims), None)
+    if read is None or not _may_be_silenced(p, worth):
         p.freeze_where(bad, layer.labels, _NOT_ZERO)
+    else:
+        p.silence(torch.where(bad, read.labels, 0))
+
+
+def _may_be_silenced(p: Propagation, worth: Tensor) -> bool:
+    """Whether zero weights take away what is not zero: infinity times zero is no number, and fewer draws are others."""
+    return not worth.isinf().any() and not p.reads_drawn
 
 
 def plus(values: list[Tensor]) -> Tensor:
@@ -214,7 +233,7 @@ def _grouped(p: Propagation, sides: Sequence[Operand], groups: int, transposed: 
         if read is not None:
             p.freeze(read.labels, FIXED)
     else:
-        p.freeze_where(incoming.removed != 0, incoming.labels, _NOT_ZERO)
+        _lose_nothing(p, incoming, rows if transposed else shared, kernel)
     outgoing = _outgoing(p, incoming, rows, shared, width) if transposed else rows.labels.reshape(-1)
     read, made = (rows, shared) if transposed else (shared, rows)
     if read is not None:
@@ -226,6 +245,16 @@ def _grouped(p: Propagation, sides: Sequence[Operand], groups: int, transposed: 
     why = p.reason("whole groups of the convolution can go, so each group keeps all its channels")
     p.grouped(Grouped(grid, outgoing.view(groups, -1), common, not transposed, why))
     return [Layer.uniform(outgoing.view(1, -1), ZERO)]
+
+
+def _lose_nothing(p: Propagation, incoming: Layer, read: Layer | None, kernel: Operand) -> None:
+    """What a grouped convolution sums over is zero once removed, or what reads it is."""
+    # Of whole groups the rows are zero, and nothing else reads their channels.
+    bad = incoming.removed != 0
+    if not _can_be_zero(kernel) or not _may_be_silenced(p, incoming.removed):
+        p.freeze_where(bad, incoming.labels, _NOT_ZERO)
+    elif read is not None and bad.any():
+        p.silence(read.labels)
 
 
 def _outgoing(p: Propagation, incoming: Layer | None, rows: Layer, shared: Layer | None, width: int) -> Tensor:

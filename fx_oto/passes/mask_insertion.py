@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,7 +27,8 @@ class MaskInsertion(Pass):
     """Let the outputs of each family's producers pass its mask.
 
     All masks are open, so nothing changes, and nothing is computed. A producer whose only reader is another producer of
-    the same family (a convolution before its normalisation) is left out, because the reader's mask covers it. A leaf
+    the same family (a convolution before its normalisation) is left out, because the reader's mask covers it. What is
+    not zero without a group, as behind a norm without weights, passes it where it is read. A leaf
     module that returns several tensors (``nn.LSTM``, ``nn.MultiheadAttention``) gets none: there, only zero weights
     have an effect.
 
@@ -98,11 +101,9 @@ class _Inserter:
         self._known: dict[int, _Site | None] = {}
 
     def run(self) -> None:
-        sites = {
-            (node.name, site.dim): site
-            for name, labels in self.found.producers
-            for node, site in self._sites(name, labels)
-        }
+        told = [pair for name, labels in self.found.producers for pair in self._sites(name, labels)]
+        told += [pair for name, labels in self.found.silenced for pair in self._read(name, labels)]
+        sites = {(node.name, site.dim): site for node, site in told}
         for (name, dim), site in sites.items():
             readers = list(self.nodes[name].users)
             elementwise = len(readers) == 1 and readers[0].name not in self.mixing
@@ -112,19 +113,29 @@ class _Inserter:
 
     def _sites(self, name: str, labels: Tensor) -> list[tuple[Node, _Site]]:
         """The places where a mask acts as zero variables do: the node's value, or else the parameters behind it."""
+        node = self.nodes[name]
+        with self._looking_for(labels):
+            return self._zero(node) or [s for source in _parameters_behind(node) for s in self._zero(source)]
+
+    def _read(self, name: str, labels: Tensor) -> list[tuple[Node, _Site]]:
+        """What a node reads that is not zero without a group: nobody reads a masked value otherwise than as zero."""
+        with self._looking_for(labels):
+            return [s for source in self.nodes[name].all_input_nodes for s in self._site(source, self._layer(source))]
+
+    @contextmanager
+    def _looking_for(self, labels: Tensor) -> Iterator[None]:
         classes = self.found.roots[labels]
         classes = classes[self.family_of[classes] >= 0]
-        if not classes.numel():
-            return []
         self._wanted[classes] = True
-        node = self.nodes[name]
-        sites = self._site(node) or [s for source in _parameters_behind(node) for s in self._site(source)]
+        yield
         self._wanted[classes] = False
-        return sites
 
-    def _site(self, node: Node) -> list[tuple[Node, _Site]]:
+    def _zero(self, node: Node) -> list[tuple[Node, _Site]]:
         layer = self._layer(node)
-        if layer is None or not (layer.removed == 0).all():
+        return self._site(node, layer) if layer is not None and (layer.removed == 0).all() else []
+
+    def _site(self, node: Node, layer: Layer | None) -> list[tuple[Node, _Site]]:
+        if layer is None:
             return []
         if id(layer.labels) not in self._known:  # most values have the labels of the value before
             self._known[id(layer.labels)] = self._along(layer.labels)

@@ -244,9 +244,10 @@ class Dynamic(nn.Module):
         return self.b(F.conv2d(x.reshape(1, n * c, h, w), kernel, padding=1, groups=n).view(n, 6, h, w))
 
 
-def test_computed_kernels_of_a_grouped_convolution_are_kept_whole():
-    gm = fx_oto.prepare(Dynamic(), IMAGE)
-    assert not fx_oto.partition(gm).families
+def test_of_computed_kernels_of_a_grouped_convolution_only_what_is_mixed_goes():
+    found = compress_half(Dynamic(), IMAGE)
+    (family,) = fx_oto.partition(found.gm).families
+    assert [(slot.tensor, slot.dim) for slot in family.variables] == [("w", 0), ("r.weight", 0), ("r.bias", 0)]
 
 
 def test_a_single_image_without_a_batch():

@@ -151,6 +151,7 @@ IMAGES = {
     "group norm": lambda: nn.GroupNorm(4, 16),
     "group norm without affine": lambda: nn.GroupNorm(4, 16, affine=False),
     "batch norm": lambda: nn.BatchNorm2d(16),
+    "batch norm without affine": lambda: nn.BatchNorm2d(16, affine=False),
     "batch norm of the batch": lambda: nn.BatchNorm2d(16, affine=False, track_running_stats=False),
     "synchronised batch norm": lambda: nn.SyncBatchNorm(16),
     "instance norm": lambda: nn.InstanceNorm2d(16),
@@ -279,13 +280,9 @@ def conv_net(norm, conv=nn.Conv2d):
 
 KEPT = {
     "response to neighbouring channels": (conv_net(lambda n: nn.LocalResponseNorm(5)), "a window slides along it"),
-    "statistics without a weight": (
-        conv_net(lambda n: nn.BatchNorm2d(n, affine=False)),
-        "its value is not zero once removed, and the sum over it would change",
-    ),
     "spectral norm": (
         conv_net(nn.BatchNorm2d, lambda *a, **k: parametrizations.spectral_norm(nn.Conv2d(*a, **k))),
-        "its value is not zero once removed, and the sum over it would change",
+        "a convolution slides along it",  # of which its matrix has the sum
     ),
     "weight norm of the inputs": (
         conv_net(nn.BatchNorm2d, lambda *a, **k: parametrizations.weight_norm(nn.Conv2d(*a, **k), dim=1)),

@@ -197,7 +197,7 @@ CASES = {
         torch.randn(2, 5),
         8,
     ),
-    "batch norm without affine": (two(lambda m, x: m.n(x), n=nn.BatchNorm2d(8, affine=False)), IMAGE, 0),
+    "batch norm without affine": (two(lambda m, x: m.n(x), n=nn.BatchNorm2d(8, affine=False)), IMAGE, 8),
     "layer norm": (
         Net(lambda m, x: m.b(F.gelu(m.n(m.a(x)))), a=nn.Linear(5, 8), n=nn.LayerNorm(8), b=nn.Linear(8, 4)),
         torch.randn(2, 7, 5),
@@ -211,7 +211,7 @@ CASES = {
             b=nn.Linear(8, 4),
         ),
         torch.randn(2, 7, 5),
-        0,
+        8,
     ),
     "layer norm, functional, channels first": (
         two(
@@ -345,12 +345,12 @@ CASES = {
     "bounds in buffers, without zero": (
         two(lambda m, x: torch.maximum(x, m.low)[..., 1:], low=torch.ones(1)),
         IMAGE,
-        0,
+        8,
     ),
     "bounds that the model writes to": (
         two(lambda m, x: torch.maximum(x, m.low.mul_(1)), low=-torch.ones(1)),
         IMAGE,
-        0,
+        8,
     ),
     "constant computed from buffers before a folded layer": (
         Net(lambda m, x: m.b(m.a(x) + m.t.exp() * 2), a=nn.Linear(5, 8), b=nn.Linear(8, 4), t=torch.tensor(0.3)),
@@ -542,7 +542,7 @@ CASES = {
     "comparison with what depends on data": (
         two(lambda m, x: (F.relu(m.n(x)) == 0).to(x.dtype), n=nn.BatchNorm2d(8, affine=False)),
         IMAGE,
-        0,
+        8,
     ),
     "smallest absolute value": (
         two(lambda m, x: x * torch.linalg.vector_norm(x, -1, 1, keepdim=True)),
@@ -552,10 +552,10 @@ CASES = {
     "sigmoid before a transposed weight": (
         Net(lambda m, x: F.linear(torch.sigmoid(m.a(x)), m.w.t()), a=nn.Linear(5, 8), w=param(8, 4)),
         torch.randn(2, 5),
-        0,
+        8,
     ),
     "maximum over pixels": (two(lambda m, x: x.flatten(2).max(2)[0][..., None, None]), IMAGE, 8),
-    "order of pixels": (two(lambda m, x: x.flatten(2).sort(2)[1].to(x.dtype).view(x.shape)), IMAGE, 0),
+    "order of pixels": (two(lambda m, x: x.flatten(2).sort(2)[1].to(x.dtype).view(x.shape)), IMAGE, 8),
     "sorted pixels": (two(lambda m, x: x.flatten(2).sort(2)[0].view(x.shape).cumsum(3)), IMAGE, 8),
     "largest so far": (two(lambda m, x: x.cummax(2)[0] + x.cummin(3)[0] * x.logcumsumexp(3)), IMAGE, 8),
     "Fourier transform of pixels": (two(lambda m, x: torch.fft.fft2(x, norm="ortho").abs() + x), IMAGE, 8),
@@ -600,7 +600,7 @@ CASES = {
         IMAGE,
         8,
     ),
-    "sigmoid before padding": (two(lambda m, x: torch.sigmoid(x)), IMAGE, 0),
+    "sigmoid before padding": (two(lambda m, x: torch.sigmoid(x)), IMAGE, 8),
     "constant before a folded layer": (
         Net(lambda m, x: m.b(m.a(x) + 1), a=nn.Linear(5, 8), b=nn.Linear(8, 4, bias=False)),
         torch.randn(2, 5),
@@ -609,7 +609,7 @@ CASES = {
     "data added": (
         Net(lambda m, x: m.b(m.a(x) + x.sum(1, keepdim=True)), a=nn.Linear(5, 8), b=nn.Linear(8, 4)),
         torch.randn(2, 5),
-        0,
+        8,
     ),
     "mean over channels": (
         Net(lambda m, x: m.b(m.a(x).mean(1, keepdim=True)), a=conv(3, 8), b=conv(1, 4)),

@@ -343,7 +343,7 @@ def test_a_state_that_the_caller_gives_keeps_the_units_and_no_more():
     assert [family.name for family in fx_oto.partition(gm).families] == ["embed.weight"]
 
 
-def test_features_that_are_not_zero_once_removed_stay():
+def test_features_that_are_not_zero_once_removed_go_with_the_weights_that_read_them():
     class Gated(nn.Module):
         def __init__(self):
             super().__init__()
@@ -352,10 +352,14 @@ def test_features_that_are_not_zero_once_removed_stay():
         def forward(self, x):
             return self.head(self.recurrence(self.embed(x).sigmoid())[0])
 
-    result = compress_half(Gated(), TOKENS)
-    zigs = fx_oto.partition(result.gm)
-    assert [family.name for family in zigs.families] == ["recurrence.weight_ih_l0"]
-    assert any("not zero once removed" in str(axis.reason) for axis in zigs.frozen if axis.tensor == "embed.weight")
+    found = compress_half(Gated(), TOKENS)
+    first, second = fx_oto.partition(found.gm).families
+    assert [(slot.tensor, slot.dim) for slot in first.variables] == [
+        ("embed.weight", 0),
+        ("embed.bias", 0),
+        ("recurrence.weight_ih_l0", 1),
+    ]
+    assert second.name == "recurrence.weight_ih_l0"
 
 
 def test_a_single_unit_stays():

@@ -72,7 +72,7 @@ def labelled(gm: GraphModule, gone: Collection[int], dim: int = 1) -> Cuts:
     return Cuts(
         Dependencies(
             axes=(), roots=torch.arange(len(keep)), variable=keep, works=(), reasons={}, values=layers, producers=(),
-            contracting=frozenset(), adjustments=(), gathers={}, unknown=(), unequal=(), contents={},
+            silenced=(), contracting=frozenset(), adjustments=(), gathers={}, unknown=(), unequal=(), contents={},
         ),
         keep,
     )  # fmt: skip
