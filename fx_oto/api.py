@@ -21,6 +21,7 @@ from fx_oto.framework.stages import Stage
 from fx_oto.framework.trajectory import Trajectory
 from fx_oto.optim.dhspg import DHSPG
 from fx_oto.passes.dependency_analysis import DependencyAnalysis
+from fx_oto.passes.drop_branches import DropBranches
 from fx_oto.passes.fold_batchnorm import FoldBatchNorm
 from fx_oto.passes.mask_insertion import MaskInsertion
 from fx_oto.passes.physical_slicing import PhysicalSlicing
@@ -210,7 +211,7 @@ def compress(  # noqa: PLR0913 - options are keyword arguments
             warn(revived)
         if training.unfinished:
             warn(f"{training.unfinished} Now the group sparsity is {partition(gm).group_sparsity():.4f}")
-    stages: list[Stage] = [PhysicalSlicing()]
+    stages: list[Stage] = [PhysicalSlicing(), DropBranches()]
     if fold_batchnorm:
         stages.append(FoldBatchNorm())
     if verify:
