@@ -8,13 +8,16 @@ from typing import Any, ClassVar
 
 from torch.fx import GraphModule
 
+from fx_oto.analysis.dependencies import Dependencies
 from fx_oto.core.context import Context
 from fx_oto.core.fx_utils import graph_copy, tensor_names
+from fx_oto.core.masks import is_mask
 from fx_oto.core.tables import Tabular, counted, table
 from fx_oto.framework.stages import Pass
 from fx_oto.framework.trajectory import Trajectory
 from fx_oto.ops.branches import Gone, drop, find_branches
 from fx_oto.passes.physical_slicing import SlicingPlan
+from fx_oto.zigs.partition import partition
 
 __all__ = ["DropBranches", "DroppedBranches"]
 
@@ -84,6 +87,13 @@ class DropBranches(Pass):
     requires: ClassVar[tuple[type, ...]] = (SlicingPlan,)
     provides: ClassVar[tuple[type, ...]] = ()
     preserves: ClassVar[tuple[type, ...]] = (SlicingPlan, Trajectory)
+
+    @staticmethod
+    def finds_any(gm: GraphModule) -> bool:
+        """Whether there will be something to drop of a prepared GraphModule once it is sliced."""
+        found, zigs = Context.of(gm).get(Dependencies), partition(gm)
+        gone = [family.classes for family, zero in zip(zigs.families, zigs.zeros(), strict=True) if zero.all()]
+        return any(not is_mask(node) for node in find_branches(gm, Gone(found, gone)).dead)
 
     def transform(self, gm: GraphModule, context: Context) -> GraphModule | None:
         """Drop what is not needed; None where all is."""

@@ -189,9 +189,7 @@ def _check_finite(tensors: dict[str, Tensor]) -> None:
             )
 
 
-def _kept_classes(
-    gm: GraphModule, found: Dependencies
-) -> tuple[Tensor, tuple[str, ...], dict[str, Tensor]]:
+def _kept_classes(gm: GraphModule, found: Dependencies) -> tuple[Tensor, tuple[str, ...], dict[str, Tensor]]:
     """The classes that are kept, a mask of shape ``(atoms,)``; texts on those kept although zero; families all zero."""
     zigs = partition(gm)
     if not zigs.families:

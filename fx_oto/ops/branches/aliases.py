@@ -123,4 +123,3 @@ def form(node: Node) -> object:
     """Shape, type and device of a node's value, for comparison; None where it is no single tensor."""
     value = node.meta.get("val")
     return (tuple(value.shape), value.dtype, value.device) if isinstance(value, Tensor) else None
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
 from torch import Tensor
@@ -17,6 +17,7 @@ from fx_oto.ops.branches.gone import Gone
 from fx_oto.ops.branches.known import Known
 from fx_oto.ops.branches.rules import BROADCASTING, broadcast, known_of
 from fx_oto.ops.branches.scope import Scope
+from fx_oto.ops.branches.sizes import Size, read_size, size_of
 
 __all__ = ["Branches", "Sink", "find_branches"]
 
@@ -46,6 +47,7 @@ class Branches:
         gm: the GraphModule.
         sinks: where what is left of branches is read.
         twins: for a node that asks for the form of a value that goes: the node, and what has the same form.
+        sizes: for a node that reads a size of a value that goes: where it is read instead.
         live: the nodes that outputs depend on, or effects.
         held: parameters that are read, by what those nodes call and by known values.
         cut_off: outputs that depend on no input any more, by the names of the nodes.
@@ -54,6 +56,7 @@ class Branches:
     gm: GraphModule
     sinks: dict[Node, Sink] = field(default_factory=dict)
     twins: dict[Node, tuple[Node, Node]] = field(default_factory=dict)
+    sizes: dict[Node, Size] = field(default_factory=dict)
     live: set[Node] = field(default_factory=set)
     held: set[int] = field(default_factory=set)
     cut_off: tuple[str, ...] = ()
@@ -113,7 +116,7 @@ class _Finder:
                 self.found.sinks[node] = sink
         self._live()
         self._holds()
-        return Branches(*(getattr(self.found, name) for name in ("gm", "sinks", "twins", "live", "held")), self._cut())
+        return replace(self.found, cut_off=self._cut())
 
     def _sink(self, node: Node) -> Sink | None:
         name = self.scope.name(node)
@@ -180,8 +183,15 @@ class _Finder:
             elif sink is None and reads_form(node) and one in self.scope.known and (twin := self._twin(one, node)):
                 self.found.twins[node] = (one, twin)
                 yield twin
+            elif sink is None and one in self.scope.known and (size := self._size(node)) is not None:
+                self.found.sizes[node] = size
+                yield from [part for part in (size if isinstance(size, tuple) else (size,)) if isinstance(part, Node)]
             else:
                 yield one
+
+    def _size(self, node: Node) -> Size | None:
+        read = read_size(node)
+        return None if read is None else size_of(self.scope, *read)
 
     def _twin(self, node: Node, reader: Node) -> Node | None:
         """A node with a value of the same form as one that goes: what the sink of its branch adds it to."""

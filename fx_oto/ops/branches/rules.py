@@ -21,7 +21,7 @@ from fx_oto.nn.modes import by_mode, says_in_place
 from fx_oto.ops.branches.known import Known, Writer, zero
 from fx_oto.ops.branches.scope import Scope
 
-__all__ = ["BROADCASTING", "broadcast", "known_of", "out_of_place"]
+__all__ = ["BROADCASTING", "CHANNELS_FIRST", "CHANNELS_LAST", "SAME_FORM", "broadcast", "known_of", "out_of_place"]
 
 Rule = Callable[[Scope, Node], "Known | None"]
 
@@ -408,7 +408,7 @@ def broadcast(shapes: list[tuple[int, ...]], ndim: int) -> tuple[int, ...]:
 # Ops that combine values of different sizes, by name.
 BROADCASTING: dict[str, Callable[..., Any]] = {"add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div}
 BROADCASTING["truediv"] = torch.div
-_IDENTITIES = {"Identity", "to", "type_as", "float", "double", "half", "bfloat16", "clone", "contiguous", "type", "detach"}
+_IDENTITIES = {"Identity", "to", "type_as", "float", "double", "half", "bfloat16", "clone", "contiguous", "detach"}
 _NAMED: dict[Rule, str] = {
     _linear: "Linear linear",
     _convolution: "Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d conv1d conv2d conv3d "
@@ -433,4 +433,9 @@ _NAMED: dict[Rule, str] = {
     _pooled: "mean sum AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d AvgPool1d AvgPool2d AvgPool3d MaxPool2d "
     "adaptive_avg_pool1d adaptive_avg_pool2d avg_pool2d max_pool2d interpolate Upsample",
 }
+# By what they do to sizes: those before the last dimension stay, that of the batch does, all do.
+CHANNELS_LAST = set(_NAMED[_linear].split())
+CHANNELS_FIRST = set(_NAMED[_convolution].split())
+_SAME = (_batch_norm, _layer_norm, _rms_norm, _sum, _times, _elementwise, _dropout, _by_mode)
+SAME_FORM = {"Masks"}.union(*(_NAMED[one].split() for one in _SAME))
 _RULES = {name: rule for rule, names in _NAMED.items() for name in names.split()}
