@@ -41,8 +41,8 @@ class SlicingPlan(Tabular):
             ``(kept,)``.
         cuts: the same for every node's value.
         kept_back: what is zero and was kept all the same, with the reason.
-        gone: by name, the ZIGs of each family of which all are zero: one of each was kept, for a tensor cannot be empty,
-            and ``DropBranches`` takes out what it does not need; root atoms, int64, shape ``(num_zigs,)``.
+        gone: by name, the ZIGs of each family of which all are zero, as root atoms: int64, shape ``(num_zigs,)``.
+            One of each was kept, for a tensor cannot be empty; ``DropBranches`` takes out what is not needed.
 
     Example:
         >>> import torch, fx_oto
@@ -220,9 +220,9 @@ def _check_connected(gm: GraphModule, found: Dependencies, gone: Mapping[str, Te
     if cut_off:
         families = ", ".join(map(repr, list(gone)[:4])) + (" …" if len(gone) > 4 else "")
         raise SlicingError(
-            f"all ZIGs of {'the families' if len(gone) > 1 else 'the family'} {families} are zero, so the network would "
-            f"be cut in two: what {cut_off[0]!r} computes for an output would depend on no input. Keep at least one of "
-            "each family that is not the inner width of a branch, by a smaller target or min_kept"
+            f"all ZIGs of {'the families' if len(gone) > 1 else 'the family'} {families} are zero, so the network "
+            f"would be cut in two: what {cut_off[0]!r} computes for an output would depend on no input. Keep at least "
+            "one of each family that is not the inner width of a branch, by a smaller target or min_kept"
         )
 
 

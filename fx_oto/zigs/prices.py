@@ -42,7 +42,7 @@ class Price:
         summed: cells of axes that are summed over, where an item costs nothing once a single index is left: torch only
             multiplies then, as ``einsum`` does; int64, shape ``(n,)``.
         depth: given the families of which nothing is left, which fraction of each item still is, for whole branches go
-            with them; shape ``(items,)``. None: one ZIG is always kept.
+            with them, and what no output depends on goes anyway; shape ``(items,)``. None: all is kept.
 
     Example:
         >>> import torch, fx_oto
@@ -113,13 +113,13 @@ class Price:
 
     def left(self, removed: Tensor) -> float:
         """What is left once ``removed[i]`` ZIGs of family i are gone; shape ``(families,)``."""
-        whole = frozenset((removed >= self.sizes).nonzero().flatten().tolist()) if len(self.sizes) else frozenset()
-        if whole and self.depth is not None:  # what does not go with a branch keeps one of its ZIGs
+        whole = frozenset((removed >= self.sizes).nonzero().flatten().tolist())
+        if self.depth is not None:  # what does not go with a branch keeps one of its ZIGs
             removed = torch.minimum(removed, self.sizes - 1)
         gone = (self.counts * removed[self.families]).double()
         kept = self.lengths.reshape(-1).index_add(0, self.cells, gone, alpha=-1)
         costs = self.units * kept.view_as(self.lengths).prod(1)
         costs[self.summed[kept[self.summed] == 1] // self.lengths.size(1)] = 0
-        if whole and self.depth is not None:
+        if self.depth is not None and (whole or removed.any()):
             costs = costs * self.depth(whole)
         return float(costs.sum())

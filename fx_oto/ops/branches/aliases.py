@@ -17,7 +17,17 @@ from fx_oto.nn.modules import is_opaque, is_torchs
 __all__ = ["Aliases", "form", "is_effect", "reads_form", "tensors_read"]
 
 # Modules whose result is memory of its own.
-_FRESH = (nn.Linear, _ConvNd, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Embedding, nn.GELU, nn.Tanh)
+_FRESH: tuple[type[nn.Module], ...] = (
+    nn.Linear,
+    _ConvNd,
+    _NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.Embedding,
+    nn.GELU,
+    nn.Tanh,
+)
 _FRESH += (nn.Sigmoid, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU, nn.Mish)
 _FRESH_OPS = {"linear", "matmul", "mm", "bmm", "addmm", "conv1d", "conv2d", "conv3d", "convolution", "layer_norm"}
 _FRESH_OPS |= {"rms_norm", "batch_norm", "scaled_dot_product_attention", "cat", "stack", "mean", "sum", "softmax"}

@@ -29,6 +29,7 @@ class BranchDepth:
     def __init__(self, gm: GraphModule, found: Dependencies, families: Sequence[Family]) -> None:
         self._gm, self._found, self._families = gm, found, tuple(families)
         self._known: dict[frozenset[int], Branches] = {}
+        self._left: dict[tuple[str, frozenset[int]], Tensor] = {}
 
     def _without(self, gone: frozenset[int]) -> Branches:
         if gone not in self._known:
@@ -38,14 +39,20 @@ class BranchDepth:
 
     def params(self, gone: frozenset[int]) -> Tensor:
         """The fraction of each parameter that stays; shape ``(params,)``."""
-        held = self._without(gone).held
-        return torch.tensor([float(id(one) in held) for one in self._gm.parameters()], dtype=torch.float64)
+        if ("params", gone) not in self._left:
+            held = self._without(gone).held
+            stays = [float(id(one) in held) for one in self._gm.parameters()]
+            self._left["params", gone] = torch.tensor(stays, dtype=torch.float64)
+        return self._left["params", gone]
 
     def macs(self, gone: frozenset[int]) -> Tensor:
         """The fraction of each contraction that is still made; shape ``(contractions,)``."""
-        found, nodes = self._without(gone), {node.name: node for node in self._gm.graph.nodes}
-        left = {name: found.left(nodes[name]) for name in {work.node for work in self._found.works}}
-        return torch.tensor([left[work.node] for work in self._found.works], dtype=torch.float64)
+        if ("macs", gone) not in self._left:
+            found = self._without(gone)
+            nodes = {node.name: node for node in self._gm.graph.nodes}
+            made = [found.left(nodes[work.node]) for work in self._found.works]
+            self._left["macs", gone] = torch.tensor(made, dtype=torch.float64)
+        return self._left["macs", gone]
 
     def may_go(self, wanted: Sequence[int]) -> frozenset[int]:
         """Those of some families that can go altogether, all at once; of those that exclude each other, the first."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from operator import attrgetter
 
 from torch import Tensor
@@ -66,7 +67,7 @@ class Branches:
         """The nodes that go, in order."""
         return [node for node in self.gm.graph.nodes if node not in self.live]
 
-    @property
+    @cached_property
     def used(self) -> dict[Known, None]:
         """The known values that are computed."""
         sinks = (sink for node, sink in self.sinks.items() if node in self.live and not sink.passes)

@@ -60,7 +60,8 @@ def _convolution(scope: Scope, node: Node) -> Known | None:
     if known is None or known.whole or source is None:
         return None
     module = scope.module(node) if node.op == "call_module" else None
-    spatial = (scope.argument(node, 1, "weight").meta["val"] if module is None else module.weight).ndim - 2
+    weight: Tensor = scope.argument(node, 1, "weight").meta["val"] if module is None else module.weight  # type: ignore[assignment]
+    spatial = weight.ndim - 2
     channel = len(scope.shape(node)) - spatial - 1  # an image may be without a batch
     if known.is_zero:
         return _bias(scope, node, channel + spatial + 1, channel, scope.argument(node, 2, "bias"))
@@ -166,12 +167,10 @@ def _layer_norm(scope: Scope, node: Node) -> Known | None:
     if node.op != "call_module":
         dims = len(node.args[1]) if isinstance(node.args[1], tuple | list) else 1
         bias = scope.argument(node, 3, "bias")
-        holds, reads = (), (bias,) if bias is not None else ()
     else:
         module = scope.module(node)
         dims = len(module.normalized_shape) if hasattr(module, "normalized_shape") else 1  # type: ignore[arg-type]
         bias = None if module._parameters.get("bias") is None else f"{node.target}.bias"
-        holds, reads = (() if bias is None else (bias,)), ()
     shape = (1,) * (ndim - dims) + scope.shape(node)[ndim - dims :]
     if not known.is_zero:
         shape = known.shape[: ndim - dims] + shape[ndim - dims :]
@@ -184,7 +183,8 @@ def _layer_norm(scope: Scope, node: Node) -> Known | None:
         sizes = (-1,) if dims == 1 else shape[ndim - dims :]
         return writer.method("view", value, (*(1,) * (ndim - dims), *sizes))
 
-    return Known(node, shape, write, reads=reads, holds=holds)
+    held = isinstance(bias, str)
+    return Known(node, shape, write, reads=() if held else (bias,), holds=(bias,) if held else ())
 
 
 def _rms_norm(scope: Scope, node: Node) -> Known | None:

@@ -36,7 +36,7 @@ def size_of(scope: Scope, node: Node, dim: int) -> Size | None:
             return None
         if name in ("view", "reshape"):
             given = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
-            size = given[dim]  # type: ignore[index]
+            size = given[dim]
             return size if isinstance(size, Node) or (isinstance(size, int) and size >= 0) else None
         step = _back(scope, node, source, name, dim)
         if step is None:
