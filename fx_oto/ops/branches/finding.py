@@ -164,8 +164,16 @@ class _Finder:
         chain = self.aliases.written(writer)
         if any(one in self.found.live for one in chain):
             return True
-        kept = any(one.op == "get_attr" for one in chain)
+        kept = any(one.op == "get_attr" and not self._goes(str(one.target)) for one in chain)
         return kept and not any(one in self.scope.known for one in tensors_read(writer))
+
+    def _goes(self, buffer: str) -> bool:
+        """Whether nothing else of the module that holds a buffer is needed, such as of a norm that counts batches."""
+        owner = buffer.rpartition(".")[0]
+        tensors = self.gm.get_submodule(owner).named_parameters(recurse=False)
+        held = {f"{owner}.{name}" for name, _ in tensors} if owner else set()
+        read = {str(one.target) for one in self.found.live if one.op in ("get_attr", "call_module")}
+        return bool(held) and owner not in read and not held & read
 
     def _need(self, nodes: Iterator[Node]) -> None:
         waiting = list(nodes)

@@ -90,7 +90,7 @@ class Writer:
         """The same, expanded to the full size."""
         node = self.of(known)
         assert self._like is not None
-        return node if known.whole else self.method("expand_as", node, self._like)
+        return node if known.whole else self.method("contiguous", self.method("expand_as", node, self._like))
 
     def call(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
         """Call what ``node`` calls, on other arguments."""

@@ -137,27 +137,35 @@ def _called(
 
 def _batch_norm(scope: Scope, node: Node) -> Known | None:
     """The norm itself of two examples: the mean is that of all, the variance 0, and so are its running statistics."""
-    known, module = scope.of(scope.source(node)), scope.module(node)
-    if known is None or known.whole or not isinstance(module, _BatchNorm):
+    known, shape = scope.of(scope.source(node)), scope.shape(node)
+    statistics = _statistics(scope, node)
+    if known is None or statistics is None or known.shape[:1] + known.shape[2:] != (1,) * (len(shape) - 1):
         return None
-    shape, name = scope.shape(node), str(node.target)
     thin = (1, shape[1], *(1,) * (len(shape) - 2))
-    if module.running_mean is None and known.is_zero:
-        return _bias(scope, node, len(shape), 1, None) if module.affine else zero(node, len(shape))
-    tensor = f"{name}.weight" if module.affine else f"{name}.running_mean"
-    if tuple(known.shape[:1] + known.shape[2:]) != (1,) * (len(shape) - 1) or module.running_mean is None:
-        return None
 
     def write(writer: Writer) -> Node:
         sizes = (2, *thin[1:])
         if known.is_zero:
-            value = writer.method("new_zeros", writer.tensor(tensor), sizes)
+            held = writer.tensor(statistics) if isinstance(statistics, str) else statistics
+            value = writer.method("new_zeros", held, sizes)
         else:
             value = writer.method("expand", writer.of(known), *sizes)
-        return writer.method("narrow", writer.call(node, (value,), {}), 0, 0, 1)
+        return writer.method("narrow", writer.call(node, (value, *node.args[1:]), node.kwargs), 0, 0, 1)
 
     parents = () if known.is_zero else (known,)
-    return Known(node, thin, write, parents, holds=(tensor,), module=name, once=True)
+    reads = tuple(one for one in node.all_input_nodes if one is not node.args[0])
+    module = str(node.target) if node.op == "call_module" else None
+    return Known(node, thin, write, parents, reads, module=module, once=True)
+
+
+def _statistics(scope: Scope, node: Node) -> str | Node | None:
+    """The running mean of a batch norm, by name or as a node; None where there is none."""
+    if node.op != "call_module":
+        given = scope.argument(node, 1, "running_mean")
+        return given if isinstance(given, Node) and len(node.args) < 9 else None
+    module = scope.module(node)
+    kept = isinstance(module, _BatchNorm) and module.running_mean is not None
+    return f"{node.target}.running_mean" if kept else None
 
 
 def _layer_norm(scope: Scope, node: Node) -> Known | None:
@@ -303,8 +311,8 @@ def _dropout(scope: Scope, node: Node) -> Known | None:
         return None
     if known.is_zero:
         return zero(node, len(scope.shape(node)))
-    rate = scope.module(node).p if node.op == "call_module" else scope.argument(node, 1, "p")
-    if rate == 0 and node.op != "call_module":
+    rate = getattr(scope.module(node), "p", None) if node.op == "call_module" else scope.argument(node, 1, "p")
+    if rate == 0:
         return _the_same(scope, node, known)
 
     def write(writer: Writer) -> Node:
@@ -416,7 +424,7 @@ _NAMED: dict[Rule, str] = {
     _product: "matmul mm bmm einsum mv dot",
     _added_product: "addmm",
     _attention: "scaled_dot_product_attention",
-    _batch_norm: "BatchNorm1d BatchNorm2d BatchNorm3d",
+    _batch_norm: "BatchNorm1d BatchNorm2d BatchNorm3d batch_norm",
     _layer_norm: "LayerNorm LayerNormOver layer_norm layer_norm_over",
     _rms_norm: "RMSNorm RMSNormOver rms_norm rms_norm_over",
     _sum: "add sub",
