@@ -10,8 +10,9 @@ from torch.fx import GraphModule
 
 from fx_oto.analysis.dependencies import Dependencies
 from fx_oto.core.fx_utils import tensor_names
-from fx_oto.ops.branches.finding import Branches, find_branches
+from fx_oto.ops.branches.finding import find_branches
 from fx_oto.ops.branches.gone import Gone
+from fx_oto.ops.branches.results import Branches
 from fx_oto.zigs.families import Family
 
 __all__ = ["BranchDepth"]

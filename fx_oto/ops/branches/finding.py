@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from operator import attrgetter
 
 from torch import Tensor
@@ -13,75 +10,15 @@ from torch.fx import GraphModule, Node
 
 from fx_oto.core.fx_utils import tensor_names
 from fx_oto.nn.modes import says_in_place
-from fx_oto.ops.branches.aliases import Aliases, form, is_effect, reads_form, tensors_read
+from fx_oto.ops.branches.aliases import Aliases, form, reads_form
 from fx_oto.ops.branches.gone import Gone
 from fx_oto.ops.branches.known import Known
+from fx_oto.ops.branches.needed import Needed
+from fx_oto.ops.branches.results import Branches, Sink
 from fx_oto.ops.branches.rules import BROADCASTING, broadcast, known_of
 from fx_oto.ops.branches.scope import Scope
-from fx_oto.ops.branches.sizes import Size, read_size, size_of
 
-__all__ = ["Branches", "Sink", "find_branches"]
-
-
-@dataclass(frozen=True, eq=False)
-class Sink:
-    """A node that combines known values with others, which give it its size: it reads them thin.
-
-    Attributes:
-        node: the node.
-        known: what is known, by the node that is read.
-        like: another node that it reads, of the full size.
-        passes: it adds zero, so its value is that of ``like``.
-    """
-
-    node: Node
-    known: dict[Node, Known]
-    like: Node
-    passes: bool
-
-
-@dataclass(frozen=True, eq=False)
-class Branches:
-    """What goes of a graph.
-
-    Attributes:
-        gm: the GraphModule.
-        sinks: where what is left of branches is read.
-        twins: for a node that asks for the form of a value that goes: the node, and what has the same form.
-        sizes: for a node that reads a size of a value that goes: where it is read instead.
-        live: the nodes that outputs depend on, or effects.
-        held: parameters that are read, by what those nodes call and by known values.
-        cut_off: outputs that depend on no input any more, by the names of the nodes.
-    """
-
-    gm: GraphModule
-    sinks: dict[Node, Sink] = field(default_factory=dict)
-    twins: dict[Node, tuple[Node, Node]] = field(default_factory=dict)
-    sizes: dict[Node, Size] = field(default_factory=dict)
-    live: set[Node] = field(default_factory=set)
-    held: set[int] = field(default_factory=set)
-    cut_off: tuple[str, ...] = ()
-
-    @property
-    def dead(self) -> list[Node]:
-        """The nodes that go, in order."""
-        return [node for node in self.gm.graph.nodes if node not in self.live]
-
-    @cached_property
-    def used(self) -> dict[Known, None]:
-        """The known values that are computed."""
-        sinks = (sink for node, sink in self.sinks.items() if node in self.live and not sink.passes)
-        return {one: None for sink in sinks for known in sink.known.values() if known.write for one in known.chain()}
-
-    def left(self, node: Node) -> float:
-        """Which fraction of a node's elements is still computed: 1 of what stays, 0 of what goes."""
-        if node in self.live:
-            return 1.0
-        thin = next((one for one in self.used if one.node is node and one.module is not None), None)
-        value = node.meta.get("val")
-        if thin is None or not isinstance(value, Tensor) or not value.numel():
-            return 0.0
-        return math.prod(thin.shape) / value.numel()
+__all__ = ["find_branches"]
 
 
 def find_branches(gm: GraphModule, gone: Gone) -> Branches:
@@ -115,7 +52,7 @@ class _Finder:
                 self.scope.known[node] = known
             elif sink := self._sink(node):
                 self.found.sinks[node] = sink
-        self._live()
+        Needed(self.gm, self.scope, self.found, self.aliases).find()
         self._holds()
         return replace(self.found, cut_off=self._cut())
 
@@ -146,79 +83,6 @@ class _Finder:
             return None
         shapes = [one.shape for one in values] + [self.scope.shape(one) for one in others]
         return Sink(node, known, others[0], passes=False) if broadcast(shapes, len(full)) == full else None
-
-    # -- what is needed --------------------------------------------------------------------------------
-
-    def _live(self) -> None:
-        nodes = list(self.gm.graph.nodes)
-        self._need(node for node in nodes if node.op in ("placeholder", "output"))
-        self._need(node for node in nodes if not node.users and is_effect(node, self.gm) and not self._writes(node))
-        while written := [one for one in self.aliases.writers if one not in self.found.live and self._shows(one)]:
-            self._need(iter(written))
-
-    def _writes(self, node: Node) -> bool:
-        return node in self.aliases.writers
-
-    def _shows(self, writer: Node) -> bool:
-        """Whether what a node writes into is needed, or outlives the call."""
-        chain = self.aliases.written(writer)
-        if any(one in self.found.live for one in chain):
-            return True
-        kept = any(one.op == "get_attr" and not self._goes(str(one.target)) for one in chain)
-        return kept and not any(one in self.scope.known for one in tensors_read(writer))
-
-    def _goes(self, buffer: str) -> bool:
-        """Whether nothing else of the module that holds a buffer is needed, such as of a norm that counts batches."""
-        owner = buffer.rpartition(".")[0]
-        tensors = self.gm.get_submodule(owner).named_parameters(recurse=False)
-        held = {f"{owner}.{name}" for name, _ in tensors} if owner else set()
-        read = {str(one.target) for one in self.found.live if one.op in ("get_attr", "call_module")}
-        return bool(held) and owner not in read and not held & read
-
-    def _need(self, nodes: Iterator[Node]) -> None:
-        waiting = list(nodes)
-        while waiting:
-            node = waiting.pop()
-            if node not in self.found.live:
-                self.found.live.add(node)
-                waiting.extend(self._reads(node))
-
-    def _reads(self, node: Node) -> Iterator[Node]:
-        sink = self.found.sinks.get(node)
-        for one in node.all_input_nodes:
-            if sink is not None and one in sink.known:
-                known = sink.known[one]
-                yield from (read for part in known.chain() for read in part.reads) if known.write else ()
-            elif sink is None and reads_form(node) and one in self.scope.known and (twin := self._twin(one, node)):
-                self.found.twins[node] = (one, twin)
-                yield twin
-            elif sink is None and one in self.scope.known and (size := self._size(node)) is not None:
-                self.found.sizes[node] = size
-                yield from [part for part in (size if isinstance(size, tuple) else (size,)) if isinstance(part, Node)]
-            else:
-                yield one
-
-    def _size(self, node: Node) -> Size | None:
-        read = read_size(node)
-        return None if read is None else size_of(self.scope, *read)
-
-    def _twin(self, node: Node, reader: Node) -> Node | None:
-        """A node with a value of the same form as one that goes: what the sink of its branch adds it to."""
-        for sink in self.found.sinks.values():
-            earlier = self.aliases.order[sink.like] < self.aliases.order[reader]
-            if earlier and form(sink.like) == form(node) and any(node in self._branch(one) for one in sink.known):
-                return sink.like
-        return None
-
-    def _branch(self, node: Node) -> set[Node]:
-        """The known values that a known one comes from."""
-        found, waiting = set[Node](), [node]
-        while waiting:
-            one = waiting.pop()
-            if one in self.scope.known and one not in found:
-                found.add(one)
-                waiting.extend(one.all_input_nodes)
-        return found
 
     def _holds(self) -> None:
         """The tensors that are read."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,26 +70,33 @@ class Writer:
 
     Args:
         graph: the graph.
-        before: where to write.
+        before: where to write at the latest.
         like: a node whose value has the full size.
+        early: nodes that come after ``like``: what is known of them is written in their place, so that random numbers
+            are drawn in the same order.
         made: what was written already, for the same ``like``.
     """
 
-    def __init__(self, graph: Graph, before: Node, like: Node | None, made: dict[Any, Node]) -> None:
-        self.graph, self._before, self._like, self._made = graph, before, like, made
+    def __init__(self, graph: Graph, before: Node, like: Node, made: dict[Any, Node], early: Collection[Node]) -> None:
+        self.graph, self._last, self._like, self._made, self._early = graph, before, like, made, early
+        self._before = before
 
     def of(self, known: Known) -> Node:
         """The node that computes a known value."""
         assert known.write is not None
         key = (known, self._like if known.whole else None)
         if key not in self._made:
+            for parent in known.parents:
+                if parent.write is not None:
+                    self.of(parent)
+            self._before = known.node if known.node in self._early else self._last
             self._made[key] = known.write(self)
+            self._before = self._last
         return self._made[key]
 
     def full(self, known: Known) -> Node:
         """The same, expanded to the full size."""
         node = self.of(known)
-        assert self._like is not None
         return node if known.whole else self.method("contiguous", self.method("expand_as", node, self._like))
 
     def call(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:

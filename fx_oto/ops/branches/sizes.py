@@ -25,24 +25,23 @@ def read_size(node: Node) -> tuple[Node, int] | None:
 
 
 def size_of(scope: Scope, node: Node, dim: int) -> Size | None:
-    """Follow a dimension of a known value back to what stays; None where that cannot be told.
+    """Follow a dimension of a value back as far as it goes; None where that ends at a value that is not computed.
 
     Example: queries are ``proj(x).view(batch, length, heads, width).transpose(1, 2)``; their size in dimension 2 is the
     node ``length``, and that in dimension 0 the node ``batch``.
     """
-    while node in scope.known:
+    while node.op.startswith("call_"):
         name, source = scope.name(node), scope.source(node)
-        if source is None:
-            return None
-        if name in ("view", "reshape"):
+        if source is not None and name in ("view", "reshape"):
             given = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
             size = given[dim]
-            return size if isinstance(size, Node) or (isinstance(size, int) and size >= 0) else None
-        step = _back(scope, node, source, name, dim)
+            if isinstance(size, Node) or (isinstance(size, int) and size >= 0):
+                return size
+        step = None if source is None else _back(scope, node, source, name, dim)
         if step is None:
-            return None
+            break
         node, dim = step
-    return node, dim
+    return None if node in scope.known else (node, dim)
 
 
 def _back(scope: Scope, node: Node, source: Node, name: str, dim: int) -> tuple[Node, int] | None:

@@ -9,8 +9,8 @@ from torch.fx.node import map_arg
 
 from fx_oto.nn.modes import says_in_place
 from fx_oto.ops.branches.aliases import Aliases
-from fx_oto.ops.branches.finding import Branches, Sink
 from fx_oto.ops.branches.known import Writer
+from fx_oto.ops.branches.results import Branches, Sink
 from fx_oto.ops.branches.rules import out_of_place
 from fx_oto.ops.branches.sizes import Size
 
@@ -41,7 +41,8 @@ def drop(found: Branches) -> None:
         if sink.passes:
             now[node] = _pass_on(found, node, like, copied=bool({node, like} & written) or node in shown)
         else:
-            now[node] = _read_thin(found, sink, Writer(graph, node, like, made))
+            early = {one for one in aliases.order if aliases.order[one] > aliases.order[sink.like]}
+            now[node] = _read_thin(found, sink, Writer(graph, node, like, made, early))
     for node in reversed(found.dead):
         if node.op != "placeholder" and not node.users:
             graph.erase_node(node)
