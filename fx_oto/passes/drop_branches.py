@@ -31,14 +31,14 @@ class DroppedBranches(Tabular):
     Attributes:
         families: names of the families of which every ZIG was zero, and whose branch is gone.
         nodes: names of the nodes that are gone.
-        params: the parameters that are gone, by name, with the shape that slicing had left.
+        tensors: the parameters and buffers that are gone, by name, with the shape that slicing had left.
     """
 
     provided_by: ClassVar[str] = "drop-branches"
 
     families: tuple[str, ...]
     nodes: tuple[str, ...]
-    params: dict[str, tuple[int, ...]]
+    tensors: dict[str, tuple[int, ...]]
 
     @property
     def _summary(self) -> str:
@@ -46,11 +46,12 @@ class DroppedBranches(Tabular):
         return f"{counted(len(self.nodes), 'node', 'nodes')} dropped, with all of {families}"
 
     def to_dict(self) -> dict[str, Any]:
-        """``families``, ``nodes``, and ``params`` by name."""
-        return {"families": list(self.families), "nodes": list(self.nodes), "params": self.params}
+        """``families``, ``nodes``, and of the ``tensors`` name and shape."""
+        tensors = [{"tensor": name, "shape": list(shape)} for name, shape in self.tensors.items()]
+        return {"families": list(self.families), "nodes": list(self.nodes), "tensors": tensors}
 
     def _tables(self, style: str) -> tuple[str, ...]:
-        rows = [(name, "×".join(map(str, shape))) for name, shape in self.params.items()]
+        rows = [(name, "×".join(map(str, shape))) for name, shape in self.tensors.items()]
         return (table([(name,) for name in self.families], ("family",), style), table(rows, _COLUMNS, style))
 
 
@@ -106,9 +107,9 @@ class DropBranches(Pass):
         drop(found)
         new = graph_copy(gm)  # with the tensors alone that are read
         left = {id(tensor) for tensor in tensor_names(new).values()}
-        params = {name: tuple(one.shape) for name, one in gm.named_parameters() if id(one) not in left}
+        tensors = {name: tuple(one.shape) for name, one in before.items() if id(one) not in left}
         families = tuple(name for name in plan.gone if id(before.get(name)) not in left)
-        return context.provide(DroppedBranches(families, dead, params)).attach(new)
+        return context.provide(DroppedBranches(families, dead, tensors)).attach(new)
 
     def refusals(self, gm: GraphModule, context: Context) -> Iterator[str]:
         """Families of which every ZIG is zero, and one is kept all the same."""

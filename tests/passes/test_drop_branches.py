@@ -414,5 +414,7 @@ def test_saved_loaded_written_back_and_pruned_again(tmp_path):
             results = [copy.deepcopy(one).train(training)(x) for one in (other, small)]
             torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
     assert type(written) is Net
+    assert written.state_dict().keys() == small.state_dict().keys()
+    assert isinstance(written.f["up"], nn.Conv2d)
     smaller = fx_oto.compress(fx_oto.partition(again).zero_(0.5).module)
     torch.testing.assert_close(smaller.eval()(x), again.eval()(x), rtol=1e-10, atol=1e-10)
