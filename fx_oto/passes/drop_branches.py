@@ -10,14 +10,14 @@ from torch.fx import GraphModule
 
 from fx_oto.analysis.dependencies import Dependencies
 from fx_oto.core.context import Context
-from fx_oto.core.fx_utils import graph_copy, tensor_names
+from fx_oto.core.fx_utils import graph_copy, is_sharded, tensor_names
 from fx_oto.core.masks import is_mask
 from fx_oto.core.tables import Tabular, counted, table
 from fx_oto.framework.stages import Pass
 from fx_oto.framework.trajectory import Trajectory
 from fx_oto.ops.branches import Gone, drop, find_branches
 from fx_oto.passes.physical_slicing import SlicingPlan
-from fx_oto.zigs.partition import partition
+from fx_oto.zigs.partition import Partition, partition
 
 __all__ = ["DropBranches", "DroppedBranches"]
 
@@ -92,7 +92,11 @@ class DropBranches(Pass):
     @staticmethod
     def finds_any(gm: GraphModule) -> bool:
         """Whether there will be something to drop of a prepared GraphModule once it is sliced."""
-        found, zigs = Context.of(gm).get(Dependencies), partition(gm)
+        results = Context.of(gm).results
+        unread = any(one.is_meta or is_sharded(one) for one in gm.parameters())
+        if unread or Dependencies not in results or Partition not in results:
+            return False  # slicing says why not
+        found, zigs = results[Dependencies], partition(gm)
         gone = [family.classes for family, zero in zip(zigs.families, zigs.zeros(), strict=True) if zero.all()]
         return any(not is_mask(node) for node in find_branches(gm, Gone(found, gone)).dead)
 

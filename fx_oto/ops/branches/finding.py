@@ -43,7 +43,6 @@ class _Finder:
         self.gm, self.aliases = gm, aliases
         self.scope = Scope(gm, gone, blocked)
         self.found = Branches(gm)
-        self._tensors: dict[str, Tensor] = {}
 
     def run(self) -> Branches:
         for node in self.gm.graph.nodes:
@@ -69,10 +68,10 @@ class _Finder:
         if like is None:
             return self._spread(node, known, others)
         zero = any(one.is_zero for one in known.values())
-        second = node.args[1] if len(node.args) > 1 else None
+        first, second = (*node.args, None, None)[:2]
         passes = zero and form(like) == form(node) and (name == "add" or (name == "sub" and second in known))
         passes = passes and (like is not second or "alpha" not in node.kwargs)
-        if (zero and not passes) or (node.args[0] in known and says_in_place(node) and form(like) != form(node)):
+        if (zero and not passes) or (says_in_place(node) and first is not like and form(like) != form(node)):
             return None
         return Sink(node, known, like, passes)
 

@@ -32,6 +32,8 @@ def known_of(scope: Scope, node: Node) -> Known | None:
         return None
     if scope.gone.is_zero(node):
         return zero(node, node.meta["val"].ndim)
+    if not node.args:  # what it works on is given by name
+        return None
     if node.op == "call_module" and (scope.module(node)._forward_hooks or scope.module(node)._forward_pre_hooks):
         return None
     rule = _RULES.get(scope.name(node))
@@ -286,14 +288,16 @@ def _the_same(scope: Scope, node: Node, known: Known) -> Known | None:
 
 
 def _times(scope: Scope, node: Node) -> Known | None:
-    read = scope.operands(node) if scope.name(node) == "mul" else scope.operands(node)[:1]
-    if any(known is not None and known.is_zero for known in map(scope.of, read)):
+    factors = scope.operands(node) if scope.name(node) == "mul" else [scope.source(node)]
+    if any(known is not None and known.is_zero for known in map(scope.of, factors)):
         return zero(node, len(scope.shape(node)))
     return _elementwise(scope, node)
 
 
 def _stays_zero(scope: Scope, node: Node) -> bool:
-    """Whether an elementwise op of one tensor maps zero to zero."""
+    """Whether an elementwise op of one tensor, its first argument, maps zero to zero."""
+    if scope.of(scope.source(node)) is None:
+        return False
     if scope.name(node) in _IDENTITIES:
         return True
     try:
@@ -359,7 +363,10 @@ def _moved(scope: Scope, node: Node) -> Known | None:
     if known.is_zero:
         return zero(node, len(shape))
     numbers = torch.arange(math.prod(known.shape)).view(known.shape)
-    moved = scope.run(node, numbers.expand(scope.shape(source)))
+    try:
+        moved = scope.run(node, numbers.expand(scope.shape(source)).contiguous())
+    except (RuntimeError, TypeError):  # it reads what only a run of the graph tells
+        return None
     thin = _compressed(moved) if isinstance(moved, Tensor) and tuple(moved.shape) == shape else None
     if thin is None or not torch.equal(thin.reshape(-1), numbers.reshape(-1)):
         return None
