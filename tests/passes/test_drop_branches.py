@@ -392,6 +392,24 @@ def test_dead_weight_leaves():
     assert fx_oto.cost(small, x).macs == zigs.macs.left(zigs.removed())
 
 
+def test_a_norm_that_is_called_twice_sees_what_it_saw():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.norm, self.b = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            h = self.a(x)
+            self.norm(h.exp())
+            return self.b(self.norm(h).relu())
+
+    model, gm, _ = prepared(Twice().double(), x := torch.randn(5, 4, dtype=torch.float64))
+    small = fx_oto.compress(gm).train()
+    torch.testing.assert_close(small(x), model.train()(x))
+    assert int(small.norm.num_batches_tracked) == int(model.norm.num_batches_tracked)
+    torch.testing.assert_close(small.eval()(x), model.eval()(x))
+
+
 def test_nothing_is_dropped_where_all_is_needed():
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     _, gm, _ = prepared(net, torch.randn(3, 4))

@@ -35,6 +35,9 @@ class Needed:
         self._need(one for one in nodes if not one.users and one not in writers and is_effect(one, self.gm))
         while waiting := self._asks() or [one for one in writers if one not in self.found.live and self._shows(one)]:
             self._need(waiting)
+        if updating := list(self._updating()):
+            self._need(updating)
+            self.find()
 
     def _need(self, nodes: Iterable[Node]) -> None:
         waiting = list(nodes)
@@ -103,6 +106,16 @@ class Needed:
             return True
         kept = any(one.op == "get_attr" and not self._goes(str(one.target)) for one in chain)
         return kept and not any(one in self.scope.known for one in tensors_read(writer))
+
+    def _updating(self) -> Iterator[Node]:
+        """Calls of a norm that write into statistics which another call, that is needed, reads."""
+        calls = [node for node in self.gm.graph.nodes if node.op == "call_module"]
+        norms = {node: self.scope.module(node) for node in calls}
+        needed = {id(norm) for node, norm in norms.items() if node in self.found.live}
+        for node, norm in norms.items():
+            goes = node not in self.found.live and node not in self.scope.known
+            if goes and id(norm) in needed and getattr(norm, "running_mean", None) is not None:
+                yield node
 
     def _goes(self, buffer: str) -> bool:
         """Whether nothing else of the module that holds a buffer is needed, such as of a norm that counts batches."""
