@@ -52,7 +52,10 @@ class DroppedBranches(Tabular):
 
     def _tables(self, style: str) -> tuple[str, ...]:
         rows = [(name, "×".join(map(str, shape))) for name, shape in self.tensors.items()]
-        return (table([(name,) for name in self.families], ("family",), style), table(rows, _COLUMNS, style))
+        return (
+            table([(name,) for name in self.families], ("family",), style),
+            table(rows, _COLUMNS, style, _COLUMNS[1:]),
+        )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,10 @@ class BranchDepth:
         self._gm, self._found, self._families = gm, found, tuple(families)
         self._known: dict[frozenset[int], Branches] = {}
         self._left: dict[tuple[str, frozenset[int]], Tensor] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BranchDepth:
+        """Share what is found: it does not depend on the numbers in the model."""
+        return self
 
     def _without(self, gone: frozenset[int]) -> Branches:
         if gone not in self._known:
