@@ -32,6 +32,21 @@ class DroppedBranches(Tabular):
         families: names of the families of which every ZIG was zero, and whose branch is gone.
         nodes: names of the nodes that are gone.
         tensors: the parameters and buffers that are gone, by name, with the shape that slicing had left.
+
+    Example:
+        >>> import torch, fx_oto
+        >>> class Unread(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.a, self.b, self.c = torch.nn.Linear(4, 8), torch.nn.Linear(8, 2), torch.nn.Linear(8, 3)
+        ...     def forward(self, x):
+        ...         h = self.a(x).relu()
+        ...         self.c(h)
+        ...         return self.b(h)
+        >>> gm = fx_oto.prepare(Unread(), torch.randn(2, 4))
+        >>> _ = fx_oto.partition(gm).zero_(0.5)
+        >>> fx_oto.Context.of(fx_oto.compress(gm)).get(fx_oto.DroppedBranches).tensors
+        {'c.weight': (3, 4), 'c.bias': (3,)}
     """
 
     provided_by: ClassVar[str] = "drop-branches"
@@ -94,7 +109,11 @@ class DropBranches(Pass):
 
     @staticmethod
     def finds_any(gm: GraphModule) -> bool:
-        """Whether there will be something to drop of a prepared GraphModule once it is sliced."""
+        """Whether there will be something to drop once a GraphModule is sliced.
+
+        Args:
+            gm: a prepared GraphModule.
+        """
         results = Context.of(gm).results
         unread = any(one.is_meta or is_sharded(one) for one in gm.parameters())
         if unread or Dependencies not in results or Partition not in results:
