@@ -35,18 +35,16 @@ class DroppedBranches(Tabular):
 
     Example:
         >>> import torch, fx_oto
-        >>> class Unread(torch.nn.Module):
+        >>> class Residual(torch.nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
-        ...         self.a, self.b, self.c = torch.nn.Linear(4, 8), torch.nn.Linear(8, 2), torch.nn.Linear(8, 3)
+        ...         self.up, self.down, self.head = torch.nn.Linear(4, 8), torch.nn.Linear(8, 4), torch.nn.Linear(4, 2)
         ...     def forward(self, x):
-        ...         h = self.a(x).relu()
-        ...         self.c(h)
-        ...         return self.b(h)
-        >>> gm = fx_oto.prepare(Unread(), torch.randn(2, 4))
-        >>> _ = fx_oto.partition(gm).zero_(0.5)
+        ...         return self.head(x + self.down(self.up(x).relu()))
+        >>> gm = fx_oto.prepare(Residual(), torch.randn(2, 4))
+        >>> _ = fx_oto.partition(gm).zero_zigs_(0, torch.arange(8))
         >>> fx_oto.Context.of(fx_oto.compress(gm)).get(fx_oto.DroppedBranches).tensors
-        {'c.weight': (3, 4), 'c.bias': (3,)}
+        {'up.weight': (1, 4), 'up.bias': (1,), 'down.weight': (4, 1)}
     """
 
     provided_by: ClassVar[str] = "drop-branches"

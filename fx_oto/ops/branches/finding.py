@@ -11,11 +11,12 @@ from torch.fx import GraphModule, Node
 from fx_oto.core.fx_utils import tensor_names
 from fx_oto.nn.modes import says_in_place
 from fx_oto.ops.branches.aliases import Aliases, form, reads_form
+from fx_oto.ops.branches.elementwise import BROADCASTING, broadcast
 from fx_oto.ops.branches.gone import Gone
 from fx_oto.ops.branches.known import Known
 from fx_oto.ops.branches.needed import Needed
 from fx_oto.ops.branches.results import Branches, Sink
-from fx_oto.ops.branches.rules import BROADCASTING, broadcast, known_of
+from fx_oto.ops.branches.rules import known_of
 from fx_oto.ops.branches.scope import Scope
 
 __all__ = ["find_branches"]

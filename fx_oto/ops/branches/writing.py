@@ -9,9 +9,9 @@ from torch.fx.node import map_arg
 
 from fx_oto.nn.modes import says_in_place
 from fx_oto.ops.branches.aliases import Aliases
+from fx_oto.ops.branches.elementwise import out_of_place
 from fx_oto.ops.branches.known import Writer
 from fx_oto.ops.branches.results import Branches, Sink
-from fx_oto.ops.branches.rules import out_of_place
 from fx_oto.ops.branches.sizes import Size
 
 __all__ = ["drop"]
