@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from fx_oto.optim.sparsifier import GroupSparseOptimizer
     from fx_oto.optim.whatif import sensitivity
     from fx_oto.passes.dependency_analysis import DependencyAnalysis
+    from fx_oto.passes.drop_branches import DropBranches, DroppedBranches
     from fx_oto.passes.fold_batchnorm import FoldBatchNorm
     from fx_oto.passes.mask_insertion import MaskInsertion
     from fx_oto.passes.physical_slicing import PhysicalSlicing, SlicingPlan
@@ -118,6 +119,7 @@ _HOMES = (
     "fx_oto.optim.sparsifier",
     "fx_oto.optim.whatif",
     "fx_oto.passes.dependency_analysis",
+    "fx_oto.passes.drop_branches",
     "fx_oto.passes.fold_batchnorm",
     "fx_oto.passes.mask_insertion",
     "fx_oto.passes.physical_slicing",
@@ -150,6 +152,8 @@ __all__ = [
     "Cost",
     "Dependencies",
     "DependencyAnalysis",
+    "DropBranches",
+    "DroppedBranches",
     "ExampleInputs",
     "Explanation",
     "Family",

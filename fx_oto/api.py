@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, overload
 
 from torch import nn
@@ -21,6 +21,7 @@ from fx_oto.framework.stages import Stage
 from fx_oto.framework.trajectory import Trajectory
 from fx_oto.optim.dhspg import DHSPG
 from fx_oto.passes.dependency_analysis import DependencyAnalysis
+from fx_oto.passes.drop_branches import DropBranches
 from fx_oto.passes.fold_batchnorm import FoldBatchNorm
 from fx_oto.passes.mask_insertion import MaskInsertion
 from fx_oto.passes.physical_slicing import PhysicalSlicing
@@ -144,7 +145,7 @@ def compress(  # noqa: PLR0913 - options are keyword arguments
     on_pass: Callable[[PassRecord], object] | None = None,
     **optimizer: Any,
 ) -> nn.Module:
-    """Cut every zero ZIG out of a model; with ``train``, prepare and train it first.
+    """Cut every zero ZIG out of a model, and whole branches; with ``train``, prepare and train it first.
 
     Args:
         model: a prepared GraphModule, trained so that some ZIGs are zero; with ``train``, any model. Not changed
@@ -168,7 +169,7 @@ def compress(  # noqa: PLR0913 - options are keyword arguments
         SettingsError: arguments that only ``train`` needs are given without it, or those of ``prepare`` although the
             model is prepared; BatchNorm is to be folded in training mode, or in a model with layers for it.
         NothingToCompressError: no ZIG is zero.
-        SlicingError: every ZIG of a family is zero.
+        SlicingError: all ZIGs of a family are zero that an output depends on.
         VerificationError: the outputs differ; the text names the first node that does.
 
     Example:
@@ -210,10 +211,16 @@ def compress(  # noqa: PLR0913 - options are keyword arguments
             warn(revived)
         if training.unfinished:
             warn(f"{training.unfinished} Now the group sparsity is {partition(gm).group_sparsity():.4f}")
-    stages: list[Stage] = [PhysicalSlicing()]
-    if fold_batchnorm:
-        stages.append(FoldBatchNorm())
-    if verify:
-        stages.append(Verification(gm))
-    small = Pipeline(tuple(stages), on_pass).run(gm)
+    small = Pipeline(tuple(_stages(gm, fold_batchnorm, verify)), on_pass).run(gm)
     return small if into is None else write_back(small, into)
+
+
+def _stages(gm: GraphModule, fold_batchnorm: bool, verify: bool) -> Iterator[Stage]:
+    """The passes that ``compress`` runs."""
+    yield PhysicalSlicing()
+    if DropBranches.finds_any(gm):
+        yield DropBranches()
+    if fold_batchnorm:
+        yield FoldBatchNorm()
+    if verify:
+        yield Verification(gm)

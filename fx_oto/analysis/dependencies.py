@@ -129,12 +129,14 @@ class Work:
         operands: labels of what it multiplies, each with the dimensions in whose length its cost is proportional.
         summed: position in ``axes`` of the one that it sums over, if torch only multiplies where a single index of it
             is left; else None.
+        node: name of the FX node that makes it.
     """
 
     macs: int
     axes: tuple[Tensor, ...]
     operands: tuple[tuple[Tensor, tuple[int, ...]], ...] = ()
     summed: int | None = None
+    node: str = ""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

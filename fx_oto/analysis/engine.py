@@ -276,7 +276,7 @@ class Propagation:
         operands = [(one.labels, one.dims) for one in layers] + [(one.labels, (dim,)) for one, dim in others]
         axes = tuple(one.labels.reshape(-1) for one in layers)
         over = next((i for i, one in enumerate(layers) if one is summed), None)
-        self._works.append(Work(macs, axes, tuple(operands), over))
+        self._works.append(Work(macs, axes, tuple(operands), over, self.node))
 
     def mixes(self) -> None:
         """Note that what the current node returns at one index may depend on what it is given at others."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -12,12 +12,14 @@ from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from fx_oto.core.context import Context
 from fx_oto.core.errors import InputError
 from fx_oto.core.fx_utils import clone_module, deep_copy
 from fx_oto.nn.attention import FewerHeads
 from fx_oto.nn.norms import GroupNormOver, LayerNormOver, RMSNormOver
+from fx_oto.passes.drop_branches import DroppedBranches
 
-__all__ = ["HALF", "add_constant", "all_tensors", "compact_copy", "copied_over", "rescale", "widened"]
+__all__ = ["HALF", "add_constant", "all_tensors", "compact_copy", "copied_over", "leave_out", "rescale", "widened"]
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _OURS = (LayerNormOver, GroupNormOver, RMSNormOver, FewerHeads)
@@ -160,6 +162,24 @@ def _follow(module: Any) -> None:
         module.out_channels, module.in_channels = weight.shape[outputs], weight.shape[inputs]
         grouped = "in_channels" if not module.transposed else "out_channels"
         setattr(module, grouped, getattr(module, grouped) * module.groups)
+
+
+def leave_out(model: nn.Module, small: GraphModule, paths: Sequence[str]) -> None:
+    """Set to None, in modules that have become graphs, the parameters and buffers of branches that are gone.
+
+    Args:
+        model: the copy of the user's model.
+        small: the compact graph.
+        paths: of the modules that are graphs; elsewhere the user's code goes on reading its own.
+    """
+    dropped = Context.of(small).results.get(DroppedBranches)
+    for name in () if dropped is None else dropped.tensors:
+        owner, _, own = name.rpartition(".")
+        if any(not path or name.startswith(f"{path}.") for path in paths):
+            module = model.get_submodule(owner)
+            for registry in (module._parameters, module._buffers):
+                if own in registry:
+                    registry[own] = None
 
 
 def add_constant(module: Any, constant: Tensor) -> bool:

@@ -129,7 +129,9 @@ class Replay:
         given = map_arg((node.args, node.kwargs), self._values.__getitem__)
         if any(one is _UNKNOWN for one in tree_leaves(given)) and node.target is not by_mode:
             self._values[node] = _copied(self.expected.get(node.name, _UNKNOWN))
-            return "what it reads fits no grid any more" if node.name in self.expected else ""
+            return (
+                "what it reads is gone, with a branch, or fits no grid any more" if node.name in self.expected else ""
+            )
         if not tensor_leaves(node.meta.get("val")):
             return self._number(node, *given, values)
         if node.name in self.expected:

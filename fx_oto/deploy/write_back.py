@@ -19,7 +19,7 @@ from fx_oto.deploy.attributes import Attribute, Attributes, Values, set_attribut
 from fx_oto.deploy.calls import CALL, Call, calls_of, watch_calls
 from fx_oto.deploy.comparing import Difference, compared, first_difference, lowest_tolerance
 from fx_oto.deploy.configuring import configured
-from fx_oto.deploy.copying import HALF, add_constant, all_tensors, compact_copy, copied_over, widened
+from fx_oto.deploy.copying import HALF, add_constant, all_tensors, compact_copy, copied_over, leave_out, widened
 from fx_oto.deploy.equations import solve
 from fx_oto.deploy.rebuilding import Configured
 from fx_oto.deploy.recipes import Build, recipe_of
@@ -40,7 +40,8 @@ def write_back(small: GraphModule, model: nn.Module, build: Build | None = None)
     Parameters and buffers are the compact graph's, torch's layers have the sizes of these, and the numbers that the
     code of other modules reads, such as ``num_heads``, are solved for: the model is captured again with numbers that
     remember which attribute they come from, and what the code computes from them must be what the compact graph has.
-    A module whose code does not fit for any values keeps its class and gets the compact graph of it as its ``forward``.
+    A module whose code does not fit for any values keeps its class and gets the compact graph of it as its ``forward``,
+    as does one of which a branch is gone; the parameters and buffers of the branch are None.
     The copy is compared with the compact graph in both training modes. What was done, ``WriteBack.of(copy)`` says.
 
     If ``type(model)(model.config)`` builds the model, as it does in transformers, its copy has a ``config`` that builds
@@ -276,6 +277,7 @@ class _Writer:
             scaling.apply(model)
         for path in self.plan.graphs:
             self.subgraphs.put(path, model)
+        leave_out(model, self.small, list(self.plan.graphs))
         return model
 
     def _give_way(self, result: nn.Module, difference: Difference) -> None:

@@ -15,7 +15,7 @@ from fx_oto.core.patterns import patterns_in
 from fx_oto.core.tables import counted
 from fx_oto.core.warn import warn
 from fx_oto.optim.checks import check_unchanged, left_alone
-from fx_oto.optim.limits import PerFamily
+from fx_oto.optim.limits import Limits, PerFamily
 from fx_oto.optim.ranks import of_first_rank
 from fx_oto.optim.rows import Rows
 from fx_oto.optim.saliency import MEANS, Criterion, ZIGStatistics
@@ -60,7 +60,7 @@ class Choice:
         self._gm, self._zigs, self._target, self._saliency = gm, zigs, target, saliency
         self._unprunable, self._prune_frozen, self._given = patterns_in(unprunable), prune_frozen, given
         self.alone = self._left_alone()
-        self.limits = of_first_rank(lambda: limits_for(target, zigs.families, self.alone, *given))
+        self.limits = of_first_rank(lambda: limits_for(target, zigs, self.alone, *given))
         self.waits = self._warned = False
         self._observed: list[Tensor] = []
         self._batches = 0
@@ -91,12 +91,11 @@ class Choice:
             TrainingError: NaN is met, nothing has a gradient, or processes hold different models.
             SettingsError: the target is not within the limits, or the saliency returns something else than scores.
         """
-        families = self._zigs.families
         check_unchanged(self._zigs, rows.named(), tensor_names(self._gm))
         alone, frozen = self._left_alone(), self._newly_frozen()
         must = not (frozen and late)
         try:
-            self.limits = of_first_rank(lambda: limits_for(self._target, families, alone, *self._given, must=must))
+            self.limits = of_first_rank(lambda: self._limits(alone, must))
             self.waits = bool(frozen) and all(alone)
         except SettingsError:
             if not frozen:
@@ -117,6 +116,9 @@ class Choice:
             )
         rows.activate(chosen)
         return True
+
+    def _limits(self, alone: Sequence[bool], must: bool) -> Limits:
+        return limits_for(self._target, self._zigs, alone, *self._given, must=must)
 
     def _left_alone(self) -> list[bool]:
         return left_alone(self._gm, self._zigs.families, self._unprunable, self._prune_frozen)

@@ -13,6 +13,7 @@ from fx_oto.core.context import Context
 from fx_oto.core.errors import FxOtoWarning
 from fx_oto.core.fx_utils import is_sharded
 from fx_oto.optim.shards import stand_in
+from fx_oto.passes.drop_branches import DropBranches
 from fx_oto.passes.physical_slicing import PhysicalSlicing
 from fx_oto.reports.timing import latency
 from fx_oto.zigs.partition import partition
@@ -54,7 +55,8 @@ class Latency:
             zigs.zero_zigs_(i, zero.int().argsort(descending=True, stable=True)[:count])  # what is zero already first
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FxOtoWarning)  # of widths that are only tried
-            models = {"full": full, "compact": PhysicalSlicing()(cut).graph_module}
+            sliced = PhysicalSlicing()(cut).graph_module
+            models = {"full": full, "compact": DropBranches()(sliced, verify=False).graph_module}
         inputs = Context.of(self._gm).inputs
         found = latency(models, inputs, rounds=self._rounds, warmup=1, progress=self._progress)
         return found["compact"].ratio

@@ -9,6 +9,7 @@ from numbers import Real
 
 from fx_oto.core.errors import SettingsError
 from fx_oto.core.patterns import check_matched, patterns_in
+from fx_oto.zigs.depth import Depth
 from fx_oto.zigs.families import Family
 
 __all__ = ["Limits", "PerFamily", "Uniform", "check_patterns", "portions", "sets_of"]
@@ -43,6 +44,7 @@ class Limits:
         max_group_sparsity: PerFamily,
         round_to: int,
         uniform: Uniform = (),
+        depth: Depth | None = None,
     ) -> Limits:
         """Read a user's limits.
 
@@ -50,30 +52,35 @@ class Limits:
             families: the partition's families.
             left_alone: for each family, whether nothing is taken from it.
             min_kept: number (int) or fraction (float) of ZIGs to keep, of all families or by glob of their tensors'
-                or modules' names.
+                or modules' names. 0 (int): all of a family may go where its branch goes with it, else one is kept.
             max_group_sparsity: largest fraction of a family that may go, of all or by glob; of several globs that
                 match, the first counts.
             round_to: the channels left of each family are a multiple of this number, or all.
             uniform: globs, of each of which the families that it matches keep the same fraction; several in a tuple
                 are one set.
+            depth: tells which families can go altogether; None: none can.
 
         Raises:
             SettingsError: a limit is out of range, a glob matches no family, or such of sizes without a common divisor
-                that are to keep the same fraction.
+                that are to keep the same fraction, or 0 are to be kept of families of which none can go altogether.
         """
         if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
             raise SettingsError(f"round_to must be a positive integer, found {round_to!r}")
         kept = _per_family("min_kept", min_kept, families, 0.0)
         caps = _per_family("max_group_sparsity", max_group_sparsity, families, 1.0)
+        whole = _whole(families, left_alone, min_kept, kept, caps, depth)
         rows = zip(families, left_alone, kept, caps, strict=True)
-        limits = [0 if alone else _most(len(family), least, cap) for family, alone, least, cap in rows]
+        limits = [
+            0 if alone else _most(len(family), least, cap, int(i not in whole))
+            for i, (family, alone, least, cap) in enumerate(rows)
+        ]
         steps = [_step(family, round_to) for family in families]
         alike = _alike(families, sets_of(uniform))
         parts = [1] * len(families)
         for those in alike:
-            whole = math.gcd(*(len(families[j]) for j in those))
+            common = math.gcd(*(len(families[j]) for j in those))
             for i in those:
-                parts[i] = len(families[i]) // whole
+                parts[i] = len(families[i]) // common
             limit = min(limits[j] // parts[j] for j in those)  # the strictest of them holds for all
             step = math.lcm(*(steps[j] // math.gcd(steps[j], parts[j]) for j in those))
             for i in those:
@@ -106,14 +113,36 @@ def _alike(families: Sequence[Family], uniform: Sequence[Sequence[str]]) -> tupl
     return tuple(tuple(sorted(one)) for one in sets)
 
 
-def _most(size: int, least: float, cap: float) -> int:
+def _whole(
+    families: Sequence[Family],
+    alone: Sequence[bool],
+    given: PerFamily,
+    kept: Sequence[float],
+    caps: Sequence[float],
+    depth: Depth | None,
+) -> frozenset[int]:
+    """The families of which none need be kept: 0 (int) was given for them, and a branch goes with each."""
+    wanted = [i for i, least in enumerate(kept) if type(least) is int and not least and not alone[i] and caps[i] == 1]
+    found = depth.may_go(wanted) if depth is not None and wanted else frozenset[int]()
+    for pattern, least in given.items() if isinstance(given, Mapping) else ():
+        mine = [i for i, family in enumerate(families) if family.matches(pattern)]
+        if type(least) is int and not least and set(mine) & set(wanted) and not found.intersection(mine):
+            raise SettingsError(
+                f"min_kept={{{pattern!r}: 0}} asks that all of {families[mine[0]].name!r}"
+                f"{' and others' if len(mine) > 1 else ''} may go, but no branch goes with it: without it an output "
+                "would depend on no input, or what is left of it is read where its size is needed. Keep 1 or more"
+            )
+    return found
+
+
+def _most(size: int, least: float, cap: float, floor: int = 1) -> int:
     if isinstance(least, bool) or least < 0 or (isinstance(least, float) and least >= 1):
         whole = ": what is to be kept whole is named in unprunable" if least == 1 else ""
         raise SettingsError(f"min_kept must be a count (int) or a fraction in [0, 1) (float), found {least!r}{whole}")
     if not 0 <= cap <= 1:
         raise SettingsError(f"max_group_sparsity must be in [0, 1], found {cap!r}")
     kept = math.ceil(least * size - 1e-9) if isinstance(least, float) else least
-    return max(0, min(size - max(1, kept), math.floor(cap * size + 1e-9)))
+    return max(0, min(size - max(floor, kept), math.floor(cap * size + 1e-9)))
 
 
 def _per_family(name: str, given: PerFamily, families: Sequence[Family], default: float) -> list[float]:

@@ -114,6 +114,9 @@ class GroupSparseOptimizer(Optimizer, ABC):
             },
             progress,
         )
+        for price in (self.zigs.params, self.zigs.macs):
+            if price.depth is not None:
+                price.depth(frozenset())  # found once, and not in the middle of a step
         families = self.zigs.families
         score = criterion(self._SALIENCY if saliency is None else saliency)
         given = (min_kept, max_group_sparsity, round_to, sets_of(uniform))

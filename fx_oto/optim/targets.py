@@ -13,7 +13,6 @@ from torch.fx import GraphModule
 from fx_oto.core.errors import SettingsError
 from fx_oto.optim.latency import Latency
 from fx_oto.optim.limits import Limits, PerFamily, Uniform
-from fx_oto.zigs.families import Family
 from fx_oto.zigs.partition import Partition
 from fx_oto.zigs.prices import Price, Quantity
 
@@ -88,7 +87,7 @@ def _option(name: str) -> str:
 
 def limits_for(
     target: Target,
-    families: Sequence[Family],
+    zigs: Partition,
     alone: Sequence[bool],
     min_kept: PerFamily | None,
     max_group_sparsity: PerFamily,
@@ -98,7 +97,7 @@ def limits_for(
 ) -> Limits:
     """The limits, within which the target must be, unless told; the default minimum gives way where it is not."""
     for least in (target.uniform / 2, 1) if min_kept is None else (min_kept,):
-        limits = Limits.of(families, alone, least, max_group_sparsity, round_to, uniform)
+        limits = Limits.of(zigs.families, alone, least, max_group_sparsity, round_to, uniform, zigs.depth)
         reachable = target.fraction(torch.tensor(limits.most))
         if reachable <= target.left + 1e-9:
             return limits

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +21,7 @@ from fx_oto.core.tables import Tabular, counted, table
 from fx_oto.core.warn import warn
 from fx_oto.framework.stages import Pass
 from fx_oto.framework.trajectory import Trajectory
+from fx_oto.ops.branches import Gone, find_branches
 from fx_oto.ops.rewriting import rewrite
 from fx_oto.zigs.cuts import Cuts
 from fx_oto.zigs.partition import Partition, partition
@@ -40,6 +41,8 @@ class SlicingPlan(Tabular):
             ``(kept,)``.
         cuts: the same for every node's value.
         kept_back: what is zero and was kept all the same, with the reason.
+        gone: by name, the ZIGs of each family of which all are zero, as root atoms: int64, shape ``(num_zigs,)``.
+            One of each was kept, for a tensor cannot be empty; ``DropBranches`` takes out what is not needed.
 
     Example:
         >>> import torch, fx_oto
@@ -64,6 +67,7 @@ class SlicingPlan(Tabular):
     kept: dict[tuple[str, int], Tensor]
     cuts: Cuts
     kept_back: tuple[str, ...] = ()
+    gone: Mapping[str, Tensor] = field(default_factory=dict)
 
     def left_of(self, name: str, tensor: Tensor) -> Tensor:
         """What is left of a tensor of the full model, such as a parameter or its gradient.
@@ -109,7 +113,8 @@ class PhysicalSlicing(Pass):
 
     Raises:
         NothingToCompressError: when it runs: no ZIG is zero.
-        SlicingError: when it runs: every ZIG of a family is zero, or a node cannot be rewritten.
+        SlicingError: when it runs: all ZIGs of a family are zero that an output depends on, or a node cannot
+            be rewritten.
         InputError: when it runs: a parameter holds NaN or infinite values, or is on the meta device.
 
     Example:
@@ -132,7 +137,8 @@ class PhysicalSlicing(Pass):
 
         Raises:
             NothingToCompressError: no ZIG is zero.
-            SlicingError: every ZIG of a family is zero, or a node cannot be rewritten.
+            SlicingError: all ZIGs of a family are zero that an output depends on, or a node cannot
+            be rewritten.
             InputError: a parameter holds NaN or infinite values, or is on the meta device.
         """
         found = context.get(Dependencies)
@@ -140,9 +146,9 @@ class PhysicalSlicing(Pass):
         if context.original is not None:
             context.original.check_shared(gm)
         _check_finite(dict(gm.named_parameters()))
-        kept, kept_back = _kept_classes(gm, found)
+        kept, kept_back, gone = _kept_classes(gm, found)
         cuts = Cuts(found, kept[found.roots])
-        plan = SlicingPlan(cuts.axes, cuts, kept_back)
+        plan = SlicingPlan(cuts.axes, cuts, kept_back, gone)
         compact = _sliced_copy(gm, plan)
         with evaluating(compact):  # in training, reading a parametrized weight may write into buffers
             rewrite(compact, cuts, lambda node, adjustment: _contribution(gm, cuts, node, adjustment))
@@ -183,8 +189,8 @@ def _check_finite(tensors: dict[str, Tensor]) -> None:
             )
 
 
-def _kept_classes(gm: GraphModule, found: Dependencies) -> tuple[Tensor, tuple[str, ...]]:
-    """The classes that are kept, a mask of shape ``(atoms,)``, and texts on those kept although they are zero."""
+def _kept_classes(gm: GraphModule, found: Dependencies) -> tuple[Tensor, tuple[str, ...], dict[str, Tensor]]:
+    """The classes that are kept, a mask of shape ``(atoms,)``; texts on those kept although zero; families all zero."""
     zigs = partition(gm)
     if not zigs.families:
         raise NothingToCompressError(
@@ -192,20 +198,32 @@ def _kept_classes(gm: GraphModule, found: Dependencies) -> tuple[Tensor, tuple[s
         )
     kept, zeros = torch.ones(len(found.roots), dtype=torch.bool), zigs.zeros()
     _check_masks(zigs, zeros)
+    gone = {}
     for family, zero in zip(zigs.families, zeros, strict=True):
         if zero.all():
-            raise SlicingError(
-                f"all {len(family)} ZIGs of the family {family.name!r} are zero, so nothing of it would be left and "
-                "the network would be cut in two: keep at least one (by a smaller target, or min_kept)"
-            )
+            gone[family.name] = family.classes
+            zero[0] = False  # a tensor cannot be empty
         kept[family.classes[zero]] = False
+    _check_connected(gm, found, gone)
     kept_back = tuple(_keep_one_of_each_value(kept, found))
     for reason in kept_back:
         warn(reason)
     kept_back += tuple(_keep_unequal(kept, found))
-    if kept.all():
+    if kept.all() and not gone:
         raise NothingToCompressError(_nothing_zero(gm, zigs))
-    return kept, kept_back
+    return kept, kept_back, gone
+
+
+def _check_connected(gm: GraphModule, found: Dependencies, gone: Mapping[str, Tensor]) -> None:
+    """What is gone altogether must be a branch, beside which something else leads to the outputs."""
+    cut_off = find_branches(gm, Gone(found, list(gone.values()))).cut_off if gone else ()
+    if cut_off:
+        families = ", ".join(map(repr, list(gone)[:4])) + (" …" if len(gone) > 4 else "")
+        raise SlicingError(
+            f"all ZIGs of {'the families' if len(gone) > 1 else 'the family'} {families} are zero, so the network "
+            f"would be cut in two: what {cut_off[0]!r} computes for an output would depend on no input. Keep at least "
+            "one of each family that is not the inner width of a branch, by a smaller target or min_kept"
+        )
 
 
 def _check_masks(zigs: Partition, zeros: Sequence[Tensor]) -> None:

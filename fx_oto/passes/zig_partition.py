@@ -16,6 +16,7 @@ from fx_oto.core.context import Context
 from fx_oto.core.fx_utils import tensor_names
 from fx_oto.core.patterns import check_matched, matches, patterns_in
 from fx_oto.framework.stages import Analysis
+from fx_oto.ops.branches import BranchDepth
 from fx_oto.zigs.families import Family, FrozenAxis, Slot
 from fx_oto.zigs.partition import Partition
 from fx_oto.zigs.prices import Price
@@ -57,8 +58,11 @@ class ZIGPartition(Analysis):
         Raises:
             SettingsError: a pattern in ``unprunable`` matches nothing.
         """
-        found = _Partitioner(gm, context.get(Dependencies), self.unprunable).run()
-        return replace(found, samples=context.inputs.samples)
+        dependencies = context.get(Dependencies)
+        found = _Partitioner(gm, dependencies, self.unprunable).run()
+        depth = BranchDepth(gm, dependencies, found.families)
+        params, macs = replace(found.params, depth=depth.params), replace(found.macs, depth=depth.macs)
+        return replace(found, samples=context.inputs.samples, params=params, macs=macs, depth=depth)
 
     def refusals(self, gm: GraphModule, context: Context) -> list[str]:
         """Axes that are kept whole, by reason."""

@@ -19,6 +19,7 @@ from fx_oto.core.fx_utils import check_has_numbers, tensor_names
 from fx_oto.core.masks import is_mask, masks_of
 from fx_oto.core.picture import Picture
 from fx_oto.core.tables import Tabular, counted, foldable, macs_text, table
+from fx_oto.zigs.depth import Depth
 from fx_oto.zigs.explanation import Explanation
 from fx_oto.zigs.families import Family, FrozenAxis, shortened, zero_variables
 from fx_oto.zigs.forecast import FRACTIONS, Forecast, forecast
@@ -45,6 +46,7 @@ class Partition(Tabular):
         params: parameters of the model, by what is removed.
         macs: multiply-adds on the example inputs, by what is removed.
         module: the GraphModule that it speaks of; None in the context, where ``fx_oto.partition`` finds it.
+        depth: which families may go altogether, and what goes with them; None where that is not known.
         samples: in the example inputs; the table gives multiply-adds per sample.
 
     Example:
@@ -69,6 +71,7 @@ class Partition(Tabular):
     macs: Price
     module: nn.Module | None = None
     samples: int = 1
+    depth: Depth | None = None
 
     @property
     def num_zigs(self) -> int:

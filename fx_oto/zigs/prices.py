@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -38,9 +38,11 @@ class Price:
         cells: axes in which a family has a part, numbered ``item · axes + axis``: int64, shape ``(entries,)``.
         families: the families: int64, shape ``(entries,)``.
         counts: indices of the axis that go with one of its ZIGs: float, shape ``(entries,)``.
-        num_families: number of families.
+        sizes: ZIGs of each family: int64, shape ``(families,)``.
         summed: cells of axes that are summed over, where an item costs nothing once a single index is left: torch only
             multiplies then, as ``einsum`` does; int64, shape ``(n,)``.
+        depth: given the families of which nothing is left, which fraction of each item still is, for whole branches go
+            with them, and what no output depends on goes anyway; shape ``(items,)``. None: all is kept.
 
     Example:
         >>> import torch, fx_oto
@@ -56,8 +58,9 @@ class Price:
     cells: Tensor
     families: Tensor
     counts: Tensor
-    num_families: int
+    sizes: Tensor
     summed: Tensor
+    depth: Callable[[frozenset[int]], Tensor] | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -94,7 +97,7 @@ class Price:
         units = (torch.tensor(amounts, dtype=torch.float64) / lengths.prod(1)).nan_to_num()  # what has no elements
         counts = occurrences / sizes[families]
         single = torch.tensor([item * axes + axis for item, axis in summed], dtype=torch.int64)
-        return cls(units, lengths, keys // count, families, counts, len(sizes), single)
+        return cls(units, lengths, keys // count, families, counts, sizes, single)
 
     @property
     def total(self) -> float:
@@ -106,12 +109,17 @@ class Price:
         """What one ZIG of each family costs while all others are there, to first order; shape ``(families,)``."""
         amounts = self.units * self.lengths.prod(1)
         cost = amounts[self.cells // self.lengths.size(1)] * self.counts / self.lengths.view(-1)[self.cells]
-        return torch.zeros(self.num_families, dtype=torch.float64).index_add_(0, self.families, cost)
+        return torch.zeros(len(self.sizes), dtype=torch.float64).index_add_(0, self.families, cost)
 
     def left(self, removed: Tensor) -> float:
         """What is left once ``removed[i]`` ZIGs of family i are gone; shape ``(families,)``."""
+        whole = frozenset((removed >= self.sizes).nonzero().flatten().tolist())
+        if self.depth is not None:  # what does not go with a branch keeps one of its ZIGs
+            removed = torch.minimum(removed, self.sizes - 1)
         gone = (self.counts * removed[self.families]).double()
         kept = self.lengths.reshape(-1).index_add(0, self.cells, gone, alpha=-1)
         costs = self.units * kept.view_as(self.lengths).prod(1)
         costs[self.summed[kept[self.summed] == 1] // self.lengths.size(1)] = 0
+        if self.depth is not None and (whole or removed.any()):
+            costs = costs * self.depth(whole)
         return float(costs.sum())

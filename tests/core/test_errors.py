@@ -132,7 +132,7 @@ def test_nothing_prunable():
 def test_a_family_entirely_zero(net):
     gm = fx_oto.prepare(copy.deepcopy(net), IMAGE)
     fx_oto.partition(gm).zero_zigs_(0, torch.arange(8))
-    with pytest.raises(fx_oto.SlicingError, match=r"all 8 ZIGs of the family '0.weight' are zero.*keep at least one"):
+    with pytest.raises(fx_oto.SlicingError, match=r"all ZIGs of the family '0.weight' are zero.*Keep at least one"):
         fx_oto.compress(gm)
 
 

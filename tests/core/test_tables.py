@@ -39,6 +39,22 @@ def trained():
     return gm, small, fx_oto.WriteBack.of(fx_oto.write_back(small, net))
 
 
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down, self.head = nn.Linear(4, 8), nn.Linear(8, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(x + self.down(self.up(x).relu()))
+
+
+def dropped():
+    """What went with a branch."""
+    gm = fx_oto.prepare(Residual(), torch.randn(2, 4))
+    fx_oto.partition(gm).zero_zigs_(0, torch.arange(8))
+    return fx_oto.Context.of(fx_oto.compress(gm)).get(fx_oto.DroppedBranches)
+
+
 @pytest.fixture(scope="module")
 def results():
     gm, small, written = trained()
@@ -56,12 +72,14 @@ def results():
         report.training,
         fx_oto.Context.of(small).get(fx_oto.SlicingPlan),
         written,
+        dropped(),
     )
     return {type(one).__name__: one for one in found}
 
 
 KINDS = {
     "Cost": "params",
+    "DroppedBranches": "tensors",
     "Explanation": "axes",
     "Forecast": "removal",
     "LatencyComparison": "models",
