@@ -119,7 +119,7 @@ def randomise(model: nn.Module, seed: int = 0, linear_gain: float = 2.0, constan
         return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
 
     for name, parameter in model.named_parameters():
-        if parameter.ndim < 2:
+        if parameter.ndim < 2 or not parameter.numel():
             parameter.copy_(noise(parameter) * 0.1 + (0.0 if "bias" in name else 1.0))
         else:
             fan_in = parameter[0].numel() if parameter.shape[0] > 1 else parameter.numel()

@@ -32,6 +32,8 @@ class _NothingDropped(TorchDispatchMode):
             return drawn.fill_(1)
         if func.overloadpacket in (aten.rand, aten.rand_like):
             return drawn.fill_(ALMOST_ONE)
+        if func.overloadpacket is aten.uniform_:
+            return drawn.fill_(0)
         return drawn
 
 
