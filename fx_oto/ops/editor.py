@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
+from torch.utils._pytree import tree_map_only
 
 from fx_oto.analysis.labels import Layer
 from fx_oto.core.errors import SlicingError
@@ -136,8 +138,9 @@ class Editor:
         return map_arg(value, self._content)
 
     def run(self, node: Node, tensor: Tensor) -> Any:
-        """Run a node on another tensor in the place of its first argument."""
-        args, kwargs = self.plain((node.args[1:], node.kwargs))
+        """Run a node on another tensor in the place of its first argument; indices that depend on data are zero."""
+        given = self.plain((node.args[1:], node.kwargs))
+        args, kwargs = tree_map_only(FakeTensor, lambda fake: torch.zeros(fake.shape, dtype=fake.dtype), given)
         return self._call(node, (tensor, *args), kwargs)
 
     def _content(self, node: Node) -> Any:

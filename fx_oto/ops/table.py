@@ -16,7 +16,7 @@ from fx_oto.nn.modes import by_mode
 from fx_oto.nn.recurrence import CELLS, SEQUENCES
 from fx_oto.ops import contraction, normalization, pointwise, pooling, recurrence, reductions, refusals
 from fx_oto.ops.custom.registration import rule_of
-from fx_oto.ops.movement import joining
+from fx_oto.ops.movement import joining, rows
 from fx_oto.ops.movement import rules as movement
 from fx_oto.ops.reshape.rules import view
 
@@ -47,6 +47,9 @@ _RULES: dict[Rule, str] = {
     movement.as_real: "view_as_real",
     movement.negate_parts: "_conj _neg_view",
     joining.concatenate: "cat stack",
+    rows.by_rows: "gather scatter scatter_ scatter_add scatter_add_ scatter_reduce scatter_reduce_ index_add "
+    "index_add_ index_copy index_copy_ index_reduce index_reduce_ index_fill index_fill_",
+    rows.at_places: "index_put index_put_ _unsafe_index_put",
     view: "view _unsafe_view _reshape_alias reshape",
     pooling.unfold: "im2col",
     pooling.fold: "col2im",

@@ -1,0 +1,81 @@
+"""Rules for ops that gather rows, or write into them, by an index: graphs, mixtures of experts, tables.
+
+Element ``(i, j)`` of a source goes to, or comes from, ``(index, j)``: along the dimension of the index it moves, along
+every other it stays where it is. So channels are not mixed, wherever the rows go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fx_oto.analysis.engine import Propagation
+from fx_oto.analysis.labels import UNKNOWN, ZERO
+from fx_oto.analysis.tape import OpCall
+from fx_oto.ops.pointwise import Operand, combine
+
+__all__ = ["at_places", "by_rows"]
+
+
+def by_rows(call: OpCall, p: Propagation) -> None:
+    """``gather``, ``scatter``, ``index_add`` and their like, along one dimension."""
+    target, index = call.args[0], call.arg("index")
+    dim = call.arg("dim") % max(target.ndim, 1)
+    values = [one for one in call.inputs if one is not index]
+    moved = [*values, index] if index.ndim == target.ndim else values  # else one index for each whole row
+    others = set(range(target.ndim)) - {dim}
+    if index.ndim != target.ndim:
+        p.freeze_value(index, "it tells which elements are taken")
+    # An index, or a source, that is shorter than the target reaches a part of its channels, and which is not said.
+    full = {d for d in others if len({tensor.size(d) for tensor in moved if tensor.ndim == target.ndim}) == 1}
+    why = f"{call.name} moves along it"
+    operands = [Operand(_without(one.shape, dim), p.narrow(p.layers(one), full, why)) for one in moved]
+    p.put(call.out, combine(p, operands, target.ndim, _zero_of_zeros(len(values))))
+
+
+def at_places(call: OpCall, p: Propagation) -> None:
+    """``x[rows] = y`` and ``x[mask] += y``: what is written lies as the target does behind the indexed dimensions."""
+    target, value = call.args[0], call.arg("values")
+    indices: Sequence[Any] = call.arg("indices")
+    for index in indices:
+        p.freeze_value(index, "it tells which elements are taken")
+    leading = [index for index in indices if index is not None]
+    taken = sum(index.ndim if index.dtype in (torch.bool, torch.uint8) else 1 for index in leading)
+    if list(indices[: len(leading)]) != leading or value.ndim > target.ndim - taken + _block(leading):
+        for tensor in (target, value):
+            p.freeze_value(tensor, "it is written at places that lie between other dimensions")
+        return
+    rest = target.ndim - taken
+    why = f"{call.name} writes along it"
+    inside = p.narrow(p.layers(target), range(taken, target.ndim), why)
+    behind = range(max(value.ndim - rest, 0), value.ndim)
+    written = [
+        layer.map(lambda t: t.reshape(t.shape[behind.start :])) for layer in p.narrow(p.layers(value), behind, why)
+    ]
+    operands = [
+        Operand(_without(target.shape, *range(taken)), inside),
+        Operand(value.shape[behind.start :], written),
+    ]
+    p.put(call.out, combine(p, operands, target.ndim, _zero_of_zeros(2)))
+
+
+def _block(indices: Sequence[Tensor]) -> int:
+    """How many dimensions the indexed elements have."""
+    return max((1 if index.dtype in (torch.bool, torch.uint8) else index.ndim for index in indices), default=0)
+
+
+def _without(shape: Sequence[int], *dims: int) -> list[int]:
+    return [1 if dim in dims else size for dim, size in enumerate(shape)]
+
+
+def _zero_of_zeros(count: int) -> Any:
+    """Where the first operands are zero once removed, so is the result, whichever of them an element comes from."""
+
+    def worth(values: list[Tensor]) -> Tensor:
+        zero = torch.stack(torch.broadcast_tensors(*[value == 0 for value in values[:count]])).all(0)
+        return torch.where(zero, ZERO, UNKNOWN)
+
+    return worth
