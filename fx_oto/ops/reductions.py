@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from fx_oto.core.fx_utils import op_name
 from fx_oto.nn.norms import mean_over, variance_over, worth_beside
 from fx_oto.ops.editor import Editor
 
-__all__ = ["along", "let_through", "mean_over_share", "reduction", "variance_over_share"]
+__all__ = ["along", "extreme_beside_zero", "let_through", "mean_over_share", "reduction", "variance_over_share"]
 
 # Reductions that map zeros to zero; of these, the ones to which an element worth 0 adds nothing.
 _ZERO_TO_ZERO = {"sum", "nansum", "mean", "amax", "amin", "max", "min", "linalg_vector_norm", "norm", "prod"}
@@ -27,6 +28,7 @@ _NEUTRAL = {"sum", "nansum", "mean", "linalg_vector_norm", "norm"}
 _ZERO_OF_ZEROS = {"cumsum", "cummax", "cummin", "sort", "topk", "_fft_r2c", "_fft_c2r", "_fft_c2c"}
 # Those in which it counts, and how slicing sees to that.
 _COUNTING = {"mean": "mean", **dict.fromkeys(("var", "std", "var_mean", "std_mean"), "var")}
+_COUNTING |= dict.fromkeys(("amax", "amin", "max", "min"), "extreme")
 
 
 def reduction(call: OpCall, p: Propagation) -> None:
@@ -77,7 +79,7 @@ def _alike(p: Propagation, value: Tensor, layer: Layer) -> bool:
 def _absorb(call: OpCall, p: Propagation, layer: Layer) -> None:
     """Everything tracked by this layer is reduced away."""
     order = _optional(call, "ord") or _optional(call, "p") or 2
-    if call.name not in _NEUTRAL | _COUNTING.keys() or order < 0:
+    if call.name not in _NEUTRAL | _COUNTING.keys() or order < 0 or _reads_places(p.fx_node):
         p.freeze(layer.labels, f"{call.name} runs over it")
         return
     p.freeze_where(
@@ -128,6 +130,20 @@ def _put_results(call: OpCall, p: Propagation, layers: Sequence[Layer]) -> None:
     for position, out in enumerate(call.outputs):
         known = position == 0 or out.is_floating_point()
         p.put(out, layers if known else [Layer.uniform(one.labels) for one in layers])
+
+
+def _reads_places(node: Node) -> bool:
+    """Whether code asks where the largest or the smallest is, which nobody knows once something is gone."""
+    pair = isinstance(node.meta["val"], tuple) and op_name(node) in ("max", "min")
+    return pair and not all(reader.target is operator.getitem and reader.args[1] == 0 for reader in node.users)
+
+
+def extreme_beside_zero(edit: Editor, node: Node) -> None:
+    """The largest, or the smallest, of what is left and of what is gone, which was 0."""
+    bound = torch.clamp_min if "max" in op_name(node) else torch.clamp_max
+    values = list(node.users) if isinstance(node.meta["val"], tuple) else [node]
+    for value in values:
+        edit.adopt(edit.append(value, bound, 0), value)
 
 
 def variance_over_share(edit: Editor, node: Node, share: float) -> None:

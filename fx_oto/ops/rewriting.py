@@ -135,6 +135,8 @@ def _adjust(edit: Editor, node: Node, adjustment: Adjustment, fold: Fold) -> Non
         normalization.layer_norm_over_count(edit, node, len(kept))
     elif adjustment.kind == "mean" and "rms_norm" in op_name(node):
         normalization.rms_norm_over_count(edit, node)
+    elif adjustment.kind == "extreme":
+        reductions.extreme_beside_zero(edit, node)
     elif adjustment.kind == "var":
         reductions.variance_over_share(edit, node, share)
     elif adjustment.kind == "sizes":
