@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,10 @@ class _Product:
     groups: tuple[Group, ...]
 
 
+# Height and width are one number as long as images are square: which of them it is, others tell.
+_Ways = tuple[_OfHanded | _Product, ...]
+
+
 class Comparison:
     """Compares a capture with others, at other sizes.
 
@@ -107,13 +111,13 @@ class Comparison:
     Attributes:
         guesses: how many such numbers the last comparison has found.
         rounds: whether code was given the same plain number for two that differ, in the last comparison.
-        places: the plain numbers that will be computed, and how.
+        places: the plain numbers that will be computed, and each way that explains them in all comparisons.
         decision: a check in the graph of what depends on the size that the last comparison was at, if there is one.
     """
 
     def __init__(self, run: Writer) -> None:
         self._run = run
-        self.places: Mapping[_Place, _OfHanded | _Product] = {}
+        self.places: Mapping[_Place, _Ways] = {}
         self.guesses, self.rounds = 0, False
         self.decision: Difference | None = None
         self._counted: set[Node] = set()
@@ -129,8 +133,8 @@ class Comparison:
                 return Difference(left, is_counted=True)
         if len(mine) != len(theirs):
             return Difference(mine[min(len(mine), len(theirs)) - 1])
+        self.guesses, self.rounds = len(found.places.keys() - self.places.keys()), found.rounds()
         self.places = {**self.places, **found.places}
-        self.guesses, self.rounds = len(found.places), found.rounds()
         self.decision = found.decision
         self._counted |= found.counted
         return None
@@ -138,8 +142,8 @@ class Comparison:
     def rewrite(self) -> bool:
         """Let the graph compute the numbers, and check how many parts there are; returns whether it does."""
         by_node: dict[Node, dict[tuple[Any, ...], _OfHanded | _Product]] = {}
-        for (node, path), how in self.places.items():
-            by_node.setdefault(node, {})[path] = how
+        for (node, path), ways in self.places.items():
+            by_node.setdefault(node, {})[path] = ways[0]
         for node, places in by_node.items():
             with self._run.graph.inserting_before(node):
                 node.args = self._put(node.args, (), places)
@@ -191,7 +195,7 @@ class _Pass:
         other: Writer,
         group: Group,
         size: int,
-        known: Mapping[_Place, _OfHanded | _Product],
+        known: Mapping[_Place, _Ways],
     ) -> None:
         self._group, self._size, self._known = group, size, known
         self._run, self._other = run, other
@@ -199,7 +203,7 @@ class _Pass:
         self._node: Any = None
         self.decision: Difference | None = None
         self.counted: set[Node] = set()
-        self.places: dict[_Place, _OfHanded | _Product] = {}
+        self.places: dict[_Place, _Ways] = {}
         self._pairs: list[tuple[Any, Any]] = []
         if len(run.events) == len(other.events):
             self._pairs = [(mine, theirs) for (_, mine), (_, theirs) in zip(run.events, other.events, strict=True)]
@@ -260,42 +264,61 @@ class _Pass:
 
     def _same_number(self, left: Any, right: Any, place: _Place) -> bool:
         known = self._known.get(place)
-        if isinstance(known, _OfHanded):
-            return self._is_before(known.event) and known.function(self._pairs[known.event][1]) == right
-        if isinstance(known, _Product) and (power := sum(map(self._group.holds, known.groups))):
-            return bool(left * self._size**power == right * self._group.size**power)
-        if left == right or (math.isnan(left) and math.isnan(right)):
+        if known is None and (left == right or (math.isnan(left) and math.isnan(right))):
             return True
-        how: _OfHanded | _Product | None = self._handed(left, right) if known is None else None
-        if how is None and isinstance(left, int) and isinstance(right, int):
-            how = self._multiple(left, right, known or _Product(left, ()))
-        if how is not None:
-            self.places[place] = how
-        return how is not None
+        ways = [way for way in known or () if self._explains(way, left, right)]
+        if known is None:
+            ways = [*self._handed(left, right), *self._multiples(left, right, _Product(left, ()))]
+        elif not ways:  # a size that was the same before is a factor as well
+            products = [way for way in known if isinstance(way, _Product) and not self._power(way)]
+            ways = [more for way in products for more in self._multiples(left, right, way)]
+        if ways:
+            self.places[place] = tuple(ways)
+        return bool(ways)
 
-    def _handed(self, left: Any, right: Any) -> _OfHanded | None:
+    def _explains(self, way: _OfHanded | _Product, left: Any, right: Any) -> bool:
+        if isinstance(way, _OfHanded):
+            return self._is_before(way.event) and bool(way.function(self._pairs[way.event][1]) == right)
+        power = self._power(way)
+        return bool(left * self._size**power == right * self._group.size**power)
+
+    def _power(self, way: _Product) -> int:
+        """How often the size that is another one in the other capture is a factor."""
+        return sum(map(self._group.holds, way.groups))
+
+    def _handed(self, left: Any, right: Any) -> Iterator[_OfHanded]:
+        """Functions of numbers that code was handed, one for each number that they were made of."""
+        found: set[tuple[Any, Node]] = set()
         for event, (mine, theirs) in enumerate(self._pairs):
             if mine != theirs and type(mine) in (int, float) and self._is_before(event):
-                if (mine, theirs) == (left, right):
-                    return _OfHanded(type(left), event)
-                for function in _FUNCTIONS if mine > 0 and theirs > 0 else ():
-                    try:
-                        found = function(mine), function(theirs)
-                    except OverflowError:  # exp of a length
-                        continue
-                    if found == (left, right) and type(found[0]) is type(left):
-                        return _OfHanded(function, event)
+                way = self._function(left, right, mine, theirs)
+                if way is not None and (way, self._run.events[event][0]) not in found:
+                    found.add((way, self._run.events[event][0]))
+                    yield _OfHanded(way, event)
+
+    def _function(self, left: Any, right: Any, mine: Any, theirs: Any) -> Callable[[Any], Any] | None:
+        if (mine, theirs) == (left, right):
+            return type(left)
+        for function in _FUNCTIONS if mine > 0 and theirs > 0 else ():
+            try:
+                found = function(mine), function(theirs)
+            except OverflowError:  # exp of a length
+                continue
+            if found == (left, right) and type(found[0]) is type(left):
+                return function
         return None
 
     def _is_before(self, event: int) -> bool:
         """Whether a number was handed out by now, and is computed alike in both captures."""
         return self._pairs != [] and self._run.events[event][0] in self._twins
 
-    def _multiple(self, left: int, right: int, known: _Product) -> _Product | None:
+    def _multiples(self, left: Any, right: Any, known: _Product) -> Iterator[_Product]:
+        """The size as one more factor, of each of the dimensions that it is of."""
         size = self._group.size
-        if known.factor % size or left * self._size != right * size:
-            return None
-        return _Product(known.factor // size, (*known.groups, self._group))
+        whole = isinstance(left, int) and isinstance(right, int) and known.factor % size == 0
+        if whole and left * self._size == right * size:
+            for one in self._group.apart() or [self._group]:
+                yield _Product(known.factor // size, (*known.groups, one))
 
 
 def _may_split_otherwise(left: Node, right: Node) -> bool:

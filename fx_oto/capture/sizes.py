@@ -133,6 +133,8 @@ class Sizes:
                 break
             if not trial.decides:
                 break
+        if trial.taken is not None and any(one.places for one in self._comparisons):
+            self._tell_apart(trial, group, trial.taken)
         far = group.far()
         # Code in C, such as range(0, length, 512), returns the same for all short inputs, and otherwise for long ones.
         if trial.taken is not None and self._handed and group.elements(self._inputs, far) <= _MOST_ELEMENTS:
@@ -140,6 +142,13 @@ class Sizes:
             if others is not None:
                 self._is_same(trial, others, group, far)
         return trial
+
+    def _tell_apart(self, trial: _Trial, group: Group, size: int) -> None:
+        """Change dimensions that are alike one by one: a plain number may follow the height, the width, or both."""
+        for one in group.apart()[:-1]:
+            others = self._captured(one, size)
+            if others is not None and not self._is_same(trial, others, one, size):
+                break
 
     def _captured(self, group: Group, size: int) -> list[CaptureRun] | None:
         """The model at another size; None if it does not take it."""

@@ -257,3 +257,39 @@ class Scaling(nn.Module):
 @pytest.mark.parametrize("how", ["float on the left", "on the right", "index"])
 def test_the_mode_as_a_number(how):
     holds(Scaling(how), TOKENS, OTHER_TOKENS)
+
+
+# Of a square image nobody can tell height from width: another image can, which is not square.
+OF_ONE_SIDE = {
+    "width": lambda h, x: h / float(x.shape[3]),
+    "height": lambda h, x: h / float(x.shape[2]),
+    "root of the width": lambda h, x: h / math.sqrt(x.shape[3]),
+    "both": lambda h, x: h / float(x.shape[2]) + h.sigmoid() / float(x.shape[3]),
+    "width, then height": lambda h, x: h / float(x.shape[3]) + h.sigmoid() / float(x.shape[2]),
+    "rest of the width": lambda h, x: h / (float(x.shape[3]) + 1) * float(x.shape[2]),
+    "places by numpy": lambda h, x: h + torch.from_numpy(np.arange(x.shape[3]) / x.shape[3]).to(h),
+    "places of rows": lambda h, x: h + (torch.arange(x.shape[2]) / float(x.shape[2])).to(h)[:, None],
+    "area": lambda h, x: h / float(x.shape[2] * x.shape[3]),
+}
+
+
+@pytest.mark.parametrize("name", OF_ONE_SIDE)
+def test_height_and_width_of_a_square_image_are_told_apart(name):
+    others = [torch.randn(2, 3, *sides) for sides in ((12, 8), (8, 12), (9, 16))]
+    is_open = name not in ("rest of the width", "places by numpy")  # of which nobody knows how they are computed
+    holds(images_around(OF_ONE_SIDE[name], nn.Conv2d(12, 3, 1)), torch.randn(2, 3, 8, 8), others, any_size=is_open)
+
+
+def test_two_lengths_that_are_alike_are_told_apart():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x, y):
+            mine = self.a(x).relu() / float(y.shape[1])
+            return self.c(mine) + self.c(self.b(y).relu().sum(1, True) / float(x.shape[1]))
+
+    lengths = ((5, 5), (9, 7), (3, 8))
+    example, *others = [(torch.randn(2, one, 4), torch.randn(2, other, 4)) for one, other in lengths]
+    holds(Both(), example, others)
