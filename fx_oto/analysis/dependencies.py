@@ -153,7 +153,8 @@ class Dependencies:
         reasons: for each frozen class, by its root atom, the first reason.
         values: for each FX node, the layers of each tensor in its value.
         producers: FX nodes that use variables, each with the atoms of those variables: int64, shape ``(n,)``.
-        silenced: FX nodes that sum over what is not zero once removed, each with the atoms of the weights that must be.
+        silenced: FX nodes that sum over what is not zero once removed, each with the atoms of the weights that must be:
+            int64, shape ``(n,)``.
         contracting: FX nodes that multiply and sum over channels, by name.
         adjustments: nodes that slicing must compute differently.
         gathers: nodes that slicing replaces by an ``index_select``, by name.

@@ -133,7 +133,7 @@ class DHSPG(GroupSparseOptimizer):
         saliency_batches: steps whose gradients are scored, up to and including the one at which ZIGs are chosen (20).
         min_kept: how many ZIGs of a family are kept: a count (int) or a fraction (float), or a dict of these by glob of
             parameter or module names. 0 (int) lets all of a family go where a whole branch goes with it and outputs
-            stay: the MLP of a layer, a block of a ResNet. Of others at least one is kept. None: half the fraction that
+            stay: the MLP of a layer, a residual block. Of others at least one is kept. None: half the fraction that
             would be kept if all families were pruned alike, unless that puts the target out of reach.
         max_group_sparsity: largest fraction of a family to make zero, or a dict by glob (1.0).
         round_to: the channels left of each family are a multiple of this number, or all of them (1).

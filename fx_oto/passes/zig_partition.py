@@ -167,7 +167,7 @@ class _Partitioner:
 
     def _slot(self, position: int, atoms: Tensor) -> Slot:
         axis: Axis = self.found.axes[position]
-        variable = bool(self.found.variable[atoms].all()) and axis.tensor in self.parameters
+        variable = bool(self.found.variable[atoms].any()) and axis.tensor in self.parameters  # all, if some must be
         numel = self.tensors[axis.tensor].numel() // axis.size if axis.tensor in self.parameters else 0
         return Slot(axis.tensor, axis.dim, atoms - axis.start, variable, numel)
 

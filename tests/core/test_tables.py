@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,9 +17,11 @@ IMAGE = torch.randn(2, 3, 12, 12)
 class Net(nn.Module):
     """Its code reads a number that slicing changes."""
 
-    def __init__(self):
+    def __init__(self, config):
         super().__init__()
-        self.conv, self.norm, self.head, self.width = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(800, 4), 8
+        self.config, self.width = config, config.width
+        self.conv, self.norm = nn.Conv2d(3, self.width, 3), nn.BatchNorm2d(self.width)
+        self.head = nn.Linear(self.width * 100, 4)
 
     def forward(self, x):
         return self.head(self.norm(self.conv(x)).relu().reshape(-1, self.width * 100))
@@ -26,7 +29,8 @@ class Net(nn.Module):
 
 def trained():
     """A prepared model, the compact one, and what was written back of it."""
-    net = Net()
+    net = Net(SimpleNamespace(width=8))
+    limits = fx_oto.config_limits(fx_oto.prepare(net, IMAGE), net)
     gm = fx_oto.prepare(net, IMAGE)
     optimizer = fx_oto.DHSPG(gm, lr=0.001, target_group_sparsity=0.5, total_steps=8)
     for _ in range(8):
@@ -36,7 +40,7 @@ def trained():
         optimizer.note_loss(loss)
         optimizer.step()
     small = fx_oto.compress(gm)
-    return gm, small, fx_oto.WriteBack.of(fx_oto.write_back(small, net))
+    return gm, small, fx_oto.WriteBack.of(fx_oto.write_back(small, net)), limits
 
 
 class Residual(nn.Module):
@@ -57,7 +61,7 @@ def dropped():
 
 @pytest.fixture(scope="module")
 def results():
-    gm, small, written = trained()
+    gm, small, written, limits = trained()
     zigs = fx_oto.partition(gm)
     report = fx_oto.report(small)
     found = (
@@ -72,12 +76,14 @@ def results():
         report.training,
         fx_oto.Context.of(small).get(fx_oto.SlicingPlan),
         written,
+        limits,
         dropped(),
     )
     return {type(one).__name__: one for one in found}
 
 
 KINDS = {
+    "ConfigLimits": "uniform",
     "Cost": "params",
     "DroppedBranches": "tensors",
     "Explanation": "axes",
@@ -146,7 +152,7 @@ def test_json_of_a_plan(results):
 def test_a_notebook_leaves_cells_where_they_are(results, name):
     html = results[name]._repr_html_()
     assert "<td>" not in html  # which it would move to the right
-    assert '<td style="text-align: right;">' in html or name == "Pipeline"
+    assert '<td style="text-align: right;">' in html or name in ("Pipeline", "ConfigLimits")
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -412,6 +412,7 @@ ALLOWED = {
     ("capture/statements.py", "compile"),  # of the user's own code, while it is captured
     ("capture/statements.py", "exec"),
     ("deploy/forward.py", "import_module"),  # of a written-back module, whose code torch.fx has generated
+    ("deploy/configuring.py", "loads"),  # json's, of what json has written
     ("deploy/forward.py", "compile"),
     ("deploy/forward.py", "exec"),
     ("deploy/loading.py", "loads"),  # json's

@@ -121,6 +121,7 @@ def signalled(times: int = 150) -> int:
         fx_oto.prepare(net, x)
         took = time.perf_counter() - start
     before, model, interrupted = settings(), inside_of(net), 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is started without it
     signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     for i in range(times):
         with suppress(KeyboardInterrupt):

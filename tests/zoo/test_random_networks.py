@@ -114,6 +114,7 @@ def test_found_by_chance(seed):
 
 
 FOUND = {
+    "a channel that is read twice, and is not zero once": {"images": [], "tokens": [("activation", 0), ("mixing", 0)]},
     "a batch out of a quotient by an area": {"images": [("counted", 0)]},
     "as many chunks of three examples as of two": {"images": [("moved", 393)]},
     "rows up to a size, where training goes another way": {"images": [("trained", 0)], "tokens": [("written", 764)]},

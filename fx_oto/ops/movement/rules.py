@@ -16,6 +16,7 @@ from fx_oto.analysis.fakes import tensors_in
 from fx_oto.analysis.labels import UNKNOWN, Layer, Region, compress, laid_along, zero_stays
 from fx_oto.analysis.sizes import PLACE
 from fx_oto.analysis.tape import OpCall
+from fx_oto.core.fx_utils import op_name
 
 __all__ = [
     "as_complex",
@@ -191,6 +192,10 @@ def _continue_region(p: Propagation, source: Tensor, out: Tensor, region: Region
             p.rectangle(layer.labels)
 
 
+# What expands inside, to a size that no argument says, so that slicing cannot rewrite it.
+_SPREADING = {"meshgrid", "broadcast_tensors", "repeat_interleave"}
+
+
 def expand(call: OpCall, p: Propagation) -> None:
     """``expand``: every dimension it creates gets atoms of its own, to follow what it is combined with."""
     source, out = call.args[0], call.out
@@ -200,6 +205,8 @@ def expand(call: OpCall, p: Propagation) -> None:
         p.put_weight(out)
     layers = [layer.map(lambda t: t[(None,) * lead]) for layer in p.layers(source)]
     created = [d for d in range(out.ndim) if old[d] == 1 and out.size(d) > 1]
+    if op_name(p.fx_node) in _SPREADING:
+        created = []
     p.put(out, layers + _fresh(p, out, created, UNKNOWN))
 
 
