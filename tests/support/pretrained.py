@@ -106,10 +106,21 @@ def built(name: str) -> Any:
 
 @torch.no_grad()
 def answers(name: str, model: Any) -> dict[str, Any]:
-    """What a network returns, what it generates, and all numbers that its modules hold."""
-    inputs = NETWORKS[name][3]
+    """What a network returns, what it generates, and all numbers that its modules hold.
+
+    On one thread: sums over several are the same, bit for bit, in one process only.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _answers(NETWORKS[name][3], "AutoModelForCausalLM" in NETWORKS[name] or name == "T5", model)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _answers(inputs: Any, writes: bool, model: Any) -> dict[str, Any]:
     found = {"logits": model(**inputs).logits, "numbers": numbers(model)}
-    if "AutoModelForCausalLM" in NETWORKS[name] or name == "T5":
+    if writes:
         mask = torch.ones_like(TOKENS)
         mask[0, :4] = 0  # padded on the left
         found["text"] = model.generate(TOKENS, attention_mask=mask, max_new_tokens=8, do_sample=False, use_cache=True)

@@ -29,8 +29,11 @@ def by_rows(call: OpCall, p: Propagation) -> None:
     others = set(range(target.ndim)) - {dim}
     if index.ndim != target.ndim:
         p.freeze_value(index, "it tells which elements are taken")
-    # An index, or a source, that is shorter than the target reaches a part of its channels, and which is not said.
+    # An index, or a source, that is shorter than the target reaches a part of its channels, and which is not said. Of
+    # heads beside examples, in one dimension, the size of an index does not follow.
+    layers = [layer for one in moved for layer in p.layers(one)]
     full = {d for d in others if len({tensor.size(d) for tensor in moved if tensor.ndim == target.ndim}) == 1}
+    full -= {d for layer in layers for d in layer.dims if len(layer.labels.unique()) < layer.labels.numel()}
     why = f"{call.name} moves along it"
     operands = [Operand(_without(one.shape, dim), p.narrow(p.layers(one), full, why)) for one in moved]
     p.put(call.out, combine(p, operands, target.ndim, _zero_of_zeros(len(values))))
