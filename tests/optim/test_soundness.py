@@ -317,3 +317,37 @@ def test_what_is_gone_is_cleared_whatever_it_holds(dtype, share, dim):
     assert torch.equal(full, expected)
     assert full._version > version
     assert full.isfinite().all()
+
+
+class Unweighted(nn.Module):
+    """Behind its norms a channel is not zero, whatever the layers before them do."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.up, self.down, self.head = nn.Linear(6, 16), nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = self.a(x)
+        x = x + self.down(F.gelu(self.up(F.layer_norm(x, (16,)))))
+        return self.head(1.3 * F.layer_norm(x, (16,)))
+
+
+@pytest.mark.parametrize("kind", [fx_oto.DHSPG, fx_oto.HESSO])
+@pytest.mark.parametrize(("base", "lr"), [(torch.optim.SGD, 0.05), (torch.optim.AdamW, 0.01)])
+def test_weights_that_read_what_is_not_zero_are_driven_to_zero_with_it(kind, base, lr):
+    model, x = Unweighted().double(), torch.randn(64, 6).double()
+    gm = fx_oto.prepare(model, x[:4])
+    optimizer = kind(gm, base, lr=lr, target_group_sparsity=0.5, total_steps=40)
+    for _ in range(40):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), (x[:, 0] > 0).long()).backward()
+        optimizer.step()
+    gone = (model.a.weight == 0).all(1)
+    assert gone.any()
+    for weight in (model.up.weight, model.head.weight):
+        assert not weight[:, gone].any()
+        assert weight[:, ~gone].any(0).all()
+    small = fx_oto.compress(gm)
+    assert small.get_submodule("a").out_features == int((~gone).sum())
+    for training in (True, False):
+        torch.testing.assert_close(small.train(training)(x), model.train(training)(x), rtol=1e-10, atol=1e-12)
