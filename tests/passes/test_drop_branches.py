@@ -437,3 +437,28 @@ def test_saved_loaded_written_back_and_pruned_again(tmp_path):
     assert isinstance(written.f["up"], nn.Conv2d)
     smaller = fx_oto.compress(fx_oto.partition(again).zero_(0.5).module)
     torch.testing.assert_close(smaller.eval()(x), again.eval()(x), rtol=1e-10, atol=1e-10)
+
+
+class Tanh(nn.Module):
+    """Called like one of torch's, and called as a whole, for it asks for values: what it adds differs by position."""
+
+    def forward(self, x):
+        return x + torch.arange(x.size(1), dtype=x.dtype)[:, None] * int((x == x).all().item())  # noqa: PLR0124
+
+
+def test_a_users_module_is_not_known_by_the_name_of_its_class():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down, self.last, self.head = nn.Linear(6, 8), nn.Linear(8, 6), Tanh(), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.head(x + self.last(self.down(self.up(x).relu())))
+
+    model, x = Net().double(), torch.randn(2, 5, 6).double()
+    gm = fx_oto.prepare(model, x)
+    fx_oto.partition(gm).zero_zigs_(0, torch.arange(8))
+    small = fx_oto.compress(gm)
+    assert small.get_submodule("down").in_features == 1
+    for training in (True, False):
+        torch.testing.assert_close(small.train(training)(x), model.train(training)(x), rtol=1e-10, atol=1e-12)

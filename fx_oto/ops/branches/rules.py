@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Node
 
+from fx_oto.nn.modules import is_torchs
 from fx_oto.ops.branches import elementwise as each
 from fx_oto.ops.branches import layers
 from fx_oto.ops.branches.known import Known, zero
@@ -29,10 +30,17 @@ def known_of(scope: Scope, node: Node) -> Known | None:
         return zero(node, node.meta["val"].ndim)
     if not node.args:  # what it works on is given by name
         return None
-    if node.op == "call_module" and (scope.module(node)._forward_hooks or scope.module(node)._forward_pre_hooks):
+    if node.op == "call_module" and not _is_known(scope.module(node)):
         return None
     rule = _RULES.get(scope.name(node))
     return None if rule is None else rule(scope, node)
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Whether a module does what its class is called: a user's own may be called anything, and hooks do more."""
+    kind = type(module)
+    own = is_torchs(kind) or kind.__module__.startswith("fx_oto.")
+    return own and not (module._forward_hooks or module._forward_pre_hooks)
 
 
 _NAMED: dict[Rule, str] = {
@@ -50,8 +58,7 @@ _NAMED: dict[Rule, str] = {
     each.elementwise: "relu gelu silu sigmoid hardsigmoid hardswish tanh relu6 leaky_relu elu selu celu mish softplus "
     "neg abs exp sqrt square pow clamp ReLU GELU SiLU Sigmoid Hardsigmoid Hardswish Tanh ReLU6 LeakyReLU ELU SELU "
     "CELU Mish Softplus Hardtanh " + " ".join(sorted(each.IDENTITIES)),
-    each.dropout: "Dropout Dropout1d Dropout2d Dropout3d dropout dropout1d dropout2d dropout3d DropPath "
-    "StochasticDepth",
+    each.dropout: "Dropout Dropout1d Dropout2d Dropout3d dropout dropout1d dropout2d dropout3d",
     each.by_mode: "by_mode",
     each.moved: "view reshape permute transpose flatten unflatten unsqueeze squeeze expand movedim moveaxis swapaxes "
     "roll flip narrow select slice Flatten Unflatten T mT",
