@@ -6,7 +6,8 @@
     small     = fx_oto.compress(gm)
 
 - To compress: ``prepare`` (or ``trace``, and then the passes of a pipeline one by one), an optimizer, ``DHSPG`` or
-  ``HESSO``, and ``compress``. ``write_back`` returns the compact model as your own class, and ``WriteBack`` tells how.
+  ``HESSO``, or ``prune`` at once, and ``compress``. ``write_back`` returns the compact model as your own class, and
+  ``WriteBack`` tells how.
 - To see what can go, why the rest cannot, and what was done: ``partition``, its ``explain`` and ``draw``, ``report``.
 - To measure: ``cost`` (parameters and multiply-adds), ``latency``, and ``sensitivity``, which tries prunings out.
 - For Hugging Face's ``save_pretrained``: ``config_limits`` tells what the compact model's ``config`` can say.
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     )
     from fx_oto.optim.dhspg import DHSPG
     from fx_oto.optim.hesso import HESSO
+    from fx_oto.optim.one_shot import prune
     from fx_oto.optim.saliency import ZIGStatistics
     from fx_oto.optim.sparsifier import GroupSparseOptimizer
     from fx_oto.optim.whatif import sensitivity
@@ -115,6 +117,7 @@ _HOMES = (
     "fx_oto.ops.custom",
     "fx_oto.optim.dhspg",
     "fx_oto.optim.hesso",
+    "fx_oto.optim.one_shot",
     "fx_oto.optim.saliency",
     "fx_oto.optim.sparsifier",
     "fx_oto.optim.whatif",
@@ -212,6 +215,7 @@ __all__ = [
     "plot_tradeoff",
     "plot_widths",
     "prepare",
+    "prune",
     "register_leaf",
     "register_pass",
     "register_rule",

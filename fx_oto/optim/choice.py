@@ -1,8 +1,8 @@
-"""The choice of the redundant ZIGs: gradients are observed and scored, and the most redundant taken within limits."""
+"""The choice of the redundant ZIGs: mini-batches are observed, ZIGs scored, and the most redundant taken in limits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,15 +11,15 @@ from torch.fx import GraphModule
 
 from fx_oto.core.errors import SettingsError, TrainingError
 from fx_oto.core.fx_utils import tensor_names
-from fx_oto.core.patterns import patterns_in
 from fx_oto.core.tables import counted
 from fx_oto.core.warn import warn
+from fx_oto.optim.allocation import Allocation, priorities
 from fx_oto.optim.checks import check_unchanged, left_alone
-from fx_oto.optim.limits import Limits, PerFamily
+from fx_oto.optim.limits import Limits, Rules
 from fx_oto.optim.ranks import of_first_rank
 from fx_oto.optim.rows import Rows
 from fx_oto.optim.saliency import MEANS, Criterion, ZIGStatistics
-from fx_oto.optim.selection import select
+from fx_oto.optim.selection import ranked, select
 from fx_oto.optim.targets import Target, limits_for
 from fx_oto.zigs.partition import Partition
 
@@ -34,9 +34,8 @@ class Choice:
         zigs: its partition.
         target: what is asked.
         saliency: scores ZIGs, larger = more redundant.
-        unprunable: patterns of families that are left alone.
-        prune_frozen: whether families with parameters that are not trained are pruned.
-        given: ``min_kept``, ``max_group_sparsity``, ``round_to`` and ``uniform``, see ``DHSPG``.
+        allocation: how many of each family go, see ``priorities``.
+        rules: what may go.
 
     Attributes:
         alone: for each family, whether it was left alone from the beginning.
@@ -53,39 +52,42 @@ class Choice:
         zigs: Partition,
         target: Target,
         saliency: Criterion,
-        unprunable: Iterable[str],
-        prune_frozen: bool,
-        given: tuple[PerFamily | None, PerFamily, int, tuple[tuple[str, ...], ...]],
+        allocation: Allocation,
+        rules: Rules,
     ) -> None:
-        self._gm, self._zigs, self._target, self._saliency = gm, zigs, target, saliency
-        self._unprunable, self._prune_frozen, self._given = patterns_in(unprunable), prune_frozen, given
+        self._gm, self._zigs, self._target = gm, zigs, target
+        self._saliency, self._allocation, self._rules = saliency, allocation, rules
         self.alone = self._left_alone()
-        self.limits = of_first_rank(lambda: limits_for(target, zigs, self.alone, *given))
+        self.limits = of_first_rank(lambda: limits_for(target, zigs, self.alone, rules))
         self.waits = self._warned = False
         self._observed: list[Tensor] = []
         self._batches = 0
 
-    def observe(self, rows: Rows, groups: Sequence[dict[str, Any]]) -> None:
-        """Add the gradients of this mini-batch to the statistics; the base's param ``groups`` say which are negated."""
-        sign = {id(p): -1.0 for group in groups for p in group["params"] if group.get("maximize")}
-        fresh = [zigs.means() for zigs in rows.statistics(sign)]
+    @property
+    def observed(self) -> bool:
+        """Whether anything was observed since the last choice."""
+        return self._batches > 0
+
+    def observe(self, families: Sequence[ZIGStatistics]) -> None:
+        """Add what one mini-batch says of each family."""
+        fresh = [family.means() for family in families]
         if self._observed:
             fresh = [old + new for old, new in zip(self._observed, fresh, strict=True)]
         self._observed = fresh
         self._batches += 1
 
-    def make(self, rows: Rows, groups: Sequence[dict[str, Any]], done: float, step: int, late: bool) -> bool:
-        """Make the redundant ZIGs active in ``rows``; False if that has to wait.
+    def make(self, rows: Rows, left: float, step: int, late: bool, graded: bool = True) -> bool:
+        """Make the redundant ZIGs active in ``rows``, by what was observed; False if that has to wait.
 
         Where families are frozen for a while, and the others are not enough, it waits until they are trained again:
         else the others would have to give all that they can, and the target would be missed all the same.
 
         Args:
             rows: the variables of the ZIGs.
-            groups: the base's param groups.
-            done: the fraction of the way to the target that is to be reached.
+            left: the fraction of the target's quantity that is to be left.
             step: the number of the step.
             late: whether there is no more time to wait.
+            graded: whether there must be gradients.
 
         Raises:
             TrainingError: NaN is met, nothing has a gradient, or processes hold different models.
@@ -103,12 +105,11 @@ class Choice:
             self.waits = True
         if self.waits:
             return False
-        if not self._batches:
-            self.observe(rows, groups)
-        scores = self._scores(rows, step)
         settled = [torch.cat(pair) for pair in zip(rows.gone, rows.active, strict=True)]
-        left = self._target.part_way(done)
-        chosen, gone = of_first_rank(lambda: (select(scores, self.limits, self._target, left, settled), rows.gone))
+        scores = self._scores(rows, step, graded)
+        order = of_first_rank(lambda: ranked(scores, settled))
+        early = priorities(self._allocation, self._gm, self._zigs, order, self.limits, self._target, left)
+        chosen, gone = of_first_rank(lambda: (select(order, early, self.limits, self._target, left), rows.gone))
         if not all(map(torch.equal, gone, rows.gone)):
             raise TrainingError(
                 f"at step {step} this process has other zero ZIGs than the first one: they do not train one model. Let "
@@ -118,10 +119,10 @@ class Choice:
         return True
 
     def _limits(self, alone: Sequence[bool], must: bool) -> Limits:
-        return limits_for(self._target, self._zigs, alone, *self._given, must=must)
+        return limits_for(self._target, self._zigs, alone, self._rules, must)
 
     def _left_alone(self) -> list[bool]:
-        return left_alone(self._gm, self._zigs.families, self._unprunable, self._prune_frozen)
+        return left_alone(self._gm, self._zigs.families, self._rules.unprunable, self._rules.prune_frozen)
 
     def _newly_frozen(self) -> list[str]:
         """The families that were to be pruned from the beginning, and hold what is not trained now."""
@@ -140,7 +141,7 @@ class Choice:
                 "trained again: let the window begin then, by start_step, if it begins too early"
             )
 
-    def _scores(self, rows: Rows, step: int) -> list[Tensor]:
+    def _scores(self, rows: Rows, step: int, graded: bool) -> list[Tensor]:
         sums, batches, families = self._observed, self._batches, self._zigs.families
         self._observed, self._batches = [], 0
         zigs = [
@@ -152,7 +153,7 @@ class Choice:
                 f"the gradients, or the parameters, hold NaN or infinite values around step {step}, where ZIGs are to "
                 "be chosen: lower the learning rate, clip the gradients, or use a GradScaler in half precision"
             )
-        if not torch.cat([family.gradient for family in zigs]).any():
+        if graded and not torch.cat([family.gradient for family in zigs]).any():
             raise TrainingError("no ZIG has a gradient at the start of pruning: is the prepared model being trained?")
         scores = list(self._saliency(zigs))
         sizes = [tuple(score.shape) for score in scores]

@@ -22,6 +22,8 @@ from fx_oto.optim.sparsifier import GroupSparseOptimizer
 __all__ = ["DHSPG", "Dual", "Moments", "dual_step"]
 
 _STRIDES, _LONGEST_STRIDE = 200, 16
+_PACE = 0.4  # of a period: in so much of it λ brings a ZIG of mean norm to zero
+_SMALL = 0.1  # of the mean norm: a ZIG that has become so small is projected
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,9 @@ class Dual:
     project: Tensor
 
 
-def dual_step(moments: Moments, lam: Tensor | float, amplify: float, hat: float, epsilon: float) -> Dual:
+def dual_step(
+    moments: Moments, lam: Tensor | float, amplify: float, hat: float, epsilon: float, small: float = 0.0
+) -> Dual:
     """The dual update of redundant ZIGs, from inner products only.
 
     With x a ZIG's variables before the step, x̂ after the base optimizer's step, α the learning rate and
@@ -66,9 +70,13 @@ def dual_step(moments: Moments, lam: Tensor | float, amplify: float, hat: float,
     - ⟨x, d⟩ < 0: λ_min = −⟨x, d⟩/‖x‖ (above it ‖x‖ shrinks to first order), λ_max = −‖d‖²‖x‖/⟨x, d⟩ (below it f
       still descends), and λ_g = max(λ, min(amplify · λ_min, hat · λ)), put back to (λ_min + λ_max)/2 if that is
       outside (λ_min, λ_max).
+    - ⟨x, d⟩ < 0 and ‖x‖ < ``small``: f has no say any more. There is no λ_max, and λ_g is amplify · λ_min where that is
+      above hat · λ.
     - half-space test: ⟨x̂ − αλ_g x/‖x‖, x⟩ < ε‖x‖² ⇒ the ZIG becomes 0.
 
-    The authors cap λ_g at hat · λ even below λ_min, and so lose the guarantee that ‖x‖ shrinks; here it is kept.
+    The authors cap λ_g at hat · λ even below λ_min, and so lose the guarantee that ‖x‖ shrinks; here it is kept. And
+    they know no ``small``: but filters before a normalization have gradients that grow like 1/‖x‖, so that λ_min and
+    λ_max meet, and λ_g falls to a fraction of λ, just where a ZIG is nearly zero.
 
     Args:
         moments: inner products for each ZIG, ``moments.dot`` and ``moments.gradient`` those of d.
@@ -76,17 +84,18 @@ def dual_step(moments: Moments, lam: Tensor | float, amplify: float, hat: float,
         amplify: factor on λ_min, > 1.
         hat: factor on λ, > 1: the largest λ_g that amplification may reach.
         epsilon: half-space parameter in [0, 1); the larger, the sooner ZIGs are projected.
+        small: norm of a ZIG that is as good as zero.
     """
     norm = moments.square.sqrt()
     safe = norm.clamp_min(torch.finfo(norm.dtype).tiny)
     lower = (-moments.dot / safe).clamp_min(0)
-    upper = torch.where(moments.dot < 0, -moments.gradient * norm / moments.dot, math.inf)
+    upper = torch.where((moments.dot < 0) & (norm >= small), -moments.gradient * norm / moments.dot, math.inf)
     wanted = (amplify * lower).clamp(max=hat * lam).clamp(min=lam)
     # Both goals in one step: above ``lower`` the norm shrinks to first order, below ``upper`` f still descends; by
     # Cauchy and Schwarz lower <= upper, and they meet where x and d are antiparallel. In between ``wanted`` is kept;
-    # outside, the middle is as far from either end as can be. Where f agrees there is no upper bound.
+    # outside, the middle is as far from either end as can be. Where f agrees, or has no say, there is no upper bound.
     inside = (wanted > lower) & (wanted < upper)
-    lam_g = torch.where(inside, wanted, (lower + torch.where(upper.isinf(), lower, upper)) / 2)
+    lam_g = torch.where(inside, wanted, torch.where(upper.isinf(), amplify * lower, (lower + upper) / 2))
     shrink = lam_g / safe
     reached = moments.square - moments.step_dot - shrink * moments.scaled_square
     return Dual(shrink, (reached < epsilon * moments.square) | (norm == 0))
@@ -147,11 +156,14 @@ class DHSPG(GroupSparseOptimizer):
         progress: True shows a bar of the training's steps on stderr, with the group sparsity; None a bar of
             measurements of latency alone, and only where stderr is a terminal or in a notebook; False none. Twenty
             lines of a training go to the logger ``fx_oto`` at level INFO in any case.
-        lam: λ > 0, in units of the gradient norm; None: such that the mean redundant ZIG would reach zero in half the
-            period (time to zero ≈ ‖x‖/(αλ) steps), at whatever learning rate α the schedule gives.
+        lam: λ > 0, in units of the gradient norm; None: such that a ZIG of the redundant ones' mean norm would reach
+            zero in two fifths of the period (time to zero ≈ ‖x‖/(αλ) steps), at whatever learning rate α the schedule
+            gives.
         amplify: factor on the lower bound of λ_g, > 1 (2).
         hat: factor on λ, > 1: the largest λ_g that amplification may reach (10).
-        epsilon: half-space parameter ε in [0, 1); the larger, the sooner ZIGs are projected (0).
+        epsilon: half-space parameter ε in [0, 1); the larger, the sooner ZIGs are projected. None: such that λ projects
+            a ZIG once a tenth of the mean norm is left of it: 1 − 25 · stride/steps of the period, or 0 in shorter ones
+            (0.875 in windows of 200 to 3,200 steps; the authors' recipes give 0.9 to 0.95).
         stride: the dual step is taken every so many steps; the base's steps in between count as one, with x̂ at their
             end, and λ counts as often. None: a two-hundredth of the window, at least 1 and at most 16, for a dual step
             costs as much as some steps of the base, and reads one flag for each ZIG from the device.
@@ -177,6 +189,7 @@ class DHSPG(GroupSparseOptimizer):
     _PERIODS = 1
     _SALIENCY = "otov2"
     _BATCHES = 20
+    _ALLOCATION = "uniform"
 
     def __init__(
         self,
@@ -186,13 +199,15 @@ class DHSPG(GroupSparseOptimizer):
         lam: float | None = None,
         amplify: float = 2.0,
         hat: float = 10.0,
-        epsilon: float = 0.0,
+        epsilon: float | None = None,
         stride: int | None = None,
         **settings: Any,
     ) -> None:
         _check("amplify", amplify, amplify > 1, "above 1")
         _check("hat", hat, hat > 1, "above 1")
-        _check("epsilon", epsilon, 0 <= epsilon < 1, "in [0, 1)")
+        _check(
+            "epsilon", epsilon, epsilon is None or 0 <= epsilon < 1, "in [0, 1), or None to choose it from the window"
+        )
         _check("lam", lam, lam is None or lam > 0, "above 0, or None to choose it from the gradients")
         _check("stride", stride, stride is None or stride > 0, "at least 1, or None to choose it from the window")
         self.lam, self.amplify, self.hat, self.epsilon = lam, amplify, hat, epsilon
@@ -201,12 +216,12 @@ class DHSPG(GroupSparseOptimizer):
         super().__init__(gm, base, **settings)
 
     def begin(self, rows: Rows, period: Period) -> None:
-        """Unless λ is given, find αλ: the mean active ZIG is to reach zero in half the period."""
+        """Find αλ by which an active ZIG of mean norm reaches zero in two fifths of the period."""
         rows.remember()
         pairs = zip(rows.blocks, rows.before, strict=True)
         squares = rows.sums(1, (block.rows(x).flatten(1).square().sum(1)[None] for block, x in pairs))
         mean = float(squares.sqrt().mean()) if rows.count else 0.0
-        self._speed = mean / ((period.end - period.start) / 2)
+        self._speed = mean / (_PACE * (period.end - period.start))
 
     def prune(self, rows: Rows, period: Period, step: int) -> None:
         """The base's step; at the end of a stride, the dual half-space step of the active ZIGs."""
@@ -215,23 +230,31 @@ class DHSPG(GroupSparseOptimizer):
             rows.remember()
         self.base.step()
         if rows.count and (taken == self._stride(period) or step + 1 == period.end):
-            self._correct(rows, taken, period.fade(step, taken))
+            self._correct(rows, period, taken, period.fade(step, taken))
 
     def _stride(self, period: Period) -> int:
         return self.stride or max(1, min(_LONGEST_STRIDE, (period.end - period.start) // _STRIDES))
+
+    def _epsilon(self, period: Period) -> float:
+        """ε as it was given, or such that ⟨x̃, x⟩ = ε‖x‖² where λ alone takes a stride from a small ZIG."""
+        if self.epsilon is not None:
+            return self.epsilon
+        return max(0.0, 1 - self._stride(period) / (_SMALL * _PACE * (period.end - period.start)))
 
     def _taken(self, period: Period, step: int) -> int:
         """Steps of the current stride up to and including ``step``."""
         return (step - period.start) % self._stride(period) + 1
 
-    def _correct(self, rows: Rows, taken: int, fade: float) -> None:
+    def _correct(self, rows: Rows, period: Period, taken: int, fade: float) -> None:
         moved = rows.moved()
         rates = {
             id(block.tensor): self.param_groups[0]["lr"] for block in rows.blocks
         }  # of what the base does not hold
         rates |= {id(p): group["lr"] for group in self.param_groups for p in group["params"]}
         moments = _moments(rows, moved, rates)
-        dual = dual_step(moments, self._lambda(moments) * taken, self.amplify, self.hat, self.epsilon)
+        small = _SMALL * _PACE * (period.end - period.start) * self._speed
+        lam, epsilon = self._lambda(moments) * taken, self._epsilon(period)
+        dual = dual_step(moments, lam, self.amplify, self.hat, epsilon, small)
         shrink = torch.where(dual.project, 0.0, fade * dual.shrink)
         for block, values, step_taken in zip(rows.blocks, rows.before, moved, strict=True):
             scale = fade - block.per_row(shrink) * rates[id(block.tensor)]

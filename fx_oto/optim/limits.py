@@ -6,16 +6,47 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 from fx_oto.core.errors import SettingsError
 from fx_oto.core.patterns import check_matched, patterns_in
 from fx_oto.zigs.depth import Depth
 from fx_oto.zigs.families import Family
 
-__all__ = ["Limits", "PerFamily", "Uniform", "check_patterns", "portions", "sets_of"]
+__all__ = ["Limits", "PerFamily", "Rules", "Uniform", "check_patterns", "portions"]
 
 PerFamily = float | Mapping[str, float]
 Uniform = str | Iterable[str | Iterable[str]]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a user lets go.
+
+    Attributes:
+        min_kept: number (int) or fraction (float) of ZIGs to keep, of all families or by glob of their tensors' or
+            modules' names. 0 (int): all of a family may go where its branch goes with it, else one is kept.
+        max_group_sparsity: largest fraction of a family that may go, of all or by glob.
+        round_to: the channels left of each family are a multiple of this number, or all.
+        uniform: sets of globs; the families that one set matches keep the same fraction.
+        unprunable: globs of families that are left alone.
+        prune_frozen: whether families with parameters that are not trained are pruned.
+    """
+
+    min_kept: PerFamily = 1
+    max_group_sparsity: PerFamily = 1.0
+    round_to: int = 1
+    uniform: tuple[tuple[str, ...], ...] = ()
+    unprunable: tuple[str, ...] = ()
+    prune_frozen: bool = False
+
+    @classmethod
+    def of(
+        cls, *, uniform: Uniform = (), unprunable: Iterable[str] = (), prune_frozen: bool = False, **others: Any
+    ) -> Rules:
+        """Take globs as a user gives them: each alone, or several that stand for one set of families."""
+        sets = tuple(map(patterns_in, (uniform,) if isinstance(uniform, str) else uniform))
+        return cls(uniform=sets, unprunable=patterns_in(unprunable), prune_frozen=prune_frozen, **others)
 
 
 @dataclass(frozen=True)
@@ -40,10 +71,7 @@ class Limits:
         cls,
         families: Sequence[Family],
         left_alone: Sequence[bool],
-        min_kept: PerFamily,
-        max_group_sparsity: PerFamily,
-        round_to: int,
-        uniform: Uniform = (),
+        rules: Rules,
         depth: Depth | None = None,
     ) -> Limits:
         """Read a user's limits.
@@ -51,31 +79,26 @@ class Limits:
         Args:
             families: the partition's families.
             left_alone: for each family, whether nothing is taken from it.
-            min_kept: number (int) or fraction (float) of ZIGs to keep, of all families or by glob of their tensors'
-                or modules' names. 0 (int): all of a family may go where its branch goes with it, else one is kept.
-            max_group_sparsity: largest fraction of a family that may go, of all or by glob; of several globs that
-                match, the first counts.
-            round_to: the channels left of each family are a multiple of this number, or all.
-            uniform: globs, of each of which the families that it matches keep the same fraction; several in a tuple
-                are one set.
+            rules: what a user lets go; of several globs that match a family, the first counts.
             depth: tells which families can go altogether; None: none can.
 
         Raises:
             SettingsError: a limit is out of range, a glob matches no family, or such of sizes without a common divisor
                 that are to keep the same fraction, or 0 are to be kept of families of which none can go altogether.
         """
+        round_to = rules.round_to
         if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
             raise SettingsError(f"round_to must be a positive integer, found {round_to!r}")
-        kept = _per_family("min_kept", min_kept, families, 0.0)
-        caps = _per_family("max_group_sparsity", max_group_sparsity, families, 1.0)
-        whole = _whole(families, left_alone, min_kept, kept, caps, depth)
+        kept = _per_family("min_kept", rules.min_kept, families, 0.0)
+        caps = _per_family("max_group_sparsity", rules.max_group_sparsity, families, 1.0)
+        whole = _whole(families, left_alone, rules.min_kept, kept, caps, depth)
         rows = zip(families, left_alone, kept, caps, strict=True)
         limits = [
             0 if alone else _most(len(family), least, cap, int(i not in whole))
             for i, (family, alone, least, cap) in enumerate(rows)
         ]
         steps = [_step(family, round_to) for family in families]
-        alike = _alike(families, sets_of(uniform))
+        alike = _alike(families, rules.uniform)
         parts = [1] * len(families)
         for those in alike:
             common = math.gcd(*(len(families[j]) for j in those))
@@ -166,11 +189,6 @@ def _step(family: Family, round_to: int) -> int:
 def portions(size: int, limit: int, step: int) -> list[int]:
     """The numbers of ZIGs that may be gone: the rest is a multiple of ``step``."""
     return [0, *(gone for gone in range(size % step or step, limit + 1, step))]
-
-
-def sets_of(uniform: Uniform) -> tuple[tuple[str, ...], ...]:
-    """The globs of ``uniform`` as a user gives them: each alone, or several that stand for one set of families."""
-    return tuple(map(patterns_in, (uniform,) if isinstance(uniform, str) else uniform))
 
 
 def check_patterns(option: str, patterns: Iterable[str], families: Sequence[Family]) -> None:

@@ -18,7 +18,8 @@ __all__ = ["CRITERIA", "MEANS", "Criterion", "ZIGStatistics", "criterion"]
 class ZIGStatistics:
     """What is known of one family's ZIGs: means over the observed mini-batches, float tensors of shape ``(zigs,)``.
 
-    x are a ZIG's variables and g their gradient; of a loss that is maximised, g is its negative.
+    x are a ZIG's variables and g their gradient; of a loss that is maximised, g is its negative. ``HESSO`` scores its
+    base's step instead: there g is the direction in which the base goes, momentum and weight decay included.
 
     Attributes:
         square: ‖x‖².
@@ -105,10 +106,24 @@ def taylor2(zigs: Sequence[ZIGStatistics]) -> list[Tensor]:
 
 
 def hesso(zigs: Sequence[ZIGStatistics]) -> list[Tensor]:
-    """Minus the mean of ‖x‖, ‖x‖/√size, cos(x, −g), |⟨x, g⟩| and ½⟨x, g⟩², each over its L2 norm."""
-    norms = _normalised([family.norm for family in zigs])
+    """The score of HESSO's authors: minus the mean of ‖x‖, ‖x‖/size, cos(x, g) + 1, |⟨x, g⟩| and ½⟨x, g⟩².
+
+    Each is divided by its L2 norm over all ZIGs.
+    """
+    means = _normalised([family.norm / family.size for family in zigs])
+    cosines = _normalised([family.cosine + 1 for family in zigs])
+    return _five_scores(zigs, means, cosines)
+
+
+def blend(zigs: Sequence[ZIGStatistics]) -> list[Tensor]:
+    """As ``hesso``, but with cos(x, −g), large where a descent step makes ‖x‖ larger, and with ‖x‖/√size."""
     means = _normalised([family.norm / family.size**0.5 for family in zigs])
     cosines = _normalised([-family.cosine for family in zigs])
+    return _five_scores(zigs, means, cosines)
+
+
+def _five_scores(zigs: Sequence[ZIGStatistics], means: list[Tensor], cosines: list[Tensor]) -> list[Tensor]:
+    norms = _normalised([family.norm for family in zigs])
     first = _normalised([family.dot_abs for family in zigs])
     second = _normalised([family.dot_square / 2 for family in zigs])
     return [-score for score in _mean(norms, means, cosines, first, second)]
@@ -120,6 +135,7 @@ CRITERIA: Mapping[str, Criterion] = {
     "taylor1": taylor1,
     "taylor2": taylor2,
     "hesso": hesso,
+    "blend": blend,
 }
 
 

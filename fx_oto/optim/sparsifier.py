@@ -22,13 +22,14 @@ from fx_oto.core.progress import StepsBar
 from fx_oto.core.tables import counted
 from fx_oto.framework.trajectory import Trajectory
 from fx_oto.optim import checks
+from fx_oto.optim.allocation import Allocation, check_allocation
 from fx_oto.optim.choice import Choice
-from fx_oto.optim.limits import Limits, PerFamily, Uniform, sets_of
+from fx_oto.optim.limits import Limits, PerFamily, Rules, Uniform
 from fx_oto.optim.ranks import of_first_rank
 from fx_oto.optim.rows import Rows
-from fx_oto.optim.saliency import Criterion, criterion
+from fx_oto.optim.saliency import Criterion, ZIGStatistics, criterion
 from fx_oto.optim.schedule import Period, Schedule
-from fx_oto.optim.targets import find_target, in_words
+from fx_oto.optim.targets import find_target, fractions, in_words, reached
 from fx_oto.zigs.partition import partition
 
 __all__ = ["GroupSparseOptimizer"]
@@ -64,6 +65,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
     _PERIODS: int
     _SALIENCY: str
     _BATCHES: int
+    _ALLOCATION: str
     __signature__: ClassVar[inspect.Signature]
 
     def __init__(  # noqa: PLR0913 - an optimizer's settings are keyword arguments by custom
@@ -81,7 +83,8 @@ class GroupSparseOptimizer(Optimizer, ABC):
         periods: int | None = None,
         saliency: str | Criterion | None = None,
         saliency_batches: int | None = None,
-        min_kept: PerFamily | None = None,
+        allocation: Allocation | None = None,
+        min_kept: PerFamily = 1,
         max_group_sparsity: PerFamily = 1.0,
         round_to: int = 1,
         uniform: Uniform = (),
@@ -119,8 +122,16 @@ class GroupSparseOptimizer(Optimizer, ABC):
                 price.depth(frozenset())  # found once, and not in the middle of a step
         families = self.zigs.families
         score = criterion(self._SALIENCY if saliency is None else saliency)
-        given = (min_kept, max_group_sparsity, round_to, sets_of(uniform))
-        self._choice = Choice(gm, self.zigs, self.target, score, unprunable, prune_frozen, given)
+        shares = check_allocation(self._ALLOCATION if allocation is None else allocation)
+        rules = Rules.of(
+            min_kept=min_kept,
+            max_group_sparsity=max_group_sparsity,
+            round_to=round_to,
+            uniform=uniform,
+            unprunable=unprunable,
+            prune_frozen=prune_frozen,
+        )
+        self._choice = Choice(gm, self.zigs, self.target, score, shares, rules)
         alone = self._choice.alone
         self.base = checks.build_base(base, gm, base_kwargs)
         checks.check_covered(gm, [family for family, keep in zip(families, alone, strict=True) if not keep], self.base)
@@ -163,11 +174,20 @@ class GroupSparseOptimizer(Optimizer, ABC):
     def begin(self, rows: Rows, period: Period) -> None:
         """Called when the ZIGs of a ``period`` have been made active in ``rows``."""
 
+    def left_after(self, period: Period) -> float:
+        """The fraction of the target's quantity that is to be left when a ``period`` ends."""
+        return self.target.part_way(period.done)
+
+    def statistics(self) -> list[ZIGStatistics]:
+        """What the present mini-batch says of the ZIGs of each family: here, by the gradients."""
+        sign = {id(p): -1.0 for group in self.param_groups for p in group["params"] if group.get("maximize")}
+        return self._rows.statistics(sign)
+
     # -- what users read -------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
         """The target, the window, what is reached, then the base optimizer's groups."""
-        window, left = self.schedule, self._left(self._removed())
+        window, left = self.schedule, fractions(self.zigs, self._removed())
         lines = [
             f"{type(self).__name__} over {type(self.base).__name__} (",
             f"    target: {self.trajectory.asked}",
@@ -191,24 +211,13 @@ class GroupSparseOptimizer(Optimizer, ABC):
 
         Of a sharded model those count that this optimizer has made zero, so that any process may ask alone.
         """
-        removed = self._removed()
-        found = self._left(removed)
-        if self.target.name not in found:
-            found[self.target.name] = self.target.fraction(removed)
-        return found
+        return reached(self.target, self.zigs, self._removed())
 
     def _removed(self) -> Tensor:
         """How many ZIGs of each family are zero, or known to be."""
         if self._rows.sharded:
             return torch.tensor([len(gone) for gone in self._rows.gone])
         return self.zigs.removed()
-
-    def _left(self, removed: Tensor) -> dict[str, float]:
-        return {
-            "group sparsity": float(removed.sum()) / self.zigs.num_zigs,
-            "params": self.zigs.params.left(removed) / self.zigs.params.total,
-            "macs": self.zigs.macs.left(removed) / (self.zigs.macs.total or 1),
-        }
 
     def note_loss(self, loss: Tensor | float) -> None:
         """Keep the ``loss`` of the coming step for ``report``; not needed if ``step`` is given a closure.
@@ -280,15 +289,13 @@ class GroupSparseOptimizer(Optimizer, ABC):
             self._idle = {name: p for name, p in self._idle.items() if p.grad is None and p.requires_grad}
             self._choice.look_for_frozen(now, self.schedule.start)
         if self.schedule.observes(now, self.saliency_batches):
-            self._choice.observe(self._rows, self.param_groups)
+            self._choice.observe(self.statistics())
         period = self.schedule.period(now)
         if period is None:
             self.base.step()
         else:
             if now == period.start or self._choice.waits:
-                late = 2 * now >= self.schedule.start + self.schedule.end
-                if self._choice.make(self._rows, self.param_groups, period.done, now, late):
-                    self.begin(self._rows, period)
+                self._choose(period, now)
             if now == self.schedule.start:
                 checks.warn_of_idle(self._idle, sum(p.requires_grad for p in self._gm.parameters()))
             self.prune(self._rows, period, now)
@@ -297,6 +304,13 @@ class GroupSparseOptimizer(Optimizer, ABC):
             self._rows.retire(self.base, torch.ones(self._rows.count, dtype=torch.bool))
         self._close_step(now, period)
         return loss
+
+    def _choose(self, period: Period, now: int) -> None:
+        if not self._choice.observed:
+            self._choice.observe(self.statistics())
+        late = 2 * now >= self.schedule.start + self.schedule.end
+        if self._choice.make(self._rows, self.left_after(period), now, late):
+            self.begin(self._rows, period)
 
     def _attach(self) -> None:
         """Make this training the one that the GraphModule's report shows."""
@@ -319,8 +333,8 @@ class GroupSparseOptimizer(Optimizer, ABC):
             )
         self._loss = None
         if period is not None and self._steps == self.schedule.end:
-            reached = of_first_rank(self.reached)
-            self.trajectory.reached = ", ".join(in_words(name, value) for name, value in reached.items())
+            found = of_first_rank(self.reached)
+            self.trajectory.reached = ", ".join(in_words(name, value) for name, value in found.items())
 
     # -- what torch's tools need -----------------------------------------------------------------------
 

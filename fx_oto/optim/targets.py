@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,11 +11,11 @@ from torch.fx import GraphModule
 
 from fx_oto.core.errors import SettingsError
 from fx_oto.optim.latency import Latency
-from fx_oto.optim.limits import Limits, PerFamily, Uniform
+from fx_oto.optim.limits import Limits, Rules
 from fx_oto.zigs.partition import Partition
 from fx_oto.zigs.prices import Price, Quantity
 
-__all__ = ["Target", "find_target", "in_words", "limits_for"]
+__all__ = ["Target", "find_target", "fractions", "in_words", "limits_for", "reached"]
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,6 @@ class Target:
     name: str
     left: float
     quantity: Quantity
-
-    @property
-    def uniform(self) -> float:
-        """The fraction of its width that each family would keep if all kept the same: costs are products of widths."""
-        return self.left if self.name == "group sparsity" else math.sqrt(self.left)
 
     def part_way(self, fraction: float) -> float:
         """The fraction to be left when this fraction of the way is done."""
@@ -54,6 +48,21 @@ class Target:
 def in_words(name: str, value: float) -> str:
     """A group sparsity, or what is left of a quantity, as users read it."""
     return f"{name} {value:.4f}" if name == "group sparsity" else f"{name} left {value:.4f}"
+
+
+def fractions(zigs: Partition, removed: Tensor) -> dict[str, float]:
+    """Group sparsity, and the fractions of params and MACs that are left without ``removed[i]`` ZIGs of family i."""
+    return {
+        "group sparsity": float(removed.sum()) / zigs.num_zigs,
+        "params": zigs.params.left(removed) / zigs.params.total,
+        "macs": zigs.macs.left(removed) / (zigs.macs.total or 1),
+    }
+
+
+def reached(target: Target, zigs: Partition, removed: Tensor) -> dict[str, float]:
+    """The same, and what was asked, if that is something else."""
+    found = fractions(zigs, removed)
+    return found if target.name in found else {**found, target.name: target.fraction(removed)}
 
 
 def find_target(
@@ -85,22 +94,12 @@ def _option(name: str) -> str:
     return f"target_{name.replace(' ', '_')}"
 
 
-def limits_for(
-    target: Target,
-    zigs: Partition,
-    alone: Sequence[bool],
-    min_kept: PerFamily | None,
-    max_group_sparsity: PerFamily,
-    round_to: int,
-    uniform: Uniform,
-    must: bool = True,
-) -> Limits:
-    """The limits, within which the target must be, unless told; the default minimum gives way where it is not."""
-    for least in (target.uniform / 2, 1) if min_kept is None else (min_kept,):
-        limits = Limits.of(zigs.families, alone, least, max_group_sparsity, round_to, uniform, zigs.depth)
-        reachable = target.fraction(torch.tensor(limits.most))
-        if reachable <= target.left + 1e-9:
-            return limits
+def limits_for(target: Target, zigs: Partition, alone: Sequence[bool], rules: Rules, must: bool = True) -> Limits:
+    """The limits, within which the target must be, unless told."""
+    limits = Limits.of(zigs.families, alone, rules, zigs.depth)
+    reachable = target.fraction(torch.tensor(limits.most))
+    if reachable <= target.left + 1e-9:
+        return limits
     if not must:
         return limits
     asked = 1 - target.left if target.name == "group sparsity" else target.left

@@ -246,8 +246,8 @@ def _nothing_zero(gm: GraphModule, zigs: Partition) -> str:
             "print(fx_oto.partition(gm).explain()) shows what ties its channels together"
         )
     remedy = (
-        "train with fx_oto.DHSPG(gm, …) until its target is reached, pass train=… to compress, or try "
-        "fx_oto.partition(gm).zero_(0.5)"
+        "train with fx_oto.DHSPG(gm, …) until its target is reached, pass train=… to compress, or set the smallest to "
+        "zero at once, to train afterwards: fx_oto.prune(gm, target_macs=0.5)"
     )
     found = "" if training is None else training.revived(zigs.zeros()) or training.unfinished
     return f"none of the {zigs.num_zigs} ZIGs is zero, so there is nothing to cut: {found or remedy}"
