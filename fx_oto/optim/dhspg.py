@@ -22,8 +22,8 @@ from fx_oto.optim.sparsifier import GroupSparseOptimizer
 __all__ = ["DHSPG", "Dual", "Moments", "dual_step"]
 
 _STRIDES, _LONGEST_STRIDE = 200, 16
-_PACE = 0.4  # of a period: in so much of it λ brings a ZIG of mean norm to zero
-_SMALL = 0.1  # of the mean norm: a ZIG that has become so small is projected
+_PACE = 0.4  # of a period: in so much of it λ brings a ZIG of its family's mean norm to zero
+_SMALL = 0.2  # of the mean norm: a ZIG that has become so small is projected
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Dual:
 
 
 def dual_step(
-    moments: Moments, lam: Tensor | float, amplify: float, hat: float, epsilon: float, small: float = 0.0
+    moments: Moments, lam: Tensor | float, amplify: float, hat: float, epsilon: float, small: Tensor | float = 0.0
 ) -> Dual:
     """The dual update of redundant ZIGs, from inner products only.
 
@@ -156,14 +156,14 @@ class DHSPG(GroupSparseOptimizer):
         progress: True shows a bar of the training's steps on stderr, with the group sparsity; None a bar of
             measurements of latency alone, and only where stderr is a terminal or in a notebook; False none. Twenty
             lines of a training go to the logger ``fx_oto`` at level INFO in any case.
-        lam: λ > 0, in units of the gradient norm; None: such that a ZIG of the redundant ones' mean norm would reach
-            zero in two fifths of the period (time to zero ≈ ‖x‖/(αλ) steps), at whatever learning rate α the schedule
-            gives.
+        lam: λ > 0, in units of the gradient norm; None: for each family such that a ZIG of its redundant ones' mean
+            norm would reach zero in two fifths of the period (time to zero ≈ ‖x‖/(αλ) steps), at whatever learning rate
+            α the schedule gives.
         amplify: factor on the lower bound of λ_g, > 1 (2).
         hat: factor on λ, > 1: the largest λ_g that amplification may reach (10).
         epsilon: half-space parameter ε in [0, 1); the larger, the sooner ZIGs are projected. None: such that λ projects
-            a ZIG once a tenth of the mean norm is left of it: 1 − 25 · stride/steps of the period, or 0 in shorter ones
-            (0.875 in windows of 200 to 3,200 steps; the authors' recipes give 0.9 to 0.95).
+            a ZIG once a fifth of that mean norm is left of it: 1 − 12.5 · stride/steps of the period, or 0 in periods
+            that are shorter than that (0.94 in one of 200 steps; the authors' recipes give 0.9 to 0.95).
         stride: the dual step is taken every so many steps; the base's steps in between count as one, with x̂ at their
             end, and λ counts as often. None: a two-hundredth of the window, at least 1 and at most 16, for a dual step
             costs as much as some steps of the base, and reads one flag for each ZIG from the device.
@@ -187,7 +187,7 @@ class DHSPG(GroupSparseOptimizer):
 
     _END_AT = 0.6
     _PERIODS = 1
-    _SALIENCY = "otov2"
+    _SALIENCY = "magnitude"
     _BATCHES = 20
     _ALLOCATION = "uniform"
 
@@ -212,16 +212,17 @@ class DHSPG(GroupSparseOptimizer):
         _check("stride", stride, stride is None or stride > 0, "at least 1, or None to choose it from the window")
         self.lam, self.amplify, self.hat, self.epsilon = lam, amplify, hat, epsilon
         self.stride = stride
-        self._speed = 0.0
         super().__init__(gm, base, **settings)
+        self._speeds = torch.zeros(len(self.zigs.families), dtype=torch.float64)
 
     def begin(self, rows: Rows, period: Period) -> None:
-        """Find αλ by which an active ZIG of mean norm reaches zero in two fifths of the period."""
+        """For each family, find αλ by which an active ZIG of mean norm reaches zero in two fifths of the period."""
         rows.remember()
         pairs = zip(rows.blocks, rows.before, strict=True)
         squares = rows.sums(1, (block.rows(x).flatten(1).square().sum(1)[None] for block, x in pairs))
-        mean = float(squares.sqrt().mean()) if rows.count else 0.0
-        self._speed = mean / (_PACE * (period.end - period.start))
+        norms = squares[0].sqrt().cpu().double().split([len(mine) for mine in rows.active])
+        means = torch.stack([mine.sum() / max(len(mine), 1) for mine in norms])
+        self._speeds = means / (_PACE * (period.end - period.start))
 
     def prune(self, rows: Rows, period: Period, step: int) -> None:
         """The base's step; at the end of a stride, the dual half-space step of the active ZIGs."""
@@ -252,8 +253,9 @@ class DHSPG(GroupSparseOptimizer):
         }  # of what the base does not hold
         rates |= {id(p): group["lr"] for group in self.param_groups for p in group["params"]}
         moments = _moments(rows, moved, rates)
-        small = _SMALL * _PACE * (period.end - period.start) * self._speed
-        lam, epsilon = self._lambda(moments) * taken, self._epsilon(period)
+        speeds = self._speeds.repeat_interleave(torch.tensor([len(mine) for mine in rows.active])).to(moments.square)
+        small = _SMALL * _PACE * (period.end - period.start) * speeds
+        lam, epsilon = self._lambda(moments, speeds) * taken, self._epsilon(period)
         dual = dual_step(moments, lam, self.amplify, self.hat, epsilon, small)
         shrink = torch.where(dual.project, 0.0, fade * dual.shrink)
         for block, values, step_taken in zip(rows.blocks, rows.before, moved, strict=True):
@@ -267,20 +269,20 @@ class DHSPG(GroupSparseOptimizer):
             )
         rows.retire(self.base, dual.project)
 
-    def _lambda(self, moments: Moments) -> Tensor | float:
+    def _lambda(self, moments: Moments, speeds: Tensor) -> Tensor | float:
         """λ as it was given, or αλ over the mean learning rate, weighted by the variables' squares."""
         if self.lam is not None:
             return self.lam
-        return self._speed * moments.square.sum() / moments.scaled_square.sum().clamp_min(1e-30)
+        return speeds * moments.square.sum() / moments.scaled_square.sum().clamp_min(1e-30)
 
     def own_state(self) -> dict[str, Any]:
-        """αλ of the current period, and inside a stride the active ZIGs as they were when it began.
+        """αλ of the current period by family, and inside a stride the active ZIGs as they were when it began.
 
         Where ``torch.distributed`` is used, there is a place for them at any step: its checkpoints fill what is there.
         """
         window = Period(0, -(-(self.schedule.end - self.schedule.start) // self.schedule.periods), 1.0)
         wanted = self._inside() or (is_distributed() and self._stride(window) > 1)
-        return {"speed": self._speed, "before": self._rows.before_by_name() if wanted else {}}
+        return {"speeds": self._speeds, "before": self._rows.before_by_name() if wanted else {}}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Take up ``state``, what ``own_state()`` has returned.
@@ -288,7 +290,7 @@ class DHSPG(GroupSparseOptimizer):
         Raises:
             SettingsError: it was saved inside a stride, by a process that did not know that it holds a part only.
         """
-        self._speed = state["speed"]
+        self._speeds = state["speeds"].cpu().double()
         if self._inside():
             if not state["before"]:
                 raise SettingsError(

@@ -109,6 +109,10 @@ def prune(  # noqa: PLR0913 - the settings of an optimizer
     rows = Rows(gm, zigs.families, [zero.nonzero().flatten() for zero in zigs.zeros()])
     for statistics in _observed(rows, gm, batches, loss) if loss is not None else [rows.statistics({})]:
         choice.observe(statistics)
+    if not choice.observed:
+        raise SettingsError(
+            "data held no batch, so there are no gradients to score: give a list of batches, or a loader"
+        )
     choice.make(rows, target.left, 0, late=True, graded=graded)
     for i, chosen in enumerate(rows.active):
         zigs.zero_zigs_(i, chosen)

@@ -53,7 +53,7 @@ def test_a_target_is_reached_by_whole_blocks(optimizer, target):
     ends = {"unprunable": ["stem"], **WINDOW, target: 0.25}
     with pytest.raises(fx_oto.SettingsError, match="cannot be reached"):  # with one unit left of each block
         getattr(fx_oto, optimizer)(gm, **{**ends, target: 0.15}, min_kept=1)
-    opt = getattr(fx_oto, optimizer)(gm, **ends, min_kept={"blocks": 0}, saliency="magnitude")
+    opt = getattr(fx_oto, optimizer)(gm, **ends, min_kept={"blocks": 0}, allocation="global", saliency="magnitude")
     train(gm, opt)
     small = fx_oto.compress(gm)
     dropped = fx_oto.Context.of(small).get(fx_oto.DroppedBranches)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from statistics import mean
 
 import pytest
 import torch
 import torch.nn.functional as F
 from support.training import BASES, IMAGE, batches, make_net, prepared, train
+from torch import nn
 
 import fx_oto
 from fx_oto.optim.dhspg import Moments, dual_step
@@ -19,7 +21,7 @@ def moments_of(x, d, rate=0.1):
     return Moments(square, dot, d.square().sum(1), rate * dot, rate * square)
 
 
-def reference_step(x, after, rate, lam, amplify, hat, epsilon):
+def reference_step(x, after, rate, lam, amplify, hat, epsilon, small=0.0):
     """One ZIG, as plain lists of numbers, from the formulas of the docstring."""
     gradient = [(a - b) / rate for a, b in zip(x, after, strict=True)]
     norm = math.sqrt(sum(a * a for a in x))
@@ -32,12 +34,18 @@ def reference_step(x, after, rate, lam, amplify, hat, epsilon):
         lower = -dot / norm
         upper = -sum(g * g for g in gradient) * norm / dot
         lam_g = max(lam, min(amplify * lower, hat * lam))
-        if not lower < lam_g < upper:
+        if norm < small:
+            lam_g = max(lam_g, amplify * lower) if lam_g <= lower else lam_g
+        elif not lower < lam_g < upper:
             lam_g = (lower + upper) / 2
     trial = [b - rate * lam_g * a / norm for a, b in zip(x, after, strict=True)]
     if sum(t * a for t, a in zip(trial, x, strict=True)) < epsilon * norm * norm:
         return [0.0] * len(x)
     return trial
+
+
+def entries_of(family, zig):
+    return [(slot.tensor, slot.dim, index) for slot in family.variables for index in slot.index[zig].tolist()]
 
 
 def read(entries, tensors):
@@ -74,7 +82,7 @@ def test_a_hundred_steps_equal_the_reference(name, epsilon, stride):
     plain = base(twin.parameters(), **options)
     tensors = dict(twin.named_parameters())
     families = fx_oto.partition(twin).families
-    chosen, zero = [], set()
+    zero = set()
     for step, (image, label) in enumerate(batches(100)):
         if step % stride == 0:
             before = {key: value.detach().clone() for key, value in tensors.items()}
@@ -85,10 +93,12 @@ def test_a_hundred_steps_equal_the_reference(name, epsilon, stride):
         if step == 0:
             phases = optimizer.state_dict()["param_groups"][0]["zigs"]["phases"]
             chosen = [(i, zig) for i, phase in enumerate(phases) for zig in phase.nonzero().flatten().tolist()]
-        for i, zig in chosen:
-            entries = [(s.tensor, s.dim, index) for s in families[i].variables for index in s.index[zig].tolist()]
+            mine = {one: entries_of(families[one[0]], one[1]) for one in chosen}
+            norms = {one: math.hypot(*read(entries, before)) for one, entries in mine.items()}
+            small = [0.2 * mean(norms[one] for one in chosen if one[0] == i) for i in range(len(families))]
+        for (i, zig), entries in mine.items():
             if (i, zig) not in zero and (step + 1) % stride == 0:
-                scaled = settings | {"lam": stride * settings["lam"]}
+                scaled = settings | {"lam": stride * settings["lam"], "small": small[i]}
                 new = reference_step(read(entries, before), read(entries, tensors), options["lr"], **scaled)
                 write(entries, tensors, new)
                 if not any(new):
@@ -188,6 +198,61 @@ def test_projection_fires_exactly_where_it_was_derived_to(epsilon):
     assert not fires.all()
 
 
+def test_a_small_group_is_not_held_up_by_f():
+    """Where x and d are antiparallel, as near zero before a normalization, the bounds meet; below ``small`` none is."""
+    x = torch.randn(50, 4, dtype=torch.float64)
+    moments = moments_of(x, -3 * x)
+    shrinks = [dual_step(moments, 1e-3, 2.0, 10.0, 0.0, small).shrink for small in (0.0, 100.0)]
+    torch.testing.assert_close(shrinks[0], torch.full((50,), 3.0, dtype=torch.float64))  # as much as f pushes outwards
+    torch.testing.assert_close(shrinks[1], torch.full((50,), 6.0, dtype=torch.float64))
+
+
+class Attention(nn.Module):
+    """A patch embedding, a transformer layer and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(3, 32, 2, 2), nn.Linear(32, 5)
+        self.layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+
+    def forward(self, x):
+        return self.head(self.layer(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+NETS = {
+    "batch norm, SGD": (make_net, *BASES["SGD"]),
+    "batch norm, AdamW": (make_net, *BASES["AdamW"]),
+    "no norm, SGD": (lambda: mlp(nn.Identity), torch.optim.SGD, {"lr": 0.05, "momentum": 0.9}),
+    "layer norm, Adam": (lambda: mlp(lambda: nn.LayerNorm(48)), torch.optim.Adam, {"lr": 2e-3}),
+    "attention, AdamW": (lambda: Attention().double(), torch.optim.AdamW, {"lr": 2e-3}),
+}
+
+
+def mlp(norm):
+    torch.manual_seed(0)
+    widths = zip((192, 48), (48, 48), strict=True)
+    layers = [layer for i, o in widths for layer in (nn.Linear(i, o), norm(), nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(48, 5)).double()
+
+
+@pytest.mark.parametrize("steps", [100, 800])
+@pytest.mark.parametrize("name", NETS)
+def test_half_of_the_redundant_groups_are_projected_by_the_middle_of_the_window(name, steps):
+    """By the half-space step alone: the fade that brings the rest to zero begins there."""
+    if steps > 100 and name != "batch norm, SGD":
+        pytest.skip("strides are tried on one network")
+    make, base, options = NETS[name]
+    gm = fx_oto.prepare(make(), IMAGE)
+    optimizer = fx_oto.DHSPG(gm, base, target_group_sparsity=0.6, start_step=20, end_step=20 + steps, **options)
+    train(gm, optimizer, 20 + steps // 4)
+    early = optimizer.group_sparsity
+    train(gm, optimizer, steps // 4, seed=2)
+    assert early < 0.15
+    assert optimizer.group_sparsity > 0.3
+    train(gm, optimizer, steps // 2, seed=3)
+    assert optimizer.group_sparsity == math.ceil(0.6 * optimizer.zigs.num_zigs) / optimizer.zigs.num_zigs
+
+
 @pytest.mark.parametrize("periods", [1, 3])
 @pytest.mark.parametrize("kind", [fx_oto.DHSPG, fx_oto.HESSO])
 @pytest.mark.parametrize("name", BASES)
@@ -204,17 +269,18 @@ def test_training_the_model_or_the_graph_gives_the_same_zeros(name, kind, period
     torch.testing.assert_close(ends[0][1], ends[1][1], rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("small", [0.0, 1.2])
 @pytest.mark.parametrize("lam", [1e-3, 0.3, 5.0])
 @pytest.mark.parametrize(("amplify", "hat", "epsilon"), [(2.0, 10.0, 0.0), (1.1, 1.5, 0.6), (50.0, 30.0, 0.95)])
-def test_a_dual_step_is_that_of_the_formulas(lam, amplify, hat, epsilon):
+def test_a_dual_step_is_that_of_the_formulas(lam, amplify, hat, epsilon, small):
     """Of every kind: both goals agree, they disagree, λ is outside of its bounds, the group is zero, x and d oppose."""
     torch.manual_seed(0)
     x, d, rate = torch.randn(300, 3).double(), torch.randn(300, 3).double(), 0.1
     x[0], d[1], d[2] = 0, -x[1], -0.99 * x[2] + 1e-3
-    dual = dual_step(moments_of(x, d, rate), lam, amplify, hat, epsilon)
+    dual = dual_step(moments_of(x, d, rate), lam, amplify, hat, epsilon, small)
     after = x - rate * d
     trial = torch.where(dual.project[:, None], 0.0, after - rate * dual.shrink[:, None] * x)
-    numbers = (rate, lam, amplify, hat, epsilon)
+    numbers = (rate, lam, amplify, hat, epsilon, small)
     expected = [reference_step(a, b, *numbers) for a, b in zip(x.tolist(), after.tolist(), strict=True)]
     torch.testing.assert_close(trial, torch.tensor(expected, dtype=torch.float64))
     assert 0 < dual.project.sum() < 300

@@ -78,7 +78,8 @@ def test_scores_are_their_formulas():
         "magnitude": -norm / size.sqrt(),
         "taylor1": -dot.abs(),
         "taylor2": -dot.square(),
-        "hesso": -(n(norm) + n(norm / size.sqrt()) + n(-cosine) + n(dot.abs()) + n(dot.square() / 2)) / 5,
+        "hesso": -(n(norm) + n(norm / size) + n(cosine + 1) + n(dot.abs()) + n(dot.square() / 2)) / 5,
+        "blend": -(n(norm) + n(norm / size.sqrt()) + n(-cosine) + n(dot.abs()) + n(dot.square() / 2)) / 5,
     }
     assert expected.keys() == CRITERIA.keys()
     for name, score in expected.items():

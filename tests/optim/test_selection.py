@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fx_oto.optim.limits import Limits, portions
-from fx_oto.optim.selection import select
+from fx_oto.optim.selection import ranked, select
 from fx_oto.optim.targets import Target
 
 
@@ -24,6 +24,11 @@ class Count:
 
     def _count(self, sizes):
         return sum(size * weight for size, weight in zip(sizes, self.weights, strict=True))
+
+
+def by_score(scores, limits, target, left, gone=()):
+    order = ranked(scores, gone)
+    return select(order, [one.scores for one in order], limits, target, left)
 
 
 def slowly(scores, limits, target, left, gone):
@@ -55,19 +60,19 @@ def test_the_fewest_are_chosen_by_which_the_target_is_met(steps, most, settled):
         scores = [torch.randn(size, generator=generator) for size in sizes]
         gone = [torch.arange(1, 1 + min(settled, cap)) for cap in limits.most]
         gone = [part if step == 1 else part[:0] for part, step in zip(gone, steps, strict=True)]
-        chosen = [part.tolist() for part in select(scores, limits, target, left, gone)]
+        chosen = [part.tolist() for part in by_score(scores, limits, target, left, gone)]
         assert chosen == slowly(scores, limits, target, left, gone)
 
 
 def test_scores_that_are_equal_go_in_their_order():
     target, limits = Target("params", 0.5, Count((4, 4), (1, 1))), Limits((3, 3), (1, 1))
-    chosen = select([torch.zeros(4), torch.zeros(4)], limits, target, 0.5)
+    chosen = by_score([torch.zeros(4), torch.zeros(4)], limits, target, 0.5)
     assert [part.tolist() for part in chosen] == [[0, 1, 2], [0]]
 
 
 def test_a_target_that_is_met_by_a_hair_asks_for_no_more():
     target, limits = Target("params", 0.9, Count((10,), (0.1,))), Limits((9,), (1,))
-    assert [len(select([torch.arange(10.0)], limits, target, 1 - gone / 10)[0]) for gone in range(10)] == [*range(10)]
+    assert [len(by_score([torch.arange(10.0)], limits, target, 1 - gone / 10)[0]) for gone in range(10)] == [*range(10)]
 
 
 def test_families_that_are_alike_lose_as_many():
@@ -77,7 +82,7 @@ def test_families_that_are_alike_lose_as_many():
     for left in (0.9, 0.6, 0.3, 0.0):
         scores = [torch.randn(size, generator=generator) for size in (12, 8, 12, 8, 5)]
         gone = [part[:settled] for part, settled in zip(map(torch.argsort, scores), (2, 0, 0, 1, 1), strict=True)]
-        chosen = select(scores, limits, target, left, gone)
+        chosen = by_score(scores, limits, target, left, gone)
         counts = [len(part) for part in chosen]
         assert counts[0] == counts[2] >= 2
         assert counts[1] == counts[3] >= 1
@@ -89,5 +94,9 @@ def test_of_families_that_are_alike_the_mean_of_equal_ranks_decides():
     target = Target("params", 0.9, Count((3, 3, 3), (1, 1, 1)))
     scores = [torch.tensor([0.0, 9.0, 1.0]), torch.tensor([2.0, 0.0, 1.0]), torch.tensor([5.0, 5.4, 5.6])]
     limits = Limits((2, 2, 2), (1, 1, 1), ((0, 1),))
-    assert [part.tolist() for part in select(scores, limits, target, 8 / 9)] == [[], [], [2]]  # 5.6 before (9 + 2) / 2
-    assert [part.tolist() for part in select(scores, limits, target, 6 / 9)] == [[1], [0], [2]]
+    assert [part.tolist() for part in by_score(scores, limits, target, 8 / 9)] == [
+        [],
+        [],
+        [2],
+    ]  # 5.6 before (9 + 2) / 2
+    assert [part.tolist() for part in by_score(scores, limits, target, 6 / 9)] == [[1], [0], [2]]

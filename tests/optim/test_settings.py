@@ -37,7 +37,7 @@ import fx_oto
         ({"lam": 0.0}, r"lam must be above 0, .*; found 0.0"),
         ({"amplify": 1.0}, r"amplify must be above 1; found 1.0"),
         ({"hat": 1.0}, r"hat must be above 1; found 1.0"),
-        ({"epsilon": -0.1}, r"epsilon must be in \[0, 1\); found -0.1"),
+        ({"epsilon": -0.1}, r"epsilon must be in \[0, 1\), or None to choose it from the window; found -0.1"),
         ({"stride": 0}, r"stride must be at least 1, .*; found 0"),
         ({"saliency_batches": 0}, r"saliency_batches must be at least 1, found 0"),
         ({"min_kept": 1.0}, r"min_kept must be a count \(int\) or a fraction in \[0, 1\) \(float\), found 1.0"),

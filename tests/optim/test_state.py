@@ -75,7 +75,7 @@ def test_resuming_is_bit_for_bit_the_run_that_was_not_stopped(base, optimizer, s
     assert_equal(whole[0], second[0])
     assert whole[1].trajectory.rows() == second[1].trajectory.rows()
     assert whole[1].trajectory.reached == second[1].trajectory.reached != ""
-    assert whole[1].group_sparsity == pytest.approx(20 / 32)
+    assert whole[1].group_sparsity == (19 if optimizer == "HESSO" else 20) / 32  # its authors round down
 
 
 def test_resuming_in_a_fresh_process(tmp_path):
