@@ -81,10 +81,45 @@ class PaddedUnets(StackedUnets):
         return super().forward(F.pad(x, (2, 2, 2, 2)))
 
 
+class ViT(nn.Module):
+    """Patches of 4 × 4 pixels, three pre-norm layers of four heads, and mean pooling."""
+
+    def __init__(self, width, layers=3, heads=4):
+        super().__init__()
+        self.patches, self.places = nn.Conv2d(1, width, 4, 4), nn.Parameter(0.02 * torch.randn(1, 49, width))
+        self.layers = nn.ModuleList(Layer(width, heads) for _ in range(layers))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2) + self.places
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(self.norm(x).mean(1))
+
+
+class Layer(nn.Module):
+    """Self-attention and an MLP of twice the width, each behind a norm and beside a shortcut."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x):
+        batch, tokens, _ = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, -1)
+        x = x + self.out(attended)
+        return x + self.mlp(self.norm2(x))
+
+
 NETWORKS = {
     "vgg": lambda scale: VGG(32 * scale),
     "resnet": lambda scale: ResNet(32 * scale),
     "densenet": lambda scale: DenseNet(16 * scale),
     "unets": PaddedUnets,
     "demonet": lambda scale: DemoNet(width=16 * scale, inputs=1),
+    "vit": lambda scale: ViT(64 * scale),
 }

@@ -215,14 +215,14 @@ def test_help_shows_every_argument():
 def test_a_training_that_ends_before_the_pruning_window_is_announced():
     gm = prepared()
     optimizer = fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.05, target_group_sparsity=0.5, total_steps=100, periods=2)
-    early = r"has taken 0 steps, but its pruning window ends at step 60 \(total_steps=100\), so its target"
+    early = r"has taken 0 steps, but its pruning window ends at step 40 \(total_steps=100\), so its target"
     with pytest.raises(fx_oto.NothingToCompressError, match=r"none of the \d+ ZIGs is zero.*: the optimizer " + early):
         fx_oto.compress(gm)
-    train(gm, optimizer, 40)
+    train(gm, optimizer, 25)
     zero = optimizer.group_sparsity
     assert 0 < zero < 0.5
     warned = (
-        r"the optimizer has taken 40 steps, .* ends at step 60 \(total_steps=100\), so its target \(group sparsity "
+        r"the optimizer has taken 25 steps, .* ends at step 40 \(total_steps=100\), so its target \(group sparsity "
         rf"0\.5000\) is not reached: is total_steps the number of .* Now the group sparsity is {zero:.4f}"
     )
     with pytest.warns(fx_oto.FxOtoWarning, match=warned):
