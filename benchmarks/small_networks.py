@@ -116,10 +116,10 @@ class Layer(nn.Module):
 
 
 NETWORKS = {
-    "vgg": lambda scale: VGG(32 * scale),
     "resnet": lambda scale: ResNet(32 * scale),
+    "vit": lambda scale: ViT(64 * scale),
     "densenet": lambda scale: DenseNet(16 * scale),
     "unets": PaddedUnets,
+    "vgg": lambda scale: VGG(32 * scale),
     "demonet": lambda scale: DemoNet(width=16 * scale, inputs=1),
-    "vit": lambda scale: ViT(64 * scale),
 }

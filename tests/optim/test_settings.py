@@ -354,7 +354,7 @@ def test_the_repr_tells_target_window_and_what_is_reached():
     assert head == [
         "DHSPG over AdamW (",
         "    target: macs left 0.5000",
-        "    window: steps 10 to 60, 1 period",
+        "    window: steps 10 to 40, 1 period",
         "    now: step 0, group sparsity 0.5000, params left 0.5172, macs left 0.5000",
         "Parameter Group 0",
     ]
