@@ -52,7 +52,7 @@ class Recipe:
         schedule: factors on the learning rate.
         epochs: length of the training.
         batch: samples in a step.
-        augmentation: names in ``images``: crop, flip, resized_crop, jitter, randaugment, mixup, smoothing.
+        augmentation: of images with classes: crop, flip, resized_crop, jitter, randaugment, mixup, smoothing.
         optimizer: the name of a class in ``fx_oto``.
         target: group sparsity.
         window: first epoch of the pruning window, and the one by which the target is reached. Theirs has no end; it is
@@ -196,7 +196,6 @@ _CARN = Recipe(
     schedule=Drops((400,), 0.5),
     epochs=600,
     steps=1000,
-    augmentation=("patches",),
     optimizer="HESSO",
     target=0.6,
     window=(60, 120),

@@ -22,8 +22,12 @@ from benchmarks.paper.tasks import SHAPES, Options, missing, spread
 
 __all__ = ["Question", "QuestionAnswering", "exact", "f1", "read"]
 
-_STRIDE, _BEST, _LONGEST, _EVALUATED = 128, 20, 30, 16
+_STRIDE, _BEST, _LONGEST, _EVALUATED, _TOGETHER = 128, 20, 30, 16, 1000
 Batch = tuple[dict[str, Tensor], Tensor]
+Place = tuple[int, int] | None
+# Inputs (windows, tokens), spans of answers (windows, 2), whose question each is, and where tokens of the paragraph
+# begin and end in it; None for all other tokens.
+Windows = tuple[dict[str, Tensor], Tensor, list[int], list[list[Place]]]
 
 
 @dataclass(frozen=True)
@@ -70,15 +74,22 @@ class QuestionAnswering:
         self.tokenizer = _tokenizer(options.weights)
         train, self.questions = read(root / "train-v1.1.json"), read(root / "dev-v1.1.json")
         train = [train[i] for i in spread(len(train), options.subset).tolist()]
-        self.inputs, self.spans, _, _ = self._windows(train)
+        parts = [(inputs, spans) for inputs, spans, _, _ in self.windows(train)]
+        self.inputs = {name: torch.cat([inputs[name] for inputs, _ in parts]) for name in parts[0][0]}
+        self.spans = torch.cat([spans for _, spans in parts])
         self.counts = len(train), len(self.questions)
         self.example = self._move({name: value[:1].expand(2, -1) for name, value in self.inputs.items()})
 
-    def _windows(self, questions: list[Question]) -> tuple[dict[str, Tensor], Tensor, list[int], list[Any]]:
-        """Inputs ``(windows, tokens)``, spans of the answers ``(windows, 2)``, whose question, places of tokens."""
+    def windows(self, questions: list[Question]) -> Iterator[Windows]:
+        """Some questions at a time: places of tokens are many, and kept for those that are being scored only."""
+        for first in range(0, len(questions), _TOGETHER):
+            yield self._windows(questions, first)
+
+    def _windows(self, questions: list[Question], first: int) -> Windows:
+        some = questions[first : first + _TOGETHER]
         found = self.tokenizer(
-            [one.text.strip() for one in questions],
-            [one.paragraph for one in questions],
+            [one.text.strip() for one in some],
+            [one.paragraph for one in some],
             truncation="only_second",
             max_length=self.length,
             stride=_STRIDE,
@@ -87,13 +98,13 @@ class QuestionAnswering:
             padding="max_length",
         )
         owners, places = found.pop("overflow_to_sample_mapping"), found.pop("offset_mapping")
-        inside = []  # where a token of the paragraph stands in it, None for all others
+        inside = []
         for i, one in enumerate(places):
             parts = found.sequence_ids(i)
             inside.append([place if part == 1 else None for place, part in zip(one, parts, strict=True)])
-        spans = [_span(questions[owner], places) for owner, places in zip(owners, inside, strict=True)]
+        spans = [_span(some[owner], places) for owner, places in zip(owners, inside, strict=True)]
         inputs = {name: torch.tensor(value) for name, value in found.items()}
-        return inputs, torch.tensor(spans), owners, inside
+        return inputs, torch.tensor(spans), [first + owner for owner in owners], inside
 
     def _move(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.to(self.device) for name, value in inputs.items()}
@@ -118,19 +129,21 @@ class QuestionAnswering:
     def score(self, model: nn.Module) -> dict[str, float]:
         """Means over the questions, in percent."""
         model.eval()
-        inputs, _, owners, inside = self._windows(self.questions)
-        best: dict[int, tuple[float, str]] = {}
-        for first in range(0, len(owners), _EVALUATED):
-            part = slice(first, first + _EVALUATED)
-            found = model(**self._move({name: value[part] for name, value in inputs.items()}))
-            logits = zip(found["start_logits"].cpu(), found["end_logits"].cpu(), strict=True)
-            for (starts, ends), owner, places in zip(logits, owners[part], inside[part], strict=True):
+        best = [(-float("inf"), "")] * len(self.questions)
+        for inputs, _, owners, inside in self.windows(self.questions):
+            for (starts, ends), owner, places in zip(self._logits(model, inputs), owners, inside, strict=True):
                 value, start, end = _likeliest(starts, ends, places)
-                if value > best.get(owner, (-float("inf"), ""))[0]:
-                    best[owner] = value, self.questions[owner].paragraph[start:end]
-        pairs = [(best.get(i, (0.0, ""))[1], one.answers) for i, one in enumerate(self.questions)]
+                best[owner] = max(best[owner], (value, self.questions[owner].paragraph[start:end]))
+        pairs = [(answer, one.answers) for (_, answer), one in zip(best, self.questions, strict=True)]
         means = {"F1": _mean(f1(*pair) for pair in pairs), "EM": _mean(exact(*pair) for pair in pairs)}
         return {name: round(100 * value, 2) for name, value in means.items()}
+
+    def _logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each window: of beginnings ``(tokens,)`` and of ends."""
+        for first in range(0, len(inputs["input_ids"]), _EVALUATED):
+            part = {name: value[first : first + _EVALUATED] for name, value in inputs.items()}
+            found = model(**self._move(part))
+            yield from zip(found["start_logits"].cpu(), found["end_logits"].cpu(), strict=True)
 
 
 def _tokenizer(folder: Path | None) -> Any:
@@ -142,7 +155,7 @@ def _tokenizer(folder: Path | None) -> Any:
     return transformers().AutoTokenizer.from_pretrained(folder, use_fast=True)
 
 
-def _span(question: Question, places: list[tuple[int, int] | None]) -> tuple[int, int]:
+def _span(question: Question, places: list[Place]) -> tuple[int, int]:
     """First and last token of the answer, or the first token twice where this window has not all of it."""
     start, end = question.start, question.start + len(question.answers[0])
     known = [i for i, place in enumerate(places) if place is not None]
@@ -152,7 +165,7 @@ def _span(question: Question, places: list[tuple[int, int] | None]) -> tuple[int
     return (covered[0], covered[-1]) if covered else (0, 0)
 
 
-def _likeliest(starts: Tensor, ends: Tensor, places: list[tuple[int, int] | None]) -> tuple[float, int, int]:
+def _likeliest(starts: Tensor, ends: Tensor, places: list[Place]) -> tuple[float, int, int]:
     """The best of the spans between the best beginnings and ends: its value, and where it stands in the paragraph."""
     best = (-float("inf"), 0, 0)
     count = min(_BEST, len(starts))
