@@ -230,7 +230,7 @@ _CONVNEXT = Recipe(
     augmentation=("resized_crop", "flip", "randaugment", "mixup", "smoothing"),
     target=0.4,
     window=(30, 180),
-    options={"epsilon": 0.95, "saliency": "otov2"},
+    options={**_DHSPG, "lam": 1e-2, "amplify": 20.0, "hat": 1000.0},  # the authors' defaults for AdamW
 )
 
 

@@ -42,26 +42,18 @@ def rows() -> str:
 
 def results(lines: Iterable[Mapping[str, Any]]) -> str:
     """Every run beside the published numbers of its row."""
-    headers = ("recipe", "model", "epochs", "train / test", "width", "MACs left", "published", "params left")
+    headers = ("recipe", "model", "epochs", "batch", "train / test", "width", "MACs left", "published", "params left")
     headers += ("published", "score", "published", "seed", "where")
     cells = []
     for line in lines:
-        known = Published("") if line["full"] else RECIPES[line["recipe"]].published
-        theirs = RECIPES[line["recipe"]].published.full if line["full"] else known.scores
+        row = RECIPES[line["recipe"]].published
+        known = Published(row.source, row.full) if line["full"] else row
+        what = (line["recipe"], "full" if line["full"] else "pruned", line["epochs"], line["batch"])
+        size = (f"{line['train']:,} / {line['test']:,}", line["width"] or "published")
+        left = ((line["macs"], known.macs), (line["params_folded"], known.params))
+        percents = (_percent(value) for pair in left for value in pair)
         where = f"{line['device']}, {line['precision']}, {line['seconds']} s, {line['date']}"
-        cells.append(
-            (
-                *(line["recipe"], "full" if line["full"] else "pruned", line["epochs"]),
-                *(f"{line['train']:,} / {line['test']:,}", line["width"] or "published"),
-                *(
-                    _percent(line["macs"]),
-                    _percent(known.macs),
-                    _percent(line["params_folded"]),
-                    _percent(known.params),
-                ),
-                *(_scores(line["scores"]), _scores(theirs), line["seed"], where),
-            )
-        )
+        cells.append((*what, *size, *percents, _scores(line["scores"]), _scores(known.scores), line["seed"], where))
     return _table(cells, headers)
 
 

@@ -120,7 +120,7 @@ def test_pruning_is_done_before_the_rate_drops(name):
 
 @pytest.mark.parametrize("name", [n for n, r in RECIPES.items() if r.optimizer == "DHSPG"])
 def test_recipes_do_not_depend_on_defaults(name):
-    assert {"epsilon", "saliency"} <= set(RECIPES[name].options)
+    assert {"epsilon", "lam", "amplify", "hat", "saliency"} <= set(RECIPES[name].options)
 
 
 def test_a_network_that_has_no_width_says_so():
@@ -150,11 +150,16 @@ def test_tables_are_written_between_their_marks(tmp_path):
     path.write_text(text.replace(table.rows(), "old"))
     table.write(table.load(table.RESULTS), path)
     assert path.read_text() == text
-    line = {"recipe": "resnet18-cifar10", "full": False, "epochs": 3, "train": 5, "test": 4, "width": None, "seed": 0}
+
+
+def test_a_result_stands_beside_the_published_one():
+    line = {"recipe": "resnet18-cifar10", "full": False, "epochs": 3, "batch": 2, "train": 5, "test": 4, "width": None}
     line |= {"macs": 21.04, "params_folded": 9.0, "scores": {"top-1": 12.5}, "device": "cpu", "precision": "float32"}
-    line |= {"seconds": 7, "date": "2026-01-01"}
-    cells = [cell.strip() for cell in table.results([line]).splitlines()[-1].strip("|").split("|")]
-    assert cells[:6] == ["resnet18-cifar10", "pruned", "3", "5 / 4", "published", "21.0%"]
-    assert cells[6:11] == ["20.3%", "9.0%", "8.8%", "top-1 12.50", "top-1 92.86"]
-    whole = [cell.strip() for cell in table.results([{**line, "full": True}]).splitlines()[-1].strip("|").split("|")]
-    assert (whole[1], whole[6], whole[8], whole[10]) == ("full", "–", "–", "top-1 93.02")
+    line |= {"seed": 0, "seconds": 7, "date": "2026-01-01"}
+    pruned, full = (
+        [cell.strip() for cell in row.strip("|").split("|")]
+        for row in table.results([line, {**line, "full": True}]).splitlines()[2:]
+    )
+    assert pruned[:6] == ["resnet18-cifar10", "pruned", "3", "2", "5 / 4", "published"]
+    assert pruned[6:12] == ["21.0%", "20.3%", "9.0%", "8.8%", "top-1 12.50", "top-1 92.86"]
+    assert (full[1], full[7], full[9], full[11]) == ("full", "–", "–", "top-1 93.02")
