@@ -22,6 +22,13 @@ from benchmarks.paper.tasks import Options
 from benchmarks.paper.training import Run, carry_out
 
 
+def positive(text: str) -> int:
+    """A number of things."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, found {text}")
+    return value
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
@@ -33,10 +40,10 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--device", default="cpu", help="default: %(default)s")
     made.add_argument("--full", action="store_true", help="without pruning, by the base optimizer alone")
-    made.add_argument("--epochs", type=int, help="instead of the recipe's")
-    made.add_argument("--batch", type=int, help="instead of the recipe's")
-    made.add_argument("--subset", type=int, help="training samples, evenly spaced (default: all)")
-    made.add_argument("--width", type=int, help="channels of the first layer, of networks that have one width")
+    made.add_argument("--epochs", type=positive, help="instead of the recipe's")
+    made.add_argument("--batch", type=positive, help="instead of the recipe's")
+    made.add_argument("--subset", type=positive, help="training samples, evenly spaced (default: all)")
+    made.add_argument("--width", type=positive, help="channels of the first layer, of networks that have one width")
     made.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     made.add_argument("--bfloat16", action="store_true", help="train under autocast")
     made.add_argument("--weights", type=Path, help="trained weights: a file of a state dict, or BERT's folder")

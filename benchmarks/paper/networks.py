@@ -83,7 +83,7 @@ def build(name: str, data: str, shape: tuple[int, ...], classes: int, **options:
         options: ``width``, the channels of the first layer; ``weights``, a file of a state dict, or BERT's folder.
 
     Raises:
-        InputError: the network has no such option.
+        InputError: the network has no such option, or the weights are not there.
     """
     make = NETWORKS.get(f"{name} / {data}", NETWORKS.get(name))
     if make is None:
@@ -98,5 +98,7 @@ def build(name: str, data: str, shape: tuple[int, ...], classes: int, **options:
             raise fx_oto.InputError(f"{name} / {data} has no --{key}: leave it out")
     model = make(classes, shape[0], **given)
     if weights is not None:
+        if not Path(weights).is_file():
+            raise fx_oto.InputError(f"expected a file of the state dict of {name}, found none at {weights}")
         model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     return model

@@ -134,6 +134,8 @@ def test_weights_are_loaded(tmp_path):
     again = build("ResNet18", "CIFAR10", (3, 32, 32), 10, width=4, weights=tmp_path / "weights.pt")
     for name, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
+    with pytest.raises(fx_oto.InputError, match="expected a file of the state dict of ResNet18, found none at"):
+        build("ResNet18", "CIFAR10", (3, 32, 32), 10, width=4, weights=tmp_path / "none.pt")
 
 
 def test_the_tables_of_the_readme_are_those_of_the_results():

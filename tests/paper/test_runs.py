@@ -22,7 +22,7 @@ def data_of(name, root, monkeypatch):
     recipe = RECIPES[name]
     root.mkdir()
     if recipe.data.startswith("CIFAR"):
-        datasets.cifar(root, monkeypatch, int(recipe.data[5:]), count=2)
+        datasets.cifar(root, monkeypatch, int(recipe.data[5:]), count=4)
     elif recipe.data == "SVHN":
         datasets.svhn(root, monkeypatch, count=4)
     elif recipe.data == "Fashion-MNIST":
@@ -210,7 +210,15 @@ def test_what_cannot_be_done_is_said(arguments, text, tmp_path, capsys):
     assert text in capsys.readouterr().err
 
 
-def test_a_recipe_is_needed(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "a recipe and --data DIR are needed"),
+        (["demonet-fashion-mnist", "--data", ".", "--epochs", "0"], "argument --epochs: must be at least 1, found 0"),
+        (["no-such-recipe", "--data", "."], "invalid choice: 'no-such-recipe'"),
+    ],
+)
+def test_what_is_needed_is_said(arguments, text, capsys):
     with pytest.raises(SystemExit):
-        command.main([])
-    assert "a recipe and --data DIR are needed" in capsys.readouterr().err
+        command.main(arguments)
+    assert text in capsys.readouterr().err
