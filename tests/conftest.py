@@ -27,7 +27,7 @@ _LONG = ("test_notebooks.py", "test_random_networks.py::test_exact", "test_price
 
 
 # Whole networks, every spelling of a kind, pictures, processes: nine tenths of the time.
-_NOT_QUICK = ("zoo/", "notebooks/", "viz/", "cli/", "capture/", "demo/", "test_imports")
+_NOT_QUICK = ("zoo/", "notebooks/", "viz/", "cli/", "capture/", "demo/", "paper/", "test_imports")
 _NOT_QUICK += ("ops/test_recurrent", "ops/test_norms", "ops/test_attention", "optim/test_targets", "optim/test_state")
 
 

@@ -91,15 +91,15 @@ class Bottleneck(Block):
 class ResNet(nn.Module):
     """ResNet with the stem for 32 × 32 images."""
 
-    def __init__(self, block, counts, classes=10):
+    def __init__(self, block, counts, classes=10, width=64, inputs=3):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU())
-        stages, channels = [], 64
+        self.stem = nn.Sequential(nn.Conv2d(inputs, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        stages, channels = [], width
         for i, count in enumerate(counts):
             blocks = []
             for j in range(count):
-                blocks.append(block(channels, 64 * 2**i, 2 if i and not j else 1))
-                channels = 64 * 2**i * block.expansion
+                blocks.append(block(channels, width * 2**i, 2 if i and not j else 1))
+                channels = width * 2**i * block.expansion
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(channels, classes)

@@ -1,0 +1,1 @@
+"""What is measured; each file says how it is run."""
