@@ -14,8 +14,8 @@ order, for the same number of epochs, with the same batch size, base optimizer, 
 - ``magnitude``: half of the epochs, then the filters of least L2 norm (relative to the mean of their layers) are cut
   out, and the rest of the epochs trains the compact network.
 - ``torch-pruning``: the library's group-norm pruner, by its own recipe: half of the epochs with its group sparsity
-  regulariser, then its pruning of all layers in one order (of a transformer, where that leaves single channels, of each
-  layer alike), and the rest of the epochs trains the compact network.
+  regulariser, then the same share of every layer is cut out (its default; of all layers in one order it did worse: 81
+  to 84% instead of 85% on the first run), and the rest of the epochs trains the compact network.
 - ``scratch``: the architecture that DHSPG ended with, initialised anew and trained for all epochs.
 
 Training is under bfloat16 autocast, in channels-last order, one thread for each run; evaluation is in float32.
@@ -208,9 +208,8 @@ def _torch_pruning(run, training, _):
     pruner = tp.pruner.GroupNormPruner(
         model,
         training.example,
-        tp.importance.GroupMagnitudeImportance(normalizer="gaussian"),
+        tp.importance.GroupMagnitudeImportance(),
         reg=5e-4,
-        global_pruning=not heads,
         pruning_ratio=0.99,
         max_pruning_ratio=0.99,
         iterative_steps=steps,
