@@ -28,7 +28,8 @@ class HESSO(GroupSparseOptimizer):
 
     Arguments and errors are those of ``DHSPG``, without ``lam``, ``amplify``, ``hat``, ``epsilon`` and ``stride``.
     Defaults are the authors': ten periods from a tenth to a quarter of the steps, ``saliency="hesso"``,
-    ``allocation="global"``, one mini-batch. It differs from their code in that any base can be used, of which the step
+    ``allocation="global"``, one mini-batch. When it chooses, it holds a copy of the parameters and the base's state for
+    the length of a step. It differs from their code in that any base can be used, of which the step
     (x − x̂)/α is scored, for AdamW with its weight decay; other targets than group sparsity can be set; and what must
     not go is made up for by others, so that the target is met.
 
