@@ -46,7 +46,10 @@ def shown(found: Mapping[str, Mapping[str, Any]], sample: str, batch: str) -> st
         ("parameters", *(f"{c['params'] / 1e6:.2f}M ({c['params'] / full['params']:.0%})" for c in columns)),
         (f"MACs of {sample}", *(f"{macs_text(c['macs'])} ({c['macs'] / full['macs']:.0%})" for c in columns)),
         ("file", *(f"{c['bytes'] / 2**20:.1f} MiB" for c in columns)),
-        (f"latency, {batch}", *(f"{1e3 * c['seconds']:.0f} ms ({c['seconds'] / full['seconds']:.0%})" for c in columns)),
+        (
+            f"latency, {batch}",
+            *(f"{1e3 * c['seconds']:.0f} ms ({c['seconds'] / full['seconds']:.0%})" for c in columns),
+        ),
     ]
     return table(rows, ("", *found), "github")
 

@@ -171,7 +171,9 @@ def drawn(models: Mapping[str, nn.Module], found: Mapping[str, Mapping[str, floa
         left.plot(time, pitch, color="#BBBBBB", lw=5, label="the tone")
         for (name, net), marker in zip(models.items(), (".", "x", "+"), strict=False):
             left.plot(time, 10 * 2 ** (heard(net, frames) / 1200), marker, ms=4, label=name)
-            right.plot(NOISE, [100 * found[name][f"within 50 cents, {louder} dB"] for louder in NOISE], "o-", label=name)
+            right.plot(
+                NOISE, [100 * found[name][f"within 50 cents, {louder} dB"] for louder in NOISE], "o-", label=name
+            )
         left.set(yscale="log", xlabel="seconds", ylabel="pitch (Hz)", title="a glide in noise, 5 dB")
         left.set_yticks([100, 200, 400, 800, 1600], ["100", "200", "400", "800", "1600"], minor=False)
         left.legend()

@@ -104,7 +104,9 @@ def texts() -> Texts:
     queries, answers = map(list, zip(*chosen, strict=True))
     left = [text for _, text in every if plain(text.partition("\n\n")[0]) not in set(queries)]
     parts = {plain(part) for text in left for part in [*text.split("\n\n"), *re.split(r"(?<=[.:;])\s+|\n\n", text)]}
-    return Texts(sorted((part for part in parts if len(part) > 20), key=lambda part: (len(part), part)), queries, answers)
+    return Texts(
+        sorted((part for part in parts if len(part) > 20), key=lambda part: (len(part), part)), queries, answers
+    )
 
 
 # -- retrieval --------------------------------------------------------------------------------------------

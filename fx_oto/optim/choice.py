@@ -153,7 +153,11 @@ class Choice:
                 "be chosen: lower the learning rate, clip the gradients, or use a GradScaler in half precision"
             )
         if not torch.cat([family.gradient for family in zigs]).any():
-            raise TrainingError("no ZIG has a gradient at the start of pruning: is the prepared model being trained?")
+            raise TrainingError(
+                "no ZIG has a gradient at the start of pruning: is the prepared model being trained? A loss that only "
+                "compares it with a copy of itself is at its minimum, and says of no ZIG whether it is needed: add "
+                "another one, such as that of the labels, or train with dropout"
+            )
         scores = list(self._saliency(zigs))
         sizes = [tuple(score.shape) for score in scores]
         fit = sizes == [(len(family),) for family in families]
