@@ -129,7 +129,7 @@ def accuracy(net: nn.Module, count: int = 2000) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Job:
-    """A finished one: the full network as its groups of zeros leave it, and the compact one."""
+    """What comes of it: the full network with its groups of zeros, the compact one, and what was reached."""
 
     full: GraphModule
     small: GraphModule
