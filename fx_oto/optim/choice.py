@@ -18,7 +18,7 @@ from fx_oto.optim.checks import check_unchanged, left_alone
 from fx_oto.optim.limits import Limits, Rules
 from fx_oto.optim.ranks import of_first_rank
 from fx_oto.optim.rows import Rows
-from fx_oto.optim.saliency import MEANS, Criterion, ZIGStatistics
+from fx_oto.optim.saliency import MEANS, Criterion, ZIGStatistics, magnitude
 from fx_oto.optim.selection import ranked, select
 from fx_oto.optim.targets import Target, limits_for
 from fx_oto.zigs.partition import Partition
@@ -87,7 +87,7 @@ class Choice:
             left: the fraction of the target's quantity that is to be left.
             step: the number of the step.
             late: whether there is no more time to wait.
-            graded: whether there must be gradients.
+            graded: whether a saliency that reads gradients must find some.
 
         Raises:
             TrainingError: NaN is met, nothing has a gradient, or processes hold different models.
@@ -153,8 +153,13 @@ class Choice:
                 f"the gradients, or the parameters, hold NaN or infinite values around step {step}, where ZIGs are to "
                 "be chosen: lower the learning rate, clip the gradients, or use a GradScaler in half precision"
             )
-        if graded and not torch.cat([family.gradient for family in zigs]).any():
-            raise TrainingError("no ZIG has a gradient at the start of pruning: is the prepared model being trained?")
+        reads = graded and self._saliency is not magnitude
+        if reads and not torch.cat([family.gradient for family in zigs]).any():
+            raise TrainingError(
+                "no ZIG has a gradient at the start of pruning: is the prepared model being trained? A loss that only "
+                "compares it with a copy of itself is at its minimum, and says of no ZIG whether it is needed: add "
+                "another one, such as that of the labels, or train with dropout"
+            )
         scores = list(self._saliency(zigs))
         sizes = [tuple(score.shape) for score in scores]
         fit = sizes == [(len(family),) for family in families]

@@ -11,7 +11,7 @@ from torch import Tensor
 from fx_oto.core.errors import SettingsError
 from fx_oto.zigs.families import Family
 
-__all__ = ["CRITERIA", "MEANS", "Criterion", "ZIGStatistics", "criterion"]
+__all__ = ["CRITERIA", "MEANS", "Criterion", "ZIGStatistics", "criterion", "magnitude"]
 
 
 @dataclass(frozen=True, eq=False)

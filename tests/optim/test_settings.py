@@ -185,6 +185,15 @@ def test_gradients_of_something_else():
     )
 
 
+def test_gradients_of_a_loss_that_is_at_its_minimum():
+    gm = prepared().eval()
+    teacher = copy.deepcopy(gm)
+    optimizer = fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.1, target_group_sparsity=0.5, start_step=0, end_step=5)
+    image, _ = next(batches(1))
+    F.mse_loss(gm(image), teacher(image).detach()).backward()
+    unchanged_after(gm, optimizer, r"only compares it with a copy of itself is at its minimum, .* add another one")
+
+
 def test_the_whole_job_in_one_call():
     model = make_net()
     small = fx_oto.compress(
