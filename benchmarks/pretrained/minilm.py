@@ -139,19 +139,29 @@ def compressed(target: float, steps: int, some: Texts, batch: int = 32, seed: in
     model.embeddings.requires_grad_(False)  # half of the parameters; the vocabulary stays as it is
     given = tokenizer(["an example", "of two texts"], padding=True, return_tensors="pt")
     gm = fx_oto.prepare(model, (given["input_ids"], given["attention_mask"]))
-    # A model that agrees with its teacher has gradients of dropout's noise alone: their squares say what is needed.
-    settings = {"target_macs": target, "total_steps": steps, "saliency": "taylor2"}
-    optimizer = fx_oto.DHSPG(gm, torch.optim.AdamW, lr=2e-4, **settings)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     chance = random.Random(seed)
-    torch.manual_seed(seed)
-    model.train()
-    for _ in progress(range(steps), f"MiniLM, {target:.0%} of the MACs", unit="step"):
+
+    def given_texts() -> tuple[Tensor, Tensor]:
         first = chance.randrange(len(some.train) - batch)  # texts of about one length: little padding
         lines = some.train[first : first + batch]
         given = tokenizer(lines, padding=True, truncation=True, max_length=64, return_tensors="pt")
+        return given["input_ids"], given["attention_mask"]
+
+    several = [given_texts() for _ in range(2)]
+    optimizer = fx_oto.DHSPG(
+        gm,
+        torch.optim.AdamW,
+        lr=2e-4,
+        target_macs=target,
+        total_steps=steps,
+        allocation=lambda gm: torch.stack([distance(gm, teacher, *one) for one in several]).mean(),
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    torch.manual_seed(seed)
+    model.train()
+    for _ in progress(range(steps), f"MiniLM, {target:.0%} of the MACs", unit="step"):
         optimizer.zero_grad()
-        loss = distance(model, teacher, given["input_ids"], given["attention_mask"])
+        loss = distance(model, teacher, *given_texts())
         loss.backward()
         optimizer.note_loss(loss)
         optimizer.step()

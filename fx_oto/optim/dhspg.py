@@ -125,9 +125,8 @@ class DHSPG(GroupSparseOptimizer):
       1000);
     - λ comes from the data, and ε from the window; λ_g never falls below the bound that makes ‖x‖ shrink (theirs is
       capped at hat · λ), and where ‖x‖ is a fifth of what is usual in its family, λ_g has no upper bound;
-    - every family loses the same share, the smallest first; theirs go by ``"otov2"`` over all families
-      (``saliency="otov2", allocation="global"``), from which ``size`` makes most of the choice. Within a family no
-      score, theirs and random ones included, was found to be better than another in trainings from scratch;
+    - every family loses the same share, those first without which the loss would change least; theirs go by ``"otov2"``
+      over all families (``saliency="otov2", allocation="global"``), where the size of a ZIG makes most of the choice;
     - other targets can be set than a group sparsity; raw gradients of several mini-batches are scored;
     - redundant ZIGs that have not been projected are shrunk to zero instead of being left, so the target is met;
     - a ``stride`` of several steps of the base may count as one; and the whole state is in ``state_dict()``.
@@ -147,9 +146,11 @@ class DHSPG(GroupSparseOptimizer):
         start_step: first step of the pruning window (0 if ``total_steps`` is not given).
         end_step: the step by which the target is reached.
         periods: equal parts of the window (1); with more, each chooses and drives out its share.
-        saliency: which ZIGs of a family go: ``"magnitude"`` (the smallest root mean square of the variables),
-            ``"otov2"`` (the authors' score), ``"taylor1"``, ``"taylor2"``, ``"hesso"``, ``"blend"``, or a callable that
-            takes a sequence of ``ZIGStatistics`` and returns scores, larger = more redundant.
+        saliency: which ZIGs of a family go: ``"taylor1"`` (the smallest mean of |⟨x, g⟩|, by which the loss would
+            change to first order), ``"taylor2"``, ``"magnitude"`` (the smallest root mean square of the variables),
+            ``"otov2"`` (the authors' score), ``"hesso"``, ``"blend"``, or a callable that takes a sequence of
+            ``ZIGStatistics`` and returns scores, larger = more redundant. In trainings from scratch none is better than
+            chance; of trained networks, ``"taylor1"`` takes what is needed least (``benchmarks/README.md``).
         saliency_batches: steps whose gradients are scored, up to and including the one at which ZIGs are chosen (20).
         allocation: how many ZIGs of each family go: ``"uniform"``, the same share of each; ``"global"``, by the scores,
             compared over all families, as in the paper: such scores have no common unit, so that whole families may go
@@ -203,7 +204,7 @@ class DHSPG(GroupSparseOptimizer):
 
     _END_AT = 0.4
     _PERIODS = 1
-    _SALIENCY = "magnitude"
+    _SALIENCY = "taylor1"
     _BATCHES = 20
     _ALLOCATION = "uniform"
 

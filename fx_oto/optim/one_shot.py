@@ -33,7 +33,7 @@ def prune(  # noqa: PLR0913 - the settings of an optimizer
     target_params: float | None = None,
     target_macs: float | None = None,
     target_latency: float | None = None,
-    saliency: str | Criterion = "magnitude",
+    saliency: str | Criterion | None = None,
     allocation: Allocation = "uniform",
     data: Iterable[Any] = (),
     loss: LossOfBatch | None = None,
@@ -55,8 +55,8 @@ def prune(  # noqa: PLR0913 - the settings of an optimizer
         target_params: fraction of the parameters to be left in the compact model.
         target_macs: fraction of the multiply-adds to be left, on the example inputs.
         target_latency: fraction of the latency to be left, measured on the example inputs and the model's device.
-        saliency: which ZIGs of a family go: ``"magnitude"``, those with the smallest root mean square; another of the
-            optimizers' saliencies, which read gradients and need ``data`` and ``loss``; or a callable, see ``DHSPG``.
+        saliency: which ZIGs of a family go, one of the optimizers' saliencies or a callable, see ``DHSPG``. Those that
+            read gradients need ``data`` and ``loss``. None: ``"taylor1"`` with a loss, else ``"magnitude"``.
         allocation: how many of each family, see ``DHSPG``.
         data: batches, such as a list or a loader. If there are any, running statistics of batch normalizations are
             estimated anew from them afterwards; the more, the better: some thousands of samples.
@@ -99,8 +99,9 @@ def prune(  # noqa: PLR0913 - the settings of an optimizer
         unprunable=unprunable,
         prune_frozen=prune_frozen,
     )
-    choice = Choice(gm, zigs, target, criterion(saliency), check_allocation(allocation), rules)
     graded = loss is not None
+    saliency = saliency or ("taylor1" if graded else "magnitude")
+    choice = Choice(gm, zigs, target, criterion(saliency), check_allocation(allocation), rules)
     if isinstance(saliency, str) and saliency != "magnitude" and not graded:
         raise SettingsError(
             f"saliency={saliency!r} reads gradients: give data, and loss(gm, batch), or use saliency='magnitude'"

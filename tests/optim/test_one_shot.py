@@ -73,7 +73,7 @@ def test_taylor_takes_what_the_loss_does_not_need():
         model[2].weight[:, :5] = 0
     x = torch.randn(32, 6)
     y = model(x).detach() + 0.1 * torch.randn(32, 2)
-    for saliency, gone in (("magnitude", range(5, 10)), ("taylor1", range(5))):
+    for saliency, gone in (("magnitude", range(5, 10)), ("taylor1", range(5)), (None, range(5))):
         gm = fx_oto.prepare(copy.deepcopy(model), x[:2])
         data = [(x[i::4], y[i::4]) for i in range(4)]
         fx_oto.prune(
