@@ -88,7 +88,7 @@ class Recipe:
 
 
 # The authors' defaults for SGD. Momentum is 0 where their tutorials do not set it.
-_DHSPG = {"epsilon": 0.95, "lam": 1e-3, "amplify": 2.0, "hat": 10.0, "saliency": "otov2"}
+_DHSPG = {"epsilon": 0.95, "lam": 1e-3, "amplify": 2.0, "hat": 10.0, "saliency": "otov2", "allocation": "global"}
 _TUTORIAL, _OURS = (
     "the authors' tutorial",
     "those of the authors' nearest tutorial; theirs for this row are not at hand",

@@ -85,6 +85,8 @@ class Training:
             return base(self.gm.parameters(), **settings)
         start, end = self.window()
         target = {"target_group_sparsity": self.recipe.target, "total_steps": self.total}
+        if self.recipe.optimizer == "DHSPG":  # of each layer, half of what would be left if all lost the same share
+            target["min_kept"] = (1 - self.recipe.target) / 2
         kind = getattr(fx_oto, self.recipe.optimizer)
         return kind(self.gm, base, **target, start_step=start, end_step=end, **self.recipe.options, **settings)
 
