@@ -21,8 +21,8 @@ def test_a_fresh_interpreter_can_start_anywhere(first):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(AttributeError, match="module 'fx_oto' has no attribute 'prune'"):
-        fx_oto.prune  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'fx_oto' has no attribute 'prunes'"):
+        fx_oto.prunes  # noqa: B018
 
 
 def test_no_architecture_is_known_by_name():

@@ -144,16 +144,29 @@ def compressed(target: float, steps: int, batch: int = 32, seed: int = 0) -> Job
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.1  # it is shipped with 0, which lets no statistics follow the weights
     gm = fx_oto.prepare(model, torch.randn(2, WINDOW))
-    optimizer = fx_oto.DHSPG(gm, torch.optim.Adam, lr=1e-3, target_macs=target, total_steps=steps)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    model.train()
-    for _ in progress(range(steps), f"crepe, {target:.0%} of the MACs", unit="step"):
+
+    def sounds() -> tuple[Tensor, Tensor]:
+        """Frames, and what is to be heard in them: half of it by the teacher, half as they were made."""
         frames, pitch = tones(25 * torch.rand(batch, generator=generator) - 5, generator)
         known = torch.exp(-((CENTS - cents(pitch)[:, None]) ** 2) / (2 * 25**2))
         with torch.no_grad():
-            taught = teacher(frames)
+            return frames, (teacher(frames) + known) / 2
+
+    several = [sounds() for _ in range(2)]
+    optimizer = fx_oto.DHSPG(
+        gm,
+        torch.optim.Adam,
+        lr=1e-3,
+        target_macs=target,
+        total_steps=steps,
+        allocation=lambda gm: sum(binary_cross_entropy(gm(frames), answer) for frames, answer in several),
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    model.train()
+    for _ in progress(range(steps), f"crepe, {target:.0%} of the MACs", unit="step"):
+        frames, answer = sounds()
         optimizer.zero_grad()
-        loss = binary_cross_entropy(model(frames), (taught + known) / 2)
+        loss = binary_cross_entropy(model(frames), answer)
         loss.backward()
         optimizer.note_loss(loss)
         optimizer.step()

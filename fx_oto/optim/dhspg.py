@@ -156,7 +156,8 @@ class DHSPG(GroupSparseOptimizer):
             compared over all families, as in the paper: such scores have no common unit, so that whole families may go
             but for ``min_kept``; or a callable that takes ``gm`` and returns the loss of some mini-batches, such as
             ``lambda gm: cross_entropy(gm(x), y)``: by the loss without 12.5 to 90% of each family, five calls for each,
-            over what they save, in eval mode, but batch normalizations with the batch's statistics.
+            over what they save, in eval mode, but batch normalizations with the batch's statistics. Trained networks
+            should be asked so; in trainings from scratch the same share is as good (``benchmarks/README.md``).
         min_kept: how many ZIGs of a family are kept: a count (int) or a fraction (float), or a dict of these by glob of
             parameter or module names (1). 0 (int) lets all of a family go where a whole branch goes with it and outputs
             stay, such as the MLP of a layer or a residual block, and ``allocation`` is another than ``"uniform"``, by
