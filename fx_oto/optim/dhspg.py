@@ -149,8 +149,9 @@ class DHSPG(GroupSparseOptimizer):
         saliency: which ZIGs of a family go: ``"taylor1"`` (the smallest mean of |⟨x, g⟩|, by which the loss would
             change to first order), ``"taylor2"``, ``"magnitude"`` (the smallest root mean square of the variables),
             ``"otov2"`` (the authors' score), ``"hesso"``, ``"blend"``, or a callable that takes a sequence of
-            ``ZIGStatistics`` and returns scores, larger = more redundant. In trainings from scratch none is better than
-            chance; of trained networks, ``"taylor1"`` takes what is needed least (``benchmarks/README.md``).
+            ``ZIGStatistics`` and returns scores, larger = more redundant. In trainings from scratch none was found to
+            be better than chance; of trained networks ``"taylor1"`` takes what is needed least
+            (``benchmarks/README.md``).
         saliency_batches: steps whose gradients are scored, up to and including the one at which ZIGs are chosen (20).
         allocation: how many ZIGs of each family go: ``"uniform"``, the same share of each; ``"global"``, by the scores,
             compared over all families, as in the paper: such scores have no common unit, so that whole families may go
