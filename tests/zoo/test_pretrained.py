@@ -17,7 +17,7 @@ NOISY = "within 50 cents, 0 dB"  # tone and noise are equally loud
 
 @pytest.fixture(scope="module")
 def job():
-    return crepe.compressed(target=0.7, steps=60, batch=24)
+    return crepe.compressed(target=0.4, steps=60, batch=24)
 
 
 def cut_untrained(job):
@@ -35,8 +35,8 @@ def test_what_is_left_hears_the_pitch_and_not_by_chance(job):
         crepe.accuracy(net, 200)[NOISY] for net in (crepe.network(), job.small, cut_untrained(job))
     )
     assert before > 0.83
-    assert after > 0.84
-    assert chance < 0.78
+    assert after > 0.68
+    assert chance < 0.5
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -51,7 +51,7 @@ def test_it_is_smaller(job):
     models = {"full": crepe.network(), "compact": job.small.float()}
     found = measured(models, one, [one], {name: {"heard": 1.0} for name in models})
     assert found["compact"]["macs"] == pytest.approx(job.reached["macs"] * found["full"]["macs"])
-    assert job.reached["macs"] <= 0.7
+    assert job.reached["macs"] <= 0.4
     for what in ("params", "bytes"):
         assert found["compact"][what] < 0.85 * found["full"][what]
     assert "100.0%" in shown(found, "a frame", "one frame")
