@@ -370,7 +370,7 @@ def _params(entries: dict[int, dict]) -> str:
 def draw(done: dict[Run, dict], path: Path) -> None:
     """Accuracy against MACs, a panel for each network; one dot for each seed, a line through the means."""
     panels, baselines = {}, {}
-    for network in NETWORKS:
+    for network in (name for name in NETWORKS if results(done, name, "dhspg")):
         for entries in results(done, network, "full").values():
             baselines[network] = statistics.mean(entry["accuracy"] for entry in entries.values())
         panels[network] = {
