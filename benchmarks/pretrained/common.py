@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import time
@@ -18,6 +19,15 @@ from fx_oto.demo.measure import Measured
 from fx_oto.reports.timing import in_turns
 
 HERE = Path(__file__).parent
+
+
+def options(doc: str | None, targets: Sequence[float], steps: int) -> argparse.Namespace:
+    """The command line of an example; ``output`` is a folder for the compact models."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", type=float, nargs="+", default=targets, help="fractions of the MACs to keep")
+    parser.add_argument("--steps", type=int, default=steps, help="of each training (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="an existing folder for the compact models")
+    return parser.parse_args()
 
 
 def measured(

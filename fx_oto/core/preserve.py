@@ -168,6 +168,8 @@ def unwritten(model: nn.Module, training: bool = False) -> Iterator[None]:
 def memory_of(tensor: Tensor) -> Tensor:
     """A view of the same memory in which no element occurs twice, unlike an expanded tensor: it can be written."""
     tensor = tensor.detach()
+    if tensor.layout != torch.strided:  # such as a sparse gradient
+        return tensor
     for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         if size > 1 and stride == 0:
             tensor = tensor.narrow(dim, 0, 1)

@@ -23,7 +23,7 @@ __all__ = ["DHSPG", "Dual", "Moments", "dual_step"]
 
 _STRIDES, _LONGEST_STRIDE = 200, 16
 _PACE = 0.4  # of a period: in so much of it λ brings a ZIG of its family's mean norm to zero
-_SMALL = 0.2  # of the mean norm: a ZIG that has become so small is projected
+_SMALL = 0.2  # of the mean norm: a ZIG that has become so small is as good as zero
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,8 @@ class DHSPG(GroupSparseOptimizer):
             compared over all families, as in the paper: such scores have no common unit, so that whole families may go
             but for ``min_kept``; or a callable that takes ``gm`` and returns the loss of some mini-batches, such as
             ``lambda gm: cross_entropy(gm(x), y)``: by the loss without 12.5 to 90% of each family, five calls for each,
-            over what they save, in eval mode, but batch normalizations with the batch's statistics. Trained networks
+            over what they save (two measurements for each, where that is latency), in eval mode, but batch
+            normalizations with the batch's statistics. Trained networks
             should be asked so; in trainings from scratch the same share is as good (``benchmarks/README.md``).
         min_kept: how many ZIGs of a family are kept: a count (int) or a fraction (float), or a dict of these by glob of
             parameter or module names (1). 0 (int) lets all of a family go where a whole branch goes with it and outputs
@@ -259,7 +260,7 @@ class DHSPG(GroupSparseOptimizer):
         """ε as it was given, or such that ⟨x̃, x⟩ = ε‖x‖² where λ alone takes a stride from a small ZIG."""
         if self.epsilon is not None:
             return self.epsilon
-        return max(0.0, 1 - self._stride(period) / (_SMALL * _PACE * (period.end - period.start)))
+        return max(0.0, 1 - self._stride(period) / _last_steps(period))
 
     def _taken(self, period: Period, step: int) -> int:
         """Steps of the current stride up to and including ``step``."""
@@ -273,7 +274,7 @@ class DHSPG(GroupSparseOptimizer):
         rates |= {id(p): group["lr"] for group in self.param_groups for p in group["params"]}
         moments = _moments(rows, moved, rates)
         speeds = self._speeds.repeat_interleave(torch.tensor([len(mine) for mine in rows.active])).to(moments.square)
-        small = _SMALL * _PACE * (period.end - period.start) * speeds
+        small = _last_steps(period) * speeds
         lam, epsilon = self._lambda(moments, speeds) * taken, self._epsilon(period)
         dual = dual_step(moments, lam, self.amplify, self.hat, epsilon, small)
         shrink = torch.where(dual.project, 0.0, fade * dual.shrink)
@@ -323,6 +324,11 @@ class DHSPG(GroupSparseOptimizer):
         """Whether the next step continues a stride."""
         period = self.schedule.period(self._steps)
         return period is not None and self._taken(period, self._steps) > 1
+
+
+def _last_steps(period: Period) -> float:
+    """In how many steps λ alone brings a small ZIG to zero."""
+    return _SMALL * _PACE * (period.end - period.start)
 
 
 def _moments(rows: Rows, moved: list[Tensor], rates: dict[int, Any]) -> Moments:

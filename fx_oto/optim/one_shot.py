@@ -99,8 +99,8 @@ def prune(  # noqa: PLR0913 - the settings of an optimizer
         unprunable=unprunable,
         prune_frozen=prune_frozen,
     )
-    graded = loss is not None
-    saliency = saliency or ("taylor1" if graded else "magnitude")
+    saliency = saliency or ("magnitude" if loss is None else "taylor1")
+    graded = loss is not None and saliency != "magnitude"
     choice = Choice(gm, zigs, target, criterion(saliency), check_allocation(allocation), rules)
     if isinstance(saliency, str) and saliency != "magnitude" and not graded:
         raise SettingsError(
@@ -108,7 +108,7 @@ def prune(  # noqa: PLR0913 - the settings of an optimizer
         )
     batches = data if not graded or isinstance(data, Sequence) or hasattr(data, "__len__") else list(data)
     rows = Rows(gm, zigs.families, [zero.nonzero().flatten() for zero in zigs.zeros()])
-    for statistics in _observed(rows, gm, batches, loss) if loss is not None else [rows.statistics({})]:
+    for statistics in _observed(rows, gm, batches, loss) if loss and graded else [rows.statistics({})]:
         choice.observe(statistics)
     if not choice.observed:
         raise SettingsError(

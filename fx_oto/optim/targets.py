@@ -60,7 +60,7 @@ def fractions(zigs: Partition, removed: Tensor) -> dict[str, float]:
 
 
 def reached(target: Target, zigs: Partition, removed: Tensor) -> dict[str, float]:
-    """The same, and what was asked, if that is something else."""
+    """What ``fractions`` tells without ``removed[i]`` ZIGs of family i, and what is left of the target, if another."""
     found = fractions(zigs, removed)
     return found if target.name in found else {**found, target.name: target.fraction(removed)}
 

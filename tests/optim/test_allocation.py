@@ -104,6 +104,24 @@ def test_measuring_changes_nothing():
         torch.testing.assert_close(value, results[1][0][key], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("kind", [fx_oto.DHSPG, fx_oto.HESSO])
+def test_the_loss_is_measured_beside_sparse_gradients(kind):
+    torch.manual_seed(0)
+    table = nn.Embedding(30, 16, sparse=True)
+    model = nn.Sequential(table, nn.Flatten(), nn.Linear(96, 12), nn.ReLU(), nn.Linear(12, 3))
+    words = torch.randint(30, (8, 6))
+    gm = fx_oto.prepare(model, words)
+    optimizer = kind(gm, **WINDOW, target_params=0.6, allocation=lambda gm: gm(words).square().mean(), periods=1)
+    for step in range(6):
+        optimizer.zero_grad()
+        gm(words).square().mean().backward()
+        before = table.weight.grad.to_dense().clone()
+        optimizer.step()
+        assert table.weight.grad.is_sparse, step
+        assert torch.equal(table.weight.grad.to_dense(), before), step
+    assert optimizer.reached()["params"] <= 0.6
+
+
 def test_a_loss_is_made_convex():
     """Of a family whose loss falls, jumps and is flat, each part is charged what it costs to come so far."""
     slopes = _marginal([(0, 0.0), (2, 4.0), (4, 4.0), (8, 16.0)], 10)
