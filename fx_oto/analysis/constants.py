@@ -16,9 +16,10 @@ from torch.fx import Node
 from torch.utils._pytree import tree_map_only
 
 from fx_oto.analysis.fakes import tensors_in
-from fx_oto.analysis.tape import Tape
+from fx_oto.analysis.tape import OpCall, Tape
 from fx_oto.analysis.values import Values, storage_of
 from fx_oto.core.fx_utils import op_name
+from fx_oto.nn.modes import called
 
 __all__ = ["Constants"]
 
@@ -39,7 +40,7 @@ class Constants:
         self, tape: Tape, values: Values, nodes: dict[str, Node], is_fixed: Callable[[Tensor, int], bool]
     ) -> None:
         self._tape, self._values, self._is_fixed = tape, values, is_fixed
-        self._unjudged = iter(nodes.values())
+        self._nodes, self._unjudged = nodes, iter(nodes.values())
         self._judged: dict[str, bool] = {}
         self._read: dict[int, Tensor] = {}
 
@@ -69,7 +70,8 @@ class Constants:
             self._read[id(found)] = found
             return found
         call = self._values[value].made_by
-        if call is None or not _repeatable(call.func) or not self.without_inputs(call.node):
+        known = call is not None and (self.without_inputs(call.node) or self._is_literal(call))
+        if call is None or not known or not _repeatable(call.func):
             return None
         real = {id(tensor): self.content(tensor) for tensor in call.inputs}
         if any(tensor is None for tensor in real.values()):
@@ -81,6 +83,14 @@ class Constants:
         except NotImplementedError:  # a kernel of the user's for another device
             return None
         return next(result for out, result in zip(call.outputs, results, strict=True) if out is value)
+
+    def _is_literal(self, call: OpCall) -> bool:
+        """Whether a call makes a tensor of the number in ``x[:, 3] = 0``."""
+        node = self._nodes[call.node]
+        if call.name != "lift_fresh" or called(node)[0] != "setitem":
+            return False
+        read = [one for one in node.all_input_nodes if not isinstance(one.meta["val"], Tensor | bool)]
+        return all(self.without_inputs(one.name) for one in read)
 
     def without_inputs(self, name: str) -> bool:
         """Whether a node reads nothing but constants and sizes that are fixed; nodes are judged in order, each once."""

@@ -27,6 +27,7 @@ from fx_oto.analysis.sizes import SizesRead
 from fx_oto.analysis.tape import OpCall, Tape
 from fx_oto.analysis.values import Values
 from fx_oto.core.fx_utils import op_name, source_line
+from fx_oto.nn.modes import called
 from fx_oto.nn.modules import is_opaque
 
 __all__ = ["FIXED", "SLIDES", "Attention", "Propagation", "Rule", "Said"]
@@ -119,7 +120,7 @@ class Propagation:
     @property
     def indexes(self) -> bool:
         """Whether the current node indexes with brackets; what it takes at places that vary is kept whole already."""
-        return op_name(self._nodes[self.node]) in ("getitem", "setitem")
+        return called(self._nodes[self.node])[0] in ("getitem", "setitem")
 
     @property
     def reads_drawn(self) -> bool:

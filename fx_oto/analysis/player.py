@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,9 @@ from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer, laid_along
 from fx_oto.analysis.sizes import PLACE, indexed_at
 from fx_oto.analysis.tape import OpCall, macs_of
 from fx_oto.core.errors import FxOtoError
-from fx_oto.core.fx_utils import op_name, tensor_leaves
+from fx_oto.core.fx_utils import behind, is_random, op_name, tensor_leaves
 from fx_oto.nn.leaves import OpaqueOp
-from fx_oto.nn.modes import by_mode
+from fx_oto.nn.modes import by_mode, written_in
 
 __all__ = ["Player"]
 
@@ -174,13 +174,38 @@ class Player(Propagation):
             self._keep_touched(call, error)
         self._values.pass_on(call, [reason for _, reason in self._frozen[refused:]])
         for target, layers in zip(written, before, strict=True):
-            self._values.write(target, layers)
+            self._note_write(target, layers)
         self._values.share(call.outputs)
         is_choice = call.func is by_mode  # of which evaluation takes the last
         sources = tensor_leaves(call.args[-1]) if is_choice else call.inputs
         is_drawn = (call.may_draw and not is_choice) or any(self._values[source].is_drawn for source in sources)
         for out in call.outputs:
             self._values[out].made_by, self._values[out].is_drawn = call, is_drawn
+
+    def _note_write(self, target: Tensor, before: Sequence[Layer]) -> None:
+        """A call has written into ``target``; in the mode in which it does not, the value is what it was ``before``.
+
+        Where training draws random numbers it is what it is in evaluation, as of ``by_mode``.
+        """
+        node = self.fx_node
+        if node.target is written_in:
+            by_chance = node.args[0] and any(map(is_random, behind(node) - behind(node.args[3])))
+            self.put(target, before if by_chance else self._agreed(before, self.layers(target)))
+        self._values.write(target, before)
+
+    def _agreed(self, left: Sequence[Layer], right: Sequence[Layer]) -> list[Layer]:
+        """What is true of a tensor whose layers are these or those."""
+        why, others, found = "one training mode writes into it", {layer.dims: layer for layer in right}, []
+        for layer in left:
+            if (other := others.pop(layer.dims, None)) is None:
+                self.freeze(layer.labels, why)
+                continue
+            self.unite(layer.labels, other.labels, why)
+            same = torch.equal(*torch.broadcast_tensors(layer.removed, other.removed))
+            found.append(layer if same else Layer.uniform(layer.labels))
+        for other in others.values():
+            self.freeze(other.labels, why)
+        return found
 
     def _keep_touched(self, call: OpCall, error: Exception) -> None:
         """A rule has failed: nothing that the call touches can go, and nothing is known of what it returns."""

@@ -13,10 +13,10 @@ from torch.fx import GraphModule, Node
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.context import Context
 from fx_oto.core.fx_utils import op_name
-from fx_oto.nn.modes import by_mode, written_in
+from fx_oto.nn.modes import called
 from fx_oto.nn.modules import is_opaque
 
-__all__ = ["PLACE", "SizesRead", "indexed_at", "numbers_in"]
+__all__ = ["PLACE", "SizesRead", "consumed", "indexed_at", "numbers_in"]
 
 PLACE = "it is moved or cut at a place that depends on an input's size"
 _KEEP_SIGN = {"add", "mul", "truediv", "floordiv", "pow", "sqrt", "getitem", "int", "float", "max", "min", "prod"}
@@ -88,8 +88,7 @@ class SizesRead:
     def _by(self, node: Node) -> frozenset[float] | None:
         """The numbers that a node reads, on the example inputs; None of code that may ask for sizes itself."""
         if node.name not in self._read:
-            asks = is_opaque(node, self._gm) and node.target not in (by_mode, written_in)
-            self._read[node.name] = None if asks else self._among(node)
+            self._read[node.name] = None if is_opaque(node, self._gm) else self._among(node)
         return self._read[node.name]
 
     def _same_sign(self, number: Node) -> bool:
@@ -122,18 +121,19 @@ def indexed_at(node: Node, varies: Callable[[Node], bool]) -> tuple[Node, list[i
 
     ``x[:, None, n:]`` does so along dimension 1, whether or not ``n`` is 0 on the example inputs.
     """
-    if op_name(node) not in ("getitem", "setitem") or not isinstance(node.args[0], Node):
+    name, args = called(node)
+    if name not in ("getitem", "setitem") or not isinstance(args[0], Node):
         return None
-    source, index = node.args[0], node.args[1]
+    source, index = args[:2]
     entries = list(index) if isinstance(index, tuple | list) else [index]
     dims, dim = [], 0
     for position, entry in enumerate(entries):
         if entry is Ellipsis:
-            dim = _ndim(source) - sum(map(_consumed, entries[position + 1 :]))
+            dim = _ndim(source) - sum(map(consumed, entries[position + 1 :]))
             continue
         if any(varies(one) for one in _nodes_in(entry)):
             dims.append(dim)
-        dim += _consumed(entry)
+        dim += consumed(entry)
     return source, dims
 
 
@@ -142,8 +142,8 @@ def _ndim(node: Node) -> int:
     return value.ndim if isinstance(value, Tensor) else 1
 
 
-def _consumed(entry: Any) -> int:
-    """How many dimensions an index is for."""
+def consumed(entry: Any) -> int:
+    """How many dimensions an index is for, which may be a node."""
     if entry is None or isinstance(entry, bool):
         return 0
     value = entry.meta["val"] if isinstance(entry, Node) else entry

@@ -20,9 +20,10 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fx_oto.core.errors import TraceError
-from fx_oto.core.fx_utils import op_name, source_line
+from fx_oto.core.fx_utils import bare_name, op_name, source_line
 
-__all__ = ["FLAG", "IN_PLACE", "TrainingFlag", "by_mode", "merge_modes", "says_in_place", "written_in"]
+__all__ = ["FLAG", "IN_PLACE", "TrainingFlag"]
+__all__ += ["by_mode", "called", "merge_modes", "says_in_place", "written_in"]
 
 FLAG = "fx_oto_training_mode"
 _Value = TypeVar("_Value")
@@ -50,6 +51,15 @@ def written_in(wanted: bool, training: bool, write: Any, target: Tensor, *args: 
         getattr(target, write)(*args, **kwargs) if isinstance(write, str) else write(target, *args, **kwargs)
     )
     return result
+
+
+def called(node: Node) -> tuple[str, tuple[Any, ...]]:
+    """The name of what a node calls, and its positional arguments; of ``written_in``, those of the write."""
+    if node.target is not written_in:
+        return op_name(node), node.args
+    write = node.args[2]
+    name = write if isinstance(write, str) else bare_name(str(write._schema.name))  # type: ignore[union-attr]
+    return name.removeprefix("__").removesuffix("__"), node.args[3:]
 
 
 class TrainingFlag(nn.Module):

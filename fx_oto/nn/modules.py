@@ -16,9 +16,8 @@ from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from fx_oto.nn import attention, norms
+from fx_oto.nn import attention, modes, norms
 from fx_oto.nn.leaves import leaf_of
-from fx_oto.nn.modes import TrainingFlag
 from fx_oto.nn.recurrence import GATES
 
 __all__ = ["holds_layers", "is_opaque", "is_torchs", "keeps_parameters_whole", "resizable", "resize"]
@@ -97,8 +96,8 @@ def is_torchs(kind: Any) -> bool:
 
 
 def _is_ours(kind: Any) -> bool:
-    """Return whether slicing itself put a class or function into the graph, in an earlier round."""
-    return getattr(kind, "__module__", None) in (norms.__name__, attention.__name__)
+    """Return whether capture, or slicing in an earlier round, put a class or function into the graph."""
+    return getattr(kind, "__module__", None) in (norms.__name__, attention.__name__, modes.__name__)
 
 
 def keeps_parameters_whole(module: nn.Module) -> bool:
@@ -119,7 +118,7 @@ def is_opaque(node: Node, gm: GraphModule) -> bool:
         kind = type(gm.get_submodule(str(node.target)))
         if issubclass(kind, torch.jit.ScriptModule):
             return True
-        return not issubclass(kind, TrainingFlag) and not is_torchs(kind) and not _is_ours(kind)
+        return not is_torchs(kind) and not _is_ours(kind)
     if node.op == "call_function":
         return not (isinstance(node.target, OpOverload) or is_torchs(node.target) or _is_ours(node.target))
     return False

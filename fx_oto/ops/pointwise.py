@@ -17,7 +17,8 @@ from fx_oto.analysis.labels import UNKNOWN, Layer, align, compress
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import behind, is_random, tensor_leaves
 
-__all__ = ["Operand", "clusters", "combine", "elementwise", "glu", "join", "overwrite", "pointwise", "with_other_sizes"]
+__all__ = ["Operand", "clusters", "combine", "elementwise", "functional", "glu", "join", "known_number", "overwrite"]
+__all__ += ["pointwise", "with_other_sizes"]
 
 # Ops in which an operand that is known can decide the result, whatever the others are: 0 · x, 0 / x, where(x, a, a).
 _ABSORBING = {"mul", "div", "where", "masked_fill", "addcmul", "addcdiv", "lerp", "native_dropout", "_prelu_kernel"}
@@ -72,7 +73,7 @@ def elementwise(
         ndim: dimensions of the result.
         evaluate: computes what a call returns for removed values, one tensor for each operand, NaN for unknown.
     """
-    known = {place: one for place, t in enumerate(call.inputs) if (one := _number(p, t, ndim)) is not None}
+    known = {place: one for place, t in enumerate(call.inputs) if (one := known_number(p, t, ndim)) is not None}
     calls = [call, *with_other_sizes(call, p)]
 
     def worth(values: list[Tensor]) -> Tensor:
@@ -105,7 +106,7 @@ def _agreed(ways: Sequence[Tensor]) -> Tensor:
     return removed
 
 
-def _number(p: Propagation, tensor: Tensor, ndim: int) -> Tensor | None:
+def known_number(p: Propagation, tensor: Tensor, ndim: int) -> Tensor | None:
     """The content of a constant of one element, such as a bound or a temperature in a buffer."""
     content = p.constant(tensor) if tensor.numel() == 1 else None
     return None if content is None else content.to("cpu", torch.float64).reshape((1,) * ndim)
@@ -131,9 +132,13 @@ def glu(call: OpCall, p: Propagation) -> None:
 
 
 def overwrite(call: OpCall, p: Propagation) -> None:
-    """``copy_``: the second operand's values in the place of the first."""
+    """``copy_`` and ``fill_``: the second operand's values in the place of the first."""
+    if not isinstance(call.args[1], Tensor):
+        pointwise(call, p)
+        return
     operands = [Operand.of(p, t) for t in call.inputs[:2]]
-    p.put(call.out, combine(p, operands, call.out.ndim, lambda values: values[1]))
+    number = known_number(p, call.inputs[1], call.out.ndim)
+    p.put(call.out, combine(p, operands, call.out.ndim, lambda values: values[1] if number is None else number))
 
 
 def join(call: OpCall, p: Propagation) -> None:
@@ -333,7 +338,7 @@ def _probe(call: OpCall, values: list[Tensor]) -> Tensor:
 
     args, kwargs = tree_map(fill, (call.args, {k: v for k, v in call.kwargs.items() if k != "dtype"}))
     try:
-        results = _real(_functional(call.func)(*args, **kwargs))
+        results = _real(functional(call.func)(*args, **kwargs))
     except (RuntimeError, TypeError, AttributeError, NotImplementedError):
         return unknown
     if results.size(0) != len(_PROBES):  # nothing unknown came in, or the op ignores its operands
@@ -352,7 +357,7 @@ def _real(results: Tensor) -> Tensor:
     return results.to(torch.float64)
 
 
-def _functional(func: Any) -> Any:
+def functional(func: Any) -> Any:
     """The op that returns what an in-place one writes.
 
     Raises:

@@ -15,6 +15,7 @@ from fx_oto.analysis.dependencies import Adjustment
 from fx_oto.core.fx_utils import op_name, tensor_leaves
 from fx_oto.core.masks import drop_masks
 from fx_oto.nn.leaves import leaf_of
+from fx_oto.nn.modes import called
 from fx_oto.nn.modules import keeps_parameters_whole, resizable
 from fx_oto.nn.norms import over_original_count
 from fx_oto.ops import attention, contraction, leaves, normalization, reductions
@@ -113,7 +114,7 @@ def _handler(edit: Editor, node: Node) -> Handler | None:
             return leaves.resize_module
         if keeps_parameters_whole(module):
             return leaves.check_whole
-    name = op_name(node)
+    name, _ = called(node)
     if name == "getattr":
         name = str(node.args[1])
     if name in _HANDLERS:
@@ -170,6 +171,7 @@ _REWRITINGS: dict[Handler, str] = {
     movement.gather: "slice narrow select roll index_select index channel_shuffle native_channel_shuffle "
     "ChannelShuffle",
     movement.getitem: "getitem",
+    movement.setitem: "setitem",
     movement.pad: "pad constant_pad_nd",
     contraction.fewer_groups: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution",
     normalization.fewer_groups: "group_norm",

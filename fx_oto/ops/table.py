@@ -56,9 +56,9 @@ _RULES: dict[Rule, str] = {
     pooling.triangle: "tril triu",
     reductions.along: "_softmax _safe_softmax _log_softmax cumsum cumprod cummax cummin logcumsumexp sort topk "
     "_fft_r2c _fft_c2r _fft_c2c",
-    pointwise.overwrite: "copy_",
+    pointwise.overwrite: "copy_ fill fill_",
     pointwise.glu: "glu",
-    pointwise.pointwise: "hardswish hardswish_ _prelu_kernel native_dropout fill fill_ zero_ zeros_like ones_like "
+    pointwise.pointwise: "hardswish hardswish_ _prelu_kernel native_dropout zero_ zeros_like ones_like "
     "full_like rand_like randn_like empty_like bernoulli bernoulli_ rrelu_with_noise complex polar normal_ log_normal_ "
     "uniform_ exponential_ cauchy_ geometric_ random_ poisson normal",
     refusals.freeze_inputs: "as_strided",
@@ -80,11 +80,19 @@ def rule_for(op: Any) -> Rule:
     namespace, _, name = str(op._schema.name).partition("::")
     if namespace == "aten" and (rule := _aten_rule(op, name)):
         return rule
-    if torch.Tag.pointwise in op.tags:
+    if _is_pointwise(op):
         return pointwise.pointwise
     if torch.Tag.reduction in op.tags:
         return reductions.reduction
     return refusals.freeze_inputs
+
+
+def _is_pointwise(op: Any) -> bool:
+    """Whether ATen says so, of what writes into its first argument perhaps only of its twin that returns a tensor."""
+    try:
+        return torch.Tag.pointwise in op.tags or torch.Tag.pointwise in pointwise.functional(op).tags
+    except AttributeError:
+        return False
 
 
 def _aten_rule(op: Any, name: str) -> Rule | None:

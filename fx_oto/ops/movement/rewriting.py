@@ -12,10 +12,12 @@ from torch.fx import Node
 
 from fx_oto.analysis.dependencies import Gather
 from fx_oto.analysis.labels import compress, laid_along
+from fx_oto.analysis.sizes import consumed
 from fx_oto.core.fx_utils import op_name
+from fx_oto.nn.modes import called
 from fx_oto.ops.editor import Cut, Editor
 
-__all__ = ["gather", "gather_from_entry", "getitem", "pad", "split"]
+__all__ = ["gather", "gather_from_entry", "getitem", "pad", "setitem", "split"]
 
 
 def split(edit: Editor, node: Node) -> None:
@@ -84,13 +86,36 @@ def getitem(edit: Editor, node: Node) -> None:
     """``x[:, 2:8]`` on tensors: the entry of a cut dimension selects from what is left of it."""
     source: Any = node.args[0]
     if edit.cut(source) and isinstance(source.meta["val"], Tensor):
-        given: Any = node.args[1]
-        entries = list(given) if isinstance(given, tuple) else [given]
-        if Ellipsis in entries:
-            at = entries.index(Ellipsis)
-            count = len(edit.shape(source)) - sum(entry is not None for entry in entries) + 1
-            entries[at : at + 1] = [slice(None)] * count
-        _select(edit, node, source, entries)
+        _select(edit, node, source, _entries(edit, source, node.args[1]))
+
+
+def setitem(edit: Editor, node: Node) -> None:
+    """``x[:, 2:8] = y``: what is left of ``y`` is written at the places that are left of those."""
+    source, given = called(node)[1][:2]
+    if not edit.cut(source):
+        return
+    entries = _entries(edit, source, given)
+    left = _left_of(edit, node, source, entries)
+    if sum(isinstance(one, Tensor | list) or _is_tensor(one) for one in left) > 1 and left != entries:
+        raise edit.refuse(node, "it writes at places of a cut dimension together with those of another")
+    index = tuple(
+        edit.constant(f"kept_{at}", one, node, node) if isinstance(one, Tensor) else one for at, one in enumerate(left)
+    )
+    node.update_arg(node.args.index(source) + 1, index)
+
+
+def _is_tensor(entry: Any) -> bool:
+    return isinstance(entry, Node) and isinstance(entry.meta["val"], Tensor)
+
+
+def _entries(edit: Editor, source: Node, given: Any) -> list[Any]:
+    """What stands between the brackets, with an entry for each dimension that an ellipsis stands for."""
+    entries = list(given) if isinstance(given, tuple) else [given]
+    if Ellipsis in entries:
+        at = entries.index(Ellipsis)
+        count = len(edit.shape(source)) - sum(map(consumed, entries[:at] + entries[at + 1 :]))
+        entries[at : at + 1] = [slice(None)] * count
+    return entries
 
 
 def _select(edit: Editor, node: Node, source: Node, entries: Sequence[Any]) -> None:
@@ -99,7 +124,23 @@ def _select(edit: Editor, node: Node, source: Node, entries: Sequence[Any]) -> N
     Of ``(N, 8)``, of which channels 1, 2, 5, 7 are kept, ``x[:, 2:6]`` takes 2 and 5, which lie at 1 and 2 now:
     ``x[:, 1:3]``. ``x[:, [5, 1]]`` takes 5 and 1, which lie at 2 and 0, and are selected one by one.
     """
-    cut, read, left, dim = edit.cut(source), source, list(entries), 0
+    read, left, dim = source, _left_of(edit, node, source, entries), 0
+    for at, entry in enumerate(entries):
+        if isinstance(left[at], Tensor):
+            index = edit.constant(f"kept_{dim}", left[at], node, node)
+            with edit.graph.inserting_before(node):
+                read = edit.graph.call_function(torch.index_select, (read, dim, index))
+            left[at] = slice(None)
+        dim += consumed(entry)
+    if read is not source and all(entry == slice(None) for entry in left):
+        edit.put(read, node)
+    elif left != list(entries):
+        edit.replace(node, operator.getitem, read, tuple(left))
+
+
+def _left_of(edit: Editor, node: Node, source: Node, entries: Sequence[Any]) -> list[Any]:
+    """The entries of an index, those of cut dimensions for what is left of the source."""
+    cut, left, dim = edit.cut(source), list(entries), 0
     for at, entry in enumerate(entries):
         if dim in cut and entry is not None and entry != slice(None):
             line = torch.arange(edit.shape(source)[dim])
@@ -107,16 +148,8 @@ def _select(edit: Editor, node: Node, source: Node, entries: Sequence[Any]) -> N
             if positions.ndim > 1:
                 raise edit.refuse(node, "it indexes a cut dimension by a tensor of several dimensions")
             left[at] = _left(positions, cut[dim], _shares_memory(positions, line))
-            if isinstance(left[at], Tensor):
-                index = edit.constant(f"kept_{dim}", left[at], node, node)
-                with edit.graph.inserting_before(node):
-                    read = edit.graph.call_function(torch.index_select, (read, dim, index))
-                left[at] = slice(None)
-        dim += entry is not None
-    if read is not source and all(entry == slice(None) for entry in left):
-        edit.put(read, node)
-    elif left != list(entries):
-        edit.replace(node, operator.getitem, read, tuple(left))
+        dim += consumed(entry)
+    return left
 
 
 def _left(positions: Tensor, kept: Tensor, is_view: bool) -> Any:

@@ -6,7 +6,7 @@ every other it stays where it is. So channels are not mixed, wherever the rows g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from fx_oto.analysis.engine import Propagation
 from fx_oto.analysis.labels import UNKNOWN, ZERO
 from fx_oto.analysis.tape import OpCall
-from fx_oto.ops.pointwise import Operand, combine
+from fx_oto.ops.pointwise import Operand, combine, known_number
 
 __all__ = ["at_places", "by_rows"]
 
@@ -62,7 +62,12 @@ def at_places(call: OpCall, p: Propagation) -> None:
         Operand(_without(target.shape, *range(taken)), inside),
         Operand(value.shape[behind.start :], written),
     ]
-    p.put(call.out, combine(p, operands, target.ndim, _zero_of_zeros(2)))
+    number, zero_of_zeros = known_number(p, value, target.ndim), _zero_of_zeros(2)
+
+    def worth(values: list[Tensor]) -> Tensor:
+        return zero_of_zeros(values if number is None else [values[0], number])
+
+    p.put(call.out, combine(p, operands, target.ndim, worth))
 
 
 def _block(indices: Sequence[Tensor]) -> int:
@@ -74,7 +79,7 @@ def _without(shape: Sequence[int], *dims: int) -> list[int]:
     return [1 if dim in dims else size for dim, size in enumerate(shape)]
 
 
-def _zero_of_zeros(count: int) -> Any:
+def _zero_of_zeros(count: int) -> Callable[[list[Tensor]], Tensor]:
     """Where the first operands are zero once removed, so is the result, whichever of them an element comes from."""
 
     def worth(values: list[Tensor]) -> Tensor:

@@ -1,0 +1,167 @@
+"""Writing in place into some channels, ``x[:, 2:6] = y``, in both training modes or in one of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.exactness import compress_half
+from torch import nn
+
+import fx_oto
+
+WIDTH = 12
+
+
+class Net(nn.Module):
+    """Linear layers around some code, which is given the hidden units; ``first`` makes them."""
+
+    def __init__(self, write, first=lambda h: h * 1.0, mode=None):
+        super().__init__()
+        self.a, self.b, self.c, self.inner = nn.Linear(5, 7), nn.Linear(7, WIDTH), nn.Linear(WIDTH, 3), nn.Linear(4, 4)
+        self.shift, self.write, self.first, self.mode = nn.Parameter(torch.randn(WIDTH)), write, first, mode
+
+    def forward(self, x):
+        h = self.first(self.b(self.a(x)))
+        if self.mode is None or self.training == self.mode:
+            self.write(self, h)
+        return self.c(h)
+
+
+def set_slice(m, h):
+    h[:, 2:6] = m.inner(h[:, 2:6].clone())
+
+
+def set_the_last(m, h):
+    h[..., -4:] = m.inner(h[:, :4].clone())
+
+
+def set_every_third(m, h):
+    h[:, ::3] = h[:, 1::3].clone()
+
+
+def set_a_number(m, h):
+    h[:, 2:6] = 0
+
+
+def set_one(m, h):
+    h[:, 3] = 1.0
+
+
+def set_rows(m, h):
+    h[h[:, 0] > 0, :4] = 0.0
+
+
+def add_to_slice(m, h):
+    h[:, 2:6] += m.inner(h[:, :4].clone())
+
+
+def add_shift(m, h):
+    h += m.shift
+
+
+def copy_to_slice(m, h):
+    h[:, :4].copy_(m.inner(h[:, 4:8].clone()))
+
+
+def multiply_by_zero(m, h):
+    h.mul_(0)
+
+
+def fill(m, h):
+    h.narrow(1, 0, 9).fill_(0)
+
+
+def mask(m, h):
+    h.masked_fill_(h > 1, 0.5)
+
+
+def absolute(m, h):
+    h.abs_()
+
+
+# What a linear layer returns is zero once removed; of the others, each joins channels, or keeps one that is written.
+WRITES = {
+    set_slice: WIDTH,
+    set_the_last: WIDTH,
+    set_every_third: WIDTH - 4,
+    set_a_number: WIDTH,
+    set_one: WIDTH - 1,
+    set_rows: WIDTH - 1,
+    add_to_slice: WIDTH,
+    add_shift: WIDTH,
+    copy_to_slice: WIDTH,
+    multiply_by_zero: WIDTH,
+    fill: WIDTH,
+    mask: WIDTH,
+    absolute: WIDTH,
+}
+
+
+@pytest.mark.parametrize("mode", [None, False, True])
+@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
+def test_channels_are_cut(write, mode):
+    found = compress_half(Net(write, mode=mode), torch.randn(4, 5), sensitive=write is not multiply_by_zero)
+    assert found.zigs == WRITES[write] + 7
+
+
+@pytest.mark.parametrize("mode", [None, False, True])
+@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
+def test_what_is_not_zero_once_removed(write, mode):
+    compress_half(Net(write, lambda h: h.sigmoid() * 1.0, mode), torch.randn(4, 5), sensitive=False)
+
+
+def test_noise_of_training_alone():
+    def noise(m, h):
+        h.add_(torch.randn_like(h))
+
+    assert compress_half(Net(noise, mode=True), torch.randn(4, 5)).zigs == WIDTH + 7
+    gm = fx_oto.prepare(Net(noise, mode=False), torch.randn(4, 5))
+    assert fx_oto.partition(gm).num_zigs == 7
+
+
+def test_rows_by_a_mask_of_several_dimensions():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.inner = nn.Linear(5, WIDTH), nn.Linear(WIDTH, 3), nn.Linear(4, 4)
+
+        def forward(self, x):
+            h = self.a(x)
+            chosen = x[..., 0] > 0
+            h[chosen, 2:6] = self.inner(h[:, 0, 2:6].mean(0))
+            return self.b(h)
+
+    assert compress_half(Tokens(), torch.randn(4, 6, 5)).zigs == WIDTH
+
+
+class Partial(nn.Module):
+    """A convolution of the first channels alone, spelled in one way in training and in another in evaluation."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.conv, self.in_place = nn.Conv2d(4, 4, 3, padding=1), in_place
+
+    def forward(self, x):
+        if self.training != self.in_place:
+            return torch.cat([self.conv(x[:, :4]), x[:, 4:]], 1)
+        x[:, :4] = self.conv(x[:, :4].clone())
+        return x
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_two_spellings_of_one_computation(in_place):
+    torch.manual_seed(0)
+    ends = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 3, 1)
+    model = nn.Sequential(ends[0], Partial(in_place), *ends[1:])
+    assert compress_half(model, torch.randn(2, 3, 8, 8)).zigs == 32  # what is written shares the channels' place
+
+
+def test_a_graph_of_torch_export():
+    torch.manual_seed(0)
+    model = Net(set_slice).double()
+    exported = torch.export.export(model, (torch.randn(4, 5, dtype=torch.float64),)).module()
+    gm = fx_oto.prepare(exported, torch.randn(4, 5, dtype=torch.float64))
+    assert fx_oto.partition(gm).num_zigs == WIDTH + 7
+    fx_oto.partition(gm).zero_(0.5)
+    small, x = fx_oto.compress(gm), torch.randn(4, 5, dtype=torch.float64)
+    torch.testing.assert_close(small(x), exported(x), rtol=1e-10, atol=1e-12)
