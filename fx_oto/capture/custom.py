@@ -1,4 +1,7 @@
-"""Users' ``torch.autograd.Function`` classes: a graph calls them as they are, so that they keep their backward."""
+"""Users' ``torch.autograd.Function`` classes: a graph calls them as they are, so that they keep their backward.
+
+Where slicing may have to rewrite what is inside, and autograd computes the same gradient, it becomes part of the graph.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch.autograd import Function
 
+from fx_oto.capture.calls import without_memory
+from fx_oto.capture.derivatives import Applied
 from fx_oto.capture.recorder import Recorder
 from fx_oto.nn.modules import is_torchs
 
@@ -66,13 +70,24 @@ def _seen(run: Recorder, thread: int, kind: type, forward: Callable[..., Any]) -
         frame: Any = sys._getframe(1)
         while frame is not None and frame.f_code is not _APPLY:
             frame = frame.f_back
-        applied = kind if frame is None else frame.f_locals["cls"]
-        with_context = kind.setup_context is Function.setup_context  # type: ignore[attr-defined]
-        lead = given[:1] if with_context else ()
-        function = as_function(applied)
-        return run.call_custom(function, given[len(lead) :], lambda args, _: forward(*lead, *args))
+        applied: Any = kind if frame is None else frame.f_locals["cls"]
+        lead = given[: int(applied.setup_context is Function.setup_context)]  # the context, or nothing
+        args = given[len(lead) :]
+        if _may_be_seen(run, Applied(without_memory(run.fakes.faked(args)), applied, forward, run.gets_gradient)):
+            return run.learning(lambda: forward(*given))
+        return run.call_custom(as_function(applied), args, lambda args, _: forward(*lead, *args))
 
     return tell
+
+
+def _may_be_seen(run: Recorder, application: Applied) -> bool:
+    """The answer of ``Applied.may_be_seen``, found once for all runs of a model."""
+    known = run.subject.seen_inside
+    with run.unseen():
+        form = application.form
+        if form not in known:
+            known[form] = application.may_be_seen()
+    return known[form]
 
 
 def _checkpointed(run: Recorder, thread: int, kind: type, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,7 +100,6 @@ def _checkpointed(run: Recorder, thread: int, kind: type, forward: Callable[...,
         note = "torch.utils.checkpoint is left out of the graph, which keeps all activations: train the model itself"
         if note not in run.notes:
             run.notes.append(note)
-        with torch.enable_grad():
-            return function(*args)
+        return run.learning(lambda: function(*args))
 
     return inside

@@ -81,6 +81,15 @@ class Recorder(Handing):
         finally:
             self.depth = depth
 
+    def learning(self, compute: Callable[[], Any]) -> Any:
+        """Let what a ``torch.autograd.Function`` calls become part of the graph: torch calls it without gradients."""
+        learns, self.is_plain = self.learns_now, False
+        try:
+            with torch.set_grad_enabled(learns):
+                return compute()
+        finally:
+            self.learns_now = learns  # torch has switched gradients off again
+
     def call_custom(self, function: Callable[..., Any], args: Any, compute: Callable[[Any, Any], Any]) -> Any:
         """A ``torch.autograd.Function`` is applied: as a node of the graph it keeps its own backward."""
         last = next(reversed(self.graph.nodes), None)

@@ -26,6 +26,7 @@ class Subject:
         leaves: those that are called as a whole, by ``id``.
         tensors: the name of each tensor that they hold, by ``id``.
         namespaces: where its code finds functions.
+        seen_inside: of each form in which a ``torch.autograd.Function`` is applied, whether it is part of the graph.
         reads_mode: whether its classes read ``training``, be it to compute with, which Python does not tell.
     """
 
@@ -35,6 +36,7 @@ class Subject:
         self.leaves = {id(module) for module in self.modules.values() if is_leaf(module)}
         self.tensors = _names_of_tensors(self.modules)
         self.namespaces = namespaces_of(model)
+        self.seen_inside: dict[Any, bool] = {}
         found = (value for names in self.namespaces for value in names.values())
         self.reads_mode = any(_reads_mode(value.__code__) for value in found if isinstance(value, FunctionType))
 
