@@ -223,8 +223,10 @@ class Player(Propagation):
         if isinstance(call.func, OpaqueOp):
             return [], []
         if call.name == "convolution":
-            images = [(layer, 0) for layer in self.layers(call.args[0]) if 0 in layer.dims]
-            return list(self.layers(call.args[1])), images
+            lines = [layer for layer in self.layers(call.args[0]) if len(layer.dims) == 1 and layer.dims > (1,)]
+            others = [layer for layer in self.layers(call.args[0]) if layer not in lines]
+            beside = [(layer, dim) for layer in others for dim in layer.dims if dim != 1]
+            return [*self.layers(call.args[1]), *lines], beside
         operands = [arg for arg in call.args[:3] if isinstance(arg, Tensor)][-2:]
         if len(operands) < 2 or not operands[1].ndim:
             return [], []

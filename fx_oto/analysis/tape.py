@@ -67,6 +67,12 @@ class OpCall:
         raise KeyError(f"{self.func} has no argument {name!r}")
 
     @property
+    def given(self) -> dict[str, Any]:
+        """The arguments by the names of the operator's schema, or their defaults; none of what has no schema."""
+        names = [key for key, _ in _parameters(self.func)] if hasattr(self.func, "_schema") else []
+        return {name: self.arg(name) for name in names}
+
+    @property
     def numbers(self) -> list[Any]:
         """What the arguments hold, but for those that say which dimensions are meant."""
         names = [key for key, _ in _parameters(self.func)] if hasattr(self.func, "_schema") else []

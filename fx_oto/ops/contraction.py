@@ -19,6 +19,7 @@ from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import op_name
 from fx_oto.ops.editor import Editor
 from fx_oto.ops.pointwise import Operand, combine
+from fx_oto.ops.pooling import steps_by_one
 
 __all__ = [
     "add_folded",
@@ -189,7 +190,9 @@ def convolution(call: OpCall, p: Propagation) -> None:
     source, weight, bias = call.args[:3]
     transposed, groups = call.arg("transposed"), call.arg("groups")
     spatial = source.ndim - 2
-    inputs = _channels(p, p.layers(source))
+    still = [2 + i for i in range(spatial) if steps_by_one(call, p, i, weight.shape[2:])]
+    beside = [layer for layer in p.layers(source) if min(layer.dims) >= 2 and not set(still).isdisjoint(layer.dims)]
+    inputs = _channels(p, [layer for layer in p.layers(source) if layer not in beside])
     window = [layer for layer in p.layers(weight) if p.is_weight(weight) and min(layer.dims) >= 2]
     for layer in window:
         p.slide(layer.labels)
@@ -206,7 +209,11 @@ def convolution(call: OpCall, p: Propagation) -> None:
         layers += [Layer(layer.labels, zero_stays(layer.removed)) for layer in by_image]
     if bias is not None:
         layers = combine(p, [Operand(call.out.shape[:2], layers), Operand.of(p, bias)], 2, plus)
-    p.put(call.out, [layer.map(lambda t: t[(...,) + (None,) * spatial]) for layer in layers])
+    layers = [layer.map(lambda t: t[(...,) + (None,) * spatial]) for layer in layers]
+    keeps_zero = bias is None
+    for layer in p.narrow(beside, still, SLIDES):
+        layers.append(Layer(layer.labels, zero_stays(layer.removed)) if keeps_zero else Layer.uniform(layer.labels))
+    p.put(call.out, layers)
 
 
 def _channels(p: Propagation, layers: Sequence[Layer]) -> list[Layer]:

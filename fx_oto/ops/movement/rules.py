@@ -313,8 +313,10 @@ def negate_parts(call: OpCall, p: Propagation) -> None:
 def slide(call: OpCall, p: Propagation) -> None:
     """``Tensor.unfold``: windows along one dimension, whose size and step slicing does not change."""
     dim = call.arg("dimension") % max(call.args[0].ndim, 1)
+    size, step = call.arg("size"), call.arg("step")
+    still = (size, step) == (1, 1) and not p.sizes.may_vary(call, 1)
     for layer in p.layers(call.args[0]):
-        if dim in layer.dims:
+        if dim in layer.dims and not still:
             p.freeze(layer.labels, "a window slides along it")
     movement(call, p)
 
