@@ -54,7 +54,7 @@ def _ids(batch: int, generator: Generator, length: int) -> Tensor:
 def _padding(batch: int, length: int) -> Tensor:
     """The second row is three tokens shorter."""
     mask = torch.ones(batch, length, dtype=torch.long)
-    mask[1, -3:] = 0
+    mask[1:2, -3:] = 0
     return mask
 
 

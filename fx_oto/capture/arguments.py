@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from fx_oto.analysis.recording import misfit
 from fx_oto.capture.numbers import Origin
@@ -19,7 +19,7 @@ from fx_oto.capture.sheet import Sheet
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import TraceError
 
-__all__ = ["Arguments", "check_length", "length"]
+__all__ = ["Arguments", "annotate", "check_length", "is_none", "is_so", "length"]
 
 _FIXED = (bool, str, type(None))
 _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
@@ -28,6 +28,26 @@ _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Paramet
 def length(value: Any) -> int:
     """``len``, as a node of a graph."""
     return len(value)
+
+
+def is_none(value: Tensor | None) -> bool:
+    """Whether an argument is left out, as a node of a graph."""
+    return value is None
+
+
+def is_so(value: bool, wanted: bool) -> bool:
+    """Whether an argument is true, or false, as wanted; as a node of a graph."""
+    return bool(value) == wanted
+
+
+def annotate(graph: Graph) -> None:
+    """Say of arguments that have a default what they are: TorchScript takes what has no type for a tensor."""
+    for node in graph.nodes:
+        default = node.args[0] if node.op == "placeholder" and node.args else inspect.Parameter.empty
+        if isinstance(default, bool | int | float | str):
+            node.type = type(default)
+        elif default is None and any(user.target is is_none for user in node.users):
+            node.type = Tensor | None
 
 
 @dataclass(frozen=True)
@@ -80,6 +100,7 @@ class Arguments:
         for name, node in placeholders.items():
             if name not in self.given:
                 _check(run, node, self.signature.parameters[name].default, name)
+        annotate(run.graph)
         call = inspect.BoundArguments(self.signature, handed)
         return call.args, call.kwargs
 
@@ -107,8 +128,11 @@ def _remedy(signature: inspect.Signature, inputs: ExampleInputs) -> str:
 
 def _check(run: Sheet, node: Node, value: Any, name: str) -> None:
     """Let the graph check that an argument is what it was, where that can be compared."""
-    same = run.create("call_function", operator.eq, (node, value))
-    same.meta["val"] = True
+    if value is None:
+        same = run.create("call_function", is_none, (node,))
+    else:  # torch.jit.trace and TorchScript have no == between a tensor and a bool
+        same = run.create("call_function", is_so if isinstance(value, bool) else operator.eq, (node, value))
+    same.meta["val"], same.meta["is_wrapped"] = True, same.target is not operator.eq
     text = f"the graph was captured where {name} was {value!r}; trace it on such inputs"
     run.create("call_function", torch._assert, (same, text)).meta["val"] = None
 

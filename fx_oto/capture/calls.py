@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from functools import lru_cache
-from types import FunctionType
+from types import FunctionType, MethodDescriptorType
 from typing import Any
 
 import torch
@@ -91,7 +91,7 @@ def target_of(func: Any, name: str) -> tuple[str, Any, bool]:
         return "call_function", getattr(operator, _spelled(bare)), False
     if name in TENSORS:
         return "call_function", getattr, False
-    if is_tensor_method_or_property(func):
+    if is_tensor_method_or_property(func) or isinstance(func, MethodDescriptorType):
         return "call_method", name, False
     return "call_function", func, False
 

@@ -89,6 +89,7 @@ class Sizes:
         self.rewritten = any(rewritten) or bool(self._fixed)
         for run in {*runs, *filter(None, [self._on_larger])}:  # not before: captures are compared node by node
             run.forget_events()
+            run.shorten_checks()
         for group, difference in self._fixed:
             for run in runs:
                 run.fix(group.dims, group.size, difference)

@@ -28,6 +28,15 @@ from fx_oto.nn.modes import FLAG, TrainingFlag
 
 __all__ = ["Writer", "holder_of"]
 
+_OPPOSITES: dict[Any, Any] = {
+    operator.eq: operator.ne,
+    operator.ne: operator.eq,
+    operator.lt: operator.ge,
+    operator.ge: operator.lt,
+    operator.gt: operator.le,
+    operator.le: operator.gt,
+}
+
 
 class Writer(Sheet):
     """Writes the graph of one run of a model.
@@ -133,6 +142,23 @@ class Writer(Sheet):
         """Note a plain number, which may come back in the graph."""
         self.is_plain = False
         self.events.append((self.nodes(number), plain))
+
+    def shorten_checks(self) -> None:
+        """Let checks ask for a condition, not whether it is True, which torch.jit.trace has no op for."""
+        for check in [node for node in self.graph.nodes if node.target is torch._assert]:
+            same, text = check.args
+            asked, answer = same.args[0], same.args[-1]
+            if same.target is not operator.eq or not isinstance(answer, bool):
+                continue
+            if not answer and asked.target not in _OPPOSITES:
+                continue
+            with self.graph.inserting_before(same):
+                condition = asked if answer else self.graph.call_function(_OPPOSITES[asked.target], asked.args)
+            condition.meta["val"] = True
+            check.args = (condition, text)
+            for node in (same, asked):
+                if not node.users:
+                    self.graph.erase_node(node)
 
     def hashed(self, number: Any) -> None:
         """Check it, where that is allowed."""

@@ -16,6 +16,7 @@ from torch.autograd import Function
 from torch.fx import Graph, Node
 from torch.nn.utils import parametrize
 
+from fx_oto.capture.arguments import annotate
 from fx_oto.capture.custom import as_function
 from fx_oto.capture.names import AnyNames, is_plain
 from fx_oto.capture.whole import LeafTracer
@@ -99,6 +100,7 @@ def made_graph(nodes: Any, held: nn.Module, reader: Reader, model: nn.Module | N
         made[name] = _put(graph, name, entry, held, reader, model)
     if not made or next(reversed(graph.nodes)).op != "output":
         raise FileError("the graph has no output")
+    annotate(graph)
     return graph
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Collection, Iterator
 from difflib import SequenceMatcher
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 from torch._ops import OpOverload
@@ -26,11 +26,10 @@ __all__ = ["FLAG", "IN_PLACE", "TrainingFlag"]
 __all__ += ["by_mode", "called", "merge_modes", "says_in_place", "written_in"]
 
 FLAG = "fx_oto_training_mode"
-_Value = TypeVar("_Value")
 
 
-def by_mode(training: bool, in_training: _Value, in_evaluation: _Value) -> _Value:
-    """Choose between the values that the two modes compute."""
+def by_mode(training: bool, in_training: Tensor, in_evaluation: Tensor) -> Tensor:
+    """Choose between what the two modes compute: mostly tensors, and TorchScript believes what is written here."""
     return in_training if training else in_evaluation
 
 
