@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from fx_oto.analysis.fakes import Fakes, StandIns, asks_values, tensors_in
+from fx_oto.analysis.fakes import Fakes, StandIns, ValuesAskedError, asks_values, tensors_in
 from fx_oto.analysis.tape import FUSED, OpCall, Tape, macs_of_all
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import InputError, RuleError
@@ -53,6 +53,7 @@ class Recording(Fakes):
         self.node = ""
         self.calls: list[OpCall] = []
         self.above: Callable[[Any, Any, Any], Any] | None = None
+        self._asking: tuple[Any, Any, Any] | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.above is None or func is torch.ops.prim.device.default:
@@ -62,7 +63,11 @@ class Recording(Fakes):
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The base class's, written down."""
         restride = func is torch.ops.aten.as_strided_.default and _moves_nothing(*args)
-        result = super().call(func, args, kwargs)
+        try:
+            result = super().call(func, args, kwargs)
+        except ValuesAskedError:
+            self._asking = func, args, kwargs
+            raise
         if not restride and func is not torch.ops.prim.device.default:
             self.record(func, args, kwargs, result)
         return result
@@ -97,6 +102,17 @@ class Recording(Fakes):
         if outputs or call.mutates:
             self.calls.append(call)
 
+    def _index(self, given: tuple[Any, ...], value: Any) -> bool:
+        """Record ``x[mask]``, of which numbers only tell how long the result is, which is there already."""
+        self.calls, self._asking = [], None
+        try:
+            operator.getitem(*given)
+        except ValuesAskedError:
+            if self._asking is not None and self._asking[0] is torch.ops.aten.index.Tensor:
+                self.record(*self._asking, value)
+                return True
+        return False
+
     def opaque(self, node: Node, module: nn.Module | None, given: tuple[Any, Any], real: Any, macs: int) -> Any:
         """What a node returns that was run on real tensors, recorded as one call of which nothing is known.
 
@@ -108,6 +124,8 @@ class Recording(Fakes):
             macs: multiply-adds that it made.
         """
         value = tree_map_only(Tensor, lambda tensor: self.like(tensor, tensor.device), real)
+        if module is None and op_name(node) == "getitem" and self._index(given[0], value):
+            return value
         func: Any = OpaqueOp(macs)
         read: tuple[Any, ...] = (*tree_leaves(given), *(module.parameters() if module is not None else ()))
         if module is not None and leaf_of(module) is not None:

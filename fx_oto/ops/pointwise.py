@@ -189,7 +189,7 @@ def combine(
     # which. y is "thin": its columns go with those of x if widths go, and stay if heads do.
     groups = _group([_whole(p, operand) for operand in operands], ndim)
     layers = []
-    for dims, members in groups:
+    for dims, members in (part for group in groups for part in _apart(*group, operands, ndim)):
         members.sort(key=lambda member: -len(member[1].dims))
         labels, thin = members[0][1].labels, _thin(members, operands, ndim) if may_cross else []
         removed = _removed(operands, members, thin, ndim, worth)
@@ -214,6 +214,15 @@ def combine(
                 p.produce(layer.labels)
         layers.append(result)
     return layers
+
+
+def _apart(
+    dims: set[int], members: list[tuple[int, Layer]], operands: Sequence[Operand], ndim: int
+) -> list[tuple[set[int], list[tuple[int, Layer]]]]:
+    """Layers of one operand along a dimension that no other has stay apart: of 4 x 10 in a row, rows and columns."""
+    mine = {position for position, _ in members}
+    alone = not any(_spans(one.shape, ndim, dims) for position, one in enumerate(operands) if position not in mine)
+    return [(dims, [member]) for member in members] if len(mine) == len(dims) == 1 and alone else [(dims, members)]
 
 
 def _thin(members: Sequence[tuple[int, Layer]], operands: Sequence[Operand], ndim: int) -> list[tuple[int, Layer]]:

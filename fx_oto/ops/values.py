@@ -27,7 +27,7 @@ def note_values(edit: Editor) -> None:
         node.meta[ANALYSED] = name
         cuts = edit.cuts.of_value(name) if name is not None else []
         touched = any(cuts) or not changed.isdisjoint(node.all_input_nodes)
-        if name is None or (touched and _is_untold(node)):
+        if name is None or (touched and _is_untold(node) and not node.meta.get("asks_values")):
             node.meta["val"] = _returned(edit, fakes, node)
         elif any(cuts):
             node.meta["val"] = _left_of(fakes, before, cuts)

@@ -264,13 +264,13 @@ def _padded(layer: Layer, dim: int, around: tuple[int, int], value: float, p: Pr
 
 @moves_data
 def index(call: OpCall, p: Propagation) -> None:
-    """Indexing by tensors: along a tracked dimension the indices must be constants of the model."""
+    """Indexing by tensors: along the dimensions that they index, what is taken must be the same in every call."""
     source = call.args[0]
     real = [p.constant(t) for t in call.inputs[1:]]
-    known = all(t is not None for t in real)
-    if (not known or len(real) > 1) and any(_reads(call, layer) for layer in p.layers(source)):
-        p.freeze_value(source, "it is indexed by several tensors, or by one that depends on data")
-        return
+    if len(real) > 1 or any(content is None for content in real):
+        read = _indexed(call)
+        if any(not read.isdisjoint(layer.dims) for layer in p.layers(source)):
+            p.keep_along(source, read, "it is indexed by several tensors, or by one that depends on data")
     for tensor in call.inputs[1:]:
         p.freeze_value(tensor, "it tells which elements are taken")
     constants = iter(real)
@@ -279,7 +279,7 @@ def index(call: OpCall, p: Propagation) -> None:
         if not isinstance(leaf, Tensor):
             return leaf
         content = next(constants)
-        return torch.zeros(leaf.shape, dtype=torch.int64) if content is None else content.cpu()
+        return _first_ones(call, leaf) if content is None else content.cpu()
 
     rest = tree_map(stand_in, call.args[1:])
 
@@ -287,6 +287,31 @@ def index(call: OpCall, p: Propagation) -> None:
         return [compress(call.func(labels.expand(source.shape), *rest))]
 
     follow(call, p, source, move)
+
+
+def _indexed(call: OpCall) -> set[int]:
+    """The dimensions to which tensors of indices apply; a mask of two dimensions applies to two."""
+    if call.name == "index_select":
+        return {call.args[1] % max(call.args[0].ndim, 1)}
+    found, dim = set[int](), 0
+    for which in call.args[1]:
+        count = which.ndim if which is not None and _is_mask(which) else 1
+        found.update(range(dim, dim + count) if which is not None else ())
+        dim += count
+    return found
+
+
+def _first_ones(call: OpCall, index: Tensor) -> Tensor:
+    """Indices in the place of some that depend on data, at least one, so that labels stay where nothing is taken."""
+    if not _is_mask(index):
+        return torch.zeros([max(size, 1) for size in index.shape], dtype=torch.int64)
+    taken = max(index.numel() * call.out.numel() // max(call.args[0].numel(), 1), 1)
+    mask: Tensor = torch.arange(index.numel()) < taken
+    return mask.view(index.shape)
+
+
+def _is_mask(index: Tensor) -> bool:
+    return index.dtype in (torch.bool, torch.uint8)
 
 
 def as_complex(call: OpCall, p: Propagation) -> None:
@@ -319,10 +344,3 @@ def slide(call: OpCall, p: Propagation) -> None:
         if dim in layer.dims and not still:
             p.freeze(layer.labels, "a window slides along it")
     movement(call, p)
-
-
-def _reads(call: OpCall, layer: Layer) -> bool:
-    """Return whether a tensor of indices applies to a dimension along which the layer varies."""
-    if call.name == "index_select":
-        return call.args[1] % layer.labels.ndim in layer.dims
-    return any(which is not None and dim in layer.dims for dim, which in enumerate(call.args[1]))

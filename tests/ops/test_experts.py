@@ -1,0 +1,174 @@
+"""Mixtures of experts: routing picks rows, so hidden units of each expert and the stream around them can go."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.exactness import compress_half
+from torch import nn
+
+import fx_oto
+
+WIDTH, HIDDEN, EXPERTS = 8, 10, 4
+
+
+class Net(nn.Module):
+    """A residual stream around a mixture, which is spelled by ``code``: of modules, or of stacked weights."""
+
+    def __init__(self, code, modules, experts=EXPERTS):
+        super().__init__()
+        self.a, self.c, self.route, self.code = (
+            nn.Linear(6, WIDTH),
+            nn.Linear(WIDTH, 3),
+            nn.Linear(WIDTH, experts),
+            code,
+        )
+        if modules:
+            expert = (
+                nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, WIDTH)) for _ in range(experts)
+            )
+            self.experts = nn.ModuleList(expert)
+        else:
+            self.up, self.bias = _weight(experts, WIDTH, HIDDEN), _weight(experts, HIDDEN)
+            self.down = _weight(experts, HIDDEN, WIDTH)
+
+    def forward(self, x):
+        x = self.a(x)
+        rows = x.reshape(-1, WIDTH)
+        return self.c(x + self.code(self, rows).view(x.shape))
+
+    def chosen(self, x):
+        return self.route(x).softmax(-1).topk(2, -1)
+
+
+def _weight(*sizes):
+    return nn.Parameter(torch.randn(*sizes) / 3)
+
+
+def where(m, x):
+    weights, chosen = m.chosen(x)
+    out, mask = torch.zeros_like(x), F.one_hot(chosen, len(m.experts)).permute(2, 1, 0)
+    for one, expert in enumerate(m.experts):
+        place, row = torch.where(mask[one])
+        out.index_add_(0, row, expert(x[row]) * weights[row, place, None])
+    return out
+
+
+def nonzero(m, x):
+    weights, chosen = m.chosen(x)
+    out = torch.zeros_like(x)
+    for one, expert in enumerate(m.experts):
+        row, place = (chosen == one).nonzero(as_tuple=True)
+        out[row] += weights[row, place, None] * expert(x[row])
+    return out
+
+
+def mask(m, x):
+    weights, chosen = m.chosen(x)
+    out = torch.zeros_like(x)
+    for one, expert in enumerate(m.experts):
+        rows = (chosen == one).any(-1)
+        out[rows] += expert(x[rows]) * (weights * (chosen == one)).sum(-1)[rows][:, None]
+    return out
+
+
+def mask_of_two(m, x):
+    x = x.unflatten(0, (-1, 1))
+    out, chosen = torch.zeros_like(x), m.route(x).argmax(-1)
+    for one, expert in enumerate(m.experts):
+        out[chosen == one] = expert(x[chosen == one])
+    return out
+
+
+def torch_where(m, x):
+    _, chosen = m.chosen(x)
+    return sum(torch.where((chosen == one).any(-1, keepdim=True), f(x), 0.0) for one, f in enumerate(m.experts))
+
+
+def sort(m, x):
+    weights, chosen = m.chosen(x)
+    order = chosen.view(-1).argsort()
+    picked = x[order // 2]
+    made = torch.zeros_like(picked)
+    for one, expert in enumerate(m.experts):
+        made = torch.where((chosen.view(-1)[order] == one)[:, None], expert(picked), made)
+    return torch.zeros_like(x).index_add_(0, order // 2, made * weights.view(-1)[order, None])
+
+
+def stack(m, x):
+    return torch.einsum("re,red->rd", m.route(x).softmax(-1), torch.stack([expert(x) for expert in m.experts], 1))
+
+
+MODULES = [where, nonzero, mask, mask_of_two, torch_where, sort, stack]
+
+
+def one_by_one(m, x):
+    _, chosen = m.chosen(x)
+    out = torch.zeros_like(x)
+    for one in range(len(m.up)):
+        (row,) = torch.where((chosen == one).any(-1))
+        out.index_add_(0, row, F.gelu(x[row] @ m.up[one] + m.bias[one]) @ m.down[one])
+    return out
+
+
+def unbind(m, x):
+    gates = m.route(x).softmax(-1)
+    pairs = enumerate(zip(m.up.unbind(0), m.down.chunk(len(m.down)), strict=True))
+    return sum(gates[:, one, None] * (F.linear(x, up.T).relu() @ down[0]) for one, (up, down) in pairs)
+
+
+def einsum(m, x):
+    hidden = F.gelu(torch.einsum("rd,edh->reh", x, m.up) + m.bias)
+    return torch.einsum("reh,ehd,re->rd", hidden, m.down, m.route(x).softmax(-1))
+
+
+def bmm(m, x):
+    hidden = F.gelu(torch.bmm(x.expand(len(m.up), -1, -1), m.up) + m.bias[:, None])
+    return (torch.bmm(hidden, m.down) * m.route(x).softmax(-1).T[..., None]).sum(0)
+
+
+def weights_of_rows(m, x):
+    best = m.route(x).argmax(-1)
+    hidden = F.gelu(torch.bmm(x[:, None], m.up[best])[:, 0] + m.bias[best])
+    return torch.bmm(hidden[:, None], m.down[best])[:, 0]
+
+
+def weights_of_two(m, x):
+    weights, chosen = m.chosen(x)
+    hidden = F.gelu(torch.einsum("rd,rkdh->rkh", x, m.up[chosen]) + m.bias[chosen])
+    return torch.einsum("rkh,rkhd,rk->rd", hidden, m.down[chosen], weights)
+
+
+STACKED = [one_by_one, unbind, einsum, bmm, weights_of_rows, weights_of_two]
+
+
+@pytest.mark.parametrize("code", MODULES, ids=lambda code: code.__name__)
+def test_of_modules(code):
+    torch.manual_seed(0)
+    assert compress_half(Net(code, True), torch.randn(2, 5, 6)).zigs == WIDTH + EXPERTS * HIDDEN
+
+
+@pytest.mark.parametrize("code", STACKED, ids=lambda code: code.__name__)
+def test_of_stacked_weights(code):
+    torch.manual_seed(0)
+    assert compress_half(Net(code, False), torch.randn(2, 5, 6)).zigs == WIDTH + HIDDEN
+
+
+@pytest.mark.parametrize("code", [where, nonzero, mask, mask_of_two], ids=lambda code: code.__name__)
+def test_experts_that_the_example_does_not_choose(code):
+    torch.manual_seed(0)
+    found = compress_half(Net(code, True, 12), torch.randn(2, 1, 6), others=[torch.randn(8, 5, 6)])
+    assert found.zigs == WIDTH + 12 * HIDDEN
+
+
+def test_a_graph_that_is_traced_already():
+    torch.manual_seed(0)
+    model, x = Net(mask, True).double().eval(), torch.randn(2, 5, 6, dtype=torch.float64)
+    gm = fx_oto.prepare(fx_oto.trace(model, x), x)
+    fx_oto.partition(gm).zero_(0.5)
+    small = fx_oto.compress(gm)
+    assert fx_oto.partition(gm).num_zigs == WIDTH + EXPERTS * HIDDEN
+    for batch in (2, 7):
+        x = torch.randn(batch, 5, 6, dtype=torch.float64)
+        torch.testing.assert_close(small(x), model(x), rtol=1e-10, atol=1e-12)
