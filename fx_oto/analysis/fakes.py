@@ -21,7 +21,9 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from fx_oto.core.layouts import is_sparse
 
 __all__ = ["Fakes", "StandIns", "asks_values", "tensors_in"]
 
@@ -50,6 +52,11 @@ def tensors_in(value: Any) -> list[Tensor]:
     if not isinstance(value, list | tuple):
         return [value] if isinstance(value, Tensor) else []
     return [tensor for part in value for tensor in tensors_in(part)]
+
+
+# What depends on how many elements a sparse tensor has, and where, which its stand-in does not know.
+_OF_ELEMENTS = {"_nnz", "_indices", "_values", "indices", "values", "crow_indices", "col_indices", "ccol_indices"}
+_OF_ELEMENTS = {f"aten::{name}" for name in (*_OF_ELEMENTS, "row_indices", "is_coalesced")}
 
 
 class Fakes(TorchDispatchMode):
@@ -88,6 +95,9 @@ class Fakes(TorchDispatchMode):
 
     def like(self, value: Any, device: torch.device) -> FakeTensor:
         """A new tensor of the form of another, real or not."""
+        if is_sparse(value):
+            with _disable_current_modes():
+                return value if isinstance(value, FakeTensor) else self.torchs.from_tensor(value)
         meta = torch.empty_strided(tuple(value.shape), _strides(value), dtype=value.dtype, device=_META)
         return self._wrap(meta, device)
 
@@ -129,6 +139,10 @@ class Fakes(TorchDispatchMode):
         if func is torch.ops.prim.device.default:
             return args[0].fake_device
         traits = _traits(func) if isinstance(func, OpOverload) else None
+        if any(map(is_sparse, tensors_in((*args, *kwargs.values())))):
+            if func._schema.name in _OF_ELEMENTS:
+                raise ValuesAskedError(f"{func} asks for the elements of a sparse tensor")
+            return self._as_torch(func, args, kwargs)
         if traits is None or traits.changes_form:
             return self._as_torch(func, args, kwargs)
         if traits.asks_values:

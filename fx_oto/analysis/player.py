@@ -19,12 +19,14 @@ from fx_oto.analysis.sizes import PLACE, indexed_at
 from fx_oto.analysis.tape import OpCall, macs_of
 from fx_oto.core.errors import FxOtoError
 from fx_oto.core.fx_utils import behind, is_random, op_name, tensor_leaves
+from fx_oto.core.layouts import is_sparse
 from fx_oto.nn.leaves import OpaqueOp
 from fx_oto.nn.modes import by_mode, written_in
 
 __all__ = ["Player"]
 
 _log = logging.getLogger(__name__)
+_TIMES_SPARSE = {"mm", "bmm", "mv", "addmm", "_sparse_addmm"}
 
 
 class Player(Propagation):
@@ -130,6 +132,9 @@ class Player(Propagation):
                     worth = ZERO if name in parameters else UNKNOWN
                     layers.append(Layer.uniform(laid_along(atoms, dim, tensor.ndim), worth))
             self._values[tensor].layers, self._values[tensor].is_weight = tuple(layers), True
+            if is_sparse(tensor):
+                self.freeze_value(tensor, "it is sparse, and slicing does not cut sparse tensors")
+                self.put(tensor, ())
         self._num_axis_atoms = len(self.atoms)
         return tuple(axes)
 
@@ -165,6 +170,7 @@ class Player(Propagation):
         written, refused = call.written, len(self._frozen)
         before = [self.layers(target) for target in written]
         try:
+            self._keep_sparse(call)
             rule(call, self)
             if macs := macs_of(call):
                 self.work(macs, *self._contracted(call, rule), self._summed(call))
@@ -181,6 +187,13 @@ class Player(Propagation):
         is_drawn = (call.may_draw and not is_choice) or any(self._values[source].is_drawn for source in sources)
         for out in call.outputs:
             self._values[out].made_by, self._values[out].is_drawn = call, is_drawn
+
+    def _keep_sparse(self, call: OpCall) -> None:
+        """Rules speak of elements that lie where labels say: a sparse tensor may only be multiplied with others."""
+        if call.name not in _TIMES_SPARSE and any(map(is_sparse, (*call.inputs, *call.outputs))):
+            for value in call.inputs:
+                self.freeze_value(value, "it is combined with a sparse tensor")
+                self.put(value, ())
 
     def _note_write(self, target: Tensor, before: Sequence[Layer]) -> None:
         """A call has written into ``target``; in the mode in which it does not, the value is what it was ``before``.

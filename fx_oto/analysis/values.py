@@ -12,6 +12,7 @@ from torch import Tensor
 from fx_oto.analysis.dependencies import Reason
 from fx_oto.analysis.labels import Layer, Region
 from fx_oto.analysis.tape import OpCall
+from fx_oto.core.layouts import is_sparse
 
 __all__ = ["Value", "Values", "storage_of"]
 
@@ -89,7 +90,9 @@ class Values:
 
 
 def storage_of(tensor: Tensor) -> int:
-    """A key for the memory that a tensor is in, the same for all its views."""
+    """A key for the memory that a tensor is in, the same for all its views; of a sparse one, for itself."""
+    if is_sparse(tensor):
+        return id(tensor)
     return int(tensor.untyped_storage()._cdata)
 
 

@@ -122,6 +122,7 @@ def _check(model: Any) -> None:
 
 def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capture, Tape]:
     """In both modes, with the submodules and methods that refuse called as a whole, the innermost first."""
+    _check_layouts(model, inputs)
     Arguments.of(model, inputs)
     _check_devices(model, inputs)
     with unchanged(model) as put_back:
@@ -186,6 +187,19 @@ def _after(error: NotCapturedError, options: Options, kind: type) -> Options | N
     if line is None or line in options.statements:
         return None
     return replace(options, statements=(*options.statements, line))
+
+
+def _check_layouts(model: nn.Module, inputs: ExampleInputs) -> None:
+    """Nothing stands in for nested tensors, nor for those of oneDNN.
+
+    Raises:
+        InputError: there is one.
+    """
+    for tensor in (*tensor_names(model).values(), *tensor_leaves((inputs.args, inputs.kwargs))):
+        if tensor.is_nested or tensor.is_mkldnn:
+            kind = "a nested tensor" if tensor.is_nested else "a tensor in oneDNN's layout"
+            remedy = "torch.nested.to_padded_tensor(tensor, 0.0)" if tensor.is_nested else "tensor.to_dense()"
+            raise InputError(f"expected dense or sparse tensors, found {kind}, which cannot be captured; give {remedy}")
 
 
 def _check_devices(model: nn.Module, inputs: ExampleInputs) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fx_oto.core.context import ExampleInputs
+from fx_oto.core.layouts import by_way_of_dense
 
 __all__ = ["Group", "groups_of", "resized"]
 
@@ -90,7 +92,7 @@ def resized(inputs: ExampleInputs, sizes: Mapping[Group, int]) -> ExampleInputs:
     def change(tensor: Tensor) -> Tensor:
         for dim, size in changes.get(next(numbers), ()):
             index = torch.arange(size, device=tensor.device) % tensor.size(dim)
-            tensor = tensor.detach().index_select(dim, index)
+            tensor = by_way_of_dense(partial(torch.index_select, dim=dim, index=index), tensor.detach())
             if tensor.is_floating_point():  # what depends on the numbers, such as how many are positive, changes, too
                 tensor = -tensor
         return tensor

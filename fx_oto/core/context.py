@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from fx_oto.core.errors import InputError, MissingResultError
 from fx_oto.core.fx_utils import tensor_leaves
+from fx_oto.core.layouts import by_way_of_dense
 from fx_oto.core.original import Original
 from fx_oto.core.records import PassRecord
 
@@ -88,7 +89,13 @@ class ExampleInputs:
     def doubled(self) -> ExampleInputs:
         """Twice the batch: of each tensor whose first dimension is as long as the batch."""
         samples = self.samples
-        return self.mapped(lambda one: torch.cat([one, one]) if one.ndim and one.size(0) == samples else one)
+
+        def twice(tensor: Tensor) -> Tensor:
+            if not tensor.ndim or tensor.size(0) != samples:
+                return tensor
+            return by_way_of_dense(lambda dense: torch.cat([dense, dense]), tensor)
+
+        return self.mapped(twice)
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,7 @@ def _listed() -> Iterator[tuple[str, Any]]:
     yield from ((name, function) for name, function in written if function.__module__ == F.__name__)
     for module in (torch.fft, torch.linalg, torch.special):
         yield from _public(module, module.__name__, types.BuiltinFunctionType)
+    yield from ((f"torch.sparse.{name}", getattr(torch.sparse, name)) for name in ("addmm", "mm"))
     yield from _public(torch._C._nn, "torch._C._nn", types.BuiltinFunctionType)
     for name in dir(torch.Tensor):
         if method_is_known(name):

@@ -25,7 +25,7 @@ __all__ = ["rule_for"]
 # The names of ATen's ops, by their rule.
 _RULES: dict[Rule, str] = {
     contraction.matmul: "mm bmm mv dot vdot",
-    contraction.add_matmul: "addmm baddbmm",
+    contraction.add_matmul: "addmm baddbmm _sparse_addmm",
     contraction.convolution: "convolution",
     contraction.embedding: "embedding",
     normalization.batch_norm: "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
