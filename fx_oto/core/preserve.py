@@ -146,10 +146,12 @@ def without_backward_hooks(model: nn.Module) -> Iterator[None]:
 def unwritten(model: nn.Module, training: bool = False) -> Iterator[None]:
     """Run a model in one mode, without gradients, and leave it as it was.
 
-    What it writes into tensors other than parameters, such as buffers, and sets on modules is undone.
+    What it writes into tensors other than parameters, such as buffers, and sets on modules is undone. Of parameters it
+    is in tables whose rows are kept under a norm, by torch itself.
     """
     found = _changeable(model)
-    held = {id(tensor): tensor for tensor in (*model.buffers(), *_plain_tensors(found))}.values()
+    tables = [one.weight for one in model.modules() if isinstance(one, _TABLES) and one.max_norm is not None]
+    held = {id(tensor): tensor for tensor in (*model.buffers(), *tables, *_plain_tensors(found))}.values()
     before = [(memory, memory.clone()) for memory in (memory_of(tensor.data) for tensor in held)]
     counted = tuple(tensor for tensor in held if not tensor.is_inference())
     try:
@@ -177,6 +179,8 @@ def memory_of(tensor: Tensor) -> Tensor:
 
 
 _BACKWARD = ("_backward_hooks", "_backward_pre_hooks")
+
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
 
 # What every module has, and what of it is a registry.
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))

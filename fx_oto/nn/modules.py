@@ -73,6 +73,7 @@ _RESIZERS: tuple[tuple[type[nn.Module], Callable[[Any, int, int], None]], ...] =
     (_NormBase, _norm),
     (nn.GroupNorm, _group_norm),
     (nn.Embedding, _embedding),
+    (nn.EmbeddingBag, _embedding),
     (nn.PReLU, _prelu),
     (nn.RNNBase, _recurrent),
     (nn.RNNCellBase, _recurrent_cell),

@@ -28,6 +28,8 @@ __all__ = [
     "contract",
     "convolution",
     "embedding",
+    "embedding_bag",
+    "embedding_renorm",
     "fewer_groups",
     "lift",
     "matmul",
@@ -35,6 +37,7 @@ __all__ = [
     "times",
 ]
 
+_VOCABULARY = "it is the vocabulary that indices look up"
 _NOT_ZERO = "its value is not zero once removed, and the sum over it would change"
 
 
@@ -181,8 +184,30 @@ def embedding(call: OpCall, p: Propagation) -> None:
             p.produce(layer.labels)
             layers.append(layer.map(lambda t: align(t, indices.ndim + 1)))
         else:
-            p.freeze(layer.labels, "it is the vocabulary that indices look up")
+            p.freeze(layer.labels, _VOCABULARY)
     p.put(call.out, layers)
+
+
+def embedding_bag(call: OpCall, p: Propagation) -> None:
+    """Sums, means and maxima of rows of a table: its columns become the columns of the result."""
+    weights = call.arg("per_sample_weights")
+    if weights is not None:
+        p.freeze_value(weights, "it tells how much of each row is taken")
+    layers = []
+    for layer in p.layers(call.args[0]):
+        if layer.dims == (1,):
+            p.produce(layer.labels)
+            layers.append(Layer(layer.labels, zero_stays(layer.removed)))
+        else:
+            p.freeze(layer.labels, _VOCABULARY)
+    p.put(call.out, layers)
+
+
+def embedding_renorm(call: OpCall, p: Propagation) -> None:
+    """Rows of a table that are too long are shortened in place: columns that are zero add nothing to their length."""
+    adds_nothing = call.arg("norm_type") > 0 and all(bool((one.removed == 0).all()) for one in p.layers(call.args[0]))
+    if not adds_nothing:
+        p.freeze_value(call.args[0], "its rows are made shorter, by a norm to which what is gone would add")
 
 
 def convolution(call: OpCall, p: Propagation) -> None:

@@ -28,6 +28,8 @@ _RULES: dict[Rule, str] = {
     contraction.add_matmul: "addmm baddbmm _sparse_addmm",
     contraction.convolution: "convolution",
     contraction.embedding: "embedding",
+    contraction.embedding_bag: "_embedding_bag _embedding_bag_forward_only",
+    contraction.embedding_renorm: "embedding_renorm_",
     normalization.batch_norm: "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
     "cudnn_batch_norm _batch_norm_with_update",
     normalization.layer_norm: "native_layer_norm",
