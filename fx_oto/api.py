@@ -36,6 +36,9 @@ def default_pipeline(
     unprunable: Iterable[str] = (),
     attention: Attention = "heads",
     on_pass: Callable[[PassRecord], object] | None = None,
+    *,
+    prune_vocabulary: bool = False,
+    keep_tokens: Iterable[int] = (),
 ) -> Pipeline:
     """The passes that ``prepare`` runs, in order.
 
@@ -43,6 +46,8 @@ def default_pipeline(
         unprunable: glob patterns, or one, of parameter or module names that must be kept whole.
         attention: what attention loses: whole ``"heads"``, or ``"head_dim"``, the same positions of every head.
         on_pass: called with each ``PassRecord`` after its pass.
+        prune_vocabulary: as for ``prepare``.
+        keep_tokens: as for ``prepare``.
 
     Returns:
         An immutable sequence of passes, of which ``insert_before``, ``insert_after``, ``replace`` and ``without`` make
@@ -58,7 +63,8 @@ def default_pipeline(
     """
     return Pipeline(
         (
-            DependencyAnalysis(attention),  # which indices of which axes must go together
+            # which indices of which axes must go together
+            DependencyAnalysis(attention, prune_vocabulary, tuple(keep_tokens)),
             ZIGPartition(patterns_in(unprunable)),  # families of groups that can go
             MaskInsertion(),  # one switch for each group
         ),
@@ -73,6 +79,8 @@ def prepare(
     passes: Pipeline | None = None,
     unprunable: Iterable[str] = (),
     attention: Attention = "heads",
+    prune_vocabulary: bool = False,
+    keep_tokens: Iterable[int] = (),
     on_pass: Callable[[PassRecord], object] | None = None,
 ) -> GraphModule:
     """Trace a model, find its zero-invariant groups and insert their masks.
@@ -85,6 +93,11 @@ def prepare(
         unprunable: glob patterns, or one, of parameter or module names that must be kept whole.
         attention: what multi-head attention loses: whole ``"heads"``, or with ``"head_dim"`` the same positions of
             every head's width, those of queries and keys together. Scores are scaled by the original width.
+        prune_vocabulary: let tokens go, too: rows of the embedding that token ids among the inputs look up, and their
+            scores in the outputs, which share its rows or are as many. The compact model counts ids anew, from 0:
+            ``Context.of(small).kept["name of the embedding", 0]`` holds the ids that are left. Positions and token
+            types, which are looked up in shorter tables, stay.
+        keep_tokens: ids of those that stay in any case, such as the special ones.
         on_pass: called with the ``PassRecord`` of each pass of the default pipeline after it, such as ``print``.
 
     Returns:
@@ -114,8 +127,10 @@ def prepare(
     else:
         gm = trace(model, example_inputs)
     if passes is None:
-        return default_pipeline(unprunable, attention, on_pass).run(gm)
+        tokens: Any = {"prune_vocabulary": prune_vocabulary, "keep_tokens": keep_tokens}
+        return default_pipeline(unprunable, attention, on_pass, **tokens).run(gm)
     ignored = {"unprunable": bool(unprunable), "attention": attention != "heads", "on_pass": on_pass is not None}
+    ignored |= {"prune_vocabulary": prune_vocabulary, "keep_tokens": bool(keep_tokens)}
     if any(ignored.values()):
         raise SettingsError(
             f"{', '.join(name for name, given in ignored.items() if given)} cannot be used with passes=…: they are "
@@ -139,6 +154,8 @@ def compress(  # noqa: PLR0913 - options are keyword arguments
     train: Callable[[GraphModule, DHSPG], object] | None = None,
     unprunable: Iterable[str] = (),
     attention: Attention = "heads",
+    prune_vocabulary: bool = False,
+    keep_tokens: Iterable[int] = (),
     verify: bool = True,
     fold_batchnorm: bool = False,
     into: nn.Module | None = None,
@@ -154,6 +171,8 @@ def compress(  # noqa: PLR0913 - options are keyword arguments
         train: called once with the prepared GraphModule and a ``DHSPG`` optimizer: the user's training loop.
         unprunable: as for ``prepare``.
         attention: as for ``prepare``.
+        prune_vocabulary: as for ``prepare``.
+        keep_tokens: as for ``prepare``.
         verify: compare the outputs of the compact and the group-sparse model on the example inputs.
         fold_batchnorm: compute BatchNorm by the weights of the layers before it, for inference; see ``FoldBatchNorm``.
         into: the model that was given to ``prepare``, to get a copy of it instead, of its own class: ``write_back``.
@@ -185,6 +204,7 @@ def compress(  # noqa: PLR0913 - options are keyword arguments
             "fold_batchnorm leaves out layers that the model which is given by into has: compress without one of them"
         )
     given = {"unprunable": bool(unprunable), "attention": attention != "heads"}
+    given |= {"prune_vocabulary": prune_vocabulary, "keep_tokens": bool(keep_tokens)}
     given["example_inputs"] = example_inputs is not None
     if train is None and (optimizer or any(given.values())):
         found = [*optimizer, *(name for name, is_given in given.items() if is_given)]
@@ -201,6 +221,7 @@ def compress(  # noqa: PLR0913 - options are keyword arguments
                 "used: pass them to fx_oto.prepare"
             )
         limits: dict[str, Any] = {"unprunable": unprunable, "attention": attention, "on_pass": on_pass}
+        limits |= {"prune_vocabulary": prune_vocabulary, "keep_tokens": keep_tokens}
         gm = model if prepared else prepare(model, example_inputs, **limits)
         train(gm, DHSPG(gm, **optimizer))  # type: ignore[arg-type]
     training = Context.of(gm).results.get(Trajectory)

@@ -40,12 +40,25 @@ class Boundaries:
         """What a node takes out of sight; ``value`` is what it returned."""
         if node.op == "output":
             for leaf in tensor_leaves(value):
-                self._p.freeze_value(leaf, "it is part of the model's output")
+                self._keep_output(leaf)
         elif node.op.startswith("call_"):
             self._keep_inside_object(node, value)
             self._keep_what_meets_training(node, value)
             if node.op == "call_module":
                 self._keep_module(str(node.target))
+
+    def _keep_output(self, value: Tensor) -> None:
+        """All of it, but scores of the tokens of a vocabulary: tokens go on both sides, or on none."""
+        layers = {layer.dims: layer.labels for layer in self._p.layers(value)}
+        for dim, size in enumerate(value.shape):
+            if (tokens := self._p.vocabularies.of_length(size)) is None:
+                continue
+            if (scores := layers.pop((dim,), None)) is None:
+                self._p.freeze(tokens, "an output holds as many numbers, of which none can go")
+            else:
+                self._p.unite(scores.reshape(-1), tokens)
+        for labels in layers.values():
+            self._p.freeze(labels, "it is part of the model's output")
 
     def keep_unread(self) -> None:
         """Parameters that no op reads."""
@@ -95,8 +108,11 @@ class Boundaries:
     def _keep_inside_object(self, node: Node, value: Any) -> None:
         if all(isinstance(leaf, _PLAIN) for leaf in tree_leaves(value)):
             return
+        returned = tensor_leaves(value) if _is_returned(node) else []
         for read in node.all_input_nodes:
             for leaf in tensor_leaves(read.meta["val"]):
+                if any(leaf is one for one in returned):
+                    continue
                 self._p.freeze_value(leaf, f"it goes into an object of class {type(value).__name__}, which is opaque")
 
     def _keep_what_meets_training(self, node: Node, value: Any) -> None:
@@ -113,6 +129,11 @@ class Boundaries:
             for parameter in module.parameters():
                 stand_in = self._tape.tensors[names[id(parameter)]]
                 self._p.freeze_value(stand_in, f"slicing does not know the module class {type(module).__name__}")
+
+
+def _is_returned(node: Node) -> bool:
+    """Whether nothing reads a value but the graph's output, of both modes perhaps."""
+    return all(user.op == "output" or (user.target is by_mode and _is_returned(user)) for user in node.users)
 
 
 def _in_training_only(node: Node) -> list[Tensor]:

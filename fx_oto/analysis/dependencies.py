@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fx_oto.analysis.labels import Layer
+from fx_oto.analysis.vocabulary import TokenInput
 
 __all__ = ["ADJUSTABLE", "Adjustment", "Axis", "Dependencies", "Gather", "NodeValues", "Reason", "Work"]
 
@@ -162,6 +163,8 @@ class Dependencies:
         unequal: pairs of atoms along two axes whose lengths must differ, for torch tells them apart by that; each of
             shape ``(n,)``.
         contents: copies of the buffers on whose content any of it relies, by name; of the buffer's shape.
+        tokens: of inputs that are token ids, the atoms of the rows that they look up: int64, shape ``(tokens,)``. Of
+            what is left of these, the ids are counted anew.
 
     Example:
         >>> import torch, fx_oto
@@ -192,6 +195,7 @@ class Dependencies:
     unknown: tuple[Reason, ...]
     unequal: tuple[tuple[Tensor, Tensor], ...]
     contents: dict[str, Tensor]
+    tokens: dict[TokenInput, Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         found = f"{len(self.axes)} axes, {self.num_axis_atoms - 1} atoms, {len(self.works)} contractions"

@@ -74,6 +74,7 @@ class Player(Propagation):
             unknown=tuple(self._unknown.values()),
             unequal=tuple(self._unequal),
             contents=self._constants.read_of(self._gm.named_buffers()),
+            tokens=self.vocabularies.rows,
         )
 
     def _gathers(self) -> dict[str, Gather]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import os
 import re
@@ -41,6 +42,7 @@ __all__ = [
     "op_name",
     "quiet_fakes",
     "raised_at",
+    "signature_of",
     "source_line",
     "tensor_leaves",
     "tensor_names",
@@ -312,6 +314,19 @@ def tensor_leaves(value: Any) -> list[Tensor]:
     if type(value) in _NO_TENSORS:
         return []
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def signature_of(graph: Graph) -> inspect.Signature:
+    """Of the function that a graph is: an argument for each placeholder."""
+    kinds: dict[int, Any] = {1: inspect.Parameter.VAR_POSITIONAL, 2: inspect.Parameter.VAR_KEYWORD}
+    parameters = []
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            name = str(node.target).lstrip("*")
+            kind = kinds.get(len(str(node.target)) - len(name), inspect.Parameter.POSITIONAL_OR_KEYWORD)
+            default = node.args[0] if node.args else inspect.Parameter.empty
+            parameters.append(inspect.Parameter(name, kind, default=default))
+    return inspect.Signature(parameters)
 
 
 def holder(tensor: str) -> str:

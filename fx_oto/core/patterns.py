@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
@@ -9,17 +10,28 @@ from fx_oto.core.errors import SettingsError
 
 __all__ = ["check_matched", "matches", "patterns_in"]
 
+_AXIS = re.compile(r"(?<=\w)\[(\d+)\]$")
+
 
 def patterns_in(given: str | Iterable[str]) -> tuple[str, ...]:
     """Glob patterns as a user gives them: a string is one of them, not its letters."""
     return (given,) if isinstance(given, str) else tuple(given)
 
 
-def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Return whether a parameter, or a module that holds it, matches one of the patterns; True without patterns."""
+def matches(name: str, patterns: Sequence[str], dim: int | None = None) -> bool:
+    """Return whether a parameter, or a module that holds it, matches one of the patterns; True without patterns.
+
+    Args:
+        name: of the parameter.
+        patterns: such as ``"layers.*.weight"``; ``"embed.weight[0]"`` is for one axis of a parameter.
+        dim: the axis that is asked for, if it is one.
+    """
     parts = name.split(".")
     names = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-    return not patterns or any(fnmatchcase(one, pattern) for one in names for pattern in patterns)
+    if dim is not None:
+        names.append(f"{name}[{dim}]")
+    globs = [_AXIS.sub(r"[[]\1]", pattern) for pattern in patterns]
+    return not patterns or any(fnmatchcase(one, glob) for one in names for glob in globs)
 
 
 def check_matched(patterns: Iterable[str], names: Iterable[str], kind: str, option: str = "") -> None:
@@ -36,7 +48,7 @@ def check_matched(patterns: Iterable[str], names: Iterable[str], kind: str, opti
     """
     names = list(names)
     for pattern in patterns:
-        if not any(matches(name, (pattern,)) for name in names):
+        if not any(matches(name, (_AXIS.sub("", pattern),)) for name in names):
             where = f" in {option}" if option else ""
             known = ", ".join(map(repr, names[:3])) or "nothing: there is none"
             raise SettingsError(f"the pattern {pattern!r}{where} matches no {kind}; names look like {known}")

@@ -274,7 +274,8 @@ class _Limits:
         mine = [self.families[i] for i in members]
         others = [family for i, family in enumerate(self.families) if i not in members]
         names = [family.name for family in mine]
-        for patterns in _globs(names):
+        axes = tuple(f"{slot.tensor}[{slot.dim}]" for slot in (family.variables[0] for family in mine))
+        for patterns in (*_globs(names), axes):
             every = all(any(map(one.matches, patterns)) for one in mine)
             if every and not any(any(map(one.matches, patterns)) for one in others):
                 return patterns

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_structure
 
+from fx_oto.analysis.dependencies import Dependencies
 from fx_oto.analysis.recording import fake_run, record_tape
 from fx_oto.analysis.tape import Tape
-from fx_oto.core.context import ExampleInputs
+from fx_oto.core.context import Context, ExampleInputs
 from fx_oto.core.errors import InputError, PassError
 from fx_oto.core.fx_utils import described, graph_copy, tensor_leaves
 from fx_oto.core.interpreter import PlainInterpreter, run_graph
@@ -124,11 +126,23 @@ def _check_structure(stage: str, before: GraphModule, after: GraphModule) -> Non
 def _changed(before: GraphModule, after: GraphModule) -> list[tuple[str, str, str]]:
     """Outputs whose form has changed: the old form, the new form, and the place."""
     old, new = (tree_leaves(gm.graph.output_node().args[0]) for gm in (before, after))
+    found = Context.of(before).results.get(Dependencies)
+    vocabularies = {len(rows) for rows in found.tokens.values()} if found is not None else set()
     return [
         (was, now, f", at {described(other)}" if isinstance(other, Node) else "")
         for one, other in zip(old, new, strict=True)
-        if (was := _signature(one)) != (now := _signature(other))
+        if (was := _signature(one)) != (now := _signature(other)) and not _lost_tokens(one, other, vocabularies)
     ]
+
+
+def _lost_tokens(before: Any, after: Any, vocabularies: Collection[int]) -> bool:
+    """Whether scores of tokens, which are those of a vocabulary of one of these lengths, are fewer."""
+    was, now = (leaf.meta.get("val") if isinstance(leaf, Node) else leaf for leaf in (before, after))
+    if not (isinstance(was, Tensor) and isinstance(now, Tensor) and was.ndim == now.ndim > 0):
+        return False
+    if (was.dtype, was.device) != (now.dtype, now.device):
+        return False
+    return all(one == other or one in vocabularies for one, other in zip(was.shape, now.shape, strict=True))
 
 
 def _check_batch(stage: str, before: GraphModule, after: GraphModule, doubled: ExampleInputs) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import Node
 
 from fx_oto.analysis.closure import Grouped
@@ -27,6 +28,7 @@ __all__ = [
     "channel_dim",
     "contract",
     "convolution",
+    "count_padding_anew",
     "embedding",
     "embedding_bag",
     "embedding_renorm",
@@ -37,7 +39,6 @@ __all__ = [
     "times",
 ]
 
-_VOCABULARY = "it is the vocabulary that indices look up"
 _NOT_ZERO = "its value is not zero once removed, and the sum over it would change"
 
 
@@ -184,8 +185,17 @@ def embedding(call: OpCall, p: Propagation) -> None:
             p.produce(layer.labels)
             layers.append(layer.map(lambda t: align(t, indices.ndim + 1)))
         else:
-            p.freeze(layer.labels, _VOCABULARY)
+            p.look_up(weight, layer.labels, indices, call.arg("padding_idx"))
     p.put(call.out, layers)
+
+
+def count_padding_anew(edit: Editor, node: Node) -> None:
+    """``F.embedding``: the row that does not learn is another one if rows before it are gone."""
+    padding = edit.argument(node, 2, "padding_idx")
+    weight = node.args[0] if isinstance(node.target, OpOverload) else edit.argument(node, 1, "weight")
+    kept = edit.cut(weight).get(0)
+    if kept is not None and padding is not None and padding >= 0:
+        edit.set_argument(node, 2, "padding_idx", int((kept < padding).sum()))
 
 
 def embedding_bag(call: OpCall, p: Propagation) -> None:
@@ -199,7 +209,7 @@ def embedding_bag(call: OpCall, p: Propagation) -> None:
             p.produce(layer.labels)
             layers.append(Layer(layer.labels, zero_stays(layer.removed)))
         else:
-            p.freeze(layer.labels, _VOCABULARY)
+            p.look_up(call.args[0], layer.labels, call.args[1], -1)
     p.put(call.out, layers)
 
 

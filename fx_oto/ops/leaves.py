@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from torch import nn
 from torch.fx import Node
 from torch.nn.modules.conv import _ConvNd
 
 from fx_oto.core.errors import SlicingError
-from fx_oto.core.fx_utils import described
+from fx_oto.core.fx_utils import described, tensor_names
 from fx_oto.nn.leaves import leaf_of
 from fx_oto.nn.modules import resize
 from fx_oto.ops.contraction import channel_dim
@@ -20,6 +21,10 @@ def resize_module(edit: Editor, node: Node) -> None:
     module = edit.gm.get_submodule(str(node.target))
     dim = channel_dim(edit, node, module.weight.ndim) if isinstance(module, _ConvNd) else 1
     resize(module, edit.channels(node.args[0], dim), edit.channels(node, dim))
+    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        names = (name for name, tensor in tensor_names(edit.gm).items() if tensor is module.weight)
+        kept = edit.cuts.axes.get((next(names), 0))
+        module.padding_idx = module.padding_idx if kept is None else int((kept < module.padding_idx).sum())
 
 
 def check_whole(edit: Editor, node: Node) -> None:

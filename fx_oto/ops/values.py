@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.fx import Node
+from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fx_oto.core.fakes import Fakes
@@ -51,6 +52,8 @@ def _returned(edit: Editor, fakes: Fakes, node: Node) -> Any:
         return fakes.of(attrgetter(str(node.target))(edit.gm))
     if node.op in ("call_function", "call_method", "call_module"):
         return fakes.called(edit.gm, node)
+    if node.op == "output":
+        return map_arg(node.args[0], lambda read: read.meta["val"])
     return node.meta.get("val")
 
 

@@ -20,6 +20,12 @@ from fx_oto.ops.table import rule_for
 
 __all__ = ["DependencyAnalysis"]
 
+_NO_TOKENS = (
+    "prune_vocabulary needs an input of token ids that nothing reads but embeddings: here no integers of the example "
+    "inputs are looked up, or other code reads them as well, as to compare them with a padding token. Give such code "
+    "what it needs as an input of its own, such as attention_mask or position_ids, or leave prune_vocabulary out"
+)
+
 
 @dataclass(frozen=True)
 class DependencyAnalysis(Analysis):
@@ -29,9 +35,12 @@ class DependencyAnalysis(Analysis):
 
     Attributes:
         attention: what attention loses: whole ``"heads"``, or the same positions of every head's width, ``"head_dim"``.
+        prune_vocabulary: whether tokens can go: rows of embeddings that ids among the inputs look up, and their scores
+            in the outputs.
+        keep_tokens: the ids of those that cannot.
 
     Raises:
-        SettingsError: ``attention`` is neither.
+        SettingsError: ``attention`` is neither; when it runs: there are no such tokens, or nothing is known of ids.
 
     Example:
         >>> import torch, fx_oto
@@ -46,18 +55,25 @@ class DependencyAnalysis(Analysis):
     trusted: ClassVar[bool] = True
 
     attention: Attention = "heads"
+    prune_vocabulary: bool = False
+    keep_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.attention not in get_args(Attention):
             choices = " or ".join(map(repr, get_args(Attention)))
             raise SettingsError(f"attention must be {choices}, found {self.attention!r}")
+        if self.keep_tokens and not self.prune_vocabulary:
+            raise SettingsError("keep_tokens is for prune_vocabulary=True: without it every token is kept")
 
     def analyse(self, gm: GraphModule, context: Context) -> Dependencies:
         """Play the tape, recording it first if a pass, or the user by hand, has changed the graph."""
         tape = context.results.get(Tape)
         if tape is None or not tape.is_of(gm):
             tape = record_tape(gm, context.inputs)
-        found = Player(gm, tape, rule_for, self.attention).run()
+        keep_tokens = tuple(self.keep_tokens) if self.prune_vocabulary else None
+        found = Player(gm, tape, rule_for, self.attention, keep_tokens).run()
+        if self.prune_vocabulary and not found.tokens:
+            raise SettingsError(_NO_TOKENS)
         for reason in found.unknown:
             warn(f"{reason}: what enters it is kept whole. Teach it with fx_oto.register_rule, or ignore this")
         return found

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_map_only
 
 from fx_oto.analysis.dependencies import Adjustment, Axis, Dependencies
-from fx_oto.core.context import Context, inputs_now
+from fx_oto.analysis.vocabulary import TokenInput
+from fx_oto.core.context import Context, ExampleInputs, inputs_now
 from fx_oto.core.errors import InputError, NothingToCompressError, SlicingError
-from fx_oto.core.fx_utils import check_has_numbers, clone_module, tensor_names, with_modes_of, without_code
+from fx_oto.core.fx_utils import (
+    check_has_numbers,
+    clone_module,
+    signature_of,
+    tensor_leaves,
+    tensor_names,
+    with_modes_of,
+    without_code,
+)
 from fx_oto.core.masks import MASKS
 from fx_oto.core.preserve import evaluating
 from fx_oto.core.tables import Tabular, counted, table
@@ -41,6 +51,8 @@ class SlicingPlan(Tabular):
             ``(kept,)``.
         cuts: the same for every node's value.
         kept_back: what is zero and was kept all the same, with the reason.
+        tokens: of inputs that are token ids, the ids that are left, as the full model counts them: int64, ascending,
+            shape ``(tokens,)``. The compact model counts them anew, from 0.
         gone: by name, the ZIGs of each family of which all are zero, as root atoms: int64, shape ``(num_zigs,)``.
             One of each was kept, for a tensor cannot be empty; ``DropBranches`` takes out what is not needed.
 
@@ -68,6 +80,7 @@ class SlicingPlan(Tabular):
     cuts: Cuts
     kept_back: tuple[str, ...] = ()
     gone: Mapping[str, Tensor] = field(default_factory=dict)
+    tokens: Mapping[TokenInput, Tensor] = field(default_factory=dict)
 
     def left_of(self, name: str, tensor: Tensor) -> Tensor:
         """What is left of a tensor of the full model, such as a parameter or its gradient.
@@ -77,6 +90,30 @@ class SlicingPlan(Tabular):
             tensor: of its full size, shape ``(…)``; each axis that was cut loses what the axis has lost.
         """
         return _select(tensor, {dim: index for (cut, dim), index in self.kept.items() if cut == name})
+
+    def left_of_outputs(self, gm: GraphModule, outputs: Any) -> Any:
+        """What the compact model returns of the full one's outputs: of scores of tokens, those of the tokens left."""
+        cuts = (cut or {} for cut in self.cuts.of_value(next(reversed(gm.graph.nodes)).name))
+        return tree_map_only(Tensor, lambda output: self.cuts.apply(output, next(cuts, {})), outputs)
+
+    def counted_anew(self, gm: GraphModule, inputs: ExampleInputs) -> ExampleInputs:
+        """The full model's inputs for the compact one; in the place of tokens that are gone stands one that is left."""
+        return self._with_ids(gm, inputs, lambda ids, left: torch.searchsorted(left, ids).clamp(max=len(left) - 1))
+
+    def as_in_full(self, gm: GraphModule, inputs: ExampleInputs) -> ExampleInputs:
+        """The compact model's inputs for the full one."""
+        return self._with_ids(gm, inputs, lambda ids, left: left[ids])
+
+    def _with_ids(
+        self, gm: GraphModule, inputs: ExampleInputs, change: Callable[[Tensor, Tensor], Tensor]
+    ) -> ExampleInputs:
+        if not self.tokens:
+            return inputs
+        given = signature_of(gm.graph).bind(*inputs.args, **inputs.kwargs).arguments
+        left = {id(tensor_leaves(given[one.name])[one.leaf]): kept for one, kept in self.tokens.items()}
+        return inputs.mapped(
+            lambda ids: change(ids, left[id(ids)].to(ids.device)).to(ids.dtype) if id(ids) in left else ids
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """``axes``, each tensor, dim, size, and the list ``kept`` of its indices; ``kept_back``."""
@@ -148,7 +185,8 @@ class PhysicalSlicing(Pass):
         _check_finite(dict(gm.named_parameters()))
         kept, kept_back, gone = _kept_classes(gm, found)
         cuts = Cuts(found, kept[found.roots])
-        plan = SlicingPlan(cuts.axes, cuts, kept_back, gone)
+        left = {one: cuts.kept_labels(rows).nonzero().reshape(-1) for one, rows in found.tokens.items()}
+        plan = SlicingPlan(cuts.axes, cuts, kept_back, gone, left)
         compact = _sliced_copy(gm, plan)
         with evaluating(compact):  # in training, reading a parametrized weight may write into buffers
             rewrite(compact, cuts, lambda node, adjustment: _contribution(gm, cuts, node, adjustment))
@@ -157,7 +195,8 @@ class PhysicalSlicing(Pass):
         now = context.keep(self.preserves, self.name).provide(plan)
         for training in [result for result in now.results.values() if isinstance(result, Trajectory)]:
             now = now.provide(copy.deepcopy(training))  # the optimizer may go on writing its own
-        now = replace(now, original=None, inputs=inputs_now(gm, context), kept=_kept_of_first(gm, plan, context))
+        inputs = plan.counted_anew(gm, inputs_now(gm, context))
+        now = replace(now, original=None, inputs=inputs, kept=_kept_of_first(gm, plan, context))
         return now.attach(compact)
 
     def macs(self, before: int | None, context: Context) -> int | None:

@@ -128,10 +128,10 @@ class Verification(Analysis):
             dice.put_back()
 
     def _compared(self, gm: GraphModule, context: Context, dice: Dice) -> VerificationReport:
-        referee, worst = self._referee, (0.0, 0.0)
+        referee, plan, worst = self._referee, context.get(SlicingPlan), (0.0, 0.0)
         for inputs, is_given in self._inputs(context):
             try:
-                expected = self._outputs(referee, inputs)
+                expected = self._outputs(referee, inputs, of=plan)
             except Exception:
                 if is_given:
                     raise
@@ -139,7 +139,7 @@ class Verification(Analysis):
             dice.put_back()  # a model that draws numbers of a shape that is left as it was draws the same
             error, tolerance = _worst(expected, self._outputs(gm, inputs))
             if not error <= tolerance:
-                again, allowed = _worst(expected, self._outputs(referee, inputs))
+                again, allowed = _worst(expected, self._outputs(referee, inputs, of=plan))
                 if not again <= allowed:
                     raise VerificationError(_at_random(self.reference, context, again))
                 raise VerificationError(self._difference(gm, context, expected, inputs, (error, tolerance)))
@@ -177,8 +177,9 @@ class Verification(Analysis):
         outputs = self._outputs(gm, context.inputs, training, _Reading(names, mine.__setitem__, is_random))
         if is_random() or not outputs or outputs[0].dtype not in _OF_GRADIENTS:
             return None
-        found = Unlike(mine, context.get(SlicingPlan).left_of)
-        expected = self._outputs(self._referee, context.inputs, training, _Reading(names, found.read, is_random))
+        plan = context.get(SlicingPlan)
+        found = Unlike(mine, plan.left_of)
+        expected = self._outputs(self._referee, context.inputs, training, _Reading(names, found.read, is_random), plan)
         error, tolerance = _worst(expected, outputs)
         found.missing()
         return None if is_random() or error > 100 * tolerance else found
@@ -217,17 +218,23 @@ class Verification(Analysis):
             yield context.inputs.doubled(), False
 
     def _outputs(
-        self, model: nn.Module, inputs: ExampleInputs, training: bool = False, reading: _Reading | None = None
+        self,
+        model: nn.Module,
+        inputs: ExampleInputs,
+        training: bool = False,
+        reading: _Reading | None = None,
+        of: SlicingPlan | None = None,
     ) -> list[Tensor]:
-        """Copies of a model's outputs; where asked for, its gradients are read as well."""
+        """Copies of a model's outputs, ``of`` a full model's what is left; where asked, its gradients are read."""
+        if of is not None:
+            inputs = of.as_in_full(self.reference, inputs)
         inputs = inputs.copied()
         as_captured = nullcontext() if self._original is None else self._original.as_captured(model)
         with as_captured, unwritten(model, training), torch.set_grad_enabled(reading is not None):
-            if reading is None:
-                outputs = tensors_in(model(*inputs.args, **inputs.kwargs))
-            else:
-                with without_backward_hooks(model):
-                    outputs = tensors_in(model(*inputs.args, **inputs.kwargs))
+            with nullcontext() if reading is None else without_backward_hooks(model):
+                returned = model(*inputs.args, **inputs.kwargs)
+                outputs = tensors_in(returned if of is None else of.left_of_outputs(self.reference, returned))
+                if reading is not None:
                     reading.of(model, outputs)
             return [tensor.detach().clone() for tensor in outputs]
 
@@ -242,7 +249,8 @@ class Verification(Analysis):
         """What an error says: that the model has changed since, or where the compact one is wrong."""
         error, tolerance = found
         if self._referee is not self.reference and self._original is not None:
-            of_graph, allowed = _worst(expected, self._outputs(self.reference, inputs))
+            plan = context.get(SlicingPlan)
+            of_graph, allowed = _worst(expected, self._outputs(self.reference, inputs, of=plan))
             if not of_graph <= allowed:
                 changed = self._original.changed(self.reference)
                 return (
@@ -325,18 +333,19 @@ class _Keeper(PlainInterpreter):
         return value
 
 
-def _values(gm: GraphModule, context: Context) -> dict[str, Tensor]:
+def _values(gm: GraphModule, inputs: ExampleInputs) -> dict[str, Tensor]:
     keeper = _Keeper(gm)
-    inputs = context.inputs.copied()
+    inputs = inputs.copied()
     with unwritten(gm):
         run_graph(keeper, inputs.args, inputs.kwargs)
     return keeper.kept
 
 
 def _first_difference(reference: GraphModule, compact: GraphModule, context: Context, tolerance: float) -> Node | None:
-    cuts = context.get(SlicingPlan).cuts
-    expected = _values(reference, context)
-    found = _values(compact, context)
+    plan = context.get(SlicingPlan)
+    cuts = plan.cuts
+    expected = _values(reference, plan.as_in_full(reference, context.inputs))
+    found = _values(compact, context.inputs)
     node: Node
     for node in compact.graph.nodes:
         if node.name in expected and node.name in found and node.op != "get_attr":
@@ -366,7 +375,7 @@ def _remedy(reference: GraphModule, context: Context, where: Node | None) -> str
 
 
 def _at_random(reference: GraphModule, context: Context, error: float) -> str:
-    first, second = _values(reference, context), _values(reference, context)
+    first, second = _values(reference, context.inputs), _values(reference, context.inputs)
     differ = (n for n in reference.graph.nodes if n.name in first and relative_error(first[n.name], second[n.name]))
     where = next((f", first at {described(node)}" for node in differ), "")
     return (

@@ -87,7 +87,7 @@ class _Partitioner:
         check_matched(patterns, names, "parameter or module", "unprunable")
         excluded: dict[int, Reason] = {}
         for position, axis in enumerate(self.found.axes):
-            hit = next((pattern for pattern in patterns if matches(axis.tensor, (pattern,))), None)
+            hit = next((pattern for pattern in patterns if matches(axis.tensor, (pattern,), axis.dim)), None)
             if hit is not None:
                 mine = self.classes[(self.axis == position) & self.found.variable[self.atoms]]
                 excluded |= dict.fromkeys(

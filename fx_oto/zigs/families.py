@@ -85,8 +85,8 @@ class Family:
         return tuple(slot for slot in self.slots if slot.variable)
 
     def matches(self, pattern: str) -> bool:
-        """Whether a glob ``pattern`` matches the name of one of its variables, or of a module that holds one."""
-        return any(matches(slot.tensor, (pattern,)) for slot in self.variables)
+        """Whether a glob matches one of its variables, also as ``"fc.weight[0]"``, or a module that holds one."""
+        return any(matches(slot.tensor, (pattern,), slot.dim) for slot in self.variables)
 
     def part(self, fraction: float) -> int:
         """How many of its ZIGs a ``fraction`` of them is: rounded down, and at least one is kept."""

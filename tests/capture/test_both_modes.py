@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,14 @@ from support.exactness import compress_half
 from torch import nn
 
 import fx_oto
+
+
+@dataclass
+class Record:
+    """What code makes, with a cache in evaluation alone."""
+
+    part: torch.Tensor
+    cache: torch.Tensor | None = None
 
 
 class Net(nn.Module):
@@ -37,6 +47,8 @@ CODES = {
     "weight of a norm or None": lambda m, h: F.layer_norm(h, (8,), m.shift if m.training else None),
     "a part more": lambda m, h: torch.cat([h, *([m.inner(h)] if m.training else [])], -1)[..., :8],
     "random or a half": lambda m, h: h + _share(m, h) * m.inner(h) + (1 - _share(m, h)) * m.shift,
+    "an argument more": lambda m, h: torch.clamp(h, min=0.1) if m.training else torch.clamp(h, 0.1, 2.0),
+    "a record with one part more": lambda m, h: (Record(h) if m.training else Record(h, cache=h)).part,
     "the other way round": lambda m, h: m.shift * h if m.training else h * 0.5,
     "nobody reads it": lambda m, h: (h + (m.shift if m.training else 0), h)[1],
 }
@@ -90,3 +102,24 @@ def test_targets_that_training_alone_reads(name):
     torch.testing.assert_close(gm.train()(x, targets), model.train()(x, targets))
     torch.testing.assert_close(gm.eval()(x, targets), model.eval()(x, targets))
     assert fx_oto.partition(gm).num_zigs == 8
+
+
+class Cached(nn.Module):
+    """Returns a record that holds more in evaluation, as language models do with their cache."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = self.a(x).relu()
+        return Record(self.b(h)) if self.training else Record(self.b(h), cache=h.detach())
+
+
+def test_an_output_that_holds_more_in_one_mode():
+    model, x = Cached(), torch.randn(2, 4)
+    gm = fx_oto.prepare(model, x)
+    for training in (False, True):
+        expected, found = model.train(training)(x), gm.train(training)(x)
+        torch.testing.assert_close(found.part, expected.part)
+        assert (found.cache is None) == (expected.cache is None) == training

@@ -39,3 +39,12 @@ def test_each_pattern_must_match():
         check_matched(["stem", "tail"], NAMES, "parameter", "unprunable")
     with pytest.raises(fx_oto.SettingsError, match=r"^the pattern 'tail' matches no node; names look like nothing"):
         check_matched(["tail"], [], "node")
+
+
+def test_one_axis_of_a_parameter():
+    assert matches("embed.weight", ["embed.weight[0]"], 0)
+    assert matches("layers.3.weight", ["layers.*.weight[1]"], 1)
+    assert not matches("embed.weight", ["embed.weight[0]"], 1)
+    assert not matches("embed.weight0", ["embed.weight[0]"], 0)
+    assert matches("blocks.1.weight", ["blocks.[12]"], 0)  # letters to choose from, as in any glob
+    check_matched(["embed.weight[0]"], ["embed.weight"], "parameter")
