@@ -66,7 +66,11 @@ class DependencyAnalysis(Analysis):
             raise SettingsError("keep_tokens is for prune_vocabulary=True: without it every token is kept")
 
     def analyse(self, gm: GraphModule, context: Context) -> Dependencies:
-        """Play the tape, recording it first if a pass, or the user by hand, has changed the graph."""
+        """Play the tape, recording it first if a pass, or the user by hand, has changed the graph.
+
+        Raises:
+            SettingsError: there are no tokens to prune, or none of those that are to be kept.
+        """
         tape = context.results.get(Tape)
         if tape is None or not tape.is_of(gm):
             tape = record_tape(gm, context.inputs)

@@ -92,16 +92,31 @@ class SlicingPlan(Tabular):
         return _select(tensor, {dim: index for (cut, dim), index in self.kept.items() if cut == name})
 
     def left_of_outputs(self, gm: GraphModule, outputs: Any) -> Any:
-        """What the compact model returns of the full one's outputs: of scores of tokens, those of the tokens left."""
+        """What the compact model returns of the full one's outputs: of scores of tokens, those of the tokens left.
+
+        Args:
+            gm: the full or the compact GraphModule.
+            outputs: what the full one returns.
+        """
         cuts = (cut or {} for cut in self.cuts.of_value(next(reversed(gm.graph.nodes)).name))
         return tree_map_only(Tensor, lambda output: self.cuts.apply(output, next(cuts, {})), outputs)
 
     def counted_anew(self, gm: GraphModule, inputs: ExampleInputs) -> ExampleInputs:
-        """The full model's inputs for the compact one; in the place of tokens that are gone stands one that is left."""
+        """The full model's inputs for the compact one; in the place of tokens that are gone stands one that is left.
+
+        Args:
+            gm: the full or the compact GraphModule.
+            inputs: what the full one is called with.
+        """
         return self._with_ids(gm, inputs, lambda ids, left: torch.searchsorted(left, ids).clamp(max=len(left) - 1))
 
     def as_in_full(self, gm: GraphModule, inputs: ExampleInputs) -> ExampleInputs:
-        """The compact model's inputs for the full one."""
+        """The compact model's inputs for the full one.
+
+        Args:
+            gm: the full or the compact GraphModule.
+            inputs: what the compact one is called with.
+        """
         return self._with_ids(gm, inputs, lambda ids, left: left[ids])
 
     def _with_ids(

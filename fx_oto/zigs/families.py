@@ -85,7 +85,10 @@ class Family:
         return tuple(slot for slot in self.slots if slot.variable)
 
     def matches(self, pattern: str) -> bool:
-        """Whether a glob matches one of its variables, also as ``"fc.weight[0]"``, or a module that holds one."""
+        """Whether a glob ``pattern`` matches the name of one of its variables, or of a module that holds one.
+
+        One axis of a variable is named as in ``"embed.weight[0]"``.
+        """
         return any(matches(slot.tensor, (pattern,), slot.dim) for slot in self.variables)
 
     def part(self, fraction: float) -> int:
