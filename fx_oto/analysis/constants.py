@@ -84,6 +84,33 @@ class Constants:
             return None
         return next(result for out, result in zip(call.outputs, results, strict=True) if out is value)
 
+    def is_table(self, value: Tensor) -> bool:
+        """Whether a tensor is computed of buffers and of sizes alone, and so the same on inputs of the same sizes."""
+        record = self._values[value]
+        if record.is_table is None:
+            record.is_table = self._is_table(value)
+        return record.is_table
+
+    def _is_table(self, value: Tensor) -> bool:
+        if value.requires_grad or storage_of(value) in self._written:
+            return False
+        if not isinstance(value, FakeTensor) or id(value) in self._tape.constants:
+            return True
+        call = self._values[value].made_by
+        if call is None or not _repeatable(call.func) or not all(map(self.is_table, call.inputs)):
+            return False
+        node = self._nodes[call.node]
+        read = [one for one in node.all_input_nodes if not tensors_in([one.meta["val"]])]
+        return node.op in ("call_function", "call_method") and all(map(self._is_of_sizes, read))
+
+    def _is_of_sizes(self, node: Node) -> bool:
+        """Whether a number is made of sizes alone."""
+        if node.op not in ("call_function", "call_method"):
+            return False
+        if isinstance(node.meta["val"], _PLAIN) or _sizes_read(node) is not None:
+            return True
+        return all(not tensors_in([one.meta["val"]]) and self._is_of_sizes(one) for one in node.all_input_nodes)
+
     def _is_literal(self, call: OpCall) -> bool:
         """Whether a call makes a tensor of the number in ``x[:, 3] = 0``."""
         node = self._nodes[call.node]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,10 +12,13 @@ from torch import Tensor
 from fx_oto.analysis.labels import Layer
 from fx_oto.analysis.vocabulary import TokenInput
 
-__all__ = ["ADJUSTABLE", "Adjustment", "Axis", "Dependencies", "Gather", "NodeValues", "Reason", "Work"]
+__all__ = ["ADJUSTABLE", "Adjustment", "Axis", "Dependencies", "Gather", "NodeValues", "Reason", "Work", "Worth"]
 
 # For each FX node, by name, the layers of each tensor in its value.
 NodeValues = dict[str, tuple[tuple[Layer, ...], ...]]
+# How the compact graph computes what removed channels of a value are worth: it is known, a column of a table, what
+# they are worth in the node's operand, or what the node makes of that.
+Worth = Literal["known", "table", "same", "cast", "joined", "moved", "elementwise"]
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,8 @@ class Adjustment:
             for which the code spells sizes out.
         node: name of the FX node.
         labels: atoms of the axis that is summed over, shape ``(channels,)``.
-        removed: for ``"fold"``: the constant that each channel is worth once removed, shape ``(channels,)``.
+        removed: what each channel is worth once removed, shape ``(channels,)``; NaN where the compact graph computes
+            that.
     """
 
     kind: str
@@ -162,6 +166,8 @@ class Dependencies:
         unknown: reasons of the ops without a rule.
         unequal: pairs of atoms along two axes whose lengths must differ, for torch tells them apart by that; each of
             shape ``(n,)``.
+        worths: how what removed channels are worth is computed, by node and dimension; None where it cannot be.
+        tables: nodes whose values are computed of buffers and of sizes alone.
         contents: copies of the buffers on whose content any of it relies, by name; of the buffer's shape.
         tokens: of inputs that are token ids, the atoms of the rows that they look up: int64, shape ``(tokens,)``. Of
             what is left of these, the ids are counted anew.
@@ -194,6 +200,8 @@ class Dependencies:
     gathers: dict[str, Gather]
     unknown: tuple[Reason, ...]
     unequal: tuple[tuple[Tensor, Tensor], ...]
+    worths: dict[tuple[str, int], Worth | None]
+    tables: frozenset[str]
     contents: dict[str, Tensor]
     tokens: dict[TokenInput, Tensor] = field(default_factory=dict)
 

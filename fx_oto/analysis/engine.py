@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Node
 from fx_oto.analysis.atoms import Atoms
 from fx_oto.analysis.closure import Crossing, Grouped, Obligation, Rectangle
 from fx_oto.analysis.constants import Constants
-from fx_oto.analysis.dependencies import ADJUSTABLE, Adjustment, Reason, Work
+from fx_oto.analysis.dependencies import ADJUSTABLE, Adjustment, NodeValues, Reason, Work, Worth
 from fx_oto.analysis.heads import before_products
 from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer, Region
 from fx_oto.analysis.sizes import SizesRead
@@ -60,6 +60,11 @@ class Propagation:
         rule_for: finds the rule of an operator.
         attention: what attention loses, ``"heads"`` or ``"head_dim"``.
         keep_tokens: those that a vocabulary keeps in any case; None keeps whole vocabularies.
+
+    Attributes:
+        values: for each node that has run, the layers of each tensor in its value.
+        given: for each, those of the tensors that it read, as they were then, by the nodes that return them.
+        worths: how the compact graph computes what removed channels are worth; see ``Dependencies``.
     """
 
     def __init__(
@@ -76,6 +81,9 @@ class Propagation:
         self.node = ""
         self.as_whole = False
         self.memo: dict[Any, Any] = {}
+        self.values: NodeValues = {}
+        self.given: dict[str, dict[str, tuple[Layer, ...]]] = {}
+        self.worths: dict[tuple[str, int], Worth | None] = {}
         self._gm, self._tape, self.rule_for = gm, tape, rule_for
         self._nodes: dict[str, Node] = {node.name: node for node in gm.graph.nodes}
         self._num_axis_atoms = 1
@@ -84,8 +92,8 @@ class Propagation:
         self._values = Values()
         self._constants = Constants(tape, self._values, self._nodes, self.is_fixed)
         self.sizes = SizesRead(gm, self._constants.without_inputs, lambda: self.fx_node)
-        self._before_products = before_products(tape, self._moves_data)
-        self.vocabularies = Vocabularies.of(gm, tape, self._moves_data, keep_tokens)
+        self._before_products = before_products(tape, self.moves_data)
+        self.vocabularies = Vocabularies.of(gm, tape, self.moves_data, keep_tokens)
         # What rules have said, call by call: what can go is decided by the first four, ``Dependencies`` has the others.
         self._frozen: list[tuple[Tensor, Reason]] = []
         self._obligations: list[Obligation] = []
@@ -112,6 +120,18 @@ class Propagation:
     def constant(self, value: Tensor) -> Tensor | None:
         """The real content of a tensor that is the same in every call, None for any other."""
         return self._constants.content(value)
+
+    def is_table(self, value: Tensor) -> bool:
+        """Whether a tensor is computed of buffers and of sizes alone."""
+        return self._constants.is_table(value)
+
+    def calls_of(self, node: str) -> tuple[OpCall, ...]:
+        """The calls that a node makes."""
+        return self._tape.made_at(node)
+
+    def moves_data(self, call: OpCall) -> bool:
+        """Whether all that a call does is to move data."""
+        return bool(getattr(self.rule_for(call.func), "moves_data", False))
 
     def is_fixed(self, value: Tensor, dim: int) -> bool:
         """Whether a dimension has the size of a parameter's or buffer's, and so the same in every call."""
@@ -385,9 +405,6 @@ class Propagation:
         op = self.call.name if self.call is not None else op_name(node)
         since = self._values.behind(self.call) if why == FIXED else None
         return Reason(why, op, node.name, source_line(node), since)
-
-    def _moves_data(self, call: OpCall) -> bool:
-        return bool(getattr(self.rule_for(call.func), "moves_data", False))
 
 
 def _uniform(tensor: Tensor, dim: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from fx_oto.analysis.boundaries import Boundaries
 from fx_oto.analysis.closure import settle
-from fx_oto.analysis.dependencies import Axis, Dependencies, Gather, NodeValues, Reason
+from fx_oto.analysis.dependencies import Axis, Dependencies, Gather, Reason
 from fx_oto.analysis.engine import Propagation, Rule
 from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer, laid_along
 from fx_oto.analysis.sizes import PLACE, indexed_at
@@ -44,17 +44,18 @@ class Player(Propagation):
         """Play the tape, settle the deferred choices, and report."""
         axes = self._parameter_axes()
         self._values.share(self._tape.tensors.values())
-        values: NodeValues = {}
         for name, calls, value in self._tape.steps:
             self.node, self.call = name, None
+            read = [one for one in self._nodes[name].all_input_nodes if isinstance(one.meta["val"], Tensor)]
+            self.given[name] = {one.name: self.layers(one.meta["val"]) for one in read}
             self._enter(self._nodes[name], value)
             for self.call in calls:
                 self._play(self.call)
-            values[name] = tuple(self.layers(leaf) for leaf in tensor_leaves(value))
+            self.values[name] = tuple(self.layers(leaf) for leaf in tensor_leaves(value))
         self.node, self.call = "", None
         self._boundaries.keep_unread()
         gathers = self._gathers()
-        self._boundaries.keep_rectangles(values, gathers)
+        self._boundaries.keep_rectangles(self.values, gathers)
         self._keep_kernels()
         settle(self.atoms, self._obligations, self._frozen)
         self._keep_kernels()  # choices may have tied them to something
@@ -65,7 +66,7 @@ class Player(Propagation):
             variable=self._variable(roots),
             works=tuple(self._works),
             reasons=self._reasons(roots),
-            values=values,
+            values=self.values,
             producers=tuple(self._producers),
             silenced=tuple(self._silenced),
             contracting=frozenset(self._contracting),
@@ -73,9 +74,17 @@ class Player(Propagation):
             gathers=gathers,
             unknown=tuple(self._unknown.values()),
             unequal=tuple(self._unequal),
+            worths=self.worths,
+            tables=frozenset(self._tables()),
             contents=self._constants.read_of(self._gm.named_buffers()),
             tokens=self.vocabularies.rows,
         )
+
+    def _tables(self) -> Iterator[str]:
+        for name, _, value in self._tape.steps if self.worths else ():
+            leaves = tensor_leaves(value)
+            if leaves and all(map(self.is_table, leaves)):
+                yield name
 
     def _gathers(self) -> dict[str, Gather]:
         """The selections that begin and end at nodes of the graph, by the name of the last."""
@@ -163,7 +172,7 @@ class Player(Propagation):
     def _play(self, call: OpCall) -> None:
         self._check_outdated(call.inputs)
         rule = self.rule_for(call.func)
-        if not self._moves_data(call):
+        if not self.moves_data(call):
             for value in call.inputs:
                 for layer in self.layers(value):
                     if len(layer.dims) > 1:

@@ -33,6 +33,7 @@ class Value:
         outdated_by: the tensor through which its memory was changed after its layers were recorded.
         content: its real content, if it was asked for and is the same in every call; see ``Constants``.
         is_judged: whether it was asked for.
+        is_table: whether it is computed of buffers and of sizes alone; None if that was not asked.
     """
 
     layers: tuple[Layer, ...] = ()
@@ -46,6 +47,7 @@ class Value:
     outdated_by: Tensor | None = None
     content: Tensor | None = None
     is_judged: bool = False
+    is_table: bool | None = None
 
 
 class Values:

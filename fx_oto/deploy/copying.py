@@ -87,6 +87,7 @@ def _copied(content: Tensor, like: Tensor) -> Tensor:
 
 def _resize(model: nn.Module, small: GraphModule, tensors: dict[int, Tensor]) -> None:
     leaves = dict(small.named_modules(remove_duplicate=False))
+    told = {str(node.target) for node in small.graph.nodes if node.op == "call_module" and len(node.args) > 1}
     put: dict[int, nn.Module] = {}
     for path, module in list(model.named_modules(remove_duplicate=False)):
         leaf = leaves.get(path)
@@ -94,7 +95,8 @@ def _resize(model: nn.Module, small: GraphModule, tensors: dict[int, Tensor]) ->
             _adopt(module, leaf)
         elif isinstance(leaf, _OURS):
             if id(leaf) not in put:
-                put[id(leaf)] = _ours(module, leaf, tensors, model)
+                scaled = None if path in told else _scaled(module, leaf, model)
+                put[id(leaf)] = scaled or _ours(module, leaf, tensors)
             model.set_submodule(path, put[id(leaf)])
         else:
             _follow(module)
@@ -109,14 +111,19 @@ def _adopt(module: nn.Module, leaf: nn.Module) -> None:
         module._init_flat_weights()
 
 
-def _ours(module: nn.Module, leaf: nn.Module, tensors: dict[int, Tensor], model: nn.Module) -> nn.Module:
-    """What takes a layer's place, with its hooks and its parts."""
+def _scaled(module: nn.Module, leaf: nn.Module, model: nn.Module) -> nn.Module | None:
+    """An RMS norm of torch's class over what is left; None where it cannot be: see ``scaling``."""
     if isinstance(leaf, RMSNormOver) and isinstance(module, nn.RMSNorm) and isinstance(module.weight, nn.Parameter):
         share = math.prod(module.weight.shape) / math.prod(leaf.shape)
         if rescale(model, module.weight, share, 0.0):
             eps = torch.finfo(module.weight.dtype).eps if leaf.eps is None else leaf.eps
             module.normalized_shape, module.eps = tuple(module.weight.shape), eps / share
             return module
+    return None
+
+
+def _ours(module: nn.Module, leaf: nn.Module, tensors: dict[int, Tensor]) -> nn.Module:
+    """What takes a layer's place, with its hooks and its parts."""
     new = clone_module(leaf, lambda tensor: tensors.get(id(tensor), tensor))
     for name in _HOOKS:
         new.__dict__[name] = module.__dict__[name]

@@ -1,7 +1,8 @@
 """Norms over channels of which some were cut out: statistics still divide by the original count.
 
 The channels that are gone were zero, so their part in the sums is known: nothing in the mean, and the squared
-mean each in the variance. Results equal those of the full norm on the group-sparse input.
+mean each in the variance. Of others it is known what they were worth, such as their column of a table of positions.
+Results equal those of the full norm on the group-sparse input.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ __all__ = [
     "RMSNormOver",
     "WholeNorms",
     "batch_norm_over",
+    "beside",
     "group_norm_over",
     "layer_norm_over",
     "mean_over",
+    "moments_of",
     "over_original_count",
     "rms_norm_over",
     "variance_over",
@@ -39,7 +42,14 @@ def _is_half(value: Tensor) -> bool:
     return value.dtype == torch.float16 or value.dtype == torch.bfloat16  # noqa: PLR1714 - TorchScript compares one by one
 
 
-def layer_norm_over(value: Tensor, count: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+def layer_norm_over(
+    value: Tensor,
+    count: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    known: list[tuple[int, Tensor, Tensor]] | None = None,
+) -> Tensor:
     """Layer norm over the last dimension, as if it had ``count`` channels of which the missing are zero.
 
     Args:
@@ -48,17 +58,25 @@ def layer_norm_over(value: Tensor, count: int, weight: Tensor | None, bias: Tens
         weight: shape ``(kept,)``, or None.
         bias: shape ``(kept,)``, or None.
         eps: added to the variance.
+        known: missing channels that are not zero: how many, their mean and their variance, shape ``(…, 1)`` each.
     """
     if has_torch_function_unary(value):
-        return handle_torch_function(layer_norm_over, (value,), value, count, weight, bias, eps)
+        return handle_torch_function(layer_norm_over, (value,), value, count, weight, bias, eps, known)
     # torch.jit.trace checks itself without gradients, and refuses what is another graph then
-    if not torch.is_grad_enabled() and not torch._C._get_tracing_state() and not _is_half(value) and eps > 0:
+    learns = torch.is_grad_enabled() or torch._C._get_tracing_state()
+    if known is None and not learns and not _is_half(value) and eps > 0:
         return _without_gradient(value, value.shape[-1] / count, weight, bias, eps)
     wide = value.float() if _is_half(value) else value
-    total = wide.sum(-1, keepdim=True)
+    total, zeros = wide.sum(-1, keepdim=True), count - value.shape[-1]
+    if known is not None:
+        for number, mean, _ in known:
+            total, zeros = total + number * mean, zeros - number
     centred = torch.sub(wide, total, alpha=1 / count)
     left = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
-    squares = torch.addcmul(left * left, total, total * ((count - value.shape[-1]) / count**2))
+    squares = torch.addcmul(left * left, total, total * (zeros / count**2))
+    if known is not None:
+        for number, mean, variance in known:
+            squares = squares + number * (variance + (mean - total / count).square())
     scale = torch.rsqrt(squares / count + eps)
     return _affine((centred * scale).to(value.dtype), weight, bias)
 
@@ -87,12 +105,30 @@ def _affine(value: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor
     return value * weight if bias is None else torch.addcmul(bias, value, weight)
 
 
-def group_norm_over(value: Tensor, count: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Group norm with one group over all of ``(N, kept, …)``, as if dimension 1 had ``count`` channels."""
+def group_norm_over(
+    value: Tensor,
+    count: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    known: list[tuple[int, Tensor, Tensor]] | None = None,
+) -> Tensor:
+    """Group norm with one group over all of ``(N, kept, …)``, as if dimension 1 had ``count`` channels.
+
+    Args:
+        value: shape ``(N, kept, …)``.
+        count: original number of channels.
+        weight: shape ``(kept,)``, or None.
+        bias: shape ``(kept,)``, or None.
+        eps: added to the variance.
+        known: as in ``layer_norm_over``; shape ``(N, 1, …)`` each, of size 1 along all but the first dimension.
+    """
     if has_torch_function_unary(value):
-        return handle_torch_function(group_norm_over, (value,), value, count, weight, bias, eps)
+        return handle_torch_function(group_norm_over, (value,), value, count, weight, bias, eps, known)
     spatial = value[0, 0].numel()
-    flat = layer_norm_over(value.flatten(1), count * spatial, None, None, eps).view_as(value)
+    if known is not None:
+        known = [(number * spatial, mean.flatten(1), variance.flatten(1)) for number, mean, variance in known]
+    flat = layer_norm_over(value.flatten(1), count * spatial, None, None, eps, known).view_as(value)
     return _channels_affine(flat, weight, bias)
 
 
@@ -102,7 +138,13 @@ def _channels_affine(value: Tensor, weight: Tensor | None, bias: Tensor | None) 
     return _affine(value, weight, None if bias is None else bias.view(shape))
 
 
-def rms_norm_over(value: Tensor, shape: list[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+def rms_norm_over(
+    value: Tensor,
+    shape: list[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    known: list[tuple[int, Tensor, Tensor]] | None = None,
+) -> Tensor:
     """RMS norm over the last dimensions, as if they had the sizes ``shape`` and the missing elements were zero.
 
     The native kernel computes it, for with s, the share that is left, ``1/√(s·m + eps) = s^-½ / √(m + eps/s)``.
@@ -112,6 +154,7 @@ def rms_norm_over(value: Tensor, shape: list[int], weight: Tensor | None = None,
         shape: original sizes of those dimensions.
         weight: shape ``kept``, or None.
         eps: added to the mean square; None for torch's default, the smallest step of the type that it computes in.
+        known: missing channels that are not zero: as in ``layer_norm_over``; of size 1 along all of those dimensions.
     """
     if eps is None:
         eps = 2.0**-52 if value.dtype == torch.float64 else 2.0**-23
@@ -119,6 +162,13 @@ def rms_norm_over(value: Tensor, shape: list[int], weight: Tensor | None = None,
     share = 1.0
     for left, whole in zip(kept, shape):  # noqa: B905 - TorchScript knows no strict=
         share *= left / whole
+    if known is not None:
+        wide = value.float() if _is_half(value) else value
+        dims = [dim - len(shape) for dim in range(len(shape))]
+        square = wide.square().mean(dims, keepdim=True) * share
+        for number, mean, variance in known:
+            square = square + (variance + mean.square()) * (number / shape[-1])
+        return _affine((wide * torch.rsqrt(square + eps)).to(value.dtype), weight, None)
     weight = value.new_full(kept, share**-0.5) if weight is None else weight * share**-0.5
     return F.rms_norm(value, kept, weight, eps / share)
 
@@ -129,14 +179,31 @@ def mean_over(
     keepdim: bool,
     share: float,
     dtype: torch.dtype | None = None,
-    missing: Tensor | None = None,
+    known: Sequence[tuple[float, Tensor]] = (),
 ) -> Tensor:
     """Mean over dimensions of which only ``share`` of the elements are left.
 
-    The others are zero, or worth what ``missing`` holds: it has size 1 along the dimension that is cut.
+    The others are zero, but for those that are ``known``: a share of all, and what they are worth, of size 1 along
+    dimensions in which that does not vary.
     """
-    left = value.mean(dim, keepdim=keepdim, dtype=dtype) * share
-    return left if missing is None else left + missing.mean(dim, keepdim=keepdim, dtype=dtype) * (1 - share)
+    mean = value.mean(dim, keepdim=keepdim, dtype=dtype) * share
+    for part, worth in known:
+        mean = mean + worth.mean(dim, keepdim=keepdim, dtype=dtype) * part
+    return mean
+
+
+def beside(value: Tensor, missing: Tensor, dim: int, size: int) -> Tensor:
+    """What ``missing`` holds, of the shape of ``value``, but of its own size along ``dim``."""
+    shape = list(value.shape)
+    shape[dim] = size
+    return missing.expand(shape)
+
+
+def moments_of(missing: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
+    """Mean and variance over some dimensions, which are kept; in at least float32."""
+    wide = missing.float() if _is_half(missing) else missing
+    variance, mean = torch.var_mean(wide, dims, correction=0, keepdim=True)
+    return mean, variance
 
 
 def worth_beside(value: Tensor, dim: int, worth: float) -> Tensor:
@@ -144,19 +211,27 @@ def worth_beside(value: Tensor, dim: int, worth: float) -> Tensor:
     return value.narrow(dim, 0, 0).sum(dim, keepdim=True) + worth
 
 
-def variance_over(function: str, value: Tensor, *args: Any, share: float, **kwargs: Any) -> Any:
+def variance_over(
+    function: str, value: Tensor, *args: Any, share: float, known: Sequence[tuple[float, Tensor]] = (), **kwargs: Any
+) -> Any:
     """``torch.var``, ``std``, ``var_mean`` or ``std_mean`` of which only ``share`` of the elements are left.
 
-    The missing ones are zero. Arguments other than ``function`` and ``share`` are those of the torch function.
+    The missing ones are zero, but for those that are ``known``, as in ``mean_over``. All other arguments are those of
+    the torch function.
     """
     names = ("unbiased",) if args and isinstance(args[0], bool) else ("dim", "unbiased", "keepdim")
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     lost = given["correction"] if given.get("correction") is not None else float(given.get("unbiased", True))
-    variance, mean = torch.var_mean(value, given.get("dim"), correction=0, keepdim=given.get("keepdim", False))
+    how: dict[str, Any] = {"dim": given.get("dim"), "correction": 0, "keepdim": given.get("keepdim", False)}
+    variance, mean = torch.var_mean(value, **how)
     count = value.numel() / max(mean.numel(), 1) / share
-    variance = (variance + mean.square() * (1 - share)) * (share * count / (count - lost))
+    parts = [(share, variance, mean), *((part, *torch.var_mean(worth, **how)) for part, worth in known)]
+    total: Any = sum(part * mean for part, _, mean in parts)
+    zeros = 1 - sum(part for part, _, _ in parts)
+    around = sum(part * (variance + (mean - total).square()) for part, variance, mean in parts)
+    variance = (around + zeros * total.square()) * (count / (count - lost))
     spread = variance.sqrt() if function.startswith("std") else variance
-    return (spread, mean * share) if function.endswith("mean") else spread
+    return (spread, total) if function.endswith("mean") else spread
 
 
 def batch_norm_over(value: Tensor, share: float, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -187,17 +262,17 @@ class _NormOver(nn.Module):
 class LayerNormOver(_NormOver):
     """``nn.LayerNorm`` over the last dimension, dividing by the original ``count``."""
 
-    def forward(self, value: Tensor) -> Tensor:
+    def forward(self, value: Tensor, known: list[tuple[int, Tensor, Tensor]] | None = None) -> Tensor:
         """Normalise ``(…, kept)``."""
-        return layer_norm_over(value, self.count, self.weight, self.bias, self.eps)
+        return layer_norm_over(value, self.count, self.weight, self.bias, self.eps, known)
 
 
 class GroupNormOver(_NormOver):
     """``nn.GroupNorm`` with one group, dividing by the original ``count``."""
 
-    def forward(self, value: Tensor) -> Tensor:
+    def forward(self, value: Tensor, known: list[tuple[int, Tensor, Tensor]] | None = None) -> Tensor:
         """Normalise ``(N, kept, …)``."""
-        return group_norm_over(value, self.count, self.weight, self.bias, self.eps)
+        return group_norm_over(value, self.count, self.weight, self.bias, self.eps, known)
 
 
 class RMSNormOver(_NormOver):
@@ -207,9 +282,9 @@ class RMSNormOver(_NormOver):
         super().__init__(math.prod(shape), weight, None, eps)
         self.shape = list(shape)
 
-    def forward(self, value: Tensor) -> Tensor:
+    def forward(self, value: Tensor, known: list[tuple[int, Tensor, Tensor]] | None = None) -> Tensor:
         """Normalise ``(…, *kept)``."""
-        return rms_norm_over(value, self.shape, self.weight, self.eps)
+        return rms_norm_over(value, self.shape, self.weight, self.eps, known)
 
 
 def over_original_count(module: nn.Module, count: int) -> nn.Module:
@@ -235,7 +310,7 @@ class WholeNorms(WholeCalls):
         """Return torch's own norm that stands for a call."""
         if func not in _SHOWN:
             return None
-        value, _, weight, bias, eps = args
+        value, _, weight, bias, eps = args[:5]
         given: tuple[Any, ...]
         if func is layer_norm_over:
             op, given = _ATEN.native_layer_norm, (value, [value.size(-1)], weight, bias, eps)

@@ -94,13 +94,13 @@ def contract(
     lifted = [lift(p, side, term, letters, len(result)) for side, term in zip(sides, terms, strict=True)]
     product = combine(p, lifted, len(letters), times, may_cross=False)
     pairs = zip(sides, lifted, strict=True)
-    columns = [layer for side, one in pairs if side.weight and _can_be_zero(side) for layer in one.layers]
+    columns = [layer for side, one in pairs if side.weight and _can_be_zero(p, side) for layer in one.layers]
     return [total for layer in product if (total := _sum_out(p, layer, lifted[0], columns, len(result), foldable))]
 
 
-def _can_be_zero(side: Operand) -> bool:
+def _can_be_zero(p: Propagation, side: Operand) -> bool:
     """Whether a weight is a parameter, all of which an optimizer can drive to zero; a buffer is what it is."""
-    return all(bool((layer.removed == 0).all()) for layer in side.layers)
+    return all(bool((layer.removed == 0).all()) for layer in side.layers if not p.is_made_up(layer))
 
 
 def lift(p: Propagation, side: Operand, term: str, letters: str, kept: int) -> Operand:
@@ -293,7 +293,7 @@ def _lose_nothing(p: Propagation, incoming: Layer, read: Layer | None, kernel: O
     """What a grouped convolution sums over is zero once removed, or what reads it is."""
     # Of whole groups the rows are zero, and nothing else reads their channels.
     bad = incoming.removed != 0
-    if not _can_be_zero(kernel) or not _may_be_silenced(p, incoming.removed):
+    if not _can_be_zero(p, kernel) or not _may_be_silenced(p, incoming.removed):
         p.freeze_where(bad, incoming.labels, _NOT_ZERO)
     elif read is not None and bad.any():
         p.silence(read.labels)

@@ -103,6 +103,8 @@ class Editor:
         """A buffer of the compact module, on the device where the value of the node ``beside`` is now."""
         device = next((leaf.device for leaf in tensor_leaves(beside.meta.get("val"))), None)
         target = f"_{name}_{before.name}"
+        while hasattr(self.gm, target):  # from an earlier round
+            target += "_"
         self.gm.register_buffer(target, tensor.to(self._devices.get(device, device)))
         with self.graph.inserting_before(before):
             return self.graph.get_attr(target)

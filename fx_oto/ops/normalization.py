@@ -7,6 +7,7 @@ original count, which slicing sees to; whole norm groups need not even that.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,11 @@ from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import op_name
 from fx_oto.nn.norms import batch_norm_over, group_norm_over, layer_norm_over, rms_norm_over
 from fx_oto.ops.editor import Editor
+from fx_oto.ops.removed.rewriting import Moments
+from fx_oto.ops.removed.rules import can_compute_in
 
 __all__ = [
+    "add_known",
     "batch_norm",
     "batch_norm_over_share",
     "fewer_groups",
@@ -79,7 +83,7 @@ def layer_norm(call: OpCall, p: Propagation) -> None:
         assert narrowed is not None
         if len(shape) > 1:
             p.freeze(narrowed.labels, "a norm runs over several dimensions")
-        _over_original_count(p, narrowed)
+        _over_all(p, source, narrowed)
         layers.append(Layer(narrowed.labels, _affine(p, weight, bias, narrowed, source.ndim - 1)))
     _keep_unmatched(p, (weight, bias), [layer for layer in layers if source.ndim - 1 in layer.dims])
     p.put(call.out, layers)
@@ -96,7 +100,7 @@ def group_norm(call: OpCall, p: Propagation) -> None:
         # the sums must still be divided by 8.
         worth = UNKNOWN
         if groups == 1:
-            _over_original_count(p, narrowed)
+            _over_all(p, source, narrowed)
         else:
             grid = narrowed.labels.reshape(groups, -1)
             p.unite(grid, grid[:, :1])
@@ -124,6 +128,14 @@ def weight_norm(call: OpCall, p: Propagation) -> None:
             p.consume(narrowed.labels)
             layers.append(Layer(narrowed.labels, laid_along(zero_stays(worth), dim, v.ndim)))
     p.put(call.out, layers)
+
+
+def _over_all(p: Propagation, source: Tensor, layer: Layer) -> None:
+    """Statistics over what is left, and over what is gone, which is zero or what the compact graph computes."""
+    if (layer.removed != 0).any() and p.can_adjust("norm") and can_compute_in(p, source, layer):
+        p.adjust("norm", layer.labels, UNKNOWN)
+    else:
+        _over_original_count(p, layer)
 
 
 def _over_original_count(p: Propagation, layer: Layer) -> None:
@@ -171,14 +183,21 @@ def fewer_groups(edit: Editor, node: Node) -> None:
         edit.set_argument(node, 1, "num_groups", left)
 
 
-def layer_norm_over_count(edit: Editor, node: Node, count: int) -> None:
+def layer_norm_over_count(edit: Editor, node: Node, count: int, known: Moments | None) -> None:
     """Layer and group norm whose statistics divide by the original count."""
-    if node.target in (group_norm_over, layer_norm_over):  # it counts what there was at first
-        return
-    over = group_norm_over if "group" in op_name(node) else layer_norm_over
-    weight, bias = edit.argument(node, 2, "weight"), edit.argument(node, 3, "bias")
-    eps = edit.argument(node, 4, "eps", 1e-5)
-    edit.replace(node, over, node.args[0], count, weight, bias, eps)
+    if node.target not in (group_norm_over, layer_norm_over):  # those count what there was at first
+        over = group_norm_over if "group" in op_name(node) else layer_norm_over
+        weight, bias = edit.argument(node, 2, "weight"), edit.argument(node, 3, "bias")
+        eps = edit.argument(node, 4, "eps", 1e-5)
+        node = edit.replace(node, over, node.args[0], count, weight, bias, eps)
+    add_known(node, 5, known)
+
+
+def add_known(node: Node, place: int, known: Moments | None) -> None:
+    """Tell a norm what channels were worth that go now, beside those that went in earlier rounds."""
+    if known is not None:
+        before: Any = node.args[place] if len(node.args) > place else ()
+        node.args = (*node.args[:place], [*(before or ()), known])
 
 
 def batch_norm_over_share(edit: Editor, node: Node, share: float) -> None:
@@ -192,11 +211,11 @@ def batch_norm_over_share(edit: Editor, node: Node, share: float) -> None:
     edit.replace(node, batch_norm_over, node.args[0], share, weight, bias, eps)
 
 
-def rms_norm_over_count(edit: Editor, node: Node) -> None:
+def rms_norm_over_count(edit: Editor, node: Node, known: Moments | None) -> None:
     """The mean of squares over the original count."""
-    if node.target is rms_norm_over:  # two of its dimensions are cut
-        return
-    source, dims = node.args[0], len(edit.argument(node, 1, "normalized_shape"))
-    shape = tuple(edit.shape(source)[-dims:])  # type: ignore[arg-type]
-    weight, eps = edit.argument(node, 2, "weight"), edit.argument(node, 3, "eps")
-    edit.replace(node, rms_norm_over, source, shape, weight, eps)
+    if node.target is not rms_norm_over:  # two of its dimensions are cut, or it is from an earlier round
+        source, dims = node.args[0], len(edit.argument(node, 1, "normalized_shape"))
+        shape = tuple(edit.shape(source)[-dims:])  # type: ignore[arg-type]
+        weight, eps = edit.argument(node, 2, "weight"), edit.argument(node, 3, "eps")
+        node = edit.replace(node, rms_norm_over, source, shape, weight, eps)
+    add_known(node, 4, known)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from fx_oto.analysis.dependencies import Adjustment
 from fx_oto.analysis.engine import Propagation
 from fx_oto.analysis.labels import UNKNOWN, Layer, zero_stays
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import op_name
-from fx_oto.nn.norms import mean_over, variance_over, worth_beside
+from fx_oto.nn.norms import mean_over, variance_over
 from fx_oto.ops.editor import Editor
+from fx_oto.ops.removed.rules import can_compute_in
 
 __all__ = ["along", "extreme_beside_zero", "let_through", "mean_over_share", "reduction", "variance_over_share"]
 
@@ -50,30 +50,13 @@ def reduction(call: OpCall, p: Propagation) -> None:
         result = _after(narrowed, call.name in _ZERO_TO_ZERO) if call.name != "mean" else narrowed
         layers.append(result.map(lambda t: t if keepdim else _drop(t, dims)))
     for layer in absorbed:
-        if call.name == "mean" and len(absorbed) == 1 and (layer.removed != 0).any() and _alike(p, source, layer):
-            p.adjust("mean", layer.labels, UNKNOWN)
+        kind = _COUNTING.get(call.name)
+        may_count = kind in ("mean", "var") and len(absorbed) == 1 and (layer.removed != 0).any()
+        if kind is not None and may_count and p.can_adjust(kind) and can_compute_in(p, source, layer):
+            p.adjust(kind, layer.labels, UNKNOWN)
         else:
             _absorb(call, p, layer)
     _put_results(call, p, layers)
-
-
-def _alike(p: Propagation, value: Tensor, layer: Layer) -> bool:
-    """Return whether every removed element is worth the same, whatever that is, such as ``0 - mean`` or its square.
-
-    If so, slicing can compute that worth by applying the same elementwise ops to what they are made from.
-    """
-    if len(layer.dims) != 1 or layer.removed.numel() > 1:
-        return False
-    if not layer.removed.isnan().any():
-        return True
-    call = p.made_by(value)
-    tags = set() if call is None or call.mutates else set(getattr(call.func, "tags", ()))
-    if call is None or torch.Tag.pointwise not in tags or torch.Tag.nondeterministic_seeded in tags:
-        return False
-    back = value.ndim - layer.dims[0]
-    varying = [t for t in call.inputs if t.ndim >= back and t.size(-back) > 1]
-    mine = [[one for one in p.layers(t) if t.ndim - back in one.dims] for t in varying]
-    return all(len(found) == 1 and _alike(p, t, found[0]) for t, found in zip(varying, mine, strict=True))
 
 
 def _absorb(call: OpCall, p: Propagation, layer: Layer) -> None:
@@ -146,51 +129,23 @@ def extreme_beside_zero(edit: Editor, node: Node) -> None:
         edit.adopt(edit.append(value, bound, 0), value)
 
 
-def variance_over_share(edit: Editor, node: Node, share: float) -> None:
-    """A variance over the original count; those that are gone were 0."""
-    if node.target is variance_over:  # two of its dimensions are cut, or it is from an earlier round
-        node.update_kwarg("share", node.kwargs["share"] * share)  # type: ignore[operator]
-        return
-    edit.replace(node, variance_over, op_name(node), *node.args, share=share, **node.kwargs)
+def variance_over_share(edit: Editor, node: Node, share: float, worth: Node | None) -> None:
+    """A variance over the original count, with what those are worth that are gone; None if they were 0."""
+    if node.target is not variance_over:  # two of its dimensions are cut, or it is from an earlier round
+        node = edit.replace(node, variance_over, op_name(node), *node.args, share=1.0, **node.kwargs)
+    before: Any = node.kwargs["share"]
+    node.update_kwarg("share", before * share)
+    node.update_kwarg("known", _with(node.kwargs.get("known", ()), before * (1 - share), worth))
 
 
-def mean_over_share(edit: Editor, node: Node, adjustment: Adjustment, share: float) -> None:
-    """A mean over the original count, with what those are worth that are gone."""
-    missing = None if (adjustment.removed == 0).all() else _missing(edit, node, adjustment.labels)
-    if node.target is mean_over:  # two of its dimensions are cut, or it is from an earlier round
-        before: Any = node.args[3]
-        node.update_arg(5, _mixed(edit, node, node.args[5], missing, (1 - before) / (1 - before * share)))
-        node.update_arg(3, before * share)
-        return
-    dim, keepdim = edit.argument(node, 1, "dim"), edit.argument(node, 2, "keepdim", False)
-    edit.replace(node, mean_over, node.args[0], dim, keepdim, share, node.kwargs.get("dtype"), missing)
+def mean_over_share(edit: Editor, node: Node, share: float, worth: Node | None) -> None:
+    """A mean over the original count, with what those are worth that are gone; None if they were 0."""
+    if node.target is not mean_over:
+        dim, keepdim = edit.argument(node, 1, "dim"), edit.argument(node, 2, "keepdim", False)
+        node = edit.replace(node, mean_over, node.args[0], dim, keepdim, 1.0, node.kwargs.get("dtype"), ())
+    before: Any = node.args[3]
+    node.args = (*node.args[:3], before * share, node.args[4], _with(node.args[5], before * (1 - share), worth))
 
 
-def _mixed(edit: Editor, reader: Node, before: Any, now: Any, share: float) -> Node | None:
-    """Mean of what elements were worth that went before, a share of all that are gone, and that go now."""
-    parts = [(part, weight) for part, weight in ((before, share), (now, 1 - share)) if part is not None]
-    with edit.graph.inserting_before(reader):
-        weighted = [edit.graph.call_function(torch.mul, part) for part in parts]
-        return edit.graph.call_function(torch.add, tuple(weighted)) if len(weighted) > 1 else next(iter(weighted), None)
-
-
-def _missing(edit: Editor, reader: Node, labels: Tensor) -> Node:
-    """Return the worth of a removed element of the mean's input, of size 1 along the dimension that is cut."""
-
-    def worth(node: Node, back: int) -> Node:
-        if not isinstance(node.meta["val"], Tensor):  # a number, such as an input's length
-            return node
-        dim = len(edit.shape(node)) - back
-        layer = next((layer for layer in edit.layers(node) if layer.dims == (dim,)), None)
-        if layer is None:  # the same for every channel
-            return node
-        if layer.removed.isnan().any():
-            sources = {source: worth(source, back) for source in node.all_input_nodes}
-            with edit.graph.inserting_after(node):
-                return edit.graph.node_copy(node, sources.__getitem__)
-        with edit.graph.inserting_after(node):
-            return edit.graph.call_function(worth_beside, (node, dim, float(layer.removed)))
-
-    source = reader.all_input_nodes[0]
-    dim = next(layer.dims[0] for layer in edit.layers(source) if torch.equal(layer.labels.reshape(-1), labels))
-    return worth(source, len(edit.shape(source)) - dim)
+def _with(known: Any, share: float, worth: Node | None) -> Any:
+    return known if worth is None else (*known, (share, worth))

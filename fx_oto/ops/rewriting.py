@@ -7,6 +7,7 @@ kept of its value and of its inputs comes from ``Cuts``. At the end every node c
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
@@ -21,6 +22,7 @@ from fx_oto.nn.norms import over_original_count
 from fx_oto.ops import attention, contraction, leaves, normalization, pooling, reductions
 from fx_oto.ops.editor import Editor, Handler
 from fx_oto.ops.movement import rewriting as movement
+from fx_oto.ops.removed.rewriting import Removed
 from fx_oto.ops.reshape import rewriting as sizes
 from fx_oto.ops.values import note_values
 from fx_oto.zigs.cuts import Cuts
@@ -34,13 +36,14 @@ Fold = Callable[[Node, Adjustment], Tensor]
 _ALIASES = {"axis": "dim", "keepdims": "keepdim", "x": "input"}
 
 
-def rewrite(gm: GraphModule, cuts: Cuts, fold: Fold) -> None:
+def rewrite(gm: GraphModule, cuts: Cuts, fold: Fold, content: Callable[[str], Tensor]) -> None:
     """Rewrite every node of a graph over sliced parameters, then drop those that nothing reads any more.
 
     Args:
         gm: the GraphModule to change; node names are those of the analysed graph.
         cuts: what is kept.
         fold: computes what removed channels contributed to a node's output, shape ``(outputs,)``.
+        content: the content of a buffer before it was cut, by name.
 
     Raises:
         SlicingError: a node cannot be rewritten; names it.
@@ -53,6 +56,8 @@ def rewrite(gm: GraphModule, cuts: Cuts, fold: Fold) -> None:
             adjustments.setdefault(adjustment.node, []).append(adjustment)
     stale = _find_stale(edit)
     nodes: list[Node] = list(edit.graph.nodes)
+    removed = Removed(edit, content)
+    worth = {one: _worth(removed, edit.nodes[name], one) for name, every in adjustments.items() for one in every}
     for node in nodes:
         name = node.name
         _positional(node)
@@ -61,7 +66,7 @@ def rewrite(gm: GraphModule, cuts: Cuts, fold: Fold) -> None:
         if node not in stale and _rewrite(edit, node):
             stale.add(node)
         for adjustment in adjustments.get(name, ()):
-            _adjust(edit, edit.nodes[name], adjustment, fold)
+            _adjust(edit, edit.nodes[name], adjustment, fold, worth[adjustment])
     _erase(edit, stale)
     note_values(edit)
 
@@ -123,27 +128,39 @@ def _handler(edit: Editor, node: Node) -> Handler | None:
     return None if reads_tensors else sizes.created
 
 
-def _adjust(edit: Editor, node: Node, adjustment: Adjustment, fold: Fold) -> None:
+def _worth(removed: Removed, node: Node, adjustment: Adjustment) -> Any:
+    """What removed channels are worth where the graph computes that: of norms, mean and variance; else None."""
+    if not adjustment.removed.isnan().any():
+        return None
+    source, name = node.all_input_nodes[0], op_name(node).lower()
+    ndim = source.meta["val"].ndim
+    if "norm" not in name:
+        return removed.of(source, adjustment.labels)
+    return removed.moments(source, adjustment.labels, tuple(range(1, ndim)) if "group" in name else (ndim - 1,))
+
+
+def _adjust(edit: Editor, node: Node, adjustment: Adjustment, fold: Fold, worth: Any) -> None:
     """Make a node compute over the original count, or add what removed channels contributed."""
     kept = edit.cuts.kept_labels(adjustment.labels)
     share = float(kept.sum()) / len(kept)
     if adjustment.kind in ("norm", "mean") and node.op == "call_module":
         module = edit.gm.get_submodule(str(node.target))
         edit.gm.set_submodule(str(node.target), over_original_count(module, len(kept)))
+        normalization.add_known(node, 1, worth)
     elif adjustment.kind == "norm" and "batch_norm" in op_name(node):
         normalization.batch_norm_over_share(edit, node, share)
     elif adjustment.kind == "norm":
-        normalization.layer_norm_over_count(edit, node, len(kept))
+        normalization.layer_norm_over_count(edit, node, len(kept), worth)
     elif adjustment.kind == "mean" and "rms_norm" in op_name(node):
-        normalization.rms_norm_over_count(edit, node)
+        normalization.rms_norm_over_count(edit, node, worth)
     elif adjustment.kind == "extreme":
         reductions.extreme_beside_zero(edit, node)
     elif adjustment.kind == "var":
-        reductions.variance_over_share(edit, node, share)
+        reductions.variance_over_share(edit, node, share, worth)
     elif adjustment.kind == "sizes":
         sizes.check_sizes(edit, node)
     elif adjustment.kind == "mean":
-        reductions.mean_over_share(edit, node, adjustment, share)
+        reductions.mean_over_share(edit, node, share, worth)
     else:
         contraction.add_folded(edit, node, fold(node, adjustment))
 

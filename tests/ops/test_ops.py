@@ -323,7 +323,7 @@ CASES = {
     "unfold of a constant, with padding": (
         Net(lambda m, x: m.b(m.u(torch.sigmoid(m.a(x))).mT), a=conv(3, 8), u=nn.Unfold(2, 1, 1), b=nn.Linear(32, 4)),
         IMAGE,
-        0,
+        8,
     ),
     "fold of channels": (
         Net(lambda m, x: m.b(m.f(m.a(x).mT)), a=nn.Linear(5, 32), f=nn.Fold(4, 2, stride=2), b=conv(8, 4)),

@@ -72,7 +72,8 @@ def labelled(gm: GraphModule, gone: Collection[int], dim: int = 1) -> Cuts:
     return Cuts(
         Dependencies(
             axes=(), roots=torch.arange(len(keep)), variable=keep, works=(), reasons={}, values=layers, producers=(),
-            silenced=(), contracting=frozenset(), adjustments=(), gathers={}, unknown=(), unequal=(), contents={},
+            silenced=(), contracting=frozenset(), adjustments=(), gathers={}, unknown=(), unequal=(), worths={},
+            tables=frozenset(), contents={},
         ),
         keep,
     )  # fmt: skip

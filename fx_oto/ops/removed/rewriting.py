@@ -1,0 +1,169 @@
+"""Puts what removed channels are worth into the compact graph."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from fx_oto.analysis.labels import Layer, laid_along
+from fx_oto.core.fx_utils import op_name
+from fx_oto.nn.norms import beside, moments_of, worth_beside
+from fx_oto.ops.editor import Editor
+from fx_oto.ops.removed.rules import SIZED, along, parts_of, without_writing
+from fx_oto.ops.reshape.mixing import entries_of
+
+__all__ = ["Moments", "Removed"]
+
+# How many channels are gone, and nodes: the mean and the variance of what they are worth.
+Moments = tuple[int, Node, Node]
+
+_SUMS = {"add", "iadd", "add_"}
+
+
+class Removed:
+    """Puts nodes into a graph that compute what removed channels are worth, before the others are rewritten.
+
+    Args:
+        edit: the editor of the graph.
+        content: the content of a buffer before it was cut, by name.
+    """
+
+    def __init__(self, edit: Editor, content: Callable[[str], Tensor]) -> None:
+        self._edit, self._graph, self._content = edit, edit.graph, content
+        self._found: dict[tuple[str, int], Node] = {}
+        self._whole: dict[Node, Node] = {}
+        self._moments: dict[tuple[Node, tuple[int, ...]], tuple[Node, Node]] = {}
+
+    def moments(self, node: Node, labels: Tensor, dims: tuple[int, ...]) -> Moments:
+        """How many channels are gone; the mean and the variance, over some dimensions, of what they are worth."""
+        found = self.of(node, labels)
+        if (found, dims) not in self._moments:
+            before = found.next
+            with self._graph.inserting_before(before):
+                both = self._graph.call_function(moments_of, (found, list(dims)))
+                parts = [self._graph.call_function(operator.getitem, (both, place)) for place in (0, 1)]
+            self._moments[found, dims] = parts[0], parts[1]
+        return int(self._gone(labels).sum()), *self._moments[found, dims]
+
+    def of(self, node: Node, labels: Tensor) -> Node:
+        """What they are worth in a node's value: of as many dimensions, of size 1 along some that do not vary."""
+        layer = self._layer(node, labels)
+        assert layer is not None
+        key = node.name, layer.dims[0]
+        if key not in self._found:
+            self._found[key] = self._made(node, layer)
+        return self._found[key]
+
+    def _layer(self, node: Node, labels: Tensor) -> Layer | None:
+        return along(self._edit.layers(node), labels, self._edit.cuts.found.roots.__getitem__)
+
+    def _gone(self, labels: Tensor) -> Tensor:
+        return ~self._edit.cuts.kept_labels(labels.reshape(-1))
+
+    def _made(self, node: Node, layer: Layer) -> Node:
+        dim, labels = layer.dims[0], layer.labels
+        how = self._edit.cuts.found.worths[node.name, dim]
+        if how == "known":
+            return self._known(node, layer)
+        if how == "table":
+            return self._columns(node, layer)
+        if how == "same":
+            return self.of(node.all_input_nodes[0], labels)
+        if how == "joined":
+            return self._joined(node, layer)
+        if how == "elementwise" and (rest := self._beside_zero(node, layer)) is not None:
+            return rest
+        read = node.all_input_nodes[:1] if how == "cast" else node.all_input_nodes
+        given = {one: self.of(one, labels) for one in read if self._layer(one, labels) is not None}
+        before = node.next
+        with self._graph.inserting_before(before):
+            if how == "moved":
+                given = {one: self._spread(one, found, labels) for one, found in given.items()}
+            new = self._graph.node_copy(node, lambda one: given.get(one, one))
+        if op_name(node) in SIZED:
+            self._resize(new, node, dim, int(self._gone(labels).sum()))
+        elif (target := without_writing(node)) is not None:
+            new.target = target
+        return new
+
+    def _joined(self, node: Node, layer: Layer) -> Node:
+        gone = [
+            (one, labels, self.of(one, labels)) for one, labels in parts_of(node, layer) if self._gone(labels).any()
+        ]
+        before = node.next
+        with self._graph.inserting_before(before):
+            parts = [self._spread(one, found, labels) for one, labels, found in gone]
+            return self._graph.call_function(torch.cat, (parts, layer.dims[0]))
+
+    def _known(self, node: Node, layer: Layer) -> Node:
+        dim = layer.dims[0]
+        if layer.removed.numel() == 1:
+            with self._graph.inserting_after(node):
+                return self._graph.call_function(worth_beside, (node, dim, float(layer.removed)))
+        line = laid_along(layer.removed.reshape(-1)[self._gone(layer.labels)], dim, layer.labels.ndim)
+        found = self._edit.constant(f"removed_{node.name}", line, node.next, node)
+        with self._graph.inserting_after(found):
+            return self._graph.call_method("type_as", (found, node))
+
+    def _columns(self, node: Node, layer: Layer) -> Node:
+        """Those of a table that are gone."""
+        gone, dim, name = self._gone(layer.labels).nonzero().reshape(-1), layer.dims[0], f"removed_{node.name}"
+        if node.op == "get_attr":
+            content = self._content(str(node.target))
+            return self._edit.constant(name, content.index_select(dim, gone.to(content.device)), node.next, node)
+        whole = self._full(node)
+        index = self._edit.constant(name, gone, whole.next, node)
+        with self._graph.inserting_after(index):
+            return self._graph.call_function(torch.index_select, (whole, dim, index))
+
+    def _full(self, node: Node) -> Node:
+        """A table before it is cut."""
+        if node not in self._whole:
+            self._whole[node] = self._made_full(node)
+        return self._whole[node]
+
+    def _made_full(self, node: Node) -> Node:
+        is_cut = any(cut is None or cut for cut in self._edit.cuts.of_value(node.name))
+        if node.op == "get_attr":
+            content = self._content(str(node.target)) if is_cut else None
+            return node if content is None else self._edit.constant("whole", content, node.next, node)
+        tables = self._edit.cuts.found.tables
+        given = {one: self._full(one) for one in node.all_input_nodes if one.name in tables}
+        if not is_cut and all(one is whole for one, whole in given.items()):
+            return node
+        with self._graph.inserting_after(node):
+            return self._graph.node_copy(node, lambda one: given.get(one, one))
+
+    def _beside_zero(self, node: Node, layer: Layer) -> Node | None:
+        """Of a sum with what is worth 0, what the other is worth."""
+        pair = [self._layer(one, layer.labels) for one in node.all_input_nodes]
+        if op_name(node) not in _SUMS or node.kwargs or len(pair) != 2 or len(node.args) != 2 or None in pair:
+            return None
+        zeros = [bool((one.removed == 0).all()) for one in pair if one is not None]
+        if not any(zeros):
+            return None
+        other = node.all_input_nodes[zeros.index(True) - 1]
+        found, missing = self.of(other, layer.labels), layer.labels.ndim - other.meta["val"].ndim
+        before = node.next
+        with self._graph.inserting_before(before):
+            if missing:
+                found = self._graph.call_function(operator.getitem, (found, (None,) * missing))
+            if other.meta["val"].dtype != node.meta["val"].dtype:
+                found = self._graph.call_method("type_as", (found, node))
+        return found
+
+    def _spread(self, node: Node, found: Node, labels: Tensor) -> Node:
+        layer = self._layer(node, labels)
+        assert layer is not None
+        return self._graph.call_function(beside, (node, found, layer.dims[0], int(self._gone(labels).sum())))
+
+    def _resize(self, new: Node, node: Node, dim: int, size: int) -> None:
+        sizes = entries_of(node)
+        sizes[dim] = -1 if sizes[dim] == -1 else size
+        new.args, new.kwargs = (new.args[0], tuple(sizes)), {}
+        if new.target == "view":  # what is expanded cannot be viewed
+            new.target = "reshape"
