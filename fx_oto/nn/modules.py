@@ -38,6 +38,10 @@ def _linear(module: Any, inputs: int, outputs: int) -> None:
     module.out_features, module.in_features = _weight(module).shape
 
 
+def _bilinear(module: Any, inputs: int, outputs: int) -> None:
+    module.out_features, module.in1_features, module.in2_features = module.weight.shape
+
+
 def _norm(module: Any, inputs: int, outputs: int) -> None:
     module.num_features = inputs
 
@@ -70,6 +74,7 @@ def _recurrent_cell(module: Any, inputs: int, outputs: int) -> None:
 _RESIZERS: tuple[tuple[type[nn.Module], Callable[[Any, int, int], None]], ...] = (
     (_ConvNd, _conv),
     (nn.Linear, _linear),
+    (nn.Bilinear, _bilinear),
     (_NormBase, _norm),
     (nn.GroupNorm, _group_norm),
     (nn.Embedding, _embedding),

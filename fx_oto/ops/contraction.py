@@ -6,6 +6,7 @@ output's channels. A sum loses nothing when what is removed is worth 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -39,6 +40,7 @@ __all__ = [
     "times",
 ]
 
+_OF_ONE_LINE = "rows and columns of the kernel are one axis of a parameter"
 _NOT_ZERO = "its value is not zero once removed, and the sum over it would change"
 
 
@@ -79,18 +81,18 @@ def _alike_in_all_heads(p: Propagation, side: Operand, batch: int) -> Operand:
 
 
 def contract(
-    p: Propagation, sides: Sequence[Operand], terms: tuple[str, str], result: str, foldable: bool
+    p: Propagation, sides: Sequence[Operand], terms: Sequence[str], result: str, foldable: bool
 ) -> list[Layer]:
-    """Layers of ``einsum("terms[0],terms[1]->result")``.
+    """Layers of ``einsum("terms[0],terms[1]->result")``, of two operands or more.
 
     Args:
         p: the engine.
-        sides: the two operands; a weight's columns are only read, never driven to zero.
+        sides: the operands; a weight's columns are only read, never driven to zero.
         terms: a letter for each dimension of each side.
         result: a letter for each dimension of the result.
         foldable: whether a constant contribution of removed channels can move into a bias.
     """
-    letters = result + "".join(letter for letter in dict.fromkeys(terms[0]) if letter not in result)
+    letters = result + "".join(letter for letter in dict.fromkeys("".join(terms)) if letter not in result)
     lifted = [lift(p, side, term, letters, len(result)) for side, term in zip(sides, terms, strict=True)]
     product = combine(p, lifted, len(letters), times, may_cross=False)
     pairs = zip(sides, lifted, strict=True)
@@ -127,9 +129,8 @@ def _as_weight(p: Propagation, layer: Layer, kept: int) -> Layer:
 
 def times(values: list[Tensor]) -> Tensor:
     """A product of removed values; of what is unknown and zero, zero."""
-    left, right = values
-    zero = (left == 0) | (right == 0)
-    return torch.where(zero, ZERO, left * right)
+    zero = torch.stack([value == 0 for value in torch.broadcast_tensors(*values)]).any(0)
+    return torch.where(zero, ZERO, math.prod(values))
 
 
 def _sum_out(
@@ -264,6 +265,8 @@ def _grouped(p: Propagation, sides: Sequence[Operand], groups: int, transposed: 
     # both grids; or the same positions in every group, and those of the inputs are the indices of the second axis.
     # A transposed weight is (8, 4, kh, kw): its rows are the inputs, and the outputs have no axis of their own.
     inputs, kernel = sides
+    if not kernel.weight and not transposed:
+        return _by_example(p, inputs, kernel, groups)
     incoming, rows, shared = _along(inputs.layers, 1), _along(kernel.layers, 0), _along(kernel.layers, 1)
     if rows is None or not kernel.weight or not p.rewritable:
         refusal = "a grouped convolution has a computed weight, or a number of groups that slicing cannot rewrite"
@@ -287,6 +290,33 @@ def _grouped(p: Propagation, sides: Sequence[Operand], groups: int, transposed: 
     why = p.reason("whole groups of the convolution can go, so each group keeps all its channels")
     p.grouped(Grouped(grid, outgoing.view(groups, -1), common, not transposed, why))
     return [Layer.uniform(outgoing.view(1, -1), ZERO)]
+
+
+def _by_example(p: Propagation, inputs: Operand, kernel: Operand, groups: int) -> list[Layer]:
+    """Each example has a kernel of its own, computed of it: examples lie beside channels, and none of them is cut."""
+    # x (N, 8, H, W) is (1, N · 8, H, W), and kernels (N, 6, 8, k, k) are (N · 6, 8, k, k): in N groups, 8 channels make
+    # 6, the same of all examples. Where a kernel is a line of 6 · 8 numbers, whole rows of it can go.
+    outputs = kernel.shape[0] // groups
+    narrow = [one if len(one.dims) == 1 else p.narrow_to(one, (0,), _OF_ONE_LINE) for one in kernel.layers]
+    mine = [_of_one(p, one, 1, groups) for one in inputs.layers if 1 in one.dims]
+    rows = [_of_one(p, one, 0, groups) for one in narrow if one is not None and one.dims == (0,)]
+    columns = [one for one in narrow if one is not None and one.dims == (1,)]
+    sides = [
+        Operand((1, inputs.shape[1] // groups), [one for one in mine if one is not None]),
+        Operand((outputs, kernel.shape[1]), [*(one for one in rows if one is not None), *columns]),
+    ]
+    layers = contract(p, sides, ("bc", "oc"), "bo", False)
+    return [one.map(lambda t: t.repeat(1, groups) if t.size(1) > 1 else t) for one in layers]
+
+
+def _of_one(p: Propagation, layer: Layer, dim: int, groups: int) -> Layer | None:
+    """A layer of channels beside examples, of one example; None, and kept whole, if they are not alike in all."""
+    labels = layer.labels.reshape(groups, -1)
+    if labels.size(1) == 1 or not torch.equal(labels, labels[:1].expand_as(labels)):
+        p.freeze(layer.labels, "a grouped convolution has a computed weight that is not one for each example")
+        return None
+    removed = layer.removed if layer.removed.numel() == 1 else layer.removed.narrow(dim, 0, labels.size(1))
+    return Layer(layer.labels.narrow(dim, 0, labels.size(1)), removed)
 
 
 def _lose_nothing(p: Propagation, incoming: Layer, read: Layer | None, kernel: Operand) -> None:

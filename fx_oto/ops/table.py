@@ -14,7 +14,17 @@ from fx_oto.analysis.engine import Rule
 from fx_oto.nn.leaves import OpaqueOp
 from fx_oto.nn.modes import by_mode
 from fx_oto.nn.recurrence import CELLS, SEQUENCES
-from fx_oto.ops import contraction, normalization, pointwise, pooling, recurrence, reductions, refusals
+from fx_oto.ops import (
+    contraction,
+    normalization,
+    pairs,
+    pointwise,
+    pooling,
+    quantization,
+    recurrence,
+    reductions,
+    refusals,
+)
 from fx_oto.ops.custom.registration import rule_of
 from fx_oto.ops.movement import joining, rows
 from fx_oto.ops.movement import rules as movement
@@ -27,9 +37,15 @@ _RULES: dict[Rule, str] = {
     contraction.matmul: "mm bmm mv dot vdot",
     contraction.add_matmul: "addmm baddbmm _sparse_addmm",
     contraction.convolution: "convolution",
+    pairs.trilinear: "_trilinear",
+    pairs.distance: "_cdist_forward _euclidean_dist",
     contraction.embedding: "embedding",
     contraction.embedding_bag: "_embedding_bag _embedding_bag_forward_only",
     contraction.embedding_renorm: "embedding_renorm_",
+    quantization.fake_quantize: "fake_quantize_per_tensor_affine_cachemask fake_quantize_per_channel_affine_cachemask "
+    "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams _fake_quantize_learnable_per_tensor_affine "
+    "_fake_quantize_learnable_per_channel_affine",
+    quantization.OBSERVED: "_fused_moving_avg_obs_fq_helper",
     normalization.batch_norm: "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
     "cudnn_batch_norm _batch_norm_with_update",
     normalization.layer_norm: "native_layer_norm",

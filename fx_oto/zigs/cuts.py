@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from fx_oto.analysis.dependencies import Dependencies
@@ -61,13 +62,13 @@ class Cuts:
         return cuts[0] or {} if len(cuts) == 1 else {}
 
     def _of_layers(self, layers: Sequence[Layer]) -> dict[int, Tensor] | None:
-        cut = {}
+        cut: dict[int, Tensor] = {}
         for layer in layers:
             dim, index = self._of_labels_once(layer.labels)
             if dim is None:
                 return None
-            if index is not None:
-                cut[dim] = index
+            if index is not None:  # of rows and columns that lie in one row, what is left of both
+                cut[dim] = index[torch.isin(index, cut[dim])] if dim in cut else index
         return cut
 
     def _of_labels_once(self, labels: Tensor) -> tuple[int | None, Tensor | None]:

@@ -1,4 +1,4 @@
-"""The paper's networks, written for these tests."""
+"""The paper's networks, written for these tests, and a layer that slicing does not know."""
 
 from __future__ import annotations
 
@@ -243,3 +243,16 @@ class Decoder(nn.Module):
         for block in self.blocks:
             x = block(x, angle.cos(), angle.sin())
         return self.head(self.norm(x))
+
+
+class Scale(nn.Module):
+    """A layer that says it is torch's, and is none that slicing knows."""
+
+    __module__ = "torch.nn.modules.scale"
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width))
+
+    def forward(self, x):
+        return x * self.weight
