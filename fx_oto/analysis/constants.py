@@ -113,11 +113,8 @@ class Constants:
 
     def _is_literal(self, call: OpCall) -> bool:
         """Whether a call makes a tensor of the number in ``x[:, 3] = 0``."""
-        node = self._nodes[call.node]
-        if call.name != "lift_fresh" or called(node)[0] != "setitem":
-            return False
-        read = [one for one in node.all_input_nodes if not isinstance(one.meta["val"], Tensor | bool)]
-        return all(self.without_inputs(one.name) for one in read)
+        name, args = called(self._nodes[call.node])
+        return call.name == "lift_fresh" and not call.out.ndim and name == "setitem" and not isinstance(args[2], Node)
 
     def without_inputs(self, name: str) -> bool:
         """Whether a node reads nothing but constants and sizes that are fixed; nodes are judged in order, each once."""

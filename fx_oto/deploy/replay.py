@@ -25,7 +25,8 @@ from fx_oto.core.interpreter import PlainInterpreter, run_graph
 from fx_oto.core.preserve import evaluating, unwritten
 from fx_oto.deploy.attributes import Attributes, Values, attributes_in, resolved
 from fx_oto.deploy.equations import Equation
-from fx_oto.nn.modes import TrainingFlag, by_mode
+from fx_oto.nn.modes import TrainingFlag, by_mode, called
+from fx_oto.ops.movement.rewriting import entries_of
 from fx_oto.ops.values import ANALYSED
 from fx_oto.passes.verification import relative_error, tolerance_of
 
@@ -167,6 +168,12 @@ class Replay:
         """A node that returns no tensor: sizes, what is computed from them, and checks."""
         if node.target in _COMPARISONS and isinstance(node.meta.get("val"), bool):
             return self._decision(node, Origin(node.target, args), values)
+        twin = self._compact.get(node.name)
+        if twin is not None and called(node)[0] == "setitem" and _spelled(twin) != _spelled(node):
+            places = zip(_places(twin), entries_of(args[-2], args[-3].ndim), strict=True)
+            there = tuple(given if isinstance(place, Node) else place for place, given in places)
+            self._call(node, (*args[:-2], there, args[-1]), kwargs)  # what follows reads what is written
+            return "it writes at other places"
         try:
             self._values[node] = self._call(node, args, kwargs)
         except Exception as error:
@@ -280,6 +287,17 @@ def _part(expected: Any, node: Node, path: tuple[Any, ...]) -> Any:
         return _OPEN
     sizes = [part.size(dim) for part in expected]
     return sizes[path[1]] if len(path) == 2 else sizes[0]
+
+
+def _places(node: Node) -> tuple[Any, ...]:
+    """Where ``x[…] = y`` writes, as the graph says it: numbers, and nodes for what is computed."""
+    index = called(node)[1][1]
+    return index if isinstance(index, tuple) else (index,)
+
+
+def _spelled(node: Node) -> str:
+    """The same as text, without the names of nodes."""
+    return str(map_arg(_places(node), lambda _: None))
 
 
 def _is_any(node: Node) -> bool:

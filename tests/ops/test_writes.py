@@ -165,3 +165,43 @@ def test_a_graph_of_torch_export():
     fx_oto.partition(gm).zero_(0.5)
     small, x = fx_oto.compress(gm), torch.randn(4, 5, dtype=torch.float64)
     torch.testing.assert_close(small(x), exported(x), rtol=1e-10, atol=1e-12)
+
+
+class Written(nn.Module):
+    """A convolution whose first rows of pixels, or first channels, are written anew."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.a, self.b, self.rows, self.channels = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 3, 1), 2, channels
+
+    def forward(self, x):
+        x = self.a(x)
+        if self.channels:
+            x[..., : self.channels, :, :] = x[:, -4:].sigmoid() - 0.5
+        else:
+            x[:, :, : self.rows] = 0
+            x[..., x.size(-1) // 2] = 0
+        return self.b(x)
+
+
+class Whole(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.first, self.inner, self.last = nn.Conv2d(3, 3, 1), Written(channels), nn.Conv2d(3, 2, 1)
+
+    def forward(self, x):
+        return self.last(self.inner(self.first(x)))
+
+
+@pytest.mark.parametrize("channels", [0, 4])
+def test_written_back(channels):
+    """Into the user's own class; where the code spells out channels, that module alone becomes a graph."""
+    torch.manual_seed(0)
+    model, x = Whole(channels).double().eval(), torch.randn(2, 3, 8, 8).double()
+    gm = fx_oto.prepare(model, x)
+    fx_oto.partition(gm).zero_(0.5)
+    small = fx_oto.compress(gm)
+    assert small.inner.a.out_channels < 8
+    back = fx_oto.write_back(small, model)
+    torch.testing.assert_close(back(x), model(x))
+    assert {one.module for one in fx_oto.WriteBack.of(back).graphs} == ({"inner"} if channels else set())

@@ -17,7 +17,7 @@ from fx_oto.core.fx_utils import op_name
 from fx_oto.nn.modes import called
 from fx_oto.ops.editor import Cut, Editor
 
-__all__ = ["gather", "gather_from_entry", "getitem", "pad", "setitem", "split"]
+__all__ = ["entries_of", "gather", "gather_from_entry", "getitem", "pad", "setitem", "split"]
 
 
 def split(edit: Editor, node: Node) -> None:
@@ -86,34 +86,34 @@ def getitem(edit: Editor, node: Node) -> None:
     """``x[:, 2:8]`` on tensors: the entry of a cut dimension selects from what is left of it."""
     source: Any = node.args[0]
     if edit.cut(source) and isinstance(source.meta["val"], Tensor):
-        _select(edit, node, source, _entries(edit, source, node.args[1]))
+        _select(edit, node, source, entries_of(node.args[1], len(edit.shape(source))))
 
 
 def setitem(edit: Editor, node: Node) -> None:
     """``x[:, 2:8] = y``: what is left of ``y`` is written at the places that are left of those."""
     source, given = called(node)[1][:2]
-    if not edit.cut(source):
-        return
-    entries = _entries(edit, source, given)
+    entries = entries_of(given, len(edit.shape(source)))
     left = _left_of(edit, node, source, entries)
-    if sum(isinstance(one, Tensor | list) or _is_tensor(one) for one in left) > 1 and left != entries:
+    if left == entries:
+        return
+    if sum(isinstance(one, Tensor | list) or _is_tensor(one) for one in left) > 1:
         raise edit.refuse(node, "it writes at places of a cut dimension together with those of another")
-    index = tuple(
+    constants = [
         edit.constant(f"kept_{at}", one, node, node) if isinstance(one, Tensor) else one for at, one in enumerate(left)
-    )
-    node.update_arg(node.args.index(source) + 1, index)
+    ]
+    node.update_arg(node.args.index(source) + 1, tuple(constants))
 
 
 def _is_tensor(entry: Any) -> bool:
     return isinstance(entry, Node) and isinstance(entry.meta["val"], Tensor)
 
 
-def _entries(edit: Editor, source: Node, given: Any) -> list[Any]:
-    """What stands between the brackets, with an entry for each dimension that an ellipsis stands for."""
+def entries_of(given: Any, ndim: int) -> list[Any]:
+    """What stands between brackets, with an entry for each of ``ndim`` dimensions that an ellipsis stands for."""
     entries = list(given) if isinstance(given, tuple) else [given]
-    if Ellipsis in entries:
-        at = entries.index(Ellipsis)
-        count = len(edit.shape(source)) - sum(map(consumed, entries[:at] + entries[at + 1 :]))
+    at = next((at for at, entry in enumerate(entries) if entry is Ellipsis), None)
+    if at is not None:
+        count = ndim - sum(map(consumed, entries[:at] + entries[at + 1 :]))
         entries[at : at + 1] = [slice(None)] * count
     return entries
 
