@@ -47,7 +47,7 @@ _BUILTINS = "abs bool complex dict float getattr int len list max min round sum 
 _OURS: tuple[Callable[..., Any], ...] = (
     *(is_none, is_so, length, sorted_keys, modes.by_mode, modes.written_in, times_each, times_ratio),
     *(norms.batch_norm_over, norms.group_norm_over, norms.layer_norm_over, norms.mean_over, norms.rms_norm_over),
-    *(norms.variance_over, norms.worth_beside, norms.beside, norms.moments_of),
+    *(norms.variance_over, norms.worth_beside, norms.beside, norms.moments_of, norms.normalized_beside),
 )
 # They read memory or files that are not a tensor's, or call what they are given.
 _NO_FUNCTIONS = {"from_file", "from_numpy", "frombuffer", "asarray", "as_tensor", "get_device", "set_"}

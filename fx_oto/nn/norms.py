@@ -29,6 +29,7 @@ __all__ = [
     "layer_norm_over",
     "mean_over",
     "moments_of",
+    "normalized_beside",
     "over_original_count",
     "rms_norm_over",
     "variance_over",
@@ -66,6 +67,14 @@ def layer_norm_over(
     learns = torch.is_grad_enabled() or torch._C._get_tracing_state()
     if known is None and not learns and not _is_half(value) and eps > 0:
         return _without_gradient(value, value.shape[-1] / count, weight, bias, eps)
+    centred, _, variance = _over_all(value, count, known)
+    return _affine((centred * torch.rsqrt(variance + eps)).to(value.dtype), weight, bias)
+
+
+def _over_all(
+    value: Tensor, count: int, known: list[tuple[int, Tensor, Tensor]] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is left, minus the mean over all; that mean, and the variance; see ``layer_norm_over``."""
     wide = value.float() if _is_half(value) else value
     total, zeros = wide.sum(-1, keepdim=True), count - value.shape[-1]
     if known is not None:
@@ -77,8 +86,18 @@ def layer_norm_over(
     if known is not None:
         for number, mean, variance in known:
             squares = squares + number * (variance + (mean - total / count).square())
-    scale = torch.rsqrt(squares / count + eps)
-    return _affine((centred * scale).to(value.dtype), weight, bias)
+    return centred, total / count, squares / count
+
+
+def normalized_beside(
+    value: Tensor, missing: Tensor, count: int, eps: float, known: list[tuple[int, Tensor, Tensor]]
+) -> Tensor:
+    """What a layer norm without weights, over ``value``, makes of missing channels, which were worth ``missing``.
+
+    The other arguments are those of ``layer_norm_over``.
+    """
+    _, mean, variance = _over_all(value, count, known)
+    return ((missing - mean) * torch.rsqrt(variance + eps)).to(value.dtype)
 
 
 def _without_gradient(value: Tensor, share: float, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

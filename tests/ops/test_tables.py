@@ -184,6 +184,45 @@ def test_a_table_that_is_written_is_kept_whole():
     assert compress_half(Net(remembered), EXAMPLE).zigs == INNER
 
 
+# -- norms whose weight has an offset ----------------------------------------------------------------------------
+
+
+class Offset(nn.Module):
+    """A layer norm of torch's without weights, times a weight that is 1 where its parameter is 0."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH, elementwise_affine=False) if module else None
+        self.weight = nn.Parameter(torch.zeros(WIDTH))
+
+    def forward(self, x):
+        return (F.layer_norm(x, (WIDTH,), eps=1e-3) if self.norm is None else self.norm(x)) * (self.weight + 1)
+
+
+class After(Net):
+    """A residual block between norms, whose stream is what the first has returned: that is not zero once removed."""
+
+    def __init__(self, add, module):
+        super().__init__(add)
+        self.first, self.last = Offset(module), Offset(module)
+
+    def forward(self, x):
+        x = self.first(self.add(self, self.stem(x)))
+        x = x + self.down(F.gelu(self.up(x)))
+        return self.head(self.last(x))
+
+
+@pytest.mark.parametrize("module", [False, True])
+@pytest.mark.parametrize("name", ["none", "sliced", "behind a token"])
+def test_norms_behind_norms_without_weights(name, module):
+    add = {"none": lambda m, x: x, **TABLES}[name]
+    found = compress_half(After(add, module), EXAMPLE, any_size=True)
+    assert found.zigs == STREAM + INNER
+    assert found.params_left < 0.4
+    again = compress_half(found.small, EXAMPLE)
+    assert again.params_left < 1
+
+
 # -- images ------------------------------------------------------------------------------------------------------
 
 

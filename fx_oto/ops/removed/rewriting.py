@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
+from fx_oto.analysis.dependencies import Worth
 from fx_oto.analysis.labels import Layer, laid_along
 from fx_oto.core.fx_utils import op_name
-from fx_oto.nn.norms import beside, moments_of, worth_beside
+from fx_oto.nn.norms import beside, layer_norm_over, moments_of, normalized_beside, worth_beside
 from fx_oto.ops.editor import Editor
 from fx_oto.ops.removed.rules import SIZED, along, parts_of, without_writing
 from fx_oto.ops.reshape.mixing import entries_of
@@ -65,18 +67,24 @@ class Removed:
         return ~self._edit.cuts.kept_labels(labels.reshape(-1))
 
     def _made(self, node: Node, layer: Layer) -> Node:
-        dim, labels = layer.dims[0], layer.labels
-        how = self._edit.cuts.found.worths[node.name, dim]
-        if how == "known":
-            return self._known(node, layer)
-        if how == "table":
-            return self._columns(node, layer)
+        how = self._edit.cuts.found.worths[node.name, layer.dims[0]]
+        makes: dict[Any, Callable[[Node, Layer], Node]] = {
+            "known": self._known,
+            "table": self._columns,
+            "joined": self._joined,
+            "normalized": self._normalized,
+        }
+        if how in makes:
+            return makes[how](node, layer)
         if how == "same":
-            return self.of(node.all_input_nodes[0], labels)
-        if how == "joined":
-            return self._joined(node, layer)
+            return self.of(node.all_input_nodes[0], layer.labels)
         if how == "elementwise" and (rest := self._beside_zero(node, layer)) is not None:
             return rest
+        return self._repeated(node, layer, how)
+
+    def _repeated(self, node: Node, layer: Layer, how: Worth | None) -> Node:
+        """What a node makes of what its operands are worth."""
+        dim, labels = layer.dims[0], layer.labels
         read = node.all_input_nodes[:1] if how == "cast" else node.all_input_nodes
         given = {one: self.of(one, labels) for one in read if self._layer(one, labels) is not None}
         before = node.next
@@ -89,6 +97,17 @@ class Removed:
         elif (target := without_writing(node)) is not None:
             new.target = target
         return new
+
+    def _normalized(self, node: Node, layer: Layer) -> Node:
+        source, size = node.all_input_nodes[0], layer.labels.numel()
+        moments = self.moments(source, layer.labels, (layer.dims[0],))
+        norm = self._edit.gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+        before = self._edit.argument(node, 5 if norm is None else 1, "known") or ()  # from earlier rounds
+        eps = self._edit.argument(node, 4, "eps", 1e-5) if norm is None else norm.eps
+        count = node.args[1] if node.target is layer_norm_over else getattr(norm, "count", size)
+        given: Any = (source, self.of(source, layer.labels), count, eps, [*before, moments])
+        with self._graph.inserting_after(node):
+            return self._graph.call_function(normalized_beside, given)
 
     def _joined(self, node: Node, layer: Layer) -> Node:
         gone = [

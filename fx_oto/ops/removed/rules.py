@@ -23,6 +23,7 @@ __all__ = ["SIZED", "along", "can_compute_in", "parts_of", "without_writing"]
 _COPIES = {"alias", "clone", "lift_fresh_copy", "_to_copy"}
 # Movement that names no place along the channels, or whose sizes are seen to.
 _MOVES = {"getitem", "permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "unsqueeze", "squeeze"}
+_NORMS = {"layer_norm", "layernorm", "layer_norm_over", "layernormover"}
 _JOINS = {"cat", "concat", "concatenate"}
 _MOVES |= _JOINS | {"flatten", "mean", "sum"}
 SIZED = {"view", "reshape", "expand"}
@@ -82,6 +83,9 @@ def _from_operands(p: Propagation, node: Node, layer: Layer) -> Worth | None:
     elif _is_joined(node, calls, layer.dims[0]):
         how = "joined"
         found = all(not some.any() or _can_compute(p, node.name, one, some) for one, some in parts_of(node, layer))
+    elif _is_normalized(node, calls, layer.dims[0]):
+        how = "normalized"
+        found = _can_compute(p, node.name, read[0], labels)
     elif not calls or not _holds_nothing(node, calls) or not all(_can_repeat(p, call, node) for call in calls):
         found = False
     elif any(_moves(p, call) for call in calls):
@@ -91,6 +95,15 @@ def _from_operands(p: Propagation, node: Node, layer: Layer) -> Worth | None:
         back = node.meta["val"].ndim - layer.dims[0]
         found = all(_is_alike(one, back) or _can_compute(p, node.name, one, labels, back) for one in read)
     return how if found else None
+
+
+def _is_normalized(node: Node, calls: Sequence[OpCall], dim: int) -> bool:
+    """Return whether a node is a layer norm over the channels, without weights."""
+    if [call.name for call in calls] != ["native_layer_norm"] or op_name(node).lower() not in _NORMS:
+        return False
+    source, shape, weight, bias = calls[0].args[:4]
+    plain = weight is None and bias is None and len(shape) == 1 and dim == source.ndim - 1
+    return plain and node.all_input_nodes[0].meta["val"] is source
 
 
 def _is_joined(node: Node, calls: Sequence[OpCall], dim: int) -> bool:
