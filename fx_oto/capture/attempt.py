@@ -15,6 +15,7 @@ from fx_oto.capture.check import check_capture
 from fx_oto.capture.groups import Group, groups_of, resized
 from fx_oto.capture.memory import Memory
 from fx_oto.capture.names import AnyNames
+from fx_oto.capture.precision import Precision
 from fx_oto.capture.rebuilt import Rebuilt
 from fx_oto.capture.refusals import NotCapturedError
 from fx_oto.capture.run import CaptureRun
@@ -27,6 +28,7 @@ from fx_oto.core.context import Capture, ExampleInputs
 from fx_oto.core.errors import InputError
 from fx_oto.core.fx_utils import with_modes_of
 from fx_oto.core.handed import HandedGraph
+from fx_oto.core.preserve import unchanged
 from fx_oto.core.warn import warn
 from fx_oto.nn.modes import FLAG, TrainingFlag, merge_modes
 
@@ -95,13 +97,15 @@ class Attempt:
         """
         runs = self._runs(self.inputs)
         handed = any(run.handed for run in runs)
+        precision = Precision(self.model, self.inputs, runs, self._runs_of)
         sizes = Sizes(self.model, self.inputs, self._runs, runs, handed)
         by_values = not self.options.may_fix and any(run.calls_functions_whole for run in runs)
         if by_values and any(one.fixed for one in sizes.found):
             raise FixedByValuesError
+        is_cast = precision.rewrite()
         gm, merged = self._joined(runs)
         with_modes_of(gm, self.model)
-        tape = self._tape(gm, runs[0], sizes) if handed or not merged else analysed_tape(gm, self.inputs)
+        tape = self._tape(gm, runs[0], sizes, is_cast) if handed or not merged else analysed_tape(gm, self.inputs)
         check_capture(gm, self.model, self.inputs, self.both_modes and not (len(runs) == 1 and runs[0].is_plain))
         for note in dict.fromkeys(note for run in runs for note in run.notes):
             warn(note)
@@ -132,6 +136,13 @@ class Attempt:
             error.in_training = not self.options.opaque
             raise
 
+    def _runs_of(self, model: nn.Module, inputs: ExampleInputs) -> list[CaptureRun]:
+        """A copy of the model, captured in the same way."""
+        if self.options.opaque:  # parts of the model itself
+            raise NotCapturedError("what is called as a whole is no part of a copy")
+        with unchanged(model) as put_back:
+            return Attempt(Subject(model, put_back), inputs, self.options, self.both_modes)._runs(inputs)
+
     def _run(self, inputs: ExampleInputs, training: bool) -> CaptureRun:
         run = CaptureRun(training, self.subject, inputs, self.options, self.constants, self._fakes)
         self._fakes = run.fakes
@@ -160,7 +171,7 @@ class Attempt:
         graph.set_codegen(AnyNames())
         return HandedGraph(holder, graph, type(self.model).__name__), True
 
-    def _tape(self, gm: GraphModule, run: CaptureRun, sizes: Sizes) -> Tape:
+    def _tape(self, gm: GraphModule, run: CaptureRun, sizes: Sizes, is_cast: bool) -> Tape:
         larger = resized(self.inputs, sizes.larger) if sizes.larger else None
         if run.graph is not gm.graph:  # of both modes
             tape = record_tape(gm, self.inputs)
@@ -171,6 +182,6 @@ class Attempt:
         if larger is None:
             return tape
         other = sizes.run_on_larger()
-        if other is None or sizes.rewritten:
+        if other is None or sizes.rewritten or is_cast:
             return record_tape(gm, larger).counted_as(tape)
         return other.tape(gm).counted_as(tape)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fx_oto.core.context import ExampleInputs
-from fx_oto.core.fx_utils import is_random, raised_at, tensor_leaves
+from fx_oto.core.fx_utils import is_random, raised_at
 from fx_oto.core.preserve import Dice, evaluating, unwritten
 from fx_oto.deploy.calls import Call, Made, Value
-from fx_oto.passes.verification import relative_error, tensors_in, tolerance_of
+from fx_oto.passes.verification import lowest_tolerance, relative_error, tensors_in, tolerance_of
 
 __all__ = ["Difference", "compared", "first_difference", "lowest_tolerance", "outputs"]
 
@@ -57,12 +57,6 @@ def compared(model: nn.Module, small: GraphModule, inputs: ExampleInputs, any_ba
             worst = max(worst, found.error)
             modes.append("training" if training else "evaluation")
     return Difference(worst, "", tuple(dict.fromkeys(modes)))
-
-
-def lowest_tolerance(small: GraphModule) -> float:
-    """What is allowed for the lowest precision that a graph computes in."""
-    tensors = (tensor for node in small.graph.nodes for tensor in tensor_leaves(node.meta.get("val")))
-    return max((tolerance_of(tensor) for tensor in tensors if tensor.is_floating_point()), default=0.0)
 
 
 def _compared(

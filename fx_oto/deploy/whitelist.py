@@ -23,6 +23,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrizations, parametrize
 
 from fx_oto.capture.arguments import is_none, is_so, length, sorted_keys
+from fx_oto.capture.precision import limit_of
 from fx_oto.core.handed import named_op
 from fx_oto.nn import attention, modes, norms
 from fx_oto.ops.reshape.rewriting import times_each, times_ratio
@@ -45,7 +46,7 @@ _OPERATORS = (
 _MATH = "ceil cos exp floor gcd isqrt lcm log log2 log10 pow prod sin sqrt trunc"
 _BUILTINS = "abs bool complex dict float getattr int len list max min round sum tuple"
 _OURS: tuple[Callable[..., Any], ...] = (
-    *(is_none, is_so, length, sorted_keys, modes.by_mode, modes.written_in, times_each, times_ratio),
+    *(is_none, is_so, length, limit_of, sorted_keys, modes.by_mode, modes.written_in, times_each, times_ratio),
     *(norms.batch_norm_over, norms.group_norm_over, norms.layer_norm_over, norms.mean_over, norms.rms_norm_over),
     *(norms.variance_over, norms.worth_beside, norms.beside, norms.moments_of, norms.normalized_beside),
 )

@@ -17,7 +17,7 @@ from fx_oto.core.fx_utils import source_line
 from fx_oto.core.preserve import Dice
 from fx_oto.deploy.attributes import Attribute, Attributes, Values, set_attributes
 from fx_oto.deploy.calls import CALL, Call, calls_of, watch_calls
-from fx_oto.deploy.comparing import Difference, compared, first_difference, lowest_tolerance
+from fx_oto.deploy.comparing import Difference, compared, first_difference
 from fx_oto.deploy.configuring import configured
 from fx_oto.deploy.copying import HALF, add_constant, all_tensors, compact_copy, copied_over, leave_out, widened
 from fx_oto.deploy.equations import solve
@@ -30,6 +30,7 @@ from fx_oto.deploy.written import ReplacedLayer, SetAttribute, WriteBack, Writte
 from fx_oto.nn import norms
 from fx_oto.ops.values import ANALYSED
 from fx_oto.passes.physical_slicing import SlicingPlan
+from fx_oto.passes.verification import lowest_tolerance
 
 __all__ = ["WriteBack", "write_back"]
 

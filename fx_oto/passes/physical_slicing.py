@@ -98,6 +98,8 @@ class SlicingPlan(Tabular):
             gm: the full or the compact GraphModule.
             outputs: what the full one returns.
         """
+        if not self.tokens:
+            return outputs
         cuts = (cut or {} for cut in self.cuts.of_value(next(reversed(gm.graph.nodes)).name))
         return tree_map_only(Tensor, lambda output: self.cuts.apply(output, next(cuts, {})), outputs)
 

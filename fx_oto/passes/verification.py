@@ -16,7 +16,7 @@ from fx_oto.analysis.dependencies import Dependencies
 from fx_oto.analysis.recording import record_tape
 from fx_oto.core.context import Context, ExampleInputs
 from fx_oto.core.errors import VerificationError
-from fx_oto.core.fx_utils import described, graph_copy
+from fx_oto.core.fx_utils import described, graph_copy, tensor_leaves
 from fx_oto.core.gradients import ReadGradient, Unlike, perturbed, read_gradients
 from fx_oto.core.interpreter import PlainInterpreter, run_graph
 from fx_oto.core.original import Original
@@ -27,7 +27,8 @@ from fx_oto.ops.custom.registration import taught
 from fx_oto.passes.drop_branches import DropBranches
 from fx_oto.passes.physical_slicing import PhysicalSlicing, SlicingPlan
 
-__all__ = ["Verification", "VerificationReport", "relative_error", "tensors_in", "tolerance_of"]
+__all__ = ["Verification", "VerificationReport"]
+__all__ += ["lowest_tolerance", "relative_error", "tensors_in", "tolerance_of"]
 
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 # Of gradients. A branch that is cut off makes a difference of 1; in float32, batch norms over few values make one of
@@ -41,7 +42,8 @@ class VerificationReport:
 
     Attributes:
         error: the largest absolute difference in any output tensor, relative to the largest value expected in it.
-        tolerance: what was allowed: 1e-10 in float64, 1e-5 in float32, 1e-2 in float16, 5e-2 in bfloat16.
+        tolerance: what was allowed: 1e-10 in float64, 1e-5 in float32, 1e-2 in float16, 5e-2 in bfloat16; of a model
+            that computes in several, that of the lowest.
         gradients: of how many parameters the gradients were compared as well.
 
     Example:
@@ -129,6 +131,7 @@ class Verification(Analysis):
 
     def _compared(self, gm: GraphModule, context: Context, dice: Dice) -> VerificationReport:
         referee, plan, worst = self._referee, context.get(SlicingPlan), (0.0, 0.0)
+        least = lowest_tolerance(gm)
         for inputs, is_given in self._inputs(context):
             try:
                 expected = self._outputs(referee, inputs, of=plan)
@@ -137,9 +140,9 @@ class Verification(Analysis):
                     raise
                 break  # the model itself takes no other batch
             dice.put_back()  # a model that draws numbers of a shape that is left as it was draws the same
-            error, tolerance = _worst(expected, self._outputs(gm, inputs))
+            error, tolerance = _worst(expected, self._outputs(gm, inputs), least)
             if not error <= tolerance:
-                again, allowed = _worst(expected, self._outputs(referee, inputs, of=plan))
+                again, allowed = _worst(expected, self._outputs(referee, inputs, of=plan), least)
                 if not again <= allowed:
                     raise VerificationError(_at_random(self.reference, context, again))
                 raise VerificationError(self._difference(gm, context, expected, inputs, (error, tolerance)))
@@ -180,7 +183,7 @@ class Verification(Analysis):
         plan = context.get(SlicingPlan)
         found = Unlike(mine, plan.left_of)
         expected = self._outputs(self._referee, context.inputs, training, _Reading(names, found.read, is_random), plan)
-        error, tolerance = _worst(expected, outputs)
+        error, tolerance = _worst(expected, outputs, lowest_tolerance(gm))
         found.missing()
         return None if is_random() or error > 100 * tolerance else found
 
@@ -250,7 +253,7 @@ class Verification(Analysis):
         error, tolerance = found
         if self._referee is not self.reference and self._original is not None:
             plan = context.get(SlicingPlan)
-            of_graph, allowed = _worst(expected, self._outputs(self.reference, inputs, of=plan))
+            of_graph, allowed = _worst(expected, self._outputs(self.reference, inputs, of=plan), lowest_tolerance(gm))
             if not of_graph <= allowed:
                 changed = self._original.changed(self.reference)
                 return (
@@ -284,10 +287,17 @@ def _unlike(wrong: Mapping[str, float], tolerance: float, mode: str) -> str:
     )
 
 
-def _worst(expected: list[Tensor], found: list[Tensor]) -> tuple[float, float]:
-    """The error of the output that exceeds what is allowed for its type by most, and that tolerance."""
-    errors = [(relative_error(*pair), tolerance_of(pair[0])) for pair in zip(expected, found, strict=True)]
+def _worst(expected: list[Tensor], found: list[Tensor], least: float) -> tuple[float, float]:
+    """The error of the output that exceeds what is allowed by most, and what is: as its type has it, or more."""
+    pairs = zip(expected, found, strict=True)
+    errors = [(relative_error(*pair), max(tolerance_of(pair[0]), least)) for pair in pairs]
     return max(errors, key=lambda pair: pair[0] - pair[1], default=(0.0, 0.0))
+
+
+def lowest_tolerance(gm: GraphModule) -> float:
+    """What may differ in the lowest precision that a graph computes in: a softmax in float32 inside of float64."""
+    tensors = (tensor for node in gm.graph.nodes for tensor in tensor_leaves(node.meta.get("val")))
+    return max((tolerance_of(tensor) for tensor in tensors if tensor.is_floating_point()), default=0.0)
 
 
 def tolerance_of(tensor: Tensor) -> float:
