@@ -171,7 +171,8 @@ class CaptureRun(Recorder):
 
     def _run_of_users_code(self) -> None:
         for module in self.modules.values():
-            if "training" in module.__dict__ and id(module) not in self.subject.leaves:
+            is_read = "training" in module.__dict__ and id(module) not in self.subject.leaves
+            if is_read and not self.subject.tells_modes_apart:
                 flag = Flag(module.__dict__["training"])
                 flag.run = self
                 module.__dict__["training"] = flag

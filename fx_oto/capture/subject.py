@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dis
+from collections.abc import Callable, Iterator, Mapping
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -28,6 +29,7 @@ class Subject:
         namespaces: where its code finds functions.
         seen_inside: of each form in which a ``torch.autograd.Function`` is applied, whether it is part of the graph.
         reads_mode: whether its classes read ``training``, be it to compute with, which Python does not tell.
+        tells_modes_apart: whether they ask what ``training`` is, as in ``training is True``, which only a bool is.
     """
 
     def __init__(self, model: nn.Module, put_back: Callable[[], None]) -> None:
@@ -38,12 +40,23 @@ class Subject:
         self.namespaces = namespaces_of(model)
         self.seen_inside: dict[Any, bool] = {}
         found = (value for names in self.namespaces for value in names.values())
-        self.reads_mode = any(_reads_mode(value.__code__) for value in found if isinstance(value, FunctionType))
+        codes = [one for value in found if isinstance(value, FunctionType) for one in _codes(value.__code__)]
+        reading = [code for code in codes if "training" in code.co_names]
+        self.reads_mode, self.tells_modes_apart = bool(reading), any(map(_tells_modes_apart, reading))
 
 
-def _reads_mode(code: CodeType) -> bool:
-    inside = (one for one in code.co_consts if isinstance(one, CodeType))
-    return "training" in code.co_names or any(map(_reads_mode, inside))
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for inside in code.co_consts:
+        if isinstance(inside, CodeType):
+            yield from _codes(inside)
+
+
+def _tells_modes_apart(code: CodeType) -> bool:
+    """Whether a function compares the mode by identity, or asks for its class."""
+    steps = list(dis.get_instructions(code))
+    near = [steps[max(i - 3, 0) : i + 4] for i, step in enumerate(steps) if step.argval == "training"]
+    return any(step.opname == "IS_OP" or step.argval == "isinstance" for around in near for step in around)
 
 
 def _names_of_tensors(modules: Mapping[str, nn.Module]) -> dict[int, str]:

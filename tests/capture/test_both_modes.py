@@ -37,6 +37,14 @@ def _share(model, h):
     return h.new_tensor([0.5]).expand(h.shape[0], 1) if model.training else 0.5
 
 
+def _matched(model, h):
+    match model.training:
+        case True:
+            return h * 2
+        case _:
+            return h
+
+
 CODES = {
     "shift or 0": lambda m, h: h + (m.shift if m.training else 0),
     "0 or shift": lambda m, h: h + (0 if m.training else m.shift),
@@ -49,6 +57,15 @@ CODES = {
     "random or a half": lambda m, h: h + _share(m, h) * m.inner(h) + (1 - _share(m, h)) * m.shift,
     "an argument more": lambda m, h: torch.clamp(h, min=0.1) if m.training else torch.clamp(h, 0.1, 2.0),
     "a record with one part more": lambda m, h: (Record(h) if m.training else Record(h, cache=h)).part,
+    "training is True": lambda m, h: h * 2 if m.training is True else h,
+    "training is not False": lambda m, h: h * 2 if m.training is not False else h,
+    "False is training": lambda m, h: h if False is m.training else h * 2,
+    "training == True": lambda m, h: h * 2 if m.training == True else h,  # noqa: E712
+    "not training": lambda m, h: h if not m.training else h * 2,
+    "a bool": lambda m, h: h * (2 if isinstance(m.training, bool) and m.training else 1),
+    "matched": _matched,
+    "dropout beside": lambda m, h: F.dropout(h, 0.0, m.training) * (2 if m.training is True else 1),
+    "a number": lambda m, h: h * (1 + m.training) if m.training is not None else h,
     "the other way round": lambda m, h: m.shift * h if m.training else h * 0.5,
     "nobody reads it": lambda m, h: (h + (m.shift if m.training else 0), h)[1],
 }
