@@ -22,7 +22,7 @@ __all__ = ["along", "extreme_beside_zero", "let_through", "mean_over_share", "re
 
 # Reductions that map zeros to zero; of these, the ones to which an element worth 0 adds nothing.
 _ZERO_TO_ZERO = {"sum", "nansum", "mean", "amax", "amin", "max", "min", "linalg_vector_norm", "norm", "prod"}
-_ZERO_TO_ZERO |= {"var", "std", "var_mean", "std_mean"}
+_ZERO_TO_ZERO |= {"var", "std", "var_mean", "std_mean", "median", "nanmedian", "kthvalue", "mode"}
 _NEUTRAL = {"sum", "nansum", "mean", "linalg_vector_norm", "norm"}
 # Of those that keep the dimension, the ones that map zeros to zero.
 _ZERO_OF_ZEROS = {"cumsum", "cummax", "cummin", "sort", "topk", "_fft_r2c", "_fft_c2r", "_fft_c2c"}

@@ -72,6 +72,7 @@ _RULES: dict[Rule, str] = {
     pooling.unfold: "im2col",
     pooling.fold: "col2im",
     pooling.triangle: "tril triu",
+    reductions.reduction: "median nanmedian kthvalue mode",  # which have no tag
     reductions.along: "_softmax _safe_softmax _log_softmax cumsum cumprod cummax cummin logcumsumexp sort topk "
     "_fft_r2c _fft_c2r _fft_c2c",
     pointwise.overwrite: "copy_ fill fill_",
