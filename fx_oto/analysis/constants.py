@@ -34,6 +34,9 @@ class Constants:
         values: what is known of its tensors; here, by which calls they were made.
         nodes: the FX nodes, by name.
         is_fixed: whether a dimension of a value has the same size whatever the inputs are.
+
+    Attributes:
+        tables: parameters that are as good as buffers, by ``id``; see ``untrained_tables``.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Constants:
         self._nodes, self._unjudged = nodes, iter(nodes.values())
         self._judged: dict[str, bool] = {}
         self._read: dict[int, Tensor] = {}
+        self.tables: set[int] = set()
 
     def read_of(self, buffers: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         """Copies of those buffers whose content was asked for."""
@@ -94,7 +98,7 @@ class Constants:
     def _is_table(self, value: Tensor) -> bool:
         if value.requires_grad or storage_of(value) in self._written:
             return False
-        if not isinstance(value, FakeTensor) or id(value) in self._tape.constants:
+        if not isinstance(value, FakeTensor) or id(value) in self._tape.constants or id(value) in self.tables:
             return True
         call = self._values[value].made_by
         if call is None or not _repeatable(call.func) or not all(map(self.is_table, call.inputs)):

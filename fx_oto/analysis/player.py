@@ -16,6 +16,7 @@ from fx_oto.analysis.dependencies import Axis, Dependencies, Gather, Reason
 from fx_oto.analysis.engine import Propagation, Rule
 from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer, laid_along
 from fx_oto.analysis.sizes import PLACE, indexed_at
+from fx_oto.analysis.tables import untrained_tables
 from fx_oto.analysis.tape import OpCall, macs_of
 from fx_oto.core.errors import FxOtoError
 from fx_oto.core.fx_utils import behind, is_random, op_name, tensor_leaves
@@ -39,6 +40,7 @@ class Player(Propagation):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._boundaries = Boundaries(self, self._gm, self._tape)
+        self._untrained: list[Tensor] = []
 
     def run(self) -> Dependencies:
         """Play the tape, settle the deferred choices, and report."""
@@ -121,6 +123,8 @@ class Player(Propagation):
             variable[labels] = False
         for _, labels in (*self._producers, *self._silenced):
             variable[labels] = True
+        for labels in self._untrained:
+            variable[labels] = False
         return variable
 
     def _reasons(self, roots: Tensor) -> dict[int, Reason]:
@@ -133,13 +137,16 @@ class Player(Propagation):
     def _parameter_axes(self) -> tuple[Axis, ...]:
         axes = []
         parameters = dict(self._gm.named_parameters())
+        tables = untrained_tables(self._tape, parameters, self.moves_data)
+        self._constants.tables = {id(self._tape.tensors[name]) for name in tables}
         for name, tensor in self._tape.tensors.items():
             layers = []
             for dim, size in enumerate(tensor.shape):
                 atoms = self.atoms.fresh(size)
                 axes.append(Axis(name, dim, int(atoms[0]) if size else len(self.atoms), size))
                 if size > 1:
-                    worth = ZERO if name in parameters else UNKNOWN
+                    worth = ZERO if name in parameters and name not in tables else UNKNOWN
+                    self._untrained += [atoms] if name in tables else []
                     layers.append(Layer.uniform(laid_along(atoms, dim, tensor.ndim), worth))
             self._values[tensor].layers, self._values[tensor].is_weight = tuple(layers), True
             if is_sparse(tensor):

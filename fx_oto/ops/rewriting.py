@@ -6,7 +6,7 @@ kept of its value and of its inputs comes from ``Cuts``. At the end every node c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -36,14 +36,14 @@ Fold = Callable[[Node, Adjustment], Tensor]
 _ALIASES = {"axis": "dim", "keepdims": "keepdim", "x": "input"}
 
 
-def rewrite(gm: GraphModule, cuts: Cuts, fold: Fold, content: Callable[[str], Tensor]) -> None:
+def rewrite(gm: GraphModule, cuts: Cuts, fold: Fold, full: Mapping[str, Tensor]) -> None:
     """Rewrite every node of a graph over sliced parameters, then drop those that nothing reads any more.
 
     Args:
         gm: the GraphModule to change; node names are those of the analysed graph.
         cuts: what is kept.
         fold: computes what removed channels contributed to a node's output, shape ``(outputs,)``.
-        content: the content of a buffer before it was cut, by name.
+        full: tensors before they were cut, by name.
 
     Raises:
         SlicingError: a node cannot be rewritten; names it.
@@ -56,7 +56,7 @@ def rewrite(gm: GraphModule, cuts: Cuts, fold: Fold, content: Callable[[str], Te
             adjustments.setdefault(adjustment.node, []).append(adjustment)
     stale = _find_stale(edit)
     nodes: list[Node] = list(edit.graph.nodes)
-    removed = Removed(edit, content)
+    removed = Removed(edit, full)
     worth = {one: _worth(removed, edit.nodes[name], one) for name, every in adjustments.items() for one in every}
     for node in nodes:
         name = node.name

@@ -206,7 +206,8 @@ class PhysicalSlicing(Pass):
         plan = SlicingPlan(cuts.axes, cuts, kept_back, gone, left)
         compact = _sliced_copy(gm, plan)
         with evaluating(compact):  # in training, reading a parametrized weight may write into buffers
-            rewrite(compact, cuts, lambda node, adjustment: _contribution(gm, cuts, node, adjustment), gm.get_buffer)
+            fold, full = lambda node, adjustment: _contribution(gm, cuts, node, adjustment), tensor_names(gm)
+            rewrite(compact, cuts, fold, full)
         with_modes_of(compact, gm)  # also what was put in the place of a module meanwhile
         compact._modules.pop(MASKS, None)
         now = context.keep(self.preserves, self.name).provide(plan)

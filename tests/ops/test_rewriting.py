@@ -24,7 +24,7 @@ def unfolded(node, adjustment):
 def check(gm, gone, dim=1):
     """Rewrite a graph, and compare what it returns for what is left of an input with what is left of the result."""
     cuts, full, names = labelled(gm, gone, dim), copy.deepcopy(gm), [node.name for node in gm.graph.nodes]
-    rewrite(gm, cuts, unfolded, gm.get_buffer)
+    rewrite(gm, cuts, unfolded, {})
     gm.graph.lint()
     gm.recompile()
     source, output = names[0], next(node for node in full.graph.nodes if node.op == "output")
@@ -134,14 +134,14 @@ def test_a_view_stays_a_view_and_a_copy_a_copy():
 )
 def test_a_size_that_code_reads_is_the_original_one(spelled):
     gm = written(lambda m, x: (x, spelled(x)), SHAPE)
-    rewrite(gm, labelled(gm, {1, 5}), unfolded, gm.get_buffer)
+    rewrite(gm, labelled(gm, {1, 5}), unfolded, {})
     gm.recompile()
     assert gm(torch.randn(5, 6, 3))[1] == 8
 
 
 def test_a_count_of_elements_is_the_original_one():
     gm = written(lambda m, x: (x, x.numel()), SHAPE)
-    rewrite(gm, labelled(gm, {1, 5}), unfolded, gm.get_buffer)
+    rewrite(gm, labelled(gm, {1, 5}), unfolded, {})
     gm.recompile()
     assert gm(torch.randn(5, 6, 3))[1] == 5 * 8 * 3
 
@@ -165,7 +165,7 @@ def test_a_created_dimension_is_cut_after_its_creation():
     gm = written(lambda m, x: x.new_ones(2, 8, 3), SHAPE)
     cuts = labelled(gm, {1, 5})
     cuts.found.values["new_ones"] = cuts.found.values["x"]
-    rewrite(gm, cuts, unfolded, gm.get_buffer)
+    rewrite(gm, cuts, unfolded, {})
     gm.recompile()
     assert gm(torch.randn(2, 6, 3)).shape == (2, 6, 3)
 
@@ -173,21 +173,21 @@ def test_a_created_dimension_is_cut_after_its_creation():
 def test_what_nothing_cuts_stays_as_it_is():
     gm = written(lambda m, x: x[:, 2:5].roll(1, 1), SHAPE)
     before = str(gm.graph)
-    rewrite(gm, labelled(gm, set()), unfolded, gm.get_buffer)
+    rewrite(gm, labelled(gm, set()), unfolded, {})
     assert str(gm.graph) == before
 
 
 def test_what_is_no_rectangle_and_is_read_is_refused():
     gm = written(lambda m, x: x.view(2, 2, 4, 3).relu(), SHAPE)
     with pytest.raises(SlicingError, match=r"'relu' .*what is left of it is no rectangle, but 'output' reads it"):
-        rewrite(gm, labelled(gm, {1, 2}), unfolded, gm.get_buffer)
+        rewrite(gm, labelled(gm, {1, 2}), unfolded, {})
 
 
 def test_an_index_of_several_dimensions_is_refused():
     gm = written(lambda m, x: x[:, [[0, 1], [2, 3]]], SHAPE)
     cuts = labelled(gm, {8})
     with pytest.raises(SlicingError, match="it indexes a cut dimension by a tensor of several dimensions"):
-        rewrite(gm, cuts, unfolded, gm.get_buffer)
+        rewrite(gm, cuts, unfolded, {})
 
 
 def test_names_of_arguments():
@@ -207,7 +207,7 @@ def test_two_dimensions_that_are_cut():
             for one, other in zip(values[name], layers, strict=True)
         )
     cuts.keep[21] = False
-    rewrite(gm, cuts, unfolded, gm.get_buffer)
+    rewrite(gm, cuts, unfolded, {})
     gm.recompile()
     x = torch.randn(SHAPE)
     rows, left = torch.tensor([1, 2, 4, 5, 6, 7]), torch.tensor([1, 2])

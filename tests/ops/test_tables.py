@@ -1,4 +1,4 @@
-"""A table of positions, which is no parameter, is added before norms: what it was worth in a channel is known."""
+"""A table of positions, which is not trained, is added before norms: what it was worth in a channel is known."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ class Net(nn.Module):
         self.token, self.dropout = nn.Parameter(torch.randn(1, 1, WIDTH)), nn.Dropout(0.1)
         self.plain = waves(40, WIDTH)
         self.register_buffer("table", waves(40, WIDTH))
+        self.untrained = nn.Parameter(waves(40, WIDTH)[None], requires_grad=False)
         self.register_buffer("batched", waves(5, WIDTH)[None])
+        self.embedding = nn.Embedding(40, WIDTH).requires_grad_(False)
 
     def forward(self, x):
         x = self.add(self, self.stem(x))
@@ -92,6 +94,10 @@ def in_place(m, x):
 
 def in_place_by_method(m, x):
     return x.mul_(2.0).add_(m.table[: x.shape[1]])
+
+
+def places(x):
+    return (x.detach().abs().amax(-1) * 8).long() % 40
 
 
 TABLES = {
@@ -116,6 +122,8 @@ TABLES = {
     "last first": lambda m, x: (x.permute(2, 0, 1) + m.table.t()[:, None, : x.shape[1]]).permute(1, 2, 0),
     "reshaped": lambda m, x: (x + m.table[: x.shape[1]]).view(len(x), x.shape[1], 1, WIDTH).squeeze(2),
     "stretched": lambda m, x: (x + m.table[: x.shape[1]])[:, :, None].expand(-1, -1, 2, -1).flatten(1, 2),
+    "at places of the input": lambda m, x: x + m.table[places(x)],
+    "looked up at places of the input": lambda m, x: x + F.embedding(places(x), m.table),
     "their mean": lambda m, x: (x + m.table[: x.shape[1]]).mean(1, keepdim=True),
     "by a number of data": lambda m, x: x + m.table[: x.shape[1]] * x.amax(-1, keepdim=True).sigmoid(),
 }
@@ -160,6 +168,75 @@ def test_what_was_written_in_place_is_not_taken_for_what_it_was(write, first):
     compress_half(Net(add), EXAMPLE)
 
 
+UNTRAINED = {
+    "sliced": lambda m, x: x + m.untrained[:, : x.shape[1]],
+    "looked up": lambda m, x: x + F.embedding(torch.arange(x.shape[1]), m.untrained[0]),
+    "by a module": lambda m, x: x + m.embedding(torch.arange(x.shape[1], device=x.device)),
+    "by a module, at places of the input": lambda m, x: x + m.embedding(places(x)),
+}
+
+
+@pytest.mark.parametrize("name", UNTRAINED)
+@pytest.mark.parametrize("norm", ["LayerNorm", "RMSNorm", "var"])
+def test_a_parameter_that_is_not_trained_is_a_table(norm, name):
+    model = Net(UNTRAINED[name], norm)
+    found = compress_half(model, EXAMPLE, any_size=True)
+    assert found.zigs == STREAM + INNER
+    families = fx_oto.partition(found.gm).families
+    tables = {"untrained", "embedding.weight"}
+    assert tables.isdisjoint(slot.tensor for family in families for slot in family.variables)
+    (table,) = [one for name, one in found.small.named_parameters() if name in tables]
+    assert table.shape[-1] == WIDTH // 2
+    assert not table.requires_grad
+
+
+def test_the_optimizer_prunes_across_a_table_that_is_not_trained():
+    model = Net(UNTRAINED["sliced"])
+    table = model.untrained.clone()
+    gm = fx_oto.prepare(model, EXAMPLE)
+    optimizer = fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.1, total_steps=20, target_group_sparsity=0.5)
+    for _ in range(20):
+        optimizer.zero_grad()
+        model(EXAMPLE).square().mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(model.untrained, table, rtol=0, atol=0)
+    small = fx_oto.compress(gm).eval()
+    assert len(small.get_parameter("stem.bias")) < WIDTH
+    torch.testing.assert_close(small(EXAMPLE), model.eval()(EXAMPLE), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_weights_that_are_frozen_for_now_are_no_tables(every):
+    model = Net(UNTRAINED["sliced"])
+    model.requires_grad_(not every)
+    model.stem.requires_grad_(False)
+    variables = {s.tensor for f in fx_oto.partition(fx_oto.prepare(model, EXAMPLE)).families for s in f.variables}
+    assert {"stem.weight", "stem.bias", "untrained"} <= variables
+
+
+class Language(nn.Module):
+    """Embeddings of tokens that are not trained, before a norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.norm = nn.Embedding(20, 8).requires_grad_(False), nn.LayerNorm(8)
+        self.positions, self.head = nn.Embedding(16, 8), nn.Linear(8, 20)
+
+    def forward(self, ids):
+        return self.head(self.norm(self.tokens(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device))))
+
+
+def test_rows_of_a_table_go_with_their_tokens():
+    model, ids = fx_oto.testing.randomise(Language()).double().eval(), torch.randint(0, 20, (2, 7))
+    gm = fx_oto.prepare(model, ids, prune_vocabulary=True)
+    fx_oto.partition(gm).zero_(0.5)
+    small = fx_oto.compress(gm)
+    kept, _ = fx_oto.Context.of(small).kept["tokens.weight", 0]
+    assert small.get_parameter("tokens.weight").shape == (10, 4)
+    ids = torch.randint(0, len(kept), (3, 9))
+    torch.testing.assert_close(small(ids), model(kept[ids])[..., kept], rtol=1e-10, atol=1e-12)
+
+
 def noisy(m, x):
     return F.dropout(x + m.table[: x.shape[1]], 0.1, training=True)
 
@@ -170,13 +247,8 @@ def remembered(m, x):
     return x + m.table[: x.shape[1]]
 
 
-def by_content(m, x):
-    return x + m.table[x.detach().abs().sum(-1).long() % 40]
-
-
-@pytest.mark.parametrize("add", [noisy, by_content], ids=lambda add: add.__name__)
-def test_what_depends_on_chance_or_data_is_kept_whole(add):
-    gm = fx_oto.prepare(Net(add), EXAMPLE)
+def test_what_depends_on_chance_is_kept_whole():
+    gm = fx_oto.prepare(Net(noisy), EXAMPLE)
     assert fx_oto.partition(gm).num_zigs == INNER
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.nn.functional import embedding
 
 from fx_oto.analysis.dependencies import Worth
 from fx_oto.analysis.labels import Layer, laid_along
 from fx_oto.core.fx_utils import op_name
 from fx_oto.nn.norms import beside, layer_norm_over, moments_of, normalized_beside, worth_beside
-from fx_oto.ops.editor import Editor
+from fx_oto.ops.editor import Cut, Editor
 from fx_oto.ops.removed.rules import SIZED, along, parts_of, without_writing
 from fx_oto.ops.reshape.mixing import entries_of
 
@@ -31,11 +32,11 @@ class Removed:
 
     Args:
         edit: the editor of the graph.
-        content: the content of a buffer before it was cut, by name.
+        full: tensors before they were cut, by name.
     """
 
-    def __init__(self, edit: Editor, content: Callable[[str], Tensor]) -> None:
-        self._edit, self._graph, self._content = edit, edit.graph, content
+    def __init__(self, edit: Editor, full: Mapping[str, Tensor]) -> None:
+        self._edit, self._graph, self._full = edit, edit.graph, full
         self._found: dict[tuple[str, int], Node] = {}
         self._whole: dict[Node, Node] = {}
         self._moments: dict[tuple[Node, tuple[int, ...]], tuple[Node, Node]] = {}
@@ -72,6 +73,7 @@ class Removed:
             "known": self._known,
             "table": self._columns,
             "joined": self._joined,
+            "looked up": self._looked_up,
             "normalized": self._normalized,
         }
         if how in makes:
@@ -97,6 +99,20 @@ class Removed:
         elif (target := without_writing(node)) is not None:
             new.target = target
         return new
+
+    def _looked_up(self, node: Node, layer: Layer) -> Node:
+        before = node.next
+        if node.op == "call_module":
+            name, places = f"{node.target}.weight", node.all_input_nodes[0]
+            rows = self._edit.cuts.axes.get((name, 0))
+            lost = self._lost(self._full[name], 1, layer, {} if rows is None else {0: rows})
+            columns = self._edit.constant(f"removed_{node.name}", lost, before, node)
+        else:
+            weight = next(one for one in node.all_input_nodes if self._layer(one, layer.labels) is not None)
+            places = next(one for one in node.all_input_nodes if one is not weight)
+            columns = self.of(weight, layer.labels)
+        with self._graph.inserting_before(before):
+            return self._graph.call_function(embedding, (places, columns))
 
     def _normalized(self, node: Node, layer: Layer) -> Node:
         source, size = node.all_input_nodes[0], layer.labels.numel()
@@ -132,26 +148,30 @@ class Removed:
         """Those of a table that are gone."""
         gone, dim, name = self._gone(layer.labels).nonzero().reshape(-1), layer.dims[0], f"removed_{node.name}"
         if node.op == "get_attr":
-            content = self._content(str(node.target))
-            return self._edit.constant(name, content.index_select(dim, gone.to(content.device)), node.next, node)
-        whole = self._full(node)
+            cut = {other: index for other, index in self._edit.cut(node).items() if other != dim}
+            return self._edit.constant(name, self._lost(self._full[str(node.target)], dim, layer, cut), node.next, node)
+        whole = self._whole_of(node)
         index = self._edit.constant(name, gone, whole.next, node)
         with self._graph.inserting_after(index):
             return self._graph.call_function(torch.index_select, (whole, dim, index))
 
-    def _full(self, node: Node) -> Node:
+    def _lost(self, table: Tensor, dim: int, layer: Layer, cut: Cut) -> Tensor:
+        """The columns of a tensor that are gone, cut along its other dimensions as the tensor is."""
+        return self._edit.cuts.apply(table.detach(), {**cut, dim: self._gone(layer.labels).nonzero().reshape(-1)})
+
+    def _whole_of(self, node: Node) -> Node:
         """A table before it is cut."""
         if node not in self._whole:
-            self._whole[node] = self._made_full(node)
+            self._whole[node] = self._made_whole(node)
         return self._whole[node]
 
-    def _made_full(self, node: Node) -> Node:
+    def _made_whole(self, node: Node) -> Node:
         is_cut = any(cut is None or cut for cut in self._edit.cuts.of_value(node.name))
         if node.op == "get_attr":
-            content = self._content(str(node.target)) if is_cut else None
+            content = self._full[str(node.target)].detach() if is_cut else None
             return node if content is None else self._edit.constant("whole", content, node.next, node)
         tables = self._edit.cuts.found.tables
-        given = {one: self._full(one) for one in node.all_input_nodes if one.name in tables}
+        given = {one: self._whole_of(one) for one in node.all_input_nodes if one.name in tables}
         if not is_cut and all(one is whole for one, whole in given.items()):
             return node
         with self._graph.inserting_after(node):

@@ -83,6 +83,10 @@ def _from_operands(p: Propagation, node: Node, layer: Layer) -> Worth | None:
     elif _is_joined(node, calls, layer.dims[0]):
         how = "joined"
         found = all(not some.any() or _can_compute(p, node.name, one, some) for one, some in parts_of(node, layer))
+    elif [call.name for call in calls] == ["embedding"] and layer.dims == (node.meta["val"].ndim - 1,):
+        how = "looked up"
+        table = next((one for one in read if one.meta["val"] is calls[0].args[0]), None)  # None of a module
+        found = p.is_table(calls[0].args[0]) if table is None else _can_compute(p, node.name, table, labels)
     elif _is_normalized(node, calls, layer.dims[0]):
         how = "normalized"
         found = _can_compute(p, node.name, read[0], labels)
@@ -90,7 +94,7 @@ def _from_operands(p: Propagation, node: Node, layer: Layer) -> Worth | None:
         found = False
     elif any(_moves(p, call) for call in calls):
         how = "moved"
-        found = all(_can_compute(p, node.name, one, labels) for one in read)
+        found = all(_can_compute(p, node.name, one, labels) or _is_index(node, one) for one in read)
     else:
         back = node.meta["val"].ndim - layer.dims[0]
         found = all(_is_alike(one, back) or _can_compute(p, node.name, one, labels, back) for one in read)
@@ -174,6 +178,12 @@ def without_writing(node: Node) -> Any:
     if node.op == "call_method":
         return name.removesuffix("_")
     return getattr(operator, name[1:]) if name in IN_PLACE else None
+
+
+def _is_index(node: Node, operand: Node) -> bool:
+    """Return whether an operand says at which places a node reads; along the channels it reads all, in order."""
+    value = operand.meta["val"]
+    return op_name(node) == "getitem" and operand is not node.args[0] and not value.is_floating_point()
 
 
 def _is_alike(node: Node, back: int) -> bool:
