@@ -147,7 +147,7 @@ def _sizes_read(node: Node) -> tuple[Node, list[int]] | None:
     name, where = op_name(node), node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     if isinstance(source.meta["val"], Tensor):
         dims = list(range(source.meta["val"].ndim))
-        if name == "getattr" and where == "shape":
+        if name in ("numel", "nelement", "len") or (name == "getattr" and where == "shape"):
             return source, dims
         if name in ("size", "sym_size") and (where is None or isinstance(where, int)):
             return source, dims if where is None else [dims[where]]

@@ -271,3 +271,76 @@ def test_a_padded_convolution_does_not_fold_where_the_example_has_no_padding():
             return F.conv1d(self.a(x).sigmoid(), self.b.weight, self.b.bias, padding=x.shape[2] - 8)
 
     assert exact(Padded(), torch.randn(2, 3, 8), (torch.randn(2, 3, 10),)) == 0
+
+
+# -- windows, whose channels stay last ----------------------------------------------------------------------
+
+
+def windows(h, _):
+    """To windows of 2 × 2 and back, as SAM 2 and Swin have them; ``-1`` stands for the channels."""
+    batch, height, width, channels = h.shape
+    h = h.view(batch, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 2, 4, 5).reshape(-1, 2, 2, channels)
+    h = h * h.flatten(1, 2).amax(1)[:, None, None]
+    batch = h.shape[0] // (height * width // 2 // 2)
+    h = h.view(batch, height // 2, width // 2, 2, 2, -1).permute(0, 1, 3, 2, 4, 5)
+    return h.reshape(batch, height, width, -1)
+
+
+def rows(h, _):
+    return h.flatten(1, 2).relu().view(h.shape[0], h.shape[1], h.shape[2], -1)
+
+
+GRIDS = (torch.randn(2, 4, 6, 4), torch.randn(3, 8, 4, 4), torch.randn(4, 4, 4, 4))
+
+
+@pytest.mark.parametrize("function", [windows, rows])
+def test_channels_that_stay_last_go(function):
+    assert exact(Between(function), GRIDS[0], GRIDS[1:]) == 12
+
+
+def test_a_size_at_which_channels_would_be_mixed_is_refused():
+    """Of 5 steps, two pairs hold 15 numbers each: the model mixes them, and the compact graph says that it does not."""
+    model = Between(lambda h, _: h.view(h.shape[0], h.shape[1] // 2, 2, -1).flatten(1, 2)[..., :12]).eval()
+    gm = fx_oto.prepare(model, torch.randn(4, 6, 4))
+    fx_oto.partition(gm).zero_(0.5)
+    small = fx_oto.compress(gm)
+    for steps in (2, 4, 8):
+        x = torch.randn(3, steps, 4)
+        torch.testing.assert_close(small(x), model(x), rtol=1e-4, atol=1e-5)
+    for steps in (3, 5):
+        x = torch.randn(3, steps, 4)
+        assert model(x).shape[-1] == 3
+        with pytest.raises((AssertionError, RuntimeError), match=r"the graph was captured where|invalid for input"):
+            small(x)
+
+
+# -- sizes of weights, which are the same on all inputs --------------------------------------------------------
+
+
+class ThirdOfBias(nn.Module):
+    """The keys of a layer have no bias, as in Swin V2."""
+
+    def __init__(self, third):
+        super().__init__()
+        self.third, self.a, self.b = third, nn.Linear(4, 36), nn.Linear(12, 3)
+
+    def forward(self, x):
+        bias = self.a.bias.clone()
+        third = self.third(bias)
+        bias[third : 2 * third].zero_()
+        q, k, v = F.linear(x, self.a.weight, bias).chunk(3, -1)
+        return self.b(torch.sigmoid(q) * k + v)
+
+
+@pytest.mark.parametrize(
+    "third",
+    [
+        lambda bias: bias.numel() // 3,
+        lambda bias: bias.nelement() // 3,
+        lambda bias: len(bias) // 3,
+        lambda bias: bias.shape[0] // 3,
+        lambda bias: math.prod(bias.shape) // 3,
+    ],
+)
+def test_sizes_of_weights_are_no_inputs_sizes(third):
+    assert exact(ThirdOfBias(third), TOKENS, OTHERS) == 12

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import takewhile
 from typing import Any
@@ -32,10 +32,17 @@ _SLIDING = ("conv", "pool", "getitem", "slice", "narrow", "select", "view", "res
 
 @dataclass(frozen=True)
 class _Size:
-    """A number times powers of symbols; a symbol is named by what it is on the example inputs."""
+    """A number times powers of symbols; a symbol is named by what it is on the example inputs.
+
+    Attributes:
+        number: the number.
+        powers: of each symbol.
+        is_rounded: whether it is a quotient that need not be whole, such as ``T // 2``, taken for the quotient itself.
+    """
 
     number: Fraction = Fraction(1)
     powers: dict[Any, int] = field(default_factory=dict)
+    is_rounded: bool = field(default=False, compare=False)
 
     @classmethod
     def symbol(cls, name: Any) -> _Size:
@@ -50,7 +57,8 @@ class _Size:
     def _with(self, other: _Size, number: Fraction, sign: int) -> _Size:
         names = self.powers.keys() | other.powers.keys()
         powers = {name: self.powers.get(name, 0) + sign * other.powers.get(name, 0) for name in names}
-        return _Size(number, {name: power for name, power in powers.items() if power})
+        rounded = self.is_rounded or other.is_rounded
+        return _Size(number, {name: power for name, power in powers.items() if power}, rounded)
 
     def is_whole(self) -> bool:
         """Return whether it is a whole number on all inputs."""
@@ -68,8 +76,11 @@ def _product(sizes: Sequence[_Size]) -> _Size:
     return math.prod(sizes, start=_Size())
 
 
-def cut_moves(call: OpCall, p: Propagation, layer: Layer) -> bool:
-    """Return whether a reshape cuts what varies along a layer at places that depend on the sizes of inputs."""
+def cut_moves(call: OpCall, p: Propagation, layer: Layer) -> bool | None:
+    """Return whether a reshape cuts what varies along a layer at places that depend on the sizes of inputs.
+
+    None if code computes its sizes in a way that does not tell, such as ``T // 2``.
+    """
     node, source = p.fx_node, call.args[0]
     if op_name(node) not in _GIVEN or not _is_all(node, call):
         return False
@@ -80,7 +91,7 @@ def cut_moves(call: OpCall, p: Propagation, layer: Layer) -> bool:
     known = {name for size in sizes for name in size.powers}
     new = _given(p, node, sizes, known)
     if new is None:
-        return False
+        return None
     if pinned := list((_product(sizes) / _product(new)).powers):  # torch refuses inputs for which they are others
         old = [[one.pinned(pinned) for one in parts] for parts in old]
         sizes, new = ([one.pinned(pinned) for one in some] for some in (sizes, new))
@@ -90,11 +101,11 @@ def cut_moves(call: OpCall, p: Propagation, layer: Layer) -> bool:
     first = len(list(alike))  # within what comes before, such as the batch, each reshape is one of the rest
     known = {name for size in sizes[first:] for name in size.powers}
     tails = [_product(new[dim:]) for dim in range(len(new) - 1, first, -1)]
+    found: list[bool | None] = []
     for dim in (dim for dim in layer.dims if dim >= first):
         _, length, after = old[dim] if len(old[dim]) == 3 else (_Size(), sizes[dim], _Size())
-        if _moves(after * _product(sizes[dim + 1 :]), length, tails, known):
-            return True
-    return False
+        found.append(_moves(after * _product(sizes[dim + 1 :]), length, tails, known))
+    return True if True in found else None if None in found else False
 
 
 def spelled_out(node: Node, dims: int = 1) -> set[int]:
@@ -125,7 +136,7 @@ def _is_all(node: Node, call: OpCall) -> bool:
     return [one.shape for one in ends] == [call.args[0].shape, call.out.shape]
 
 
-def _moves(inner: _Size, length: _Size, tails: Sequence[_Size], known: set[Any]) -> bool:
+def _moves(inner: _Size, length: _Size, tails: Sequence[_Size], known: set[Any]) -> bool | None:
     """Return whether cuts, after every ``tail`` elements, fall elsewhere among channels of ``inner`` elements each."""
     # Channels of H W elements each, cut after 512 of them: where H W = 64 a row ends with 8 channels, where it is 100
     # within one. Cut after 2 H W, a row ends with 2 channels on all inputs.
@@ -135,7 +146,7 @@ def _moves(inner: _Size, length: _Size, tails: Sequence[_Size], known: set[Any])
             return False
         share = tail / inner
         if share.powers or share.number.denominator != 1 or not (length / share).is_whole():
-            return all(name in known for name, power in tail.powers.items() if power < 0)
+            return all(name in known for name, power in tail.powers.items() if power < 0) or None
     return False
 
 
@@ -263,6 +274,8 @@ def _filled(given: list[_Size | None], total: _Size, known: set[Any]) -> list[_S
     if len(open_) > 1:
         return None
     told = [size for place, size in enumerate(given) if place not in open_ and size is not None]
+    if None in given and any(size.is_rounded for size in told):  # without -1 torch refuses what does not divide
+        return None
     left = total / _product(told)
     return [left if place in open_ or size is None else size for place, size in enumerate(given)]
 
@@ -307,7 +320,8 @@ def _computed(p: Propagation, node: Node) -> _Size | None:
     if name in ("mul", "floordiv", "truediv") and len(args) == 2:
         left, right = _read(p, args[0]), _read(p, args[1])
         if left is not None and right is not None:
-            return left * right if name == "mul" else left / right
+            made = left * right if name == "mul" else left / right
+            return made if made.is_whole() else replace(made, is_rounded=True)
     return _plain(p, number)
 
 

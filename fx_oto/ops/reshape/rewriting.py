@@ -162,22 +162,32 @@ def _created(edit: Editor, node: Node, source: Node) -> set[int]:
 
 
 def check_sizes(edit: Editor, node: Node) -> None:
-    """Let the graph check that what is reshaped has the sizes that it was traced with, behind the cut dimension.
+    """Let the graph check that a reshape keeps channels together.
 
-    Of a cut dimension that is the last, before it.
+    If they are last, that they still are, all of them; else that what is behind them is as large as in the capture.
     """
     source: Any = node.args[0]
-    shape = edit.shape(source)
-    cut = min(edit.cut(source), default=len(shape))
-    for dim in range(cut + 1, len(shape)) or range(cut - 1, min(cut, len(shape) - 1)):
-        text = f"the graph was captured where dimension {dim} of {source.name} was {shape[dim]}, which the code at "
+    shape, kept = edit.shape(source), edit.cut(source)
+    cut, where = min(kept, default=len(shape)), source_line(node)
+    if cut == len(shape) - 1:
+        text = f"the last dimension of {source.name} stays as it is in the reshape at {where}"
+        with edit.graph.inserting_before(node.next):
+            before, after = (edit.graph.call_method("size", (one, -1)) for one in (source, node))
+            _check(edit, before, after, len(kept[cut]), text)
+    for dim in range(cut + 1, len(shape)):
+        text = f"dimension {dim} of {source.name} was {shape[dim]}, which the code at {where} spells out"
         with edit.graph.inserting_before(node):
-            size = edit.graph.call_method("size", (source, dim))
-            same = edit.graph.call_function(operator.eq, (size, shape[dim]))
-            check = edit.graph.call_function(
-                torch._assert, (same, f"{text}{source_line(node)} spells out; trace it on such inputs")
-            )
-        size.meta["val"], same.meta["val"], check.meta["val"] = shape[dim], True, None
+            _check(edit, edit.graph.call_method("size", (source, dim)), shape[dim], shape[dim], text)
+
+
+def _check(edit: Editor, size: Node, other: Node | int, value: int, text: str) -> None:
+    """Write a check that a size equals another, both being ``value`` here, where the graph is being written."""
+    same = edit.graph.call_function(operator.eq, (size, other))
+    text = f"the graph was captured where {text}; trace it on such inputs"
+    edit.graph.call_function(torch._assert, (same, text)).meta["val"] = None
+    same.meta["val"] = True
+    for one in same.all_input_nodes:
+        one.meta["val"] = value
 
 
 def created(edit: Editor, node: Node) -> None:

@@ -26,25 +26,26 @@ def view(call: OpCall, p: Propagation) -> None:
         return
     _keep_mixed(p, source, call.out)
     for layer in p.layers(source):
-        if cut_moves(call, p, layer):
-            if _is_spelled_out(p, source, layer):
-                p.adjust("sizes", layer.labels.reshape(-1))
-            else:
-                p.freeze(layer.labels, _MIXED)
+        moves = cut_moves(call, p, layer)
+        if moves is not False and _can_be_checked(p, source, call.out, layer):
+            p.adjust("sizes", layer.labels.reshape(-1))
+        elif moves:
+            p.freeze(layer.labels, _MIXED)
     follow(call, p, source, lambda labels: [reshape(labels, source.shape, call.out.shape)])
 
 
-def _is_spelled_out(p: Propagation, source: Tensor, layer: Layer) -> bool:
-    """Return whether code spells out the number of elements from the channels on, so that slicing can check it.
+def _can_be_checked(p: Propagation, source: Tensor, out: Tensor, layer: Layer) -> bool:
+    """Return whether slicing can check that the channels stay together.
 
-    Of channels that are last, how many are before them, as where ``(B, 49, C)`` becomes ``(B, 7, 7, -1)``.
+    Of those that are last, and are so still, as where ``(B, 49, C)`` becomes ``(B, H, W, -1)``, that they are as many.
+    Of others, that there are as many elements from the channels on as code spells out.
     """
     dim = layer.dims[0]
-    if 0 < dim == source.ndim - 1:
-        spelled = source.size(dim - 1) in spelled_out(p.fx_node, 2)
+    if dim == source.ndim - 1:
+        told = source.size(dim) == out.size(-1)
     else:
-        spelled = math.prod(source.shape[dim:]) in spelled_out(p.fx_node)
-    return spelled and layer.labels.numel() == source.size(dim) and p.can_adjust("sizes")
+        told = math.prod(source.shape[dim:]) in spelled_out(p.fx_node)
+    return told and layer.labels.numel() == source.size(dim) and p.can_adjust("sizes")
 
 
 def _keep_mixed(p: Propagation, source: Tensor, out: Tensor) -> None:
