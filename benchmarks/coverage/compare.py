@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fx_oto
-from fx_oto.passes.verification import relative_error
+from fx_oto.core.differences import relative_error
 
 __all__ = ["compared"]
 

@@ -14,10 +14,10 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_map
 
 from fx_oto.core.context import ExampleInputs
+from fx_oto.core.differences import relative_error
 from fx_oto.core.errors import InputError, VerificationError
 from fx_oto.core.fx_utils import tensor_leaves
 from fx_oto.core.preserve import evaluating
-from fx_oto.passes.verification import relative_error
 
 __all__ = ["Saved", "check_output", "save"]
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fx_oto.core.context import ExampleInputs
+from fx_oto.core.differences import lowest_tolerance, relative_error, tensors_in, tolerance_of
 from fx_oto.core.fx_utils import is_random, raised_at
 from fx_oto.core.preserve import Dice, evaluating, unwritten
 from fx_oto.deploy.calls import Call, Made, Value
-from fx_oto.passes.verification import lowest_tolerance, relative_error, tensors_in, tolerance_of
 
 __all__ = ["Difference", "compared", "first_difference", "lowest_tolerance", "outputs"]
 

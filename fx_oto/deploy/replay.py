@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fx_oto.capture.numbers import Float, Int, Origin
 from fx_oto.core.context import ExampleInputs
+from fx_oto.core.differences import relative_error, tolerance_of
 from fx_oto.core.fx_utils import is_random, op_name, tensor_leaves
 from fx_oto.core.interpreter import PlainInterpreter, run_graph
 from fx_oto.core.preserve import evaluating, unwritten
@@ -28,7 +29,6 @@ from fx_oto.deploy.equations import Equation
 from fx_oto.nn.modes import TrainingFlag, by_mode, called
 from fx_oto.ops.movement.rewriting import entries_of
 from fx_oto.ops.values import ANALYSED
-from fx_oto.passes.verification import relative_error, tolerance_of
 
 __all__ = ["Misfit", "Replay", "values_of"]
 

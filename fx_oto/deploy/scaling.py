@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from fx_oto.core.differences import relative_error
 from fx_oto.core.preserve import evaluating, unwritten
 from fx_oto.deploy.attributes import Attribute, Values, set_attributes
 from fx_oto.deploy.calls import Call, Value
 from fx_oto.deploy.copying import rescale
 from fx_oto.nn.norms import mean_over, rms_norm_over
-from fx_oto.passes.verification import relative_error
 
 __all__ = ["Scaling", "fitting_scaling"]
 

@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 
 from fx_oto.capture import trace, unwrapped
 from fx_oto.core.context import Context
+from fx_oto.core.differences import lowest_tolerance
 from fx_oto.core.errors import InputError, MissingResultError, SlicingError
 from fx_oto.core.fx_utils import source_line
 from fx_oto.core.preserve import Dice
@@ -30,7 +31,6 @@ from fx_oto.deploy.written import ReplacedLayer, SetAttribute, WriteBack, Writte
 from fx_oto.nn import norms
 from fx_oto.ops.values import ANALYSED
 from fx_oto.passes.physical_slicing import SlicingPlan
-from fx_oto.passes.verification import lowest_tolerance
 
 __all__ = ["WriteBack", "write_back"]
 

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from torch.utils._pytree import tree_leaves
 
 from fx_oto.analysis.dependencies import Dependencies
 from fx_oto.analysis.recording import record_tape
 from fx_oto.core.context import Context, ExampleInputs
+from fx_oto.core.differences import lowest_tolerance, relative_error, tensors_in, worst_of
 from fx_oto.core.errors import VerificationError
-from fx_oto.core.fx_utils import described, graph_copy, tensor_leaves
+from fx_oto.core.fx_utils import described, graph_copy
 from fx_oto.core.gradients import ReadGradient, Unlike, perturbed, read_gradients
 from fx_oto.core.interpreter import PlainInterpreter, run_graph
 from fx_oto.core.original import Original
@@ -28,9 +28,7 @@ from fx_oto.passes.drop_branches import DropBranches
 from fx_oto.passes.physical_slicing import PhysicalSlicing, SlicingPlan
 
 __all__ = ["Verification", "VerificationReport"]
-__all__ += ["lowest_tolerance", "relative_error", "tensors_in", "tolerance_of"]
 
-_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 # Of gradients. A branch that is cut off makes a difference of 1; in float32, batch norms over few values make one of
 # several hundredths of rounding alone. In half precision too little is left to compare.
 _OF_GRADIENTS = {torch.float64: 1e-6, torch.float32: 0.1}
@@ -131,7 +129,7 @@ class Verification(Analysis):
 
     def _compared(self, gm: GraphModule, context: Context, dice: Dice) -> VerificationReport:
         referee, plan, worst = self._referee, context.get(SlicingPlan), (0.0, 0.0)
-        least = lowest_tolerance(gm)
+        least = lowest_tolerance(gm, self._captured_in)
         for inputs, is_given in self._inputs(context):
             try:
                 expected = self._outputs(referee, inputs, of=plan)
@@ -140,9 +138,9 @@ class Verification(Analysis):
                     raise
                 break  # the model itself takes no other batch
             dice.put_back()  # a model that draws numbers of a shape that is left as it was draws the same
-            error, tolerance = _worst(expected, self._outputs(gm, inputs), least)
+            error, tolerance = worst_of(expected, self._outputs(gm, inputs), least)
             if not error <= tolerance:
-                again, allowed = _worst(expected, self._outputs(referee, inputs, of=plan), least)
+                again, allowed = worst_of(expected, self._outputs(referee, inputs, of=plan), least)
                 if not again <= allowed:
                     raise VerificationError(_at_random(self.reference, context, again))
                 raise VerificationError(self._difference(gm, context, expected, inputs, (error, tolerance)))
@@ -183,7 +181,7 @@ class Verification(Analysis):
         plan = context.get(SlicingPlan)
         found = Unlike(mine, plan.left_of)
         expected = self._outputs(self._referee, context.inputs, training, _Reading(names, found.read, is_random), plan)
-        error, tolerance = _worst(expected, outputs, lowest_tolerance(gm))
+        error, tolerance = worst_of(expected, outputs, lowest_tolerance(gm, self._captured_in))
         found.missing()
         return None if is_random() or error > 100 * tolerance else found
 
@@ -208,6 +206,12 @@ class Verification(Analysis):
     @property
     def _original(self) -> Original | None:
         return Context.of(self.reference).original
+
+    @property
+    def _captured_in(self) -> torch.dtype | None:
+        """The type that the weights had then."""
+        placed = None if self._original is None else self._original.placed
+        return None if placed is None else placed[0]
 
     @property
     def _referee(self) -> nn.Module:
@@ -252,8 +256,8 @@ class Verification(Analysis):
         """What an error says: that the model has changed since, or where the compact one is wrong."""
         error, tolerance = found
         if self._referee is not self.reference and self._original is not None:
-            plan = context.get(SlicingPlan)
-            of_graph, allowed = _worst(expected, self._outputs(self.reference, inputs, of=plan), lowest_tolerance(gm))
+            least, plan = lowest_tolerance(gm, self._captured_in), context.get(SlicingPlan)
+            of_graph, allowed = worst_of(expected, self._outputs(self.reference, inputs, of=plan), least)
             if not of_graph <= allowed:
                 changed = self._original.changed(self.reference)
                 return (
@@ -285,50 +289,6 @@ def _unlike(wrong: Mapping[str, float], tolerance: float, mode: str) -> str:
         "Nothing was changed: if a pass, a rule or a backward of your own detaches what these feed, mend it; else "
         "please report this model"
     )
-
-
-def _worst(expected: list[Tensor], found: list[Tensor], least: float) -> tuple[float, float]:
-    """The error of the output that exceeds what is allowed by most, and what is: as its type has it, or more."""
-    pairs = zip(expected, found, strict=True)
-    errors = [(relative_error(*pair), max(tolerance_of(pair[0]), least)) for pair in pairs]
-    return max(errors, key=lambda pair: pair[0] - pair[1], default=(0.0, 0.0))
-
-
-def lowest_tolerance(gm: GraphModule) -> float:
-    """What may differ in the lowest precision that a graph computes in: a softmax in float32 inside of float64."""
-    tensors = (tensor for node in gm.graph.nodes for tensor in tensor_leaves(node.meta.get("val")))
-    return max((tolerance_of(tensor) for tensor in tensors if tensor.is_floating_point()), default=0.0)
-
-
-def tolerance_of(tensor: Tensor) -> float:
-    """How much may differ from a tensor, relative to its largest value."""
-    return _TOLERANCE.get(tensor.dtype, 0.0)
-
-
-def relative_error(expected: Any, found: Any) -> float:
-    """Largest absolute difference of two pytrees of tensors, each relative to the largest value expected there."""
-    left, right = tensors_in(expected), tensors_in(found)
-    if [t.shape for t in left] != [t.shape for t in right]:
-        return float("inf")
-    errors = [0.0]
-    for one, other in zip(left, right, strict=True):
-        same = (one == other) | ((one != one) & (other != other))  # noqa: PLR0124 - NaN differs from itself
-        if not same.all():
-            error = (one.double() - other.double()).abs().max().item()
-            scale = one.double().abs().max().item()
-            errors.append(error / scale if scale else error)
-    return max(errors)
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor in a nested value, also in the attributes of objects that torch does not look into."""
-    found = []
-    for leaf in tree_leaves(value):
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif hasattr(leaf, "__dict__") and not isinstance(leaf, type | nn.Module):
-            found += tensors_in(vars(leaf))
-    return found
 
 
 class _Keeper(PlainInterpreter):

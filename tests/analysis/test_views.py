@@ -11,8 +11,8 @@ from support.exactness import compress_half
 from torch import nn
 
 import fx_oto
+from fx_oto.core.differences import relative_error
 from fx_oto.nn.modes import IN_PLACE
-from fx_oto.passes.verification import relative_error
 
 
 class Written(nn.Module):

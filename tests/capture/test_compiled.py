@@ -8,7 +8,7 @@ from support.exactness import randomise
 from torch import nn
 
 import fx_oto
-from fx_oto.passes.verification import relative_error
+from fx_oto.core.differences import relative_error
 
 
 def network():

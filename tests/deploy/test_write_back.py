@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import fx_oto
-from fx_oto.passes.verification import relative_error
+from fx_oto.core.differences import relative_error
 
 TOKENS = torch.randn(2, 6, 16, dtype=torch.float64)
 

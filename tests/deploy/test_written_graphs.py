@@ -13,7 +13,7 @@ from support.exactness import randomise
 from torch import nn
 
 import fx_oto
-from fx_oto.passes.verification import relative_error
+from fx_oto.core.differences import relative_error
 
 TOKENS = torch.randn(2, 6, 12, dtype=torch.float64)
 WIDTH = 16

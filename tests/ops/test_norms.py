@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import fx_oto
+from fx_oto.core.differences import relative_error
 from fx_oto.nn import norms
-from fx_oto.passes.verification import relative_error
 
 
 class Spelled(nn.Module):

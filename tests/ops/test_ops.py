@@ -9,7 +9,7 @@ from support.exactness import compress_half, randomise, to_double
 from torch import nn
 
 import fx_oto
-from fx_oto.passes.verification import relative_error
+from fx_oto.core.differences import relative_error
 
 
 class Net(nn.Module):

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fx_oto
 from fx_oto.analysis.tape import FUSED, Tape
-from fx_oto.passes.verification import relative_error
+from fx_oto.core.differences import relative_error
 
 TOKENS = torch.randn(4, 6, 5)
 HIDDEN = 8

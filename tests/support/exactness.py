@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 import fx_oto
 import fx_oto.testing
 from fx_oto.core.context import ExampleInputs
-from fx_oto.passes.verification import relative_error
+from fx_oto.core.differences import relative_error
 from support.seen import apart, is_random, never_drop, see, tensors_in
 from support.sizes import Sized, beside, fresh, rebatched, resized, takes, tensors_of
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 import fx_oto
 from fx_oto.core.context import ExampleInputs
-from fx_oto.passes.verification import relative_error
+from fx_oto.core.differences import relative_error
 
 RARE = 1e-300  # a probability that never happens, of a dropout that is still there
 

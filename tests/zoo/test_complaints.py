@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils._pytree import register_pytree_node
 
 import fx_oto
-from fx_oto.passes.verification import relative_error
+from fx_oto.core.differences import relative_error
 
 TOKENS, WIDTH = 9, 16
 
@@ -470,10 +470,7 @@ CASES = {
 
 RULES = "ignore:no rule is known:fx_oto.FxOtoWarning"
 # What is not solved yet, and why. A case that starts to pass fails here, so that its line is taken out.
-OPEN = {
-    "conditional convolution": "in a grouped convolution, weights that are computed for each image have no rule",
-}
-AGAIN = dict(OPEN)
+OPEN: dict[str, str] = {}
 
 
 def cases(unsolved):
@@ -491,7 +488,7 @@ def test_exact_and_not_frozen_away(name):
 
 
 @pytest.mark.filterwarnings(RULES)
-@pytest.mark.parametrize("name", cases(AGAIN))
+@pytest.mark.parametrize("name", cases(OPEN))
 def test_a_second_round_finds_what_the_first_has_left(name):
     build, inputs, _ = CASES[name]
     first = compress_half(build(), inputs)
