@@ -51,12 +51,13 @@ class Boundaries:
         """All of it, but scores of the tokens of a vocabulary: tokens go on both sides, or on none."""
         layers = {layer.dims: layer.labels for layer in self._p.layers(value)}
         for dim, size in enumerate(value.shape):
-            if (tokens := self._p.vocabularies.of_length(size)) is None:
-                continue
-            if (scores := layers.pop((dim,), None)) is None:
-                self._p.freeze(tokens, "an output holds as many numbers, of which none can go")
-            else:
-                self._p.unite(scores.reshape(-1), tokens)
+            vocabularies = self._p.vocabularies.of_length(size)  # which of several is scored, nothing tells
+            scores = layers.pop((dim,), None) if vocabularies else None
+            for tokens in vocabularies:
+                if scores is None:
+                    self._p.freeze(tokens, "an output holds as many numbers, of which none can go")
+                else:
+                    self._p.unite(scores.reshape(-1), tokens)
         for labels in layers.values():
             self._p.freeze(labels, "it is part of the model's output")
 

@@ -77,9 +77,9 @@ class Vocabularies:
         tokens = {token for token in tokens if lengths[token] == longest}
         return cls(kept, {key: token for key, token in found.items() if token in tokens})
 
-    def of_length(self, size: int) -> Tensor | None:
-        """The atoms of a vocabulary of so many tokens."""
-        return next((rows for rows in self.rows.values() if len(rows) == size), None)
+    def of_length(self, size: int) -> list[Tensor]:
+        """The atoms of the vocabularies of so many tokens."""
+        return [rows for rows in self.rows.values() if len(rows) == size]
 
 
 def _integers(gm: GraphModule, tape: Tape) -> Iterator[tuple[TokenInput, Tensor]]:

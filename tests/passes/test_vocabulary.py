@@ -267,6 +267,27 @@ def test_positions_are_no_tokens():
     assert small.get_submodule("embed").num_embeddings == TOKENS // 2
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_two_vocabularies_of_one_length_go_together(tied):
+    """A translator: which of the two the scores are of, nothing tells."""
+
+    class Translates(Model):
+        def __init__(self):
+            super().__init__()
+            self.other = nn.Embedding(TOKENS, WIDTH)
+            if tied:
+                self.head.weight = self.other.weight
+
+        def forward(self, tokens, others):
+            return self.head(self.features(tokens).mean(1, keepdim=True) * self.other(others))
+
+    model, inputs = Translates(), (ids(2, 5), ids(2, 4, seed=1))
+    small, kept = cut(model, inputs)
+    assert torch.equal(fx_oto.Context.of(small).kept["other.weight", 0][0], kept)
+    new = [torch.randint(0, len(kept), (3, length)) for length in (6, 7)]
+    torch.testing.assert_close(small(*new), model(*(kept[one] for one in new))[..., kept], rtol=1e-4, atol=1e-5)
+
+
 def test_a_square_table_is_kept_whole():
     class Square(nn.Module):
         def __init__(self):
