@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from fx_oto.core.fx_utils import op_name, source_line
 from fx_oto.ops.editor import Editor
-from fx_oto.ops.reshape.mixing import entries_of
+from fx_oto.ops.reshape.mixing import entries_of, spelled_out
 
 __all__ = [
     "check_sizes",
@@ -164,20 +164,23 @@ def _created(edit: Editor, node: Node, source: Node) -> set[int]:
 def check_sizes(edit: Editor, node: Node) -> None:
     """Let the graph check that a reshape keeps channels together.
 
-    If they are last, that they still are, all of them; else that what is behind them is as large as in the capture.
+    What is behind them must be as large as in the capture; before channels that are last, what code spells out, and
+    they must be last still.
     """
     source: Any = node.args[0]
     shape, kept = edit.shape(source), edit.cut(source)
     cut, where = min(kept, default=len(shape)), source_line(node)
-    if cut == len(shape) - 1:
-        text = f"the last dimension of {source.name} stays as it is in the reshape at {where}"
-        with edit.graph.inserting_before(node.next):
-            before, after = (edit.graph.call_method("size", (one, -1)) for one in (source, node))
-            _check(edit, before, after, len(kept[cut]), text)
-    for dim in range(cut + 1, len(shape)):
+    is_last = cut == len(shape) - 1
+    spelled = [cut - 1] if is_last and cut and shape[cut - 1] in spelled_out(node, 2) else range(cut + 1, len(shape))
+    for dim in spelled:
         text = f"dimension {dim} of {source.name} was {shape[dim]}, which the code at {where} spells out"
         with edit.graph.inserting_before(node):
             _check(edit, edit.graph.call_method("size", (source, dim)), shape[dim], shape[dim], text)
+    if is_last:
+        text = f"the last dimension of {source.name} stays the last in the reshape at {where}"
+        with edit.graph.inserting_before(node.next):
+            before, after = (edit.graph.call_method("size", (one, -1)) for one in (source, node))
+            _check(edit, before, after, len(kept[cut]), text)
 
 
 def _check(edit: Editor, size: Node, other: Node | int, value: int, text: str) -> None:

@@ -27,25 +27,28 @@ def view(call: OpCall, p: Propagation) -> None:
     _keep_mixed(p, source, call.out)
     for layer in p.layers(source):
         moves = cut_moves(call, p, layer)
-        if moves is not False and _can_be_checked(p, source, call.out, layer):
+        told = _is_spelled_out(p, source, layer) if moves else _stays_last(source, call.out, layer)
+        if moves is not False and told and layer.labels.numel() == source.size(layer.dims[0]) and p.can_adjust("sizes"):
             p.adjust("sizes", layer.labels.reshape(-1))
         elif moves:
             p.freeze(layer.labels, _MIXED)
     follow(call, p, source, lambda labels: [reshape(labels, source.shape, call.out.shape)])
 
 
-def _can_be_checked(p: Propagation, source: Tensor, out: Tensor, layer: Layer) -> bool:
-    """Return whether slicing can check that the channels stay together.
+def _is_spelled_out(p: Propagation, source: Tensor, layer: Layer) -> bool:
+    """Return whether code spells out the number of elements from the channels on, so that slicing can check it.
 
-    Of those that are last, and are so still, as where ``(B, 49, C)`` becomes ``(B, H, W, -1)``, that they are as many.
-    Of others, that there are as many elements from the channels on as code spells out.
+    Of channels that are last, how many are before them, as where ``(B, 49, C)`` becomes ``(B, 7, 7, -1)``.
     """
     dim = layer.dims[0]
-    if dim == source.ndim - 1:
-        told = source.size(dim) == out.size(-1)
-    else:
-        told = math.prod(source.shape[dim:]) in spelled_out(p.fx_node)
-    return told and layer.labels.numel() == source.size(dim) and p.can_adjust("sizes")
+    if 0 < dim == source.ndim - 1:
+        return source.size(dim - 1) in spelled_out(p.fx_node, 2)
+    return math.prod(source.shape[dim:]) in spelled_out(p.fx_node)
+
+
+def _stays_last(source: Tensor, out: Tensor, layer: Layer) -> bool:
+    """Return whether channels are last before and after, so that slicing can check that they are as many."""
+    return layer.dims[0] == source.ndim - 1 and source.size(-1) == out.size(-1)
 
 
 def _keep_mixed(p: Propagation, source: Tensor, out: Tensor) -> None:
