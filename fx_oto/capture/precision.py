@@ -84,12 +84,11 @@ def _once(cast: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
     def one(tensor: Tensor) -> Tensor:
         if id(tensor) not in known:
-            made = tensor
-            if isinstance(tensor, nn.Parameter):
-                scalar = cast(tensor.new_empty(()))
-                made = nn.Parameter(scalar.expand(tensor.shape), requires_grad=tensor.requires_grad)
-            known[id(tensor)] = made if isinstance(tensor, nn.Parameter) else cast(tensor)
+            known[id(tensor)] = without_memory(tensor) if isinstance(tensor, nn.Parameter) else cast(tensor)
         return known[id(tensor)]
+
+    def without_memory(parameter: nn.Parameter) -> nn.Parameter:
+        return nn.Parameter(cast(parameter.new_empty(())).expand(parameter.shape), parameter.requires_grad)
 
     return one
 
@@ -102,22 +101,28 @@ def _names(graph: Graph, dtype: torch.dtype) -> bool:
 
 
 def _places(mine: Graph, theirs: Graph) -> dict[tuple[Node, _Path], tuple[Node, str]]:
-    """Where the other capture has another type or limit, and of which node's value it is; empty if more differs."""
+    """Where the other capture has another type or limit, and of which node's value it is; empty if more differs.
+
+    Of the values that have those types in the two captures it is one that the node reads, else the nearest before it.
+    """
     left, right = list(mine.nodes), list(theirs.nodes)
     twins = dict(zip(left, right, strict=False))
     found: dict[tuple[Node, _Path], tuple[Node, str]] = {}
+    latest: dict[Any, Node] = {}  # the nearest value before a node, by its types in the two captures
     for node, twin in twins.items():
         if len(left) != len(right) or (node.op, node.target) != (twin.op, twin.target):
             return {}
         for path, one, other in _leaves((node.args, dict(node.kwargs)), (twin.args, dict(twin.kwargs)), ()):
             if isinstance(one, Node) and twins.get(one) is other:
                 continue
-            types = _types(one, other)
-            source = None if types is None else _source(node, twins, types[:2])
-            if source is not None and types is not None:
-                found[node, path] = source, types[2]
-            elif isinstance(one, Node) or isinstance(other, Node) or (one != other and type(one) is not float):
+            if (types := _types(one, other)) is not None:
+                own = {_types_of(read, twins): read for read in reversed(node.all_input_nodes)}
+                if (source := (latest | own).get(types[:2])) is not None:
+                    found[node, path] = source, types[2]
+                    continue
+            if isinstance(one, Node) or isinstance(other, Node) or (one != other and type(one) is not float):
                 return {}
+        latest[_types_of(node, twins)] = node
     return found
 
 
@@ -134,15 +139,10 @@ def _types(one: Any, other: Any) -> tuple[torch.dtype, torch.dtype, str] | None:
     return None
 
 
-def _source(node: Node, twins: dict[Node, Node], types: tuple[torch.dtype, ...]) -> Node | None:
-    """The nearest value before a node that has these types in the two captures: first of those that it reads."""
-
-    def fits(one: Node) -> bool:
-        values = one.meta.get("val"), twins[one].meta.get("val")
-        return tuple(value.dtype for value in values if isinstance(value, Tensor)) == types
-
-    before = [one for one in twins if one < node]
-    return next((one for one in (*node.all_input_nodes, *reversed(before)) if fits(one)), None)
+def _types_of(node: Node, twins: dict[Node, Node]) -> Any:
+    """The type of a node's value in each capture; None of what is no tensor."""
+    values = node.meta.get("val"), twins[node].meta.get("val")
+    return tuple(value.dtype if isinstance(value, Tensor) else None for value in values)
 
 
 def _leaves(one: Any, other: Any, path: _Path) -> Iterator[tuple[_Path, Any, Any]]:

@@ -310,7 +310,7 @@ def _entry(node: Node, twin: Node, path: tuple[Any, ...]) -> Any:
     source: Any = node.args[0]
     if not isinstance(source.meta.get("val"), Tensor):
         return _OPEN
-    mine, theirs = (_entries(one.args[1], source.meta["val"].ndim) for one in (node, twin))
+    mine, theirs = (entries_of(one.args[1], source.meta["val"].ndim) for one in (node, twin))
     place = path[1] if isinstance(node.args[1], tuple) else 0
     given: Any = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
     if Ellipsis in given[:place]:
@@ -319,14 +319,6 @@ def _entry(node: Node, twin: Node, path: tuple[Any, ...]) -> Any:
     if isinstance(there, slice) and path[-1] in ("start", "stop", "step"):
         there = getattr(there, path[-1])
     return there if type(there) is int else _OPEN
-
-
-def _entries(given: Any, ndim: int) -> list[Any]:
-    entries = list(given) if isinstance(given, tuple) else [given]
-    if Ellipsis in entries:
-        at = entries.index(Ellipsis)
-        entries[at : at + 1] = [slice(None)] * (ndim - sum(entry is not None for entry in entries) + 1)
-    return entries
 
 
 def _fit(expected: Any, found: Any, values: bool) -> bool:

@@ -116,10 +116,12 @@ def signalled(times: int = 150) -> int:
     """Prepare a model and press Ctrl-C meanwhile, at moments spread over the work; how often it was interrupted."""
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3)), torch.randn(2, 6)
+    durations = []
     for _ in range(5):
         start = time.perf_counter()
         fx_oto.prepare(net, x)
-        took = time.perf_counter() - start
+        durations.append(time.perf_counter() - start)
+    took = min(durations)  # what takes longer, as on a busy machine, is interrupted all the same
     before, model, interrupted = settings(), inside_of(net), 0
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is started without it
     signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))

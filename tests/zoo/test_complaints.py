@@ -469,26 +469,17 @@ CASES = {
 }
 
 RULES = "ignore:no rule is known:fx_oto.FxOtoWarning"
-# What is not solved yet, and why. A case that starts to pass fails here, so that its line is taken out.
-OPEN: dict[str, str] = {}
-
-
-def cases(unsolved):
-    return [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=unsolved[name]) if name in unsolved else ())
-        for name in CASES
-    ]
 
 
 @pytest.mark.filterwarnings(RULES)
-@pytest.mark.parametrize("name", cases(OPEN))
+@pytest.mark.parametrize("name", CASES)
 def test_exact_and_not_frozen_away(name):
     build, inputs, limit = CASES[name]
     assert compress_half(build(), inputs).params_left <= limit
 
 
 @pytest.mark.filterwarnings(RULES)
-@pytest.mark.parametrize("name", cases(OPEN))
+@pytest.mark.parametrize("name", CASES)
 def test_a_second_round_finds_what_the_first_has_left(name):
     build, inputs, _ = CASES[name]
     first = compress_half(build(), inputs)
