@@ -9,9 +9,10 @@ from torch import nn
 from torch.fx import GraphModule
 
 from fx_oto.analysis.engine import Attention
-from fx_oto.capture import trace
+from fx_oto.capture import Parts, trace, unwrapped
 from fx_oto.core.context import Context
 from fx_oto.core.errors import MissingResultError, SettingsError
+from fx_oto.core.parts import with_all_parameters
 from fx_oto.core.patterns import patterns_in
 from fx_oto.core.records import PassRecord
 from fx_oto.core.warn import warn
@@ -72,7 +73,7 @@ def default_pipeline(
     )
 
 
-def prepare(
+def prepare(  # noqa: PLR0913 - options are keyword arguments
     model: nn.Module,
     example_inputs: Any = None,
     *,
@@ -81,6 +82,7 @@ def prepare(
     attention: Attention = "heads",
     prune_vocabulary: bool = False,
     keep_tokens: Iterable[int] = (),
+    parts: Parts = (),
     on_pass: Callable[[PassRecord], object] | None = None,
 ) -> GraphModule:
     """Trace a model, find its zero-invariant groups and insert their masks.
@@ -98,10 +100,16 @@ def prepare(
             ``Context.of(small).kept["name of the embedding", 0]`` holds the ids that are left. Positions and token
             types, which are looked up in shorter tables, stay.
         keep_tokens: ids of those that stay in any case, such as the special ones.
+        parts: names of submodules that are captured one by one in the place of the whole model, such as ``("backbone",
+            "rpn.head")`` of a detector, whose other code takes lists of images and chooses boxes. The model is run on
+            the example inputs in both training modes to see what it gives to them. What they take and return stays
+            whole, but for what the parts in a tuple hand to each other: ``(("backbone", "head"),)`` says that nothing
+            else reads that. Train the model itself; the graph takes what the parts do, and
+            ``compress(gm, into=model)`` returns the whole model.
         on_pass: called with the ``PassRecord`` of each pass of the default pipeline after it, such as ``print``.
 
     Returns:
-        A GraphModule that behaves as the model in both training modes.
+        A GraphModule that behaves as the model in both training modes, or as its parts.
 
     Raises:
         MissingResultError: there are no example inputs, and the model was not traced by ``fx_oto.trace``.
@@ -125,18 +133,19 @@ def prepare(
             )
         gm = trace(model, Context.of(model).inputs)
     else:
-        gm = trace(model, example_inputs)
-    if passes is None:
-        tokens: Any = {"prune_vocabulary": prune_vocabulary, "keep_tokens": keep_tokens}
-        return default_pipeline(unprunable, attention, on_pass, **tokens).run(gm)
+        gm = trace(model, example_inputs, parts=parts)
     ignored = {"unprunable": bool(unprunable), "attention": attention != "heads", "on_pass": on_pass is not None}
     ignored |= {"prune_vocabulary": prune_vocabulary, "keep_tokens": bool(keep_tokens)}
-    if any(ignored.values()):
+    if passes is None:
+        tokens: Any = {"prune_vocabulary": prune_vocabulary, "keep_tokens": keep_tokens}
+        passes = default_pipeline(unprunable, attention, on_pass, **tokens)
+    elif any(ignored.values()):
         raise SettingsError(
             f"{', '.join(name for name, given in ignored.items() if given)} cannot be used with passes=…: they are "
             "options of fx_oto.default_pipeline, of which such a pipeline can be made"
         )
-    return passes.run(gm)
+    gm = passes.run(gm)
+    return with_all_parameters(gm, unwrapped(model)) if parts else gm
 
 
 @overload

@@ -15,13 +15,14 @@ from fx_oto.analysis.recording import fake_run, misfit
 from fx_oto.analysis.tape import Tape
 from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.attempt import Attempt, FixedByValuesError, analysed_tape
+from fx_oto.capture.parts import Parts, parts_of
 from fx_oto.capture.refusals import NotCapturedError, NotHashedError, RandomError
 from fx_oto.capture.sheet import Options
 from fx_oto.capture.statements import statement_at
 from fx_oto.capture.subject import Subject
 from fx_oto.capture.whole import LeafTracer
 from fx_oto.core.context import Capture, Context, ExampleInputs, Untraced
-from fx_oto.core.errors import InputError, TraceError
+from fx_oto.core.errors import InputError, SettingsError, TraceError
 from fx_oto.core.fx_utils import (
     check_whole,
     graph_copy,
@@ -34,14 +35,15 @@ from fx_oto.core.fx_utils import (
 from fx_oto.core.interrupts import interrupts_held
 from fx_oto.core.masks import MASKS, drop_masks
 from fx_oto.core.original import Original
+from fx_oto.core.parts import plan_of
 from fx_oto.core.preserve import Dice, unchanged, uncollected, uncompiled, unwritten, without_autocast
 from fx_oto.core.records import PassRecord
 from fx_oto.core.warn import warn
 
-__all__ = ["LeafTracer", "analysed_tape", "trace", "unwrapped"]
+__all__ = ["LeafTracer", "Parts", "analysed_tape", "trace", "unwrapped"]
 
 
-def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
+def trace(model: nn.Module, example_inputs: Any, *, parts: Parts = ()) -> GraphModule:
     """Capture a model as a GraphModule that shares its parameters, buffers and leaf modules.
 
     The model is run once, on fake tensors and on numbers that remember where they come from, and what it calls is
@@ -58,6 +60,7 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or
             ``(args, kwargs)``. Only their shapes, types and structure matter here; sizes of 1 are captured larger where
             the model allows.
+        parts: names of submodules to capture in the place of the whole model: see ``prepare``.
 
     Returns:
         A GraphModule with each node's fake value in ``node.meta["val"]``.
@@ -65,6 +68,7 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
     Raises:
         TraceError: the model's Python code cannot be captured; names the source line.
         InputError: the model does not run on the example inputs.
+        SettingsError: there is no part of a given name.
 
     Example:
         >>> import torch, fx_oto
@@ -75,6 +79,10 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
     inputs = ExampleInputs.of(example_inputs)
     model = unwrapped(model)
     _check(model)
+    if parts:
+        if isinstance(model, GraphModule):
+            raise SettingsError("parts are those of a model with code of its own: a GraphModule is captured already")
+        model, inputs = parts_of(model, inputs, parts)
     records: tuple[PassRecord, ...] = ()
     if isinstance(model, GraphModule):
         gm = _without_masks(graph_copy(model))
@@ -84,7 +92,8 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
         with one_at_a_time, interrupts_held(), quiet_fakes(), uncollected(), uncompiled(), without_autocast():
             gm, capture, tape = _capture(model, inputs.copied())  # its code may write into them
     kept = Context.of(model).kept if "fx_oto" in getattr(model, "meta", {}) else {}
-    context = Context(inputs, capture, records=records, original=Original.of(model), kept=kept)
+    plan = Context.of(model).parts if "fx_oto" in getattr(model, "meta", {}) else plan_of(model)
+    context = Context(inputs, capture, records=records, original=Original.of(model), kept=kept, parts=plan)
     context = context.provide(tape).provide(Untraced.of(model, gm))
     return context.attach(gm)
 

@@ -17,7 +17,7 @@ from fx_oto.capture.numbers import Origin
 from fx_oto.capture.recorder import Recorder
 from fx_oto.capture.refusals import ON_VALUES
 from fx_oto.core.errors import TraceError
-from fx_oto.core.fx_utils import op_name
+from fx_oto.core.fx_utils import last_node, op_name
 
 __all__ = ["ANSWERS", "property_of_tensor"]
 
@@ -178,7 +178,7 @@ class _NoHandle:
 def property_of_tensor(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """What a property of a tensor returns, as a node that reads it."""
     name = name_of(func)
-    last = next(reversed(run.graph.nodes), None)
+    last = last_node(run.graph)
     node = run.create("call_function", getattr, (run.node_of_tensor(args[0]), name))
     return run.compute_node(node, args, {}, lambda a, _: a[0].detach() if name == "data" else getattr(a[0], name), last)
 

@@ -6,7 +6,6 @@ Where slicing may have to rewrite what is inside, and autograd computes the same
 from __future__ import annotations
 
 import functools
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,6 @@ from fx_oto.nn.modules import is_torchs
 
 __all__ = ["as_function", "custom_functions"]
 
-_APPLY = Function.apply.__func__.__code__  # type: ignore[attr-defined]
 _CHECKPOINT = "torch.utils.checkpoint"
 
 
@@ -37,7 +35,7 @@ def as_function(custom: type) -> Callable[..., Any]:
     return apply
 
 
-def _subclasses(kind: Any) -> Iterator[type]:
+def _subclasses(kind: Any) -> Iterator[Any]:
     for one in kind.__subclasses__():
         yield one
         yield from _subclasses(one)
@@ -47,34 +45,41 @@ def _subclasses(kind: Any) -> Iterator[type]:
 def custom_functions(run: Recorder) -> Iterator[None]:
     """Let a run see the functions that this thread applies: each class's ``forward`` tells it, whatever the alias."""
     mine = threading.get_ident()
-    before: list[tuple[type, Any]] = []
-    for kind in list(_subclasses(Function)):
-        checkpoint = kind.__module__ == _CHECKPOINT
-        if "forward" in vars(kind) and (checkpoint or not is_torchs(kind)):
-            before.append((kind, vars(kind)["forward"]))
+    # Each class has its own while the run lasts, those that inherit it too: torch calls it without saying for which.
+    found = [(kind, kind.forward) for kind in _subclasses(Function) if _is_users(kind)]
+    before = [(kind, vars(kind).get("forward")) for kind, _ in found]
     try:
-        for kind, forward in before:
+        for kind, forward in found:
             seen = _checkpointed if kind.__module__ == _CHECKPOINT else _seen
-            kind.forward = staticmethod(seen(run, mine, kind, forward.__get__(None, kind)))  # type: ignore[attr-defined]
+            kind.forward = staticmethod(seen(run, mine, kind, forward))
         yield
     finally:
-        for kind, forward in before:
-            kind.forward = forward  # type: ignore[attr-defined]
+        for kind, own in before:
+            if own is None:
+                del kind.forward
+            else:
+                kind.forward = own
 
 
-def _seen(run: Recorder, thread: int, kind: type, forward: Callable[..., Any]) -> Callable[..., Any]:
+def _is_users(kind: Any) -> bool:
+    return kind.forward is not Function.forward and (kind.__module__ == _CHECKPOINT or not is_torchs(kind))
+
+
+def _seen(run: Recorder, thread: int, kind: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
+    has_context = kind.setup_context is Function.setup_context
+
     @functools.wraps(forward)
     def tell(*given: Any) -> Any:
         if threading.get_ident() != thread or run.depth or run.is_over:
             return forward(*given)
-        frame: Any = sys._getframe(1)
-        while frame is not None and frame.f_code is not _APPLY:
-            frame = frame.f_back
-        applied: Any = kind if frame is None else frame.f_locals["cls"]
-        lead = given[: int(applied.setup_context is Function.setup_context)]  # the context, or nothing
+        lead = given[: int(has_context)]
         args = given[len(lead) :]
+        applied = type(lead[0])._forward_cls if lead else kind
+        inherits = any(one is not kind and issubclass(one, kind) for one in run.applying)
+        if applied.forward is not tell or (inherits and not lead):  # called by what inherits it, by name
+            return forward(*given)
         if _may_be_seen(run, Applied(without_memory(run.fakes.faked(args)), applied, forward, run.gets_gradient)):
-            return run.learning(lambda: forward(*given))
+            return run.learning(lambda: forward(*given), applied)
         return run.call_custom(as_function(applied), args, lambda args, _: forward(*lead, *args))
 
     return tell
@@ -90,7 +95,7 @@ def _may_be_seen(run: Recorder, application: Applied) -> bool:
     return known[form]
 
 
-def _checkpointed(run: Recorder, thread: int, kind: type, forward: Callable[..., Any]) -> Callable[..., Any]:
+def _checkpointed(run: Recorder, thread: int, kind: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
     """Reentrant checkpointing: what is inside becomes part of the graph, which keeps its activations."""
 
     @functools.wraps(forward)
@@ -100,6 +105,6 @@ def _checkpointed(run: Recorder, thread: int, kind: type, forward: Callable[...,
         note = "torch.utils.checkpoint is left out of the graph, which keeps all activations: train the model itself"
         if note not in run.notes:
             run.notes.append(note)
-        return run.learning(lambda: function(*args))
+        return run.learning(lambda: function(*args), kind)
 
     return inside

@@ -15,6 +15,7 @@ from fx_oto.capture.recorder import Recorder
 from fx_oto.capture.statements import StatementCall, forward_without
 from fx_oto.capture.whole import MethodCall, Part, WrappedFunction
 from fx_oto.core.errors import TraceError
+from fx_oto.core.fx_utils import last_node
 
 __all__ = ["opaque_calls"]
 
@@ -41,7 +42,7 @@ def opaque_calls(run: Recorder) -> Iterator[None]:
 def _call_wrapped(run: Recorder, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """A function that is marked with ``torch.fx.wrap`` is called, as a whole."""
     with run.unseen():
-        last = next(reversed(run.graph.nodes), None)
+        last = last_node(run.graph)
         run.is_plain = False
         node = run.create("call_function", function, run.nodes(tuple(args)), run.nodes(dict(kwargs)))
         node.meta["is_wrapped"] = True
@@ -66,7 +67,7 @@ def _call_statement(run: Recorder, line: int, values: dict[str, Any]) -> Any:
 
 
 def _call_opaque(run: Recorder, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    last = next(reversed(run.graph.nodes), None)
+    last = last_node(run.graph)
     node = run.create("call_module", name, run.nodes(args), run.nodes(kwargs))
 
     def compute(given: Any, named: Any) -> Any:

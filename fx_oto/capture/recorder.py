@@ -16,6 +16,7 @@ from fx_oto.capture.numbers import Float, Int
 from fx_oto.capture.refusals import ON_VALUES
 from fx_oto.capture.whole import GradientHook, bound_in
 from fx_oto.core.errors import TraceError
+from fx_oto.core.fx_utils import last_node
 from fx_oto.nn.norms import WholeNorms
 from fx_oto.nn.recurrence import WholeRecurrence
 
@@ -28,11 +29,15 @@ class Recorder(Handing):
     Args:
         training: the mode.
         *args: see ``Sheet``.
+
+    Attributes:
+        applying: the ``torch.autograd.Function`` classes whose code is becoming part of the graph, outermost first.
     """
 
     def __init__(self, training: bool, *args: Any) -> None:
         super().__init__(*args)
         self.training = training
+        self.applying: list[Any] = []
         self.learns_now = True
         self._whole = (WholeRecurrence(self.fakes.whole), WholeNorms(self.fakes.whole))
         self._autocast = autocast()
@@ -62,7 +67,7 @@ class Recorder(Handing):
             raise TraceError(f"code sets {name[4:]!r} of a tensor, which a graph does not")
         op, target, order = target_of(func, name)
         given = tuple(reversed(args)) if order else args
-        last = next(reversed(self.graph.nodes), None)
+        last = last_node(self.graph)
         given, named = tuple(map(with_dtypes, given)), {key: with_dtypes(one) for key, one in kwargs.items()}
         node = self.create(op, target, self.nodes(given), self.nodes(named))
         return self.compute_node(node, args, kwargs, partial(self.called, func), last)
@@ -81,18 +86,20 @@ class Recorder(Handing):
         finally:
             self.depth = depth
 
-    def learning(self, compute: Callable[[], Any]) -> Any:
+    def learning(self, compute: Callable[[], Any], custom: Any) -> Any:
         """Let what a ``torch.autograd.Function`` calls become part of the graph: torch calls it without gradients."""
         learns, self.is_plain = self.learns_now, False
+        self.applying.append(custom)
         try:
             with torch.set_grad_enabled(learns):
                 return compute()
         finally:
+            self.applying.pop()
             self.learns_now = learns  # torch has switched gradients off again
 
     def call_custom(self, function: Callable[..., Any], args: Any, compute: Callable[[Any, Any], Any]) -> Any:
         """A ``torch.autograd.Function`` is applied: as a node of the graph it keeps its own backward."""
-        last = next(reversed(self.graph.nodes), None)
+        last = last_node(self.graph)
         self.is_plain = False
         node = self.create("call_function", function, self.nodes(tuple(args)))
         node.meta["is_wrapped"] = True

@@ -45,7 +45,7 @@ from fx_oto.capture.whole import (
     parts_in,
 )
 from fx_oto.core.errors import TraceError
-from fx_oto.core.fx_utils import raised_at
+from fx_oto.core.fx_utils import last_node, raised_at
 from fx_oto.core.preserve import Dice, evaluating, forget_parameters, without_backward_hooks
 from fx_oto.nn.leaves import LeafOp, leaf_of
 from fx_oto.nn.modules import is_torchs
@@ -187,7 +187,7 @@ class CaptureRun(Recorder):
         self.is_at_output = False
         assigned.write(self)
         self.graph.output(output)
-        node = next(reversed(self.graph.nodes))
+        node = last_node(self.graph)
         node.meta["val"] = torch.fx.node.map_arg(output, lambda one: one.meta["val"])
         self.drop_unread_numbers()
         self.graph._tracer_cls = LeafTracer
@@ -255,7 +255,7 @@ class CaptureRun(Recorder):
             self.fakes.note_literal(func, args)
             func = _COPYING.get(func, func)
             args, kwargs = self.fakes.faked(tuple(args)), self.fakes.faked(dict(kwargs))
-            last = next(reversed(self.graph.nodes), None)
+            last = last_node(self.graph)
             self.is_plain = False
             node = self.create("call_function", func, self.nodes(args), self.nodes(kwargs))
             return without_memory(self.compute_node(node, args, kwargs, lambda a, k: self.fakes.call(func, a, k), last))
@@ -283,7 +283,7 @@ class CaptureRun(Recorder):
                 return module._call_impl(*given, **named)
             return self.fakes.leaf(*LeafOp.of(module, given, named), lambda: module._call_impl(*given, **named))
 
-        last = next(reversed(self.graph.nodes), None)
+        last = last_node(self.graph)
         node = self.create("call_module", name, self.nodes(tuple(args)), self.nodes(dict(kwargs)))
         if opaque:
             self.is_plain = False

@@ -19,12 +19,13 @@ from fx_oto.analysis.recording import Recording
 from fx_oto.capture.numbers import Origin
 from fx_oto.capture.subject import Subject
 from fx_oto.capture.whole import Part, WrappedFunction
+from fx_oto.core import parts
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.fx_utils import tensor_names
 
 __all__ = ["Item", "Options", "Sheet"]
 
-_NOT_USERS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
+_NOT_USERS = (*(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__)), parts.__file__)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from fx_oto.core.errors import InputError, MissingResultError
 from fx_oto.core.fx_utils import tensor_leaves
 from fx_oto.core.layouts import by_way_of_dense
 from fx_oto.core.original import Original
+from fx_oto.core.parts import PartPlan
 from fx_oto.core.records import PassRecord
 
 __all__ = ["Capture", "Context", "ExampleInputs", "InputSize", "Untraced", "inputs_now"]
@@ -174,6 +175,7 @@ class Context:
         original: the model that was captured, by which the compact one is verified.
         kept: by tensor name and dimension, of each axis that lost indices in any round of compression those that are
             kept, as the very first model counts them, int64, ascending, shape ``(kept,)``; and its size there.
+        parts: how the parts that ``prepare`` was given are called; None of a whole model.
 
     Example:
         >>> import torch, fx_oto
@@ -190,6 +192,7 @@ class Context:
     dropped: dict[type, str] = field(default_factory=dict)
     original: Original | None = None
     kept: Mapping[tuple[str, int], tuple[Tensor, int]] = field(default_factory=dict)
+    parts: PartPlan | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Context:
         """Share what never changes with the copy: everything but the record of a training that still runs."""

@@ -38,6 +38,7 @@ __all__ = [
     "is_fully_sharded",
     "is_random",
     "is_sharded",
+    "last_node",
     "one_at_a_time",
     "op_name",
     "quiet_fakes",
@@ -69,6 +70,11 @@ _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 # Of this library, what runs a user's code.
 _NOT_USERS = (_TORCH, *(str(Path(__file__).parents[1] / name) for name in ("capture", "analysis", "core", "nn")))
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def last_node(graph: Graph) -> Any:
+    """The node at the end of a graph; None of an empty one."""
+    return next(iter(reversed(graph.nodes)), None)  # before torch 2.11, reversed returns what is no iterator
 
 
 def behind(value: Any) -> set[Node]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 from fx_oto.core.errors import InputError
 from fx_oto.core.fx_utils import is_fully_sharded, is_sharded
 from fx_oto.core.masks import MASKS
+from fx_oto.core.parts import reference_to
 from fx_oto.core.tables import counted
 
 __all__ = ["Original"]
@@ -39,7 +39,7 @@ class Original:
         placed: type and device of its first parameter with floating point.
     """
 
-    reference: weakref.ref[nn.Module] | None
+    reference: Callable[[], nn.Module | None] | None
     names: frozenset[str]
     plain: dict[tuple[str, str], Any]
     own: dict[str, tuple[frozenset[int], bool]]
@@ -51,7 +51,7 @@ class Original:
         modules = dict(model.named_modules())
         own = {path: (frozenset(_hook_keys(module)), "forward" in vars(module)) for path, module in modules.items()}
         names = frozenset(name for name in _all_tensors(model) if not name.startswith(f"{MASKS}."))
-        return cls(weakref.ref(model), names, _plain(modules), own, _placed(model))
+        return cls(reference_to(model), names, _plain(modules), own, _placed(model))
 
     @property
     def model(self) -> nn.Module | None:

@@ -14,6 +14,7 @@ from torch.fx import Node
 from fx_oto.capture.modes import active
 from fx_oto.capture.numbers import Float, Int, Origin
 from fx_oto.capture.whole import is_leaf
+from fx_oto.core.fx_utils import last_node
 from fx_oto.nn.modes import by_mode
 
 __all__ = ["CALL", "Call", "Made", "Value", "calls_of", "watch_calls"]
@@ -102,7 +103,7 @@ class _Watch:
         outer = self.open[-1][0] if self.open else None
         call = Call(path, self.counts[path], outer, _given(self.run, module, args, kwargs), self.run.training)
         self.counts[path] += 1
-        self.open.append((call, next(reversed(self.run.graph.nodes), None)))
+        self.open.append((call, last_node(self.run.graph)))
 
     def leave(self, result: Any) -> None:
         """It returns."""

@@ -21,7 +21,7 @@ from fx_oto.capture.custom import as_function
 from fx_oto.capture.names import AnyNames, is_plain
 from fx_oto.capture.whole import LeafTracer
 from fx_oto.core.errors import FileError
-from fx_oto.core.fx_utils import described
+from fx_oto.core.fx_utils import described, last_node
 from fx_oto.deploy.values import Reader, UnwritableError, a_dict, a_list, a_text, given_names, written
 from fx_oto.deploy.whitelist import attribute_is_known, method_is_known, name_of_function
 from fx_oto.nn.modes import written_in
@@ -95,10 +95,10 @@ def made_graph(nodes: Any, held: nn.Module, reader: Reader, model: nn.Module | N
     reader = dataclasses.replace(reader, nodes=made)
     for entry in a_list(nodes):
         name = _name(a_dict(entry).get("name"))
-        if graph.nodes and next(reversed(graph.nodes)).op == "output":
+        if graph.nodes and last_node(graph).op == "output":
             raise FileError(f"the node {name!r} comes after the output")
         made[name] = _put(graph, name, entry, held, reader, model)
-    if not made or next(reversed(graph.nodes)).op != "output":
+    if not made or last_node(graph).op != "output":
         raise FileError("the graph has no output")
     annotate(graph)
     return graph

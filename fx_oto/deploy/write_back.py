@@ -15,6 +15,7 @@ from fx_oto.core.context import Context
 from fx_oto.core.differences import lowest_tolerance
 from fx_oto.core.errors import InputError, MissingResultError, SlicingError
 from fx_oto.core.fx_utils import source_line
+from fx_oto.core.parts import in_parts, plan_of, whole_again
 from fx_oto.core.preserve import Dice
 from fx_oto.deploy.attributes import Attribute, Attributes, Values, set_attributes
 from fx_oto.deploy.calls import CALL, Call, calls_of, watch_calls
@@ -77,8 +78,11 @@ def write_back(small: GraphModule, model: nn.Module, build: Build | None = None)
     """
     model = unwrapped(model)
     _check(small, model)
+    plan = Context.of(small).parts
     dice = Dice()
     try:
+        if plan is not None:
+            return whole_again(_Writer(small, in_parts(model, plan), build).written(), model)
         return _Writer(small, model, build).written()
     finally:
         dice.put_back()
@@ -151,7 +155,7 @@ class _Plan:
 class _Writer:
     def __init__(self, small: GraphModule, model: nn.Module, build: Build | None) -> None:
         self.small, self.model = small, model
-        self.recipe = recipe_of(model, build)
+        self.recipe = None if plan_of(model) else recipe_of(model, build)  # nothing builds parts alone
         self.inputs = Context.of(small).inputs
         # In half precision, a norm over too few channels would pass for the right one.
         self.wide, self.wide_inputs = small, self.inputs

@@ -19,6 +19,7 @@ from fx_oto.core.errors import InputError, NothingToCompressError, SlicingError
 from fx_oto.core.fx_utils import (
     check_has_numbers,
     clone_module,
+    last_node,
     signature_of,
     tensor_leaves,
     tensor_names,
@@ -100,7 +101,7 @@ class SlicingPlan(Tabular):
         """
         if not self.tokens:
             return outputs
-        cuts = (cut or {} for cut in self.cuts.of_value(next(reversed(gm.graph.nodes)).name))
+        cuts = (cut or {} for cut in self.cuts.of_value(last_node(gm.graph).name))
         return tree_map_only(Tensor, lambda output: self.cuts.apply(output, next(cuts, {})), outputs)
 
     def counted_anew(self, gm: GraphModule, inputs: ExampleInputs) -> ExampleInputs:
