@@ -13,8 +13,8 @@ from torch.fx import Node
 from fx_oto.analysis.fakes import asks_values
 from fx_oto.analysis.recording import laid_out
 from fx_oto.capture.calls import LISTS, without_memory
+from fx_oto.capture.counted import Counting
 from fx_oto.capture.numbers import Float, Int, Origin
-from fx_oto.capture.really import Evaluator
 from fx_oto.capture.seen import SeenList, SeenTuple
 from fx_oto.capture.sheet import Item
 from fx_oto.core.fx_utils import tensor_leaves
@@ -23,7 +23,7 @@ from fx_oto.core.preserve import Dice
 __all__ = ["Handing"]
 
 
-class Handing(Evaluator):
+class Handing(Counting):
     """Computes what the calls of a model return, and hands it to its code."""
 
     def __init__(self, *args: Any) -> None:

@@ -22,7 +22,7 @@ from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import is_random, op_name, tensor_leaves, tensor_names
 from fx_oto.core.preserve import unwritten
 
-__all__ = ["Evaluator"]
+__all__ = ["Evaluator", "behind"]
 
 
 class Evaluator(Writer):
@@ -81,9 +81,13 @@ class Evaluator(Writer):
     def _evaluate(self, node: Node, values: dict[Node, Any], given: dict[str, Any]) -> Any:
         if _is_plain(node):
             return node.meta["val"]
-        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
         if node.op == "placeholder":
             return given.get(str(node.target).lstrip("*"), *node.args)
+        return self.called_on(node, values)
+
+    def called_on(self, node: Node, values: dict[Node, Any]) -> Any:
+        """What a node returns that is no input, given the values of those that it reads."""
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
         if node.op == "get_attr":
             return self.held[str(node.target)]
         if node.op == "call_module":
@@ -95,9 +99,9 @@ class Evaluator(Writer):
     def constant(self, tensor: Tensor) -> Tensor | None:
         """The real content of a tensor that depends on no input but for its sizes."""
         wanted = self.node_of_tensor(tensor)
-        needed = _behind(wanted, lambda node: node.all_input_nodes)
+        needed = behind(wanted, _read_by)
         written = {id(one) for calls in self.calls.values() for call in calls for one in call.written}
-        for node in _behind(wanted, _read_for_numbers):
+        for node in behind(wanted, _read_for_numbers):
             if node.op == "placeholder" or id(node.meta.get("val")) in written or is_random(node):
                 return None
         if not self._can_really():
@@ -119,22 +123,26 @@ class _Refusing(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _behind(wanted: Node, read_by: Callable[[Node], Iterable[Node]]) -> set[Node]:
-    """A node and those before it, up to numbers that are known."""
+def behind(wanted: Node, read_by: Callable[[Node], Iterable[Node]]) -> set[Node]:
+    """A node and those before it that are read, node by node."""
     found, waiting = set[Node](), [wanted]
     while waiting:
         node = waiting.pop()
         if node not in found:
             found.add(node)
-            waiting.extend(() if _is_plain(node) else read_by(node))
+            waiting.extend(read_by(node))
     return found
+
+
+def _read_by(node: Node) -> list[Node]:
+    return [] if _is_plain(node) else node.all_input_nodes  # numbers are known
 
 
 def _read_for_numbers(node: Node) -> list[Node]:
     """The nodes on whose content a node's value depends; of others it may take the form, as ``zeros_like`` does."""
     name = "" if node.op == "call_module" else op_name(node)
     form = node.args[:1] if name in _LIKE else node.args[1:2] if name in ("to", "type_as") else ()
-    return [read for read in node.all_input_nodes if read not in form]
+    return [read for read in _read_by(node) if read not in form]
 
 
 _LIKE = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "new_tensor"}

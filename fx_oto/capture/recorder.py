@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fx_oto.capture.calls import autocast, holds_arrays, is_wrapped_by_functorch, target_of, with_dtypes
 from fx_oto.capture.handing import Handing
-from fx_oto.capture.numbers import Float, Int
+from fx_oto.capture.numbers import Float, Int, Origin
 from fx_oto.capture.refusals import ON_VALUES
 from fx_oto.capture.whole import GradientHook, bound_in
 from fx_oto.core.errors import TraceError
@@ -127,5 +127,8 @@ class Recorder(Handing):
         Raises:
             TraceError: how much that is depends on the values in another.
         """
-        if self.node_of_tensor(tensor) in self.by_values:
+        node = self.node_of_tensor(tensor)
+        if node in self.by_values and self.differs_by_values(
+            self.nodes(self.number(int(tensor.shape[0]), Origin("size", (node, 0))))
+        ):
             raise TraceError(ON_VALUES)

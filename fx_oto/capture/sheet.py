@@ -151,6 +151,10 @@ class Sheet(TorchFunctionMode):
     def number(self, value: Any, origin: Origin) -> Any:
         """A number that remembers its origin."""
 
+    @abstractmethod
+    def differs_by_values(self, node: Node) -> bool:
+        """Whether a number may be another one where tensors hold other numbers."""
+
     def node_of(self, origin: Origin) -> Node:
         """The node that computes a number; made when somebody reads it."""
         if origin.node is None or origin.node._erased:

@@ -124,7 +124,7 @@ class Writer(Sheet):
         node = self.node_of(origin)
         node.meta.setdefault("val", answer)
         node.meta["is_number"] = True
-        if node in self.by_values:
+        if self.differs_by_values(node):
             raise TraceError(ON_VALUES)
         if self.checked.get(self._question(node)) == answer:
             return

@@ -1,0 +1,90 @@
+"""Sizes that depend on the numbers in a tensor: what code asks of them, and whether other numbers change the answer.
+
+Of ``edges[:, mask]`` only the second size depends on the numbers in the mask. Code that asks for the first may go on,
+and so may code that asks whether ``torch.cat([edges[:, mask], loops], 1)`` is empty, where ``loops`` is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.utils._pytree import tree_map_only
+
+from fx_oto.capture.really import Evaluator, behind
+from fx_oto.core.fx_utils import op_name
+
+__all__ = ["Counting"]
+
+_BY_ROWS = ("nonzero", "argwhere")  # of which rows are counted; of other functions, what returns lists
+
+
+class Counting(Evaluator):
+    """Tells answers that hold whatever is counted from those that depend on it."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._others: tuple[dict[Node, Any], ...] = ({}, {})  # nothing was counted, and more than there was
+
+    def differs_by_values(self, node: Node) -> bool:
+        """See ``Sheet.differs_by_values``; what does not run where nothing is counted, or more, may differ."""
+        if node not in self.by_values:
+            return False
+        try:
+            with self._unrecorded():
+                return any(
+                    self._value(node, more, values) != node.meta["val"] for more, values in enumerate(self._others)
+                )
+        except Exception:
+            return True
+
+    @contextmanager
+    def _unrecorded(self) -> Iterator[None]:
+        calls, self.fakes.calls = self.fakes.calls, []
+        self.depth += 1
+        try:
+            yield
+        finally:
+            self.depth -= 1
+            self.fakes.calls = calls
+
+    def _value(self, wanted: Node, more: int, values: dict[Node, Any]) -> Any:
+        def read_by(node: Node) -> list[Node]:
+            return [] if node in values or node not in self.by_values else node.all_input_nodes
+
+        needed = behind(wanted, read_by)
+        for node in self.graph.nodes:
+            if node in needed and node not in values:
+                values[node] = self._counted(node, more, values)
+        return values[wanted]
+
+    def _counted(self, node: Node, more: int, values: dict[Node, Any]) -> Any:
+        if node not in self.by_values:
+            return node.meta["val"]
+        if not node.meta.get("asks_values"):
+            return self.called_on(node, values)
+        last = self.calls[node][-1] if self.calls[node] else None
+        if last is not None and last.func is torch.ops.aten.index.Tensor:
+            source, places = last.args
+            return source[tuple(at for place in places for at in _places(place, more))]
+        return tree_map_only(Tensor, lambda one: _rows(one, op_name(node) in _BY_ROWS, more), node.meta["val"])
+
+
+def _places(place: Any, more: int) -> list[Any]:
+    """What selects as a mask does, but none, or more than there are; shape ``(n,)`` for each dimension of the mask."""
+    if not isinstance(place, Tensor):
+        return [slice(None)]
+    if place.dtype not in (torch.bool, torch.uint8):
+        return [place]
+    count = more * (2 * place.numel() + 1)
+    return [torch.zeros(count, dtype=torch.int64, device=place.device) for _ in place.shape]
+
+
+def _rows(tensor: Tensor, by_rows: bool, more: int) -> Tensor:
+    if tensor.ndim != 1 and not by_rows:
+        raise ValueError("nothing tells which of its sizes depend on numbers")
+    return tensor.new_zeros((more * (2 * len(tensor) + 1), *tensor.shape[1:]))
