@@ -86,13 +86,9 @@ def _seen(run: Recorder, thread: int, kind: Any, forward: Callable[..., Any]) ->
 
 
 def _may_be_seen(run: Recorder, application: Applied) -> bool:
-    """The answer of ``Applied.may_be_seen``, found once for all runs of a model."""
-    known = run.subject.seen_inside
+    sizes = tuple(tuple(tensor.shape) for tensor in run.given_tensors())
     with run.unseen():
-        form = application.form
-        if form not in known:
-            known[form] = application.may_be_seen()
-    return known[form]
+        return run.subject.seen_inside.answer(application, sizes)
 
 
 def _checkpointed(run: Recorder, thread: int, kind: Any, forward: Callable[..., Any]) -> Callable[..., Any]:

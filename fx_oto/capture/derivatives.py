@@ -21,7 +21,7 @@ from fx_oto.capture.modes import without_modes
 from fx_oto.capture.whole import bound_in
 from fx_oto.core.fx_utils import tensor_leaves
 
-__all__ = ["Applied"]
+__all__ = ["Applied", "Judged"]
 
 _NUMBERS = (int, float, str, type(None), torch.device)
 
@@ -49,6 +49,17 @@ class Applied:
             (one.shape, one.dtype, id(one) in self.learns) if isinstance(one, Tensor) else one for one in self.args
         ]
         return (self.custom, *map(repr, forms))
+
+    @property
+    def form_at_any_size(self) -> tuple[Any, ...]:
+        """The form without sizes, and without the numbers that may be made of them."""
+
+        def form(one: Any) -> Any:
+            if isinstance(one, Tensor):
+                return one.dtype, id(one) in self.learns
+            return type(one) if isinstance(one, int | float) and not isinstance(one, bool) else one
+
+        return (self.custom, *(repr(form(one)) for one in self.args))
 
     def may_be_seen(self) -> bool:
         """Return whether autograd would compute the same gradient, and slicing may have to rewrite what is inside.
@@ -97,6 +108,30 @@ class Applied:
             context: Any = FunctionCtx()
             context.needs_input_grad = (False,) * len(self.args)
             yield context
+
+
+class Judged:
+    """The answers of ``Applied.may_be_seen``, found once for all runs of a model."""
+
+    def __init__(self) -> None:
+        self._answers: dict[Any, bool] = {}
+        self._at_any_size: dict[Any, set[bool]] = {}
+        self._example: Any = None
+
+    def answer(self, application: Applied, sizes: tuple[tuple[int, ...], ...]) -> bool:
+        """Whether an application may be seen, in a run on inputs of these sizes; the first run has the example's.
+
+        At other sizes, which may be a thousand times as large, nothing is computed anew that had one answer.
+        """
+        self._example = self._example or sizes
+        form, rough = application.form, application.form_at_any_size
+        if form not in self._answers:
+            known = self._at_any_size.setdefault(rough, set())
+            if sizes != self._example and len(known) == 1:
+                return next(iter(known))
+            self._answers[form] = application.may_be_seen()
+            known.add(self._answers[form])
+        return self._answers[form]
 
 
 # Ordinary numbers; tiny and huge ones, at which a gradient may be cut off; and those at which one may be chosen.

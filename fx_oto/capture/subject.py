@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fx_oto.capture.caches import namespaces_of
+from fx_oto.capture.derivatives import Judged
 from fx_oto.capture.whole import is_leaf
 
 __all__ = ["Subject"]
@@ -27,7 +28,7 @@ class Subject:
         leaves: those that are called as a whole, by ``id``.
         tensors: the name of each tensor that they hold, by ``id``.
         namespaces: where its code finds functions.
-        seen_inside: of each form in which a ``torch.autograd.Function`` is applied, whether it is part of the graph.
+        seen_inside: which ``torch.autograd.Function`` is part of the graph.
         reads_mode: whether its classes read ``training``, be it to compute with, which Python does not tell.
         tells_modes_apart: whether they ask what ``training`` is, as in ``training is True``, which only a bool is.
     """
@@ -38,7 +39,7 @@ class Subject:
         self.leaves = {id(module) for module in self.modules.values() if is_leaf(module)}
         self.tensors = _names_of_tensors(self.modules)
         self.namespaces = namespaces_of(model)
-        self.seen_inside: dict[Any, bool] = {}
+        self.seen_inside = Judged()
         found = (value for names in self.namespaces for value in names.values())
         codes = [one for value in found if isinstance(value, FunctionType) for one in _codes(value.__code__)]
         reading = [code for code in codes if "training" in code.co_names]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -252,3 +254,41 @@ class Checkpointed(nn.Module):
 @pytest.mark.filterwarnings("ignore:None of the inputs", "ignore:.*checkpoint is left out of the graph")
 def test_a_function_after_reentrant_checkpointing_has_its_gradient():
     assert compress_half(Checkpointed(), torch.randn(2, 4), any_size=True).zigs == 16 + 8
+
+
+class Noting(torch.autograd.Function):
+    """Notes for how many numbers it is really called."""
+
+    numbers: ClassVar[list[int]] = []
+
+    @staticmethod
+    def forward(ctx, x, width):
+        if type(x) is torch.Tensor:
+            Noting.numbers.append(x.numel())
+        ctx.save_for_backward(x)
+        return x.mean(1, keepdim=True).expand(-1, width, -1, -1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad.sum(1, keepdim=True).expand_as(x) / x.size(1), None
+
+
+class Averaging(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 3, 1)
+
+    def forward(self, x):
+        h = self.stem(x)
+        h = h + Noting.apply(h, h.size(1))
+        return self.last(h + Noting.apply(h[:, :8], h.size(1)))
+
+
+def test_gradients_are_compared_at_the_sizes_of_the_example_alone():
+    Noting.numbers.clear()
+    gm = fx_oto.trace(Averaging(), IMAGES)
+    assert fx_oto.Context.of(gm).capture.sizes
+    assert not applied(gm)
+    assert Noting.numbers
+    assert max(Noting.numbers) <= 2 * 16 * 6 * 7
