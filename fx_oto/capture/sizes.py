@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 
+from fx_oto.analysis.fakes import asks_values
+from fx_oto.analysis.recording import fake_run
 from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.comparison import Comparison, Difference
 from fx_oto.capture.groups import Group, groups_of, resized
-from fx_oto.capture.refusals import NotCapturedError
+from fx_oto.capture.refusals import NotCapturedError, NotHashedError
 from fx_oto.capture.run import CaptureRun
 from fx_oto.core.context import ExampleInputs, InputSize
 from fx_oto.core.errors import InputError
@@ -74,7 +76,7 @@ class Sizes:
         runs: list[CaptureRun],
         handed: bool,
     ) -> None:
-        self._inputs, self._again, self._runs, self._handed = inputs, again, runs, handed
+        self._model, self._inputs, self._again, self._runs, self._handed = model, inputs, again, runs, handed
         self._names = names_of(model, inputs)
         self._others: dict[Group, list[CaptureRun]] = {}
         self._comparisons = [Comparison(run) for run in runs]
@@ -153,10 +155,22 @@ class Sizes:
 
     def _captured(self, group: Group, size: int) -> list[CaptureRun] | None:
         """The model at another size; None if it does not take it."""
+        inputs = resized(self._inputs, {group: size})
         try:
-            return self._again(resized(self._inputs, {group: size}))
+            return self._again(inputs)
         except (NotCapturedError, InputError):
             return None
+        except NotHashedError:  # it was met on the way, and need not be what stopped the run
+            if self._takes(inputs):
+                raise
+            return None
+
+    def _takes(self, inputs: ExampleInputs) -> bool:
+        try:
+            fake_run(self._model, inputs)
+        except InputError as error:
+            return asks_values(error.__cause__)  # nobody knows
+        return True
 
     def _is_same(self, trial: _Trial, others: list[CaptureRun], group: Group, size: int) -> bool:
         """Whether captures at another size are the same; what differs is noted."""

@@ -165,3 +165,35 @@ class Routed(nn.Module):
 @pytest.mark.parametrize("key", ["text", "formatted"])
 def test_modules_that_a_size_selects(key):
     holds(Routed(key), EXAMPLE, OTHERS, any_size=False)
+
+
+@cache
+def halves_of(size):
+    return _halves(size)
+
+
+def _halves(size):
+    if size % 2:
+        raise ValueError(f"{size} is odd")
+    return size // 2
+
+
+class Halved(nn.Module):
+    """Caches what it computes of sizes, where these can be keys; odd and long ones it does not take, in either way."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 16), nn.Linear(32, 3)
+        self.places = nn.Parameter(torch.randn(12, 4))
+
+    def forward(self, x):
+        try:
+            half = halves_of(x.size(1))
+        except TypeError:
+            half = _halves(x.size(1))
+        h = self.first(x + self.places[: x.size(1)]).relu()
+        return self.second(torch.cat([h[:, :half], h[:, half:]], -1))
+
+
+def test_code_that_goes_on_without_a_cache_takes_each_size_that_it_took():
+    holds(Halved(), EXAMPLE, [torch.randn(3, 8, 4), torch.randn(2, 12, 4), torch.randn(1, 2, 4)])
