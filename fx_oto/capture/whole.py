@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Tracer
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch
 from torch.jit import ScriptModule
+from torch.nn.utils.parametrize import ParametrizationList
 
 from fx_oto.capture.names import AnyNames
 from fx_oto.nn.leaves import leaf_of
@@ -53,7 +54,7 @@ def is_leaf(module: nn.Module) -> bool:
         return False
     if leaf_of(module) is not None:
         return True
-    inside = isinstance(module, nn.Sequential | nn.Unflatten) or holds_layers(module)
+    inside = isinstance(module, nn.Sequential | nn.Unflatten | ParametrizationList) or holds_layers(module)
     return type(module).__module__.startswith(_TORCHS) and not inside
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from support.exactness import randomise
+from support.kinds import holds
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 import fx_oto
 
 VECTOR, IMAGE = torch.randn(4, 8, dtype=torch.float64), torch.randn(4, 8, 6, 6, dtype=torch.float64)
+TOKENS = torch.randn(2, 5, 4)
 NETWORKS = {
     "linear": lambda norm: (nn.Sequential(norm(nn.Linear(8, 16)), nn.LeakyReLU(0.2), nn.Linear(16, 3)), VECTOR),
     "conv": lambda norm: (nn.Sequential(norm(nn.Conv2d(8, 16, 3)), nn.ReLU(), nn.Conv2d(16, 3, 3)), IMAGE),
@@ -41,3 +45,67 @@ def test_a_power_iteration_goes_on_where_it_was(norm, name):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     full.eval(), compact.eval()
     torch.testing.assert_close(compact(inputs), full(inputs), rtol=1e-10, atol=1e-12)
+
+
+class Unit(nn.Module):
+    """Rows or columns of length 1."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, weight):
+        return F.normalize(weight, dim=self.dim)
+
+
+class Soft(nn.Module):
+    def forward(self, weight):
+        return F.softplus(weight) - math.log(2)
+
+
+class Reading(nn.Module):
+    """Reads the weight of a layer that it does not call."""
+
+    def __init__(self, norm, read):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 16), nn.Linear(16, 3)
+        self.table, self.read = norm(nn.Linear(16, 8, bias=False)), read
+
+    def forward(self, x):
+        return self.last((self.first(x) + self.read(self.table.weight, x)).relu())
+
+
+OWN = {
+    "rows": lambda layer: parametrize.register_parametrization(layer, "weight", Unit(-1)),
+    "columns": lambda layer: parametrize.register_parametrization(layer, "weight", Unit(0)),
+    "elements": lambda layer: parametrize.register_parametrization(layer, "weight", Soft()),
+    "one after the other": lambda layer: parametrize.register_parametrization(
+        parametrize.register_parametrization(layer, "weight", Soft()), "weight", Unit(-1)
+    ),
+}
+TORCHS = {
+    "weight_norm": parametrizations.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+    "orthogonal": parametrizations.orthogonal,
+}
+READ = {
+    "places": lambda weight, x: weight[torch.arange(x.size(1))],
+    "sliced": lambda weight, x: weight[: x.size(1)],
+    "embedding": lambda weight, x: F.embedding(torch.arange(x.size(1)), weight),
+    "as a layer": lambda weight, x: x @ weight[:4],
+    "mean": lambda weight, x: weight.mean(0),
+}
+
+
+@pytest.mark.parametrize("read", READ)
+@pytest.mark.parametrize("norm", OWN)
+def test_a_users_parametrization_is_looked_into(norm, read):
+    found = holds(Reading(OWN[norm], READ[read]), TOKENS, [torch.randn(3, 7, 4), torch.randn(1, 2, 4)])
+    assert found.zigs >= 16  # the first layer's channels, and what else can go
+
+
+@pytest.mark.parametrize("read", READ)
+@pytest.mark.parametrize("norm", TORCHS)
+def test_one_of_torchs_is_right_when_its_weight_is_read(norm, read):
+    model, others = Reading(TORCHS[norm], READ[read]), [torch.randn(3, 7, 4), torch.randn(1, 2, 4)]
+    holds(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4), model), TOKENS, others)
