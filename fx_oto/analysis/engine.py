@@ -135,10 +135,9 @@ class Propagation:
 
     def is_fixed(self, value: Tensor, dim: int) -> bool:
         """Whether a dimension has the size of a parameter's or buffer's, and so the same in every call."""
-        layers = [layer for layer in self.layers(value) if dim in layer.dims]
-        if value.ndim and (self.is_weight(value) or not layers):
-            return self.is_weight(value) and not self._values[value].resized
-        roots = [self.atoms.find(layer.labels) for layer in layers]
+        if value.ndim and self.is_weight(value) and not self._values[value].resized:
+            return True
+        roots = [self.atoms.find(layer.labels) for layer in self.layers(value) if dim in layer.dims]
         return any(bool(((root > 0) & (root < self._num_axis_atoms)).all()) for root in roots)
 
     @property

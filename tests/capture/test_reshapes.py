@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.kinds import holds, images_around, tokens_around
+from torch import nn
 
 WIDTH = 12
 
@@ -62,6 +63,9 @@ TOKENS_ALIKE = {
     "all in a row": lambda h, x: h.reshape(-1, x.shape[1] * WIDTH),
     "two steps": lambda h, x: h.reshape(batch(x), -1, 2 * WIDTH),
     "each step": lambda h, x: h.reshape(-1, WIDTH),
+    "each step, counted by a float": lambda h, x: h.reshape(int(batch(x) * x.shape[1] / 1.0), WIDTH),
+    "each step, counted as halves": lambda h, x: h.view(int(0.5 * (2 * len(h)) * x.shape[1]), WIDTH),
+    "each step, times a float": lambda h, x: torch.reshape(h, (int(len(h) * 2.0 * x.shape[1] / 2), -1)),
     "heads and back": lambda h, x: h.view(batch(x), -1, 4, 3).transpose(1, 2).transpose(1, 2).flatten(2),
 }
 
@@ -102,3 +106,61 @@ def test_tokens(name, length):
     model = tokens_around(lambda h, x: (code(h, x).square() * 0.7).mean(-1), WIDTH, 0)
     found = holds(model, torch.randn(2, length, 4))
     assert (found.zigs == 20) is (name in TOKENS_ALIKE)
+
+
+class Windowed(nn.Module):
+    """A token of its channels is put before each window of 2 × 2 pixels."""
+
+    def __init__(self, repeated):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, WIDTH, 3, padding=1)
+        self.token, self.head, self.repeated = nn.Parameter(torch.randn(WIDTH)), nn.Linear(WIDTH, 3), repeated
+
+    def forward(self, x):
+        h = self.second(self.first(x).relu())
+        rows, columns = h.shape[2] // 2, h.shape[3] // 2
+        windows = h.reshape(len(h), WIDTH, rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5).reshape(-1, WIDTH, 4)
+        tokens = self.repeated(self.token, windows, 1 * (len(h) * rows * columns))
+        return self.head(torch.cat([tokens, windows], -1).square().mean(-1)).view(len(h), -1, 3).mean(1)
+
+
+REPEATED = {
+    "expand": lambda token, windows, count: token[None].expand(windows.shape[0], -1).reshape(count, WIDTH, 1),
+    "expand, of its own size": lambda token, windows, count: (
+        token.unsqueeze(0).expand([windows.size(0), -1]).reshape([windows.size(0), WIDTH, 1])
+    ),
+    "expand, then view": lambda token, windows, count: token.expand(count, WIDTH).view(-1, WIDTH, 1),
+    "repeat": lambda token, windows, count: token.repeat(count, 1).reshape(windows.shape[0], WIDTH, 1),
+    "expand of all": lambda token, windows, count: token.view(1, -1, 1).expand(count, -1, 1),
+}
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (3, 3, 4, 4)])  # 8 windows, and as many as channels
+@pytest.mark.parametrize("name", REPEATED)
+def test_a_token_before_each_window(name, shape):
+    found = holds(Windowed(REPEATED[name]), torch.randn(shape), [torch.randn(2, 3, 6, 8), torch.randn(3, 3, 4, 8)])
+    assert found.zigs == 20
+
+
+PLACES = {
+    "sliced": lambda places, n: places[:n].reshape(1, n, 4),
+    "narrow": lambda places, n: places.narrow(0, 0, n).reshape(1, -1, 4),
+    "index_select": lambda places, n: places.index_select(0, torch.arange(n)).view(-1, 4),
+    "split": lambda places, n: places.split([n, len(places) - n])[0].reshape(-1, 4),
+    "rolled": lambda places, n: places.flatten()[: 4 * n].view(n, 4),
+    "gathered": lambda places, n: places.gather(0, torch.arange(n)[:, None].expand(-1, 4)).reshape(1, n, -1),
+}
+
+
+@pytest.mark.parametrize("length", [3, 4, 8])
+@pytest.mark.parametrize("name", PLACES)
+def test_a_table_of_which_the_inputs_take_a_part(name, length):
+    class Placed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.places, self.first, self.head = nn.Parameter(torch.randn(16, 4)), nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(self.first(x + PLACES[name](self.places, x.size(1))).relu())
+
+    holds(Placed(), torch.randn(2, length, 4), [torch.randn(2, 5, 4), torch.randn(3, 12, 4)])

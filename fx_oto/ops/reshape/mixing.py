@@ -296,7 +296,7 @@ def entries_of(node: Node) -> list[Any]:
 
 def _read(p: Propagation, entry: Any) -> _Size | None:
     """A size that a node gives, None if torch is to find it."""
-    if isinstance(entry, int):
+    if isinstance(entry, int | float):
         return _Size(Fraction(entry)) if entry >= 0 else None
     if isinstance(entry, Node):
         return _computed(p, entry)

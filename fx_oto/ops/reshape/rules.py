@@ -27,7 +27,7 @@ def view(call: OpCall, p: Propagation) -> None:
     _keep_mixed(p, source, call.out)
     for layer in p.layers(source):
         moves = cut_moves(call, p, layer)
-        told = _is_spelled_out(p, source, layer) if moves else _stays_last(source, call.out, layer)
+        told = _is_spelled_out(p, source, call.out, layer) if moves else _stays_last(source, call.out, layer)
         if moves is not False and told and layer.labels.numel() == source.size(layer.dims[0]) and p.can_adjust("sizes"):
             p.adjust("sizes", layer.labels.reshape(-1))
         elif moves:
@@ -35,14 +35,14 @@ def view(call: OpCall, p: Propagation) -> None:
     follow(call, p, source, lambda labels: [reshape(labels, source.shape, call.out.shape)])
 
 
-def _is_spelled_out(p: Propagation, source: Tensor, layer: Layer) -> bool:
+def _is_spelled_out(p: Propagation, source: Tensor, out: Tensor, layer: Layer) -> bool:
     """Return whether code spells out the number of elements from the channels on, so that slicing can check it.
 
     Of channels that are last, how many are before them, as where ``(B, 49, C)`` becomes ``(B, 7, 7, -1)``.
     """
     dim = layer.dims[0]
     if 0 < dim == source.ndim - 1:
-        return source.size(dim - 1) in spelled_out(p.fx_node, 2)
+        return _stays_last(source, out, layer) and source.size(dim - 1) in spelled_out(p.fx_node, 2)
     return math.prod(source.shape[dim:]) in spelled_out(p.fx_node)
 
 
