@@ -91,6 +91,15 @@ def _pytorchcv(name: str, *shape: int) -> Make:
     return _images(lambda package: package.get_model(name, pretrained=False), *(shape or (3, 224, 224)))
 
 
+def _condensed(package: Any) -> nn.Module:
+    """With inputs that its layers have chosen, as training does; before, each has the first one many times."""
+    network: nn.Module = package.get_model("condensenet74_c4_g4", pretrained=False)
+    for name, chosen in network.named_buffers():
+        if name.endswith("index"):
+            chosen.copy_(torch.randperm(len(chosen)))
+    return network
+
+
 _SMALL_CIFAR = ("diaresnet20", "preresnet20", "resnet20", "seresnet20", "shakedropresnet20", "xdensenet40_2_k24_bc")
 PYTORCHCV = {f"{name}_cifar10": _pytorchcv(f"{name}_cifar10", 3, 32, 32) for name in _SMALL_CIFAR} | {
     name: _pytorchcv(name)
@@ -99,7 +108,6 @@ PYTORCHCV = {f"{name}_cifar10": _pytorchcv(f"{name}_cifar10", 3, 32, 32) for nam
         "bagnet9",
         "bn_vgg11b",
         "cbam_resnet18",
-        "condensenet74_c4_g4",
         "dicenet_wd5",
         "dla34",
         "espnetv2_wd2",
@@ -125,6 +133,7 @@ PYTORCHCV = {f"{name}_cifar10": _pytorchcv(f"{name}_cifar10", 3, 32, 32) for nam
         "zfnet",
     )
 }
+PYTORCHCV["condensenet74_c4_g4"] = _images(_condensed, 3, 224, 224)
 
 # --- vit-pytorch ------------------------------------------------------------------------------------------------------
 
