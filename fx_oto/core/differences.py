@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,9 +12,18 @@ from torch.utils._pytree import tree_leaves
 
 from fx_oto.core.fx_utils import tensor_leaves
 
-__all__ = ["lowest_tolerance", "relative_error", "tensors_in", "tolerance_of", "worst_of"]
+__all__ = [
+    "largest_gap",
+    "largest_value",
+    "lowest_tolerance",
+    "relative_error",
+    "tensors_in",
+    "tolerance_of",
+    "worst_of",
+]
 
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_WIDE = (torch.float32, torch.float64, torch.complex64, torch.complex128)  # differences in which say enough
 
 
 def worst_of(expected: list[Tensor], found: list[Tensor], least: float) -> tuple[float, float]:
@@ -46,12 +56,30 @@ def relative_error(expected: Any, found: Any) -> float:
         return float("inf")
     errors = [0.0]
     for one, other in zip(left, right, strict=True):
-        same = (one == other) | ((one != one) & (other != other))  # noqa: PLR0124 - NaN differs from itself
-        if not same.all():
-            error = (one.double() - other.double()).abs().max().item()
-            scale = one.double().abs().max().item()
-            errors.append(error / scale if scale else error)
+        if gap := largest_gap(one, other):
+            errors.append(gap / (largest_value(one) or 1.0))
     return max(errors)
+
+
+def largest_gap(expected: Tensor, found: Tensor) -> float:
+    """The largest absolute difference of two tensors of one shape.
+
+    NaN equals NaN, and an infinity itself; each is infinitely far from anything else.
+    """
+    same = (expected == found) | ((expected != expected) & (found != found))  # noqa: PLR0124 - NaN differs from itself
+    if same.all():
+        return 0.0
+    gaps = (_wide(expected) - _wide(found)).abs().masked_fill_(same, 0.0)
+    return gaps.nan_to_num_(nan=math.inf, posinf=math.inf).max().item()
+
+
+def largest_value(tensor: Tensor) -> float:
+    """The largest finite absolute value, 0 if there is none."""
+    return _wide(tensor).abs().nan_to_num_(nan=0.0, posinf=0.0).max().item() if tensor.numel() else 0.0
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype in _WIDE else tensor.double()
 
 
 def tensors_in(value: Any) -> list[Tensor]:

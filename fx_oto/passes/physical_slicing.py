@@ -90,7 +90,7 @@ class SlicingPlan(Tabular):
             name: of the parameter or buffer.
             tensor: of its full size, shape ``(…)``; each axis that was cut loses what the axis has lost.
         """
-        return _select(tensor, {dim: index for (cut, dim), index in self.kept.items() if cut == name})
+        return _select(tensor, {dim: self.kept[name, dim] for dim in range(tensor.dim()) if (name, dim) in self.kept})
 
     def left_of_outputs(self, gm: GraphModule, outputs: Any) -> Any:
         """What the compact model returns of the full one's outputs: of scores of tokens, those of the tokens left.

@@ -17,7 +17,7 @@ from fx_oto.core.context import Context, ExampleInputs
 from fx_oto.core.differences import lowest_tolerance, relative_error, tensors_in, worst_of
 from fx_oto.core.errors import VerificationError
 from fx_oto.core.fx_utils import described, graph_copy
-from fx_oto.core.gradients import ReadGradient, Unlike, perturbed, read_gradients
+from fx_oto.core.gradients import ReadGradient, Unlike, perturbed, read_gradients, sample_of
 from fx_oto.core.interpreter import PlainInterpreter, run_graph
 from fx_oto.core.original import Original
 from fx_oto.core.preserve import Dice, unwritten, without_backward_hooks
@@ -32,6 +32,7 @@ __all__ = ["Verification", "VerificationReport"]
 # Of gradients. A branch that is cut off makes a difference of 1; in float32, batch norms over few values make one of
 # several hundredths of rounding alone. In half precision too little is left to compare.
 _OF_GRADIENTS = {torch.float64: 1e-6, torch.float32: 0.1}
+_LARGEST = 1 << 24  # elements of a parameter; the gradients of larger ones would need as much memory as they do
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class Verification(Analysis):
     its own, the group-sparse GraphModule takes its place. Provides ``VerificationReport``.
 
     Gradients of the parameters that are left, for a random loss on the example inputs, are compared as well, in
-    training mode, or in evaluation where training is random or cannot be run; in float32 and float64.
+    training mode, or in evaluation where training is random or cannot be run; in float32 and float64, and of
+    parameters of up to 16 million elements.
 
     Attributes:
         reference: the group-sparse GraphModule that the compact one was made from.
@@ -170,12 +172,16 @@ class Verification(Analysis):
         # are equal. That holds for each parameter, for slicing changes no number of those that it keeps: what channels
         # that were removed contributed is added by nodes of the graph, and a norm's factor is in its forward.
         mine: dict[str, Tensor] = {}
-        names = [name for name, _ in gm.named_parameters()]
+        whole = dict(self.reference.named_parameters(remove_duplicate=False))
+        names = [name for name, left in gm.named_parameters() if whole.get(name, left).numel() <= _LARGEST]
 
         def is_random() -> bool:
             return training and dice.rolled()  # in evaluation what is drawn is not used: outputs were equal
 
-        outputs = self._outputs(gm, context.inputs, training, _Reading(names, mine.__setitem__, is_random))
+        def keep(name: str, gradient: Tensor) -> None:
+            mine[name] = sample_of(gradient)
+
+        outputs = self._outputs(gm, context.inputs, training, _Reading(names, keep, is_random))
         if is_random() or not outputs or outputs[0].dtype not in _OF_GRADIENTS:
             return None
         plan = context.get(SlicingPlan)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -104,7 +104,6 @@ class Partition(Tabular):
             _check_fraction(fraction)
         return forecast(self.families, self.params, self.macs, fractions or FRACTIONS, self.samples)
 
-    @torch.no_grad()
     def zero_(self, fraction: float, generator: torch.Generator | None = None) -> Partition:
         """Set random ZIGs to zero in place, the same fraction of each family, keeping at least one of each.
 
@@ -120,11 +119,10 @@ class Partition(Tabular):
             MissingResultError: it is bound to no module: obtain it with ``fx_oto.partition(gm)``.
         """
         _check_fraction(fraction)
-        for i, family in enumerate(self.families):
-            self.zero_zigs_(i, torch.randperm(len(family), generator=generator)[: family.part(fraction)])
-        return self
+        orders = (torch.randperm(len(family), generator=generator) for family in self.families)
+        parts = [order[: family.part(fraction)] for order, family in zip(orders, self.families, strict=True)]
+        return self._zero(dict(enumerate(parts)))
 
-    @torch.no_grad()
     def zero_zigs_(self, family: int, zigs: Tensor) -> Partition:
         """Set every variable of these ZIGs of a family to zero, in place.
 
@@ -135,12 +133,7 @@ class Partition(Tabular):
         Returns:
             The partition itself.
         """
-        module = self._bound("to set ZIGs to zero")
-        tensors = tensor_names(module)
-        for slot in self.families[family].variables:
-            index = slot.index[zigs].reshape(-1).to(tensors[slot.tensor].device)
-            tensors[slot.tensor].index_fill_(slot.dim, index, 0)
-        return self
+        return self._zero({family: zigs})
 
     def mask_(self, family: int, zigs: Tensor) -> Partition:
         """Hide these ZIGs of a family: the GraphModule returns what it would without them, and no parameter changes.
@@ -194,9 +187,7 @@ class Partition(Tabular):
 
     def zero_masked_(self) -> Partition:
         """Set what is hidden by masks to zero in the parameters, and open the masks; returns the partition itself."""
-        for i, hidden in enumerate(self.masked()):
-            self.zero_zigs_(i, hidden.nonzero().flatten())
-        return self.unmask_()
+        return self._zero({i: hidden.nonzero().flatten() for i, hidden in enumerate(self.masked())}).unmask_()
 
     def explain(self, *patterns: str) -> Explanation:
         """Why not pruned: what becomes of every parameter axis, what keeps it whole, and what that costs.
@@ -319,6 +310,16 @@ class Partition(Tabular):
         ]
         frozen = [(f"{axis.tensor}[{axis.dim}]", f"{axis.size:,}", str(axis.reason)) for axis in self.frozen]
         return table(prunable, _PRUNABLE, style, _PRUNABLE[1:4]), table(frozen, _FROZEN, style, _FROZEN[1:2])
+
+    @torch.no_grad()
+    def _zero(self, zigs: Mapping[int, Tensor]) -> Partition:
+        """Set ZIGs to zero, given by the position of their family."""
+        tensors = tensor_names(self._bound("to set ZIGs to zero"))
+        for family, mine in zigs.items():
+            for slot in self.families[family].variables:
+                index = slot.index[mine].reshape(-1).to(tensors[slot.tensor].device)
+                tensors[slot.tensor].index_fill_(slot.dim, index, 0)
+        return self
 
     def _bound(self, doing: str | None = None) -> nn.Module:
         if self.module is None:
