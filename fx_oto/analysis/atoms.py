@@ -25,6 +25,13 @@ class Atoms:
         """Number of atoms handed out, the reserved atom 0 included."""
         return self._count
 
+    def copy(self) -> Atoms:
+        """The same classes, apart from now on."""
+        self._settle()
+        copy = Atoms()
+        copy._count, copy._parent = self._count, self._parent.clone()
+        return copy
+
     def fresh(self, count: int) -> Tensor:
         """Hand out ``count`` new atoms, each in a class of its own: int64, shape ``(count,)``."""
         first = self._count
@@ -41,7 +48,9 @@ class Atoms:
     def find(self, atoms: Tensor) -> Tensor:
         """The smallest atom of each atom's class, in the shape of ``atoms``."""
         self._settle()
-        return self._root(atoms)
+        root = self._root(atoms)
+        self._parent[atoms] = root
+        return root
 
     def roots(self) -> Tensor:
         """The root of every atom, indexed by atom."""

@@ -94,9 +94,12 @@ class _Closure:
     def __init__(self, atoms: Atoms, frozen: list[tuple[Tensor, Reason]]) -> None:
         self.atoms, self.frozen = atoms, frozen
         self.rectangles: list[Tensor] = []
-        labels = torch.cat([labels for labels, _ in frozen] or [torch.zeros(0, dtype=torch.int64)])
-        self.dead = labels.unique()
-        self._table: Tensor | None = None
+        # The same classes, but all that is frozen is one, to which one more atom belongs: so no union makes it
+        # necessary to look at all atoms again, of which a large network has millions and unions by the thousand.
+        self._classes = atoms.copy()
+        self._dead = self._classes.fresh(1)
+        for labels, _ in frozen:
+            self._classes.unite(labels[labels > 0], self._dead)
 
     def run(self, obligations: Sequence[Obligation]) -> None:
         # Groups first. A convolution of 8 channels in 2 groups is a grid (2, 4), whoever else reads those channels: its
@@ -138,13 +141,12 @@ class _Closure:
 
     def _unite(self, left: Tensor, right: Tensor) -> None:
         self.atoms.unite(left, right)
-        self._table = None
+        self._classes.unite(left, right)
 
     def _freeze(self, labels: Tensor, reason: Reason) -> None:
         if labels.any():
             self.frozen.append((labels.reshape(-1), reason))
-            self.dead = torch.cat([self.dead, labels[labels > 0]])
-            self._table = None
+            self._classes.unite(labels[labels > 0], self._dead)
 
     def _meet_rectangle(self, labels: Tensor) -> None:
         axes = varying(compress(self._units(labels)))
@@ -196,12 +198,8 @@ class _Closure:
 
     def _units(self, labels: Tensor) -> Tensor:
         """Root of each label, 0 for what is frozen."""
-        if self._table is None:
-            roots = self.atoms.roots()
-            dead = torch.zeros(len(roots), dtype=torch.bool)
-            dead[roots[self.dead]] = True
-            self._table = torch.where(dead[roots], 0, roots)
-        return self._table[labels]
+        roots = self._classes.find(labels)
+        return torch.where(roots == self._classes.find(self._dead), 0, roots)
 
     def _count(self, unions: list[tuple[Tensor, Tensor]]) -> int:
         """How many removable units these unions would leave."""

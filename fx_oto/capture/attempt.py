@@ -106,7 +106,8 @@ class Attempt:
         gm, merged = self._joined(runs)
         with_modes_of(gm, self.model)
         tape = self._tape(gm, runs[0], sizes, is_cast) if handed or not merged else analysed_tape(gm, self.inputs)
-        check_capture(gm, self.model, self.inputs, self.both_modes and not (len(runs) == 1 and runs[0].is_plain))
+        both = self.both_modes and (merged or not all(run.is_plain for run in runs))
+        check_capture(gm, self.model, self.inputs, both)
         for note in dict.fromkeys(note for run in runs for note in run.notes):
             warn(note)
         return gm, Capture("fx_oto", tuple(self._called_whole(gm)), sizes.found), tape
