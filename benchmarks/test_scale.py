@@ -3,7 +3,7 @@
     pytest benchmarks/test_scale.py --benchmark-enable -s
 
 Small layers, so that nearly all of the time is ours; process time on one thread, each size in a process of its own,
-with the highest resident memory of it. Networks of timm that took longest: seconds of ``prepare`` beside a forward pass.
+with the highest resident memory of it. Networks of timm that took longest: ``prepare`` beside a forward pass.
 """
 
 from __future__ import annotations
