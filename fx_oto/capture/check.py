@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -9,7 +12,8 @@ from torch.fx import GraphModule
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import tensor_leaves, tensor_names
-from fx_oto.core.preserve import Dice, evaluating, unwritten
+from fx_oto.core.preserve import Dice, evaluating, unwritten, without_fast_paths
+from fx_oto.core.warn import warn
 
 __all__ = ["check_capture"]
 
@@ -50,12 +54,35 @@ def _check_in(training: bool, gm: GraphModule, model: nn.Module, inputs: Example
             "inputs; please report this model. Parts that were captured wrongly can be marked with "
             "fx_oto.register_leaf, or the model can be given as torch.export.export(…).module()"
         )
+    if not training:
+        _note_fast_path(model, inputs, expected)
 
 
-def _run(module: nn.Module, model: nn.Module, inputs: ExampleInputs, training: bool) -> list[Tensor]:
+def _note_fast_path(model: nn.Module, inputs: ExampleInputs, spelled_out: list[Tensor]) -> None:
+    if not any(isinstance(module, nn.TransformerEncoder) for module in model.modules()):
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of nested tensors
+        same = _equal(spelled_out, _run(model, model, inputs, training=False, fast=True))
+    if not same:
+        warn(
+            "in evaluation without gradients, nn.TransformerEncoder returns zeros where an example is padded; the "
+            "graph computes these positions, as the model does with gradients, or compiled. Use no output of them, or "
+            "give nn.TransformerEncoder enable_nested_tensor=False"
+        )
+
+
+def _run(
+    module: nn.Module, model: nn.Module, inputs: ExampleInputs, training: bool, fast: bool = False
+) -> list[Tensor]:
     copied, dice = inputs.copied(), Dice()
     try:
-        with torch.inference_mode(False), unwritten(model, training), evaluating(module, training):
+        with (
+            torch.inference_mode(False),
+            unwritten(model, training),
+            evaluating(module, training),
+            nullcontext() if fast else without_fast_paths(),
+        ):
             return [tensor.detach().clone() for tensor in tensor_leaves(module(*copied.args, **copied.kwargs))]
     finally:
         dice.put_back()

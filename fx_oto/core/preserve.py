@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
+from torch.overrides import BaseTorchFunctionMode
 
 __all__ = [
     "Dice",
@@ -27,6 +28,7 @@ __all__ = [
     "unwritten",
     "without_autocast",
     "without_backward_hooks",
+    "without_fast_paths",
 ]
 
 
@@ -165,6 +167,15 @@ def unwritten(model: nn.Module, training: bool = False) -> Iterator[None]:
     finally:
         for memory, content in before:
             memory.copy_(content)
+
+
+def without_fast_paths() -> AbstractContextManager[object]:
+    """Let attention be computed as it is spelled out, in this thread.
+
+    In evaluation without gradients, kernels of torch that take whole layers of ``nn.TransformerEncoder`` leave zeros
+    where an example is padded. Graphs compute these positions too, as models do with gradients and once compiled.
+    """
+    return BaseTorchFunctionMode()  # torch takes no fast path where a mode may watch
 
 
 def memory_of(tensor: Tensor) -> Tensor:

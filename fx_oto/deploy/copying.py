@@ -75,6 +75,9 @@ def compact_copy(model: nn.Module, small: GraphModule) -> nn.Module:
     result = copied_over(model, mine)
     places = {id(compact[name]): mine[id(tensor)] for name, tensor in all_tensors(model) if name in compact}
     _resize(result, small, places)
+    for module in result.modules():
+        if isinstance(module, nn.TransformerEncoder):  # which hands its layers nested tensors else; the graph does not
+            module.use_nested_tensor = False
     return result
 
 

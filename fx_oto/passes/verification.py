@@ -20,7 +20,7 @@ from fx_oto.core.fx_utils import described, graph_copy
 from fx_oto.core.gradients import ReadGradient, Unlike, perturbed, read_gradients, sample_of
 from fx_oto.core.interpreter import PlainInterpreter, run_graph
 from fx_oto.core.original import Original
-from fx_oto.core.preserve import Dice, unwritten, without_backward_hooks
+from fx_oto.core.preserve import Dice, unwritten, without_backward_hooks, without_fast_paths
 from fx_oto.core.tables import counted
 from fx_oto.framework.stages import Analysis
 from fx_oto.ops.custom.registration import taught
@@ -243,7 +243,12 @@ class Verification(Analysis):
             inputs = of.as_in_full(self.reference, inputs)
         inputs = inputs.copied()
         as_captured = nullcontext() if self._original is None else self._original.as_captured(model)
-        with as_captured, unwritten(model, training), torch.set_grad_enabled(reading is not None):
+        with (
+            as_captured,
+            unwritten(model, training),
+            torch.set_grad_enabled(reading is not None),
+            without_fast_paths(),
+        ):
             with nullcontext() if reading is None else without_backward_hooks(model):
                 returned = model(*inputs.args, **inputs.kwargs)
                 outputs = tensors_in(returned if of is None else of.left_of_outputs(self.reference, returned))
