@@ -79,7 +79,8 @@ class Recorder(Handing):
         return changed
 
     def _call_by_call(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Let what depends on its surroundings be recorded as the ATen calls that it comes to."""
+        """Let what depends on its surroundings be recorded as the ATen calls that it comes to, with plain sizes."""
+        self.handed = True
         depth, self.depth = self.depth, 0
         try:
             return func(*args, **kwargs)

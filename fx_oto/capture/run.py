@@ -28,6 +28,7 @@ from fx_oto.capture.calls import (
     INLINED,
     PLAIN,
     code_of,
+    is_wrapped_by_functorch,
     name_of,
     without_memory,
 )
@@ -39,6 +40,7 @@ from fx_oto.capture.opaque import opaque_calls
 from fx_oto.capture.recorder import Recorder
 from fx_oto.capture.refusals import DRAWS, ON_VALUES, NotCapturedError, NotHashedError, RandomError
 from fx_oto.capture.statements import failed_line
+from fx_oto.capture.subject import held_by
 from fx_oto.capture.whole import (
     LeafTracer,
     Part,
@@ -266,13 +268,18 @@ class CaptureRun(Recorder):
             module = getattr(module, "_orig_mod", module)
         name = self._names.get(id(module))
         opaque = Part(module, "forward") in self.options.opaque
-        if name is None or not (opaque or id(module) in self.subject.leaves) or (self.is_cast() and not opaque):
+        if name is None or not (opaque or self._is_leaf(module, (args, kwargs))) or (self.is_cast() and not opaque):
             return module._call_impl(*args, **kwargs)
         self.depth += 1
         try:
             return self._call_whole(module, name, opaque, args, kwargs)
         finally:
             self.depth -= 1
+
+    def _is_leaf(self, module: nn.Module, given: Any) -> bool:
+        """Whether a module is called as a whole: not over tensors that others have lent it, nor under ``vmap``."""
+        own = self.subject.own.get(id(module))
+        return own is not None and own == held_by(module) and not is_wrapped_by_functorch(given)
 
     def _call_whole(self, module: nn.Module, name: str, opaque: bool, args: Any, kwargs: Any) -> Any:
         self.held[name] = module

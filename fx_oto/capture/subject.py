@@ -13,7 +13,7 @@ from fx_oto.capture.caches import namespaces_of
 from fx_oto.capture.derivatives import Judged
 from fx_oto.capture.whole import is_leaf
 
-__all__ = ["Subject"]
+__all__ = ["Subject", "held_by"]
 
 
 class Subject:
@@ -26,6 +26,7 @@ class Subject:
     Attributes:
         modules: its modules, by name.
         leaves: those that are called as a whole, by ``id``.
+        own: of each of these, by ``id``, which tensors it and its children hold.
         tensors: the name of each tensor that they hold, by ``id``.
         namespaces: where its code finds functions.
         seen_inside: which ``torch.autograd.Function`` is part of the graph.
@@ -36,7 +37,8 @@ class Subject:
     def __init__(self, model: nn.Module, put_back: Callable[[], None]) -> None:
         self.model, self.put_back = model, put_back
         self.modules = dict(model.named_modules())
-        self.leaves = {id(module) for module in self.modules.values() if is_leaf(module)}
+        self.own = {id(module): held_by(module) for module in self.modules.values() if is_leaf(module)}
+        self.leaves = self.own.keys()
         self.tensors = _names_of_tensors(self.modules)
         self.namespaces = namespaces_of(model)
         self.seen_inside = Judged()
@@ -44,6 +46,11 @@ class Subject:
         codes = [one for value in found if isinstance(value, FunctionType) for one in _codes(value.__code__)]
         reading = [code for code in codes if "training" in code.co_names]
         self.reads_mode, self.tells_modes_apart = bool(reading), any(map(_tells_modes_apart, reading))
+
+
+def held_by(module: nn.Module) -> list[int]:
+    """The tensors that a module and its children hold, by ``id``."""
+    return [id(tensor) for tensor in (*module.parameters(), *module.buffers())]
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
