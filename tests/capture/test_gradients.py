@@ -136,6 +136,47 @@ class Nested(torch.autograd.Function):
         return found
 
 
+class Inheriting(Straight):
+    """Another backward for the forward of its base."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 7 * grad
+
+
+class InheritingSetUp(SetUp):
+    """The same with ``setup_context``."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 11 * grad, None
+
+
+class Calling(Straight):
+    """Calls the forward of its base."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return Straight.forward(ctx, 2 * x) + 1
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 13 * grad
+
+
+class CallingSetUp(SetUp):
+    """The same with ``setup_context``, as a mean, which becomes part of the graph: its backward is the derivative."""
+
+    @staticmethod
+    def forward(x, times):
+        return SetUp.forward(x, times).mean(-1, keepdim=True)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return (grad * ctx.times / x.shape[-1]).expand_as(x), None
+
+
 class Remembering(nn.Module):
     """Has the function as an attribute, and in a table."""
 
@@ -180,6 +221,10 @@ FUNCTIONS = {
     "an output without gradient": lambda h, x: Counted.apply(h)[0] * 2,
     "with a parameter": lambda h, x, m: Scaled.apply(h, m.scale),
     "in place": lambda h, x: InPlace.apply(h * 1.0) + 1,
+    "by a class that inherits forward": lambda h, x: Inheriting.apply(h) + Straight.apply(h),
+    "by one that inherits forward and setup_context": lambda h, x: InheritingSetUp.apply(h, 3) + SetUp.apply(h, 2),
+    "by one that calls its base's forward": lambda h, x: Calling.apply(h) + Straight.apply(h),
+    "by one that calls it with setup_context": lambda h, x: h * CallingSetUp.apply(h, 3),
     "autograd inside of backward": lambda h, x: Nested.apply(h),
     "on what has no gradient": lambda h, x: h * straight(x.mean(-1, keepdim=True)),
     "on weights": lambda h, x, m: h * F.linear(x, straight(m.first.weight).mean(0, True)),
