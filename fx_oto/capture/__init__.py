@@ -172,12 +172,13 @@ def _captured(subject: Subject, inputs: ExampleInputs) -> tuple[GraphModule, Cap
                 if not both_modes:
                     warn(
                         f"{first}. It was captured in evaluation mode, in which this graph stays: train the model "
-                        "itself, whose parameters the graph shares"
+                        "itself, whose parameters the graph shares, or prepare its parts, prepare(…, parts=[…])"
                     )
                 return found
     raise TraceError(
         f"{first}. What to do: as control flow that depends on tensor values cannot be captured, replace it by torch "
-        "operations such as torch.where, or move it into a submodule, which is called as a whole"
+        "operations such as torch.where, or move it into a submodule, which is called as a whole; or name submodules to "
+        "capture in its place: fx_oto.prepare(model, inputs, parts=[…])"
     ) from first
 
 
