@@ -177,8 +177,8 @@ def _captured(subject: Subject, inputs: ExampleInputs) -> tuple[GraphModule, Cap
                 return found
     raise TraceError(
         f"{first}. What to do: as control flow that depends on tensor values cannot be captured, replace it by torch "
-        "operations such as torch.where, or move it into a submodule, which is called as a whole; or name submodules to "
-        "capture in its place: fx_oto.prepare(model, inputs, parts=[…])"
+        "operations such as torch.where, or move it into a submodule, which is called as a whole; or name "
+        "submodules to capture in its place: fx_oto.prepare(model, inputs, parts=[…])"
     ) from first
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch.autograd import Function
+from torch.utils.checkpoint import CheckpointFunction
 
 from fx_oto.capture.calls import without_memory
 from fx_oto.capture.derivatives import Applied
@@ -19,8 +20,6 @@ from fx_oto.capture.recorder import Recorder
 from fx_oto.nn.modules import is_torchs
 
 __all__ = ["as_function", "custom_functions"]
-
-_CHECKPOINT = "torch.utils.checkpoint"
 
 
 @functools.cache
@@ -45,12 +44,12 @@ def _subclasses(kind: Any) -> Iterator[Any]:
 def custom_functions(run: Recorder) -> Iterator[None]:
     """Let a run see the functions that this thread applies: each class's ``forward`` tells it, whatever the alias."""
     mine = threading.get_ident()
-    # Each class has its own while the run lasts, those that inherit it too: torch calls it without saying for which.
-    found = [(kind, kind.forward) for kind in _subclasses(Function) if _is_users(kind)]
+    # Each class gets its own while the run lasts, those that inherit it too: torch calls it without saying for which.
+    found = [(kind, kind.forward) for kind in _subclasses(Function) if _is_seen(kind)]
     before = [(kind, vars(kind).get("forward")) for kind, _ in found]
     try:
         for kind, forward in found:
-            seen = _checkpointed if kind.__module__ == _CHECKPOINT else _seen
+            seen = _checkpointed if kind is CheckpointFunction else _seen
             kind.forward = staticmethod(seen(run, mine, kind, forward))
         yield
     finally:
@@ -61,8 +60,8 @@ def custom_functions(run: Recorder) -> Iterator[None]:
                 kind.forward = own
 
 
-def _is_users(kind: Any) -> bool:
-    return kind.forward is not Function.forward and (kind.__module__ == _CHECKPOINT or not is_torchs(kind))
+def _is_seen(kind: Any) -> bool:
+    return kind is CheckpointFunction or (kind.forward is not Function.forward and not is_torchs(kind))
 
 
 def _seen(run: Recorder, thread: int, kind: Any, forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -230,6 +230,15 @@ def test_a_string_is_one_pattern_of_the_whole_job():
     )
 
 
+def takes_any_indices():
+    """Whether torch looks up rows by floating-point numbers where there is nothing to look up."""
+    try:
+        nn.functional.embedding(torch.rand(1, device="meta"), torch.rand(2, 2, device="meta"))
+    except RuntimeError:
+        return False
+    return True
+
+
 class Gates(nn.Module):
     """Asks for a size of what it computes, so that symbolic tracing meets the wrong one first."""
 
@@ -255,10 +264,11 @@ TOKENS, SHIFT = torch.randint(0, 50, (1, 17)), torch.randn(1, 16, 1)
     ("model", "inputs", "message"),
     [
         (Gates, (TOKENS, SHIFT), r" at .*test_errors\.py:\d+ \(a, b, c = .*\): mat1 .*found \(1, 17\) torch\.int64"),
-        (
+        pytest.param(
             Gates,
             (torch.rand(1, 16), SHIFT),
             r" at .*test_errors\.py:\d+ \(u, v = .*\): Expected tensor for argument .*",
+            marks=pytest.mark.skipif(takes_any_indices(), reason="without numbers, this torch takes any indices"),
         ),
         (Gates, TOKENS, r"missing 1 required .* 'shift'; found .*; give every argument of forward: a tuple of them"),
         (lambda: Doubles(nn.Linear(8, 4)), torch.ones(2, 9), r" at .*test_errors\.py:\d+ .*\(2x9 and 8x4\); found"),
