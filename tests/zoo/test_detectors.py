@@ -22,15 +22,15 @@ DETECTORS = {
     "fasterrcnn_mobilenet_v3_large_320_fpn": (BOXES, 0.45, FEW | SMALL),
     "fasterrcnn_mobilenet_v3_large_fpn": (BOXES, 0.45, FEW | SMALL),
     "fasterrcnn_resnet50_fpn": (BOXES, 0.36, FEW | SMALL),
-    "fasterrcnn_resnet50_fpn_v2": (BOXES, 0.36, FEW | SMALL),
+    "fasterrcnn_resnet50_fpn_v2": (BOXES, 0.28, FEW | SMALL),
     "fcos_resnet50_fpn": (ONE_STAGE, 0.27, SMALL),
-    "keypointrcnn_resnet50_fpn": (KEYPOINTS, 0.36, FEW | SMALL),
+    "keypointrcnn_resnet50_fpn": (KEYPOINTS, 0.33, FEW | SMALL),
     "maskrcnn_resnet50_fpn": (MASKS, 0.36, FEW | SMALL),
-    "maskrcnn_resnet50_fpn_v2": (MASKS, 0.36, FEW | SMALL),
+    "maskrcnn_resnet50_fpn_v2": (MASKS, 0.28, FEW | SMALL),
     "retinanet_resnet50_fpn": (ONE_STAGE, 0.27, SMALL),
     "retinanet_resnet50_fpn_v2": (ONE_STAGE, 0.27, SMALL),
     "ssd300_vgg16": (ONE_STAGE, 0.27, {}),
-    "ssdlite320_mobilenet_v3_large": (ONE_STAGE, 0.4, {}),
+    "ssdlite320_mobilenet_v3_large": (ONE_STAGE, 0.29, {}),
 }
 SLOW = set(DETECTORS) - {"ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn"}
 
@@ -89,7 +89,7 @@ def test_exact_on_other_images_with_its_own_losses(name):
     small, new = compressed_in_parts(model, example, parts)
     assert type(new) is type(model)
     for inputs in (example, images_of((90, 70), seed=1), images_of((50, 90), (96, 64), (70, 70), seed=2)):
-        for training in (False, True):
+        for training in (False, True)[: len(inputs[0])]:  # a batch norm in training takes no single number
             errors, numbers = differences(model, small, new, inputs, training)
             assert numbers > 10 or training
             wrong = {name: error for name, error in errors.items() if not error <= 1e-9}
