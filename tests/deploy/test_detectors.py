@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import re
 
 import pytest
@@ -49,6 +50,7 @@ def test_it_is_the_users_own_class_at_any_sizes_and_with_its_own_losses(parts, g
     assert (new.body[0].out_channels, new.neck.out_channels) == (8, border)
     assert fx_oto.WriteBack.of(new).graphs == ()
     check(model, small, new)
+    check(model, small, pickle.loads(pickle.dumps(new)), others=())
 
 
 def test_it_trains_with_its_own_losses_and_is_compressed_at_once():
@@ -140,6 +142,19 @@ def test_hooks_of_the_model_and_what_it_holds_besides_stay():
     new(images_of((9, 9))[0])
     assert seen == [1]
     assert new.classes == model.classes
+    check(model, small, new)
+
+
+def doubled(module, args, result):
+    return 2 * result
+
+
+def test_hooks_of_parts_are_run_with_them():
+    model = detector()
+    model.body.register_forward_hook(doubled)
+    model.scores.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+    small, new = compressed_in_parts(model, EXAMPLE, PARTS)
+    assert new.body[0].out_channels == 8
     check(model, small, new)
 
 
