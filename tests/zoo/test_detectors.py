@@ -6,9 +6,10 @@ import pytest
 import torch
 from support.detectors import compressed_in_parts, differences
 from support.exactness import randomise
+from support.vision import torchvision_models
 from torch import nn
 
-torchvision = pytest.importorskip("torchvision")
+models = torchvision_models()
 if not hasattr(torch.ops.torchvision, "roi_align"):
     pytest.skip("this torchvision has no compiled operators, such as nms", allow_module_level=True)
 
@@ -40,7 +41,7 @@ def detector(name, **options):
     torch.manual_seed(0)
     classes = 2 if name.startswith("keypoint") else 4
     options |= {"weights": None, "weights_backbone": None, "num_classes": classes}
-    model = randomise(torchvision.models.get_model(name, **options).double())
+    model = randomise(models.get_model(name, **options).double())
     for module in model.modules():
         if hasattr(module, "score_thresh"):
             module.score_thresh = 0.0
