@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from fx_oto.analysis.tape import FUSED, OpCall
+from fx_oto.analysis.values import storage_of
 from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.statements import StatementCall
@@ -44,7 +46,7 @@ class Evaluator(Writer):
             self.forget_after(last)
             raise error
         try:
-            value, macs = self.evaluated([*self.graph.nodes], node)
+            value, macs = self.evaluated(self._needed(node), node)
         except Exception as really:
             self.forget_after(last)
             raise really from error
@@ -59,9 +61,19 @@ class Evaluator(Writer):
         tensors = (*tensor_names(self.model).values(), *tensor_leaves((self.inputs.args, self.inputs.kwargs)))
         return not any(tensor.is_meta for tensor in tensors)
 
+    def _needed(self, wanted: Node) -> list[Node]:
+        """The nodes whose numbers a node depends on; all before it if some may have been written into meanwhile."""
+        needed = behind(wanted, _read_for_numbers)
+        read = {storage_of(one) for node in needed for one in tensor_leaves(node.meta.get("val"))}
+        written = (one for calls in self.calls.values() for call in calls for one in call.written)
+        hidden = self.options.opaque or self.options.statements or any("is_wrapped" in one.meta for one in needed)
+        if hidden or any(storage_of(one) in read for one in written):
+            return [*self.graph.nodes]
+        return [node for node in self.graph.nodes if node in needed]
+
     def evaluated(self, nodes: list[Node], wanted: Node) -> tuple[Any, int]:
-        """The real value of one of the graph's nodes, computed from those before it, and its multiply-adds."""
-        values: dict[Node, Any] = {}
+        """The real value of one of the graph's nodes, computed from others before it, and its multiply-adds."""
+        values: dict[Node, Any] = _Known()
         with without_modes(), torch.no_grad(), unwritten(self.model):
             given = Arguments.of(self.model, self.inputs.copied()).given
             for node in nodes:
@@ -99,15 +111,26 @@ class Evaluator(Writer):
     def constant(self, tensor: Tensor) -> Tensor | None:
         """The real content of a tensor that depends on no input but for its sizes."""
         wanted = self.node_of_tensor(tensor)
-        needed = behind(wanted, _read_by)
+        needed = behind(wanted, _read_for_numbers)
         written = {id(one) for calls in self.calls.values() for call in calls for one in call.written}
-        for node in behind(wanted, _read_for_numbers):
+        for node in needed:
             if node.op == "placeholder" or id(node.meta.get("val")) in written or is_random(node):
                 return None
         if not self._can_really():
             return None
         value, _ = self.evaluated([node for node in self.graph.nodes if node in needed], wanted)
         return value if isinstance(value, Tensor) else None
+
+
+class _Known(dict[Node, Any]):
+    """The values of nodes; of those that were not computed only the form counts, and is there."""
+
+    def __missing__(self, node: Node) -> Any:
+        return tree_map_only(Tensor, _of_form, node.meta["val"])
+
+
+def _of_form(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
 
 
 class _Refusing(TorchDispatchMode):
@@ -134,15 +157,13 @@ def behind(wanted: Node, read_by: Callable[[Node], Iterable[Node]]) -> set[Node]
     return found
 
 
-def _read_by(node: Node) -> list[Node]:
-    return [] if _is_plain(node) else node.all_input_nodes  # numbers are known
-
-
 def _read_for_numbers(node: Node) -> list[Node]:
     """The nodes on whose content a node's value depends; of others it may take the form, as ``zeros_like`` does."""
+    if _is_plain(node):
+        return []
     name = "" if node.op == "call_module" else op_name(node)
     form = node.args[:1] if name in _LIKE else node.args[1:2] if name in ("to", "type_as") else ()
-    return [read for read in _read_by(node) if read not in form]
+    return [read for read in node.all_input_nodes if read not in form]
 
 
 _LIKE = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "new_tensor"}

@@ -108,3 +108,53 @@ def test_what_is_asked_of_counted_sizes_is_asked_anew(kind):
     assert Context.of(gm).capture.opaque
     for edges in (EDGES, LOOPS_ONLY, NO_LOOPS, EDGES.repeat(3, 1)):
         torch.testing.assert_close(gm(NODES.double(), edges), model(NODES.double(), edges))
+
+
+class Repeated(nn.Module):
+    """Sizes, or numbers, that depend on tensors which no layer has made."""
+
+    def __init__(self, code):
+        super().__init__()
+        self.register_buffer("counts", torch.tensor([2, 1, 3]))
+        self.first, self.second, self.last = nn.Conv1d(3, 8, 1), nn.Conv1d(8, 8, 1), nn.Conv1d(8, 3, 1)
+        self.code = code
+
+    def forward(self, x):
+        return self.last(self.code(self.second(self.first(x).relu()), self.counts))
+
+
+def through_a_view(h, counts):
+    counts = counts.clone()
+    counts[:2].add_(1)
+    return h.repeat_interleave(counts, 2)
+
+
+def in_place(h, counts):
+    counts = counts * 1
+    counts += 2
+    return h[..., counts.repeat_interleave(counts) > 3]
+
+
+OF_BUFFERS = {
+    "filled": lambda h, counts: h + h.new_full((h.size(1), 1), counts[2]),
+    "full": lambda h, counts: h + torch.full((h.size(1), 1), counts[0], dtype=h.dtype),
+    "repeated": lambda h, counts: h.repeat_interleave(counts, 2),
+    "written through a view": through_a_view,
+    "a mask of what was written": in_place,
+}
+
+
+@pytest.mark.parametrize("name", OF_BUFFERS)
+def test_layers_are_not_run_at_other_sizes_for_numbers_that_do_not_depend_on_them(name, monkeypatch):
+    model, inputs = Repeated(OF_BUFFERS[name]), torch.randn(2, 3, 12 if name == "a mask of what was written" else 3)
+    run, batches = nn.Conv1d.forward, set()
+
+    def noting(self, x):
+        batches.update({len(x)} if type(x) is Tensor else ())
+        return run(self, x)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Conv1d, "forward", noting)
+        fx_oto.trace(model, inputs)
+    assert batches == {2} or name in ("written through a view", "a mask of what was written")
+    compress_half(model, inputs)
