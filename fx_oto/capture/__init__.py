@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,9 @@ from torch.nn.parameter import is_lazy
 from fx_oto.analysis.recording import fake_run, misfit
 from fx_oto.analysis.tape import Tape
 from fx_oto.capture.arguments import Arguments
-from fx_oto.capture.attempt import Attempt, FixedByValuesError, analysed_tape
+from fx_oto.capture.attempt import Attempt, Captured, FixedByValuesError, analysed_tape
+from fx_oto.capture.check import check_capture
+from fx_oto.capture.elsewhere import forget_sizes, with_other_numbers
 from fx_oto.capture.parts import Parts, parts_of
 from fx_oto.capture.refusals import NotCapturedError, NotHashedError, RandomError
 from fx_oto.capture.sheet import Options
@@ -135,7 +138,27 @@ def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capt
     Arguments.of(model, inputs)
     _check_devices(model, inputs)
     with unchanged(model) as put_back:
-        return _captured(Subject(model, put_back), inputs)
+        found = _captured(Subject(model, put_back), inputs)
+        if found.num_fixed and forget_sizes(model, inputs):
+            found = _captured_after(model, inputs, put_back, found)
+    for note in found.notes:
+        warn(note)
+    return found.gm, found.how, found.tape
+
+
+def _captured_after(
+    model: nn.Module, inputs: ExampleInputs, put_back: Callable[[], None], before: Captured
+) -> Captured:
+    """A model that has forgotten sizes, if more of them are free then, and the graph does what the model did before."""
+    try:
+        with unchanged(model) as here:
+            found = _captured(Subject(model, here), inputs)
+        put_back()
+        for given in (inputs, with_other_numbers(inputs)):
+            check_capture(found.gm, model, given, both_modes=True)
+    except (TraceError, InputError):
+        return before
+    return found if found.num_fixed < before.num_fixed else before
 
 
 # Both modes rather than evaluation alone; single functions as a whole, larger pieces in which sizes may stay free where
@@ -143,7 +166,7 @@ def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capt
 _PIECES = [(modes, *how) for modes in (True, False) for how in ((True, False), (False, True), (True, True))]
 
 
-def _captured(subject: Subject, inputs: ExampleInputs) -> tuple[GraphModule, Capture, Tape]:
+def _captured(subject: Subject, inputs: ExampleInputs) -> Captured:
     model = subject.model
     first: NotCapturedError | None = None
     options = Options()
@@ -170,7 +193,7 @@ def _captured(subject: Subject, inputs: ExampleInputs) -> tuple[GraphModule, Cap
                 following = _after(error, options, type(model))
             else:
                 if not both_modes:
-                    warn(
+                    found.notes.append(
                         f"{first}. It was captured in evaluation mode, in which this graph stays: train the model "
                         "itself, whose parameters the graph shares, or prepare its parts, prepare(…, parts=[…])"
                     )

@@ -29,10 +29,9 @@ from fx_oto.core.errors import InputError
 from fx_oto.core.fx_utils import with_modes_of
 from fx_oto.core.handed import HandedGraph
 from fx_oto.core.preserve import unchanged
-from fx_oto.core.warn import warn
 from fx_oto.nn.modes import FLAG, TrainingFlag, merge_modes
 
-__all__ = ["Attempt", "FixedByValuesError", "analysed_tape"]
+__all__ = ["Attempt", "Captured", "FixedByValuesError", "analysed_tape"]
 
 
 def analysed_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
@@ -62,6 +61,28 @@ class FixedByValuesError(Exception):
     """Sizes are fixed where single functions are called as a whole, for their results depend on numbers."""
 
 
+@dataclass(frozen=True)
+class Captured:
+    """A model that was captured.
+
+    Attributes:
+        gm: its graph.
+        how: how it was captured.
+        tape: its ATen calls.
+        notes: what its user should know.
+    """
+
+    gm: GraphModule
+    how: Capture
+    tape: Tape
+    notes: list[str]
+
+    @property
+    def num_fixed(self) -> int:
+        """How many sizes are fixed, or decided by."""
+        return sum(bool(size.fixed or size.decided) for size in self.how.sizes)
+
+
 @dataclass
 class Attempt:
     """One try to capture a model.
@@ -86,7 +107,7 @@ class Attempt:
         """The model."""
         return self.subject.model
 
-    def result(self) -> tuple[GraphModule, Capture, Tape]:
+    def result(self) -> Captured:
         """The graph, how it was captured, and its tape.
 
         Raises:
@@ -108,9 +129,8 @@ class Attempt:
         tape = self._tape(gm, runs[0], sizes, is_cast) if handed or not merged else analysed_tape(gm, self.inputs)
         both = self.both_modes and (merged or not all(run.is_plain for run in runs))
         check_capture(gm, self.model, self.inputs, both)
-        for note in dict.fromkeys(note for run in runs for note in run.notes):
-            warn(note)
-        return gm, Capture("fx_oto", tuple(self._called_whole(gm)), sizes.found), tape
+        capture = Capture("fx_oto", tuple(self._called_whole(gm)), sizes.found)
+        return Captured(gm, capture, tape, [*dict.fromkeys(note for run in runs for note in run.notes)])
 
     def _called_whole(self, gm: GraphModule) -> Iterator[str]:
         """The names of what the graph calls as a whole."""
