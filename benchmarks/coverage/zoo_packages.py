@@ -2,26 +2,26 @@
 
     pip install --no-deps pytorchcv spandrel vit-pytorch x-transformers segmentation-models-pytorch monai diffusers \
         open-clip-torch dynamic-network-architectures rtdl-revisiting-models torch-geometric efficientnet-pytorch \
-        linformer pytorch-tabnet kornia
+        linformer pytorch-tabnet kornia ultralytics perceiver-pytorch performer-pytorch conformer resnest \
+        denoising-diffusion-pytorch vector-quantize-pytorch g-mlp-pytorch mlp-mixer-pytorch facenet-pytorch \
+        pretrainedmodels asteroid tsai
 
 Those that are not installed are left out. What they import besides torch must be there, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from networks import Built, Call, Inputs, of_images
-from torch import Tensor, nn
-
-Make = Callable[[Any], Built]  # of the imported module
-
-TOKENS = 96
+from making import TOKENS, Make, called_with, dense, dice_of, many, of_class, on_images, tokens
+from more_packages import MORE
+from networks import Built, Call, Inputs
+from torch import nn
 
 
 def names() -> list[str]:
@@ -39,56 +39,11 @@ def _is_there(module: str) -> bool:
     return find_spec(module.partition(".")[0]) is not None
 
 
-def _of(module: str, *shape: int, **options: Any) -> Make:
-    """A class or function, given by ``"module:name"`` below the package, and the shape of its images."""
-    path, _, kind = module.partition(":")
-
-    def make(package: str) -> Built:
-        return of_images(getattr(import_module(f"{package}.{path}".rstrip(".")), kind)(**options), *shape)
-
-    return make
-
-
-def _images(make: Callable[[Any], nn.Module], *shape: int) -> Make:
-    return lambda package: of_images(make(import_module(package)), *shape)
-
-
-def _called(make: Callable[[Any], nn.Module], inputs: Inputs, **others: Inputs) -> Make:
-    """A network and its inputs; of other kinds, such as another length, by keyword."""
-    return lambda package: Built(
-        make(import_module(package)), inputs, {key.replace("_", " "): (other,) for key, other in others.items()}
-    )
-
-
-def _dice(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def _tokens(length: int, batch: int, seed: int) -> Call:
-    return (torch.randint(0, TOKENS, (batch, length), generator=_dice(seed)),), {}
-
-
-def _dense(shape: tuple[int, ...], batch: int, seed: int) -> Call:
-    return (torch.randn(batch, *shape, generator=_dice(seed)),), {}
-
-
-def _many(shapes: tuple[tuple[int, ...] | int, ...], batch: int, seed: int) -> Call:
-    """Dense inputs by their shape, times of a diffusion by their number."""
-    dice = _dice(seed)
-    return tuple(_one(shape, batch, dice) for shape in shapes), {}
-
-
-def _one(shape: tuple[int, ...] | int, batch: int, dice: torch.Generator) -> Tensor:
-    if isinstance(shape, int):
-        return torch.randint(0, shape, (batch,), generator=dice)
-    return torch.randn(batch, *shape, generator=dice)
-
-
 # --- pytorchcv --------------------------------------------------------------------------------------------------------
 
 
 def _pytorchcv(name: str, *shape: int) -> Make:
-    return _images(lambda package: package.get_model(name, pretrained=False), *(shape or (3, 224, 224)))
+    return on_images(lambda package: package.get_model(name, pretrained=False), *(shape or (3, 224, 224)))
 
 
 def _condensed(package: Any) -> nn.Module:
@@ -133,15 +88,15 @@ PYTORCHCV = {f"{name}_cifar10": _pytorchcv(f"{name}_cifar10", 3, 32, 32) for nam
         "zfnet",
     )
 }
-PYTORCHCV["condensenet74_c4_g4"] = _images(_condensed, 3, 224, 224)
+PYTORCHCV["condensenet74_c4_g4"] = on_images(_condensed, 3, 224, 224)
 
 # --- vit-pytorch ------------------------------------------------------------------------------------------------------
 
 _VIT = {"image_size": 32, "patch_size": 8, "num_classes": 10, "dim": 48, "depth": 2, "heads": 3, "mlp_dim": 96}
 _HEADS = {"dim_head": 16}
 VIT_PYTORCH = {
-    "cait": _of("cait:CaiT", 3, 32, 32, cls_depth=2, **_VIT, **_HEADS),
-    "cct": _of(
+    "cait": of_class("cait:CaiT", 3, 32, 32, cls_depth=2, **_VIT, **_HEADS),
+    "cct": of_class(
         "cct:CCT",
         *(3, 32, 32),
         img_size=32,
@@ -152,7 +107,7 @@ VIT_PYTORCH = {
         num_classes=10,
         positional_embedding="learnable",
     ),
-    "cross_vit": _of(
+    "cross_vit": of_class(
         "cross_vit:CrossViT",
         *(3, 48, 48),
         image_size=48,
@@ -167,16 +122,16 @@ VIT_PYTORCH = {
         lg_enc_depth=2,
         depth=2,
     ),
-    "crossformer": _of(
+    "crossformer": of_class(
         "crossformer:CrossFormer", 3, 224, 224, dim=(32, 32, 64, 64), depth=(1, 1, 1, 1), num_classes=10
     ),
-    "cvt": _of(
+    "cvt": of_class(
         "cvt:CvT", 3, 64, 64, num_classes=10, s1_emb_dim=16, s2_emb_dim=32, s3_emb_dim=48, s3_depth=2, s3_heads=3
     ),
-    "deepvit": _of("deepvit:DeepViT", 3, 32, 32, **_VIT, **_HEADS),
-    "jumbo_vit": _of("jumbo_vit:JumboViT", 3, 32, 32, **_VIT, **_HEADS),
-    "keel_post_ln": _of("vit_with_keel_post_ln:ViT", 3, 32, 32, **_VIT, **_HEADS),
-    "levit": _of(
+    "deepvit": of_class("deepvit:DeepViT", 3, 32, 32, **_VIT, **_HEADS),
+    "jumbo_vit": of_class("jumbo_vit:JumboViT", 3, 32, 32, **_VIT, **_HEADS),
+    "keel_post_ln": of_class("vit_with_keel_post_ln:ViT", 3, 32, 32, **_VIT, **_HEADS),
+    "levit": of_class(
         "levit:LeViT",
         3,
         64,
@@ -189,11 +144,13 @@ VIT_PYTORCH = {
         heads=(2, 3),
         mlp_mult=2,
     ),
-    "look_vit": _of(
+    "look_vit": of_class(
         "look_vit:LookViT", 3, 48, 48, image_size=48, num_classes=10, dim=48, depth=2, heads=3, dim_head=16
     ),
-    "max_vit": _of("max_vit:MaxViT", 3, 112, 112, num_classes=10, dim=32, dim_conv_stem=16, depth=(1, 1), dim_head=16),
-    "mobile_vit": _of(
+    "max_vit": of_class(
+        "max_vit:MaxViT", 3, 112, 112, num_classes=10, dim=32, dim_conv_stem=16, depth=(1, 1), dim_head=16
+    ),
+    "mobile_vit": of_class(
         "mobile_vit:MobileViT",
         *(3, 64, 64),
         image_size=(64, 64),
@@ -201,7 +158,7 @@ VIT_PYTORCH = {
         channels=[8, 16, 24, 24, 32, 32, 40, 40, 48, 48, 64],
         num_classes=10,
     ),
-    "nest": _of(
+    "nest": of_class(
         "nest:NesT",
         3,
         32,
@@ -214,14 +171,14 @@ VIT_PYTORCH = {
         block_repeats=(1, 1),
         num_classes=10,
     ),
-    "normalized_vit": _of("normalized_vit:nViT", 3, 32, 32, **_VIT, **_HEADS),
-    "parallel_vit": _of("parallel_vit:ViT", 3, 32, 32, **_VIT, **_HEADS),
-    "patch_merger": _of("vit_with_patch_merger:ViT", 3, 32, 32, **_VIT, **_HEADS),
-    "pit": _of("pit:PiT", 3, 32, 32, **{**_VIT, "depth": (1, 1)}, **_HEADS),
-    "register_tokens": _of("simple_vit_with_register_tokens:SimpleViT", 3, 32, 32, **_VIT, **_HEADS),
-    "regionvit": _of("regionvit:RegionViT", 3, 224, 224, dim=(16, 32, 48, 64), depth=(1, 1, 1, 1), num_classes=10),
-    "rvt": _of("rvt:RvT", 3, 32, 32, **_VIT, **_HEADS),
-    "scalable_vit": _of(
+    "normalized_vit": of_class("normalized_vit:nViT", 3, 32, 32, **_VIT, **_HEADS),
+    "parallel_vit": of_class("parallel_vit:ViT", 3, 32, 32, **_VIT, **_HEADS),
+    "patch_merger": of_class("vit_with_patch_merger:ViT", 3, 32, 32, **_VIT, **_HEADS),
+    "pit": of_class("pit:PiT", 3, 32, 32, **{**_VIT, "depth": (1, 1)}, **_HEADS),
+    "register_tokens": of_class("simple_vit_with_register_tokens:SimpleViT", 3, 32, 32, **_VIT, **_HEADS),
+    "regionvit": of_class("regionvit:RegionViT", 3, 224, 224, dim=(16, 32, 48, 64), depth=(1, 1, 1, 1), num_classes=10),
+    "rvt": of_class("rvt:RvT", 3, 32, 32, **_VIT, **_HEADS),
+    "scalable_vit": of_class(
         "scalable_vit:ScalableViT",
         *(3, 64, 64),
         num_classes=10,
@@ -231,14 +188,14 @@ VIT_PYTORCH = {
         reduction_factor=(8, 4, 2, 1),
         window_size=(8, 4, None, None),
     ),
-    "sep_vit": _of("sep_vit:SepViT", 3, 224, 224, num_classes=10, dim=16, depth=(1, 1, 1, 1), heads=(1, 2, 4, 8)),
-    "simple_uvit": _of("simple_uvit:SimpleUViT", 3, 32, 32, **_VIT, **_HEADS),
-    "simple_vit": _of("simple_vit:SimpleViT", 3, 32, 32, **_VIT, **_HEADS),
-    "small_dataset": _of("vit_for_small_dataset:ViT", 3, 32, 32, **_VIT, **_HEADS),
-    "t2t": _of(
+    "sep_vit": of_class("sep_vit:SepViT", 3, 224, 224, num_classes=10, dim=16, depth=(1, 1, 1, 1), heads=(1, 2, 4, 8)),
+    "simple_uvit": of_class("simple_uvit:SimpleUViT", 3, 32, 32, **_VIT, **_HEADS),
+    "simple_vit": of_class("simple_vit:SimpleViT", 3, 32, 32, **_VIT, **_HEADS),
+    "small_dataset": of_class("vit_for_small_dataset:ViT", 3, 32, 32, **_VIT, **_HEADS),
+    "t2t": of_class(
         "t2t:T2TViT", 3, 64, 64, image_size=64, num_classes=10, dim=48, depth=2, heads=3, mlp_dim=96, dim_head=16
     ),
-    "twins_svt": _of(
+    "twins_svt": of_class(
         "twins_svt:TwinsSVT",
         *(3, 224, 224),
         num_classes=10,
@@ -249,14 +206,14 @@ VIT_PYTORCH = {
         s3_depth=1,
         s4_depth=1,
     ),
-    "vit": _of("vit:ViT", 3, 32, 32, **_VIT, **_HEADS),
-    "xcit": _of("xcit:XCiT", 3, 32, 32, cls_depth=1, **_VIT, **_HEADS),
+    "vit": of_class("vit:ViT", 3, 32, 32, **_VIT, **_HEADS),
+    "xcit": of_class("xcit:XCiT", 3, 32, 32, cls_depth=1, **_VIT, **_HEADS),
 }
 
 # --- spandrel: restoration and super-resolution -----------------------------------------------------------------------
 
 SPANDREL = {
-    "ATD": _of(
+    "ATD": of_class(
         "ATD.__arch.atd_arch:ATD",
         *(3, 32, 32),
         embed_dim=24,
@@ -269,14 +226,14 @@ SPANDREL = {
         upscale=2,
         upsampler="pixelshuffledirect",
     ),
-    "CRAFT": _of("CRAFT.__arch.CRAFT:CRAFT", 3, 32, 32, embed_dim=24, depths=(1, 1), num_heads=(2, 2)),
-    "Compact": _of("Compact.__arch.SRVGG:SRVGGNetCompact", 3, 24, 24, num_feat=16, num_conv=4, upscale=2),
-    "DAT": _of(
+    "CRAFT": of_class("CRAFT.__arch.CRAFT:CRAFT", 3, 32, 32, embed_dim=24, depths=(1, 1), num_heads=(2, 2)),
+    "Compact": of_class("Compact.__arch.SRVGG:SRVGGNetCompact", 3, 24, 24, num_feat=16, num_conv=4, upscale=2),
+    "DAT": of_class(
         "DAT.__arch.DAT:DAT", 3, 32, 32, embed_dim=24, depth=[2], num_heads=[2], split_size=[8, 8], expansion_factor=2.0
     ),
-    "DRUNet": _of("DRUNet.__arch.network_unet:DRUNet", 3, 32, 32, in_nc=3, nc=(8, 16, 24, 32), nb=1),
-    "ESRGAN": _of("ESRGAN.__arch.RRDB:RRDBNet", 3, 24, 24, in_nc=3, out_nc=3, num_filters=16, num_blocks=2),
-    "HAT": _of(
+    "DRUNet": of_class("DRUNet.__arch.network_unet:DRUNet", 3, 32, 32, in_nc=3, nc=(8, 16, 24, 32), nb=1),
+    "ESRGAN": of_class("ESRGAN.__arch.RRDB:RRDBNet", 3, 24, 24, in_nc=3, out_nc=3, num_filters=16, num_blocks=2),
+    "HAT": of_class(
         "HAT.__arch.HAT:HAT",
         *(3, 32, 32),
         img_size=32,
@@ -289,10 +246,10 @@ SPANDREL = {
         upscale=2,
         upsampler="pixelshuffle",
     ),
-    "KBNet": _of(
+    "KBNet": of_class(
         "KBNet.__arch.kbnet_s:KBNet_s", 3, 32, 32, width=16, enc_blk_nums=(1, 1), dec_blk_nums=(1, 1), middle_blk_num=1
     ),
-    "MixDehazeNet": _of(
+    "MixDehazeNet": of_class(
         "MixDehazeNet.__arch.MixDehazeNet:MixDehazeNet",
         3,
         64,
@@ -300,28 +257,32 @@ SPANDREL = {
         embed_dims=[8, 16, 24, 16, 8],
         depths=[1, 1, 1, 1, 1],
     ),
-    "MoSR": _of("MoSR.__arch.mosr_arch:MoSR", 3, 24, 24, upscale=2, n_block=2, dim=16),
-    "NAFNet": _of("NAFNet.__arch.NAFNet_arch:NAFNet", 3, 32, 32, width=16, enc_blk_nums=[1, 1], dec_blk_nums=[1, 1]),
-    "OmniSR": _of("OmniSR.__arch.OmniSR:OmniSR", 3, 32, 32, num_feat=16, res_num=1, up_scale=2),
-    "PLKSR": _of("PLKSR.__arch.PLKSR:PLKSR", 3, 24, 24, dim=16, n_blocks=2, upscaling_factor=2),
-    "RCAN": _of(
+    "MoSR": of_class("MoSR.__arch.mosr_arch:MoSR", 3, 24, 24, upscale=2, n_block=2, dim=16),
+    "NAFNet": of_class(
+        "NAFNet.__arch.NAFNet_arch:NAFNet", 3, 32, 32, width=16, enc_blk_nums=[1, 1], dec_blk_nums=[1, 1]
+    ),
+    "OmniSR": of_class("OmniSR.__arch.OmniSR:OmniSR", 3, 32, 32, num_feat=16, res_num=1, up_scale=2),
+    "PLKSR": of_class("PLKSR.__arch.PLKSR:PLKSR", 3, 24, 24, dim=16, n_blocks=2, upscaling_factor=2),
+    "RCAN": of_class(
         "RCAN.__arch.rcan_arch:RCAN", 3, 24, 24, n_feats=16, n_resgroups=2, n_resblocks=2, reduction=4, scale=2
     ),
-    "RGT": _of("RGT.__arch.rgt:RGT", 3, 32, 32, embed_dim=24, depth=(2,), num_heads=(2,), split_size=(8, 8), upscale=2),
-    "RealPLKSR": _of("PLKSR.__arch.RealPLKSR:RealPLKSR", 3, 24, 24, dim=16, n_blocks=2, upscaling_factor=2),
-    "RetinexFormer": _of(
+    "RGT": of_class(
+        "RGT.__arch.rgt:RGT", 3, 32, 32, embed_dim=24, depth=(2,), num_heads=(2,), split_size=(8, 8), upscale=2
+    ),
+    "RealPLKSR": of_class("PLKSR.__arch.RealPLKSR:RealPLKSR", 3, 24, 24, dim=16, n_blocks=2, upscaling_factor=2),
+    "RetinexFormer": of_class(
         "RetinexFormer.__arch.retinexformer_arch:RetinexFormer", 3, 32, 32, n_feat=8, num_blocks=[1, 1, 1]
     ),
-    "SAFMN": _of("SAFMN.__arch.safmn:SAFMN", 3, 32, 32, dim=16, n_blocks=2, upscaling_factor=2),
-    "SCUNet": _of("SCUNet.__arch.SCUNet:SCUNet", 3, 64, 64, config=[1, 1, 1, 1, 1, 1, 1], dim=64),
-    "SPAN": _of("SPAN.__arch.span:SPAN", 3, 24, 24, num_in_ch=3, num_out_ch=3, feature_channels=16, upscale=2),
-    "Swin2SR": _of(
+    "SAFMN": of_class("SAFMN.__arch.safmn:SAFMN", 3, 32, 32, dim=16, n_blocks=2, upscaling_factor=2),
+    "SCUNet": of_class("SCUNet.__arch.SCUNet:SCUNet", 3, 64, 64, config=[1, 1, 1, 1, 1, 1, 1], dim=64),
+    "SPAN": of_class("SPAN.__arch.span:SPAN", 3, 24, 24, num_in_ch=3, num_out_ch=3, feature_channels=16, upscale=2),
+    "Swin2SR": of_class(
         "Swin2SR.__arch.Swin2SR:Swin2SR", 3, 32, 32, img_size=32, embed_dim=24, depths=[2], num_heads=[2], window_size=8
     ),
-    "SwinIR": _of(
+    "SwinIR": of_class(
         "SwinIR.__arch.SwinIR:SwinIR", 3, 32, 32, img_size=32, embed_dim=24, depths=[2], num_heads=[2], window_size=8
     ),
-    "Uformer": _of(
+    "Uformer": of_class(
         "Uformer.__arch.Uformer:Uformer", 3, 128, 128, img_size=128, embed_dim=8, depths=[1] * 9, win_size=8
     ),
 }
@@ -334,7 +295,7 @@ def _language(**options: Any) -> Make:
         layers = package.Decoder(dim=48, depth=2, heads=3, attn_dim_head=16, **options)
         return package.TransformerWrapper(num_tokens=TOKENS, max_seq_len=32, attn_layers=layers)
 
-    return _called(make, partial(_tokens, 12), length=partial(_tokens, 19))
+    return called_with(make, partial(tokens, 12), length=partial(tokens, 19))
 
 
 def _translation(package: Any) -> nn.Module:
@@ -352,7 +313,7 @@ def _translation(package: Any) -> nn.Module:
 
 
 def _pair(length: int, other: int, batch: int, seed: int) -> Call:
-    return (*_tokens(length, batch, seed)[0], *_tokens(other, batch, seed + 1)[0]), {}
+    return (*tokens(length, batch, seed)[0], *tokens(other, batch, seed + 1)[0]), {}
 
 
 X_TRANSFORMERS = {
@@ -372,9 +333,9 @@ X_TRANSFORMERS = {
     "scalenorm": _language(use_scalenorm=True),
     "shift_tokens": _language(shift_tokens=1),
     "talking_heads": _language(attn_pre_talking_heads=True),
-    "translation": _called(_translation, partial(_pair, 12, 9), length=partial(_pair, 15, 11)),
+    "translation": called_with(_translation, partial(_pair, 12, 9), length=partial(_pair, 15, 11)),
     "value_residual": _language(add_value_residual=True),
-    "vision": _images(
+    "vision": on_images(
         lambda package: package.ViTransformerWrapper(
             image_size=32,
             patch_size=8,
@@ -389,7 +350,7 @@ X_TRANSFORMERS = {
 
 
 def _segmentation(kind: str, encoder: str = "resnet18", **options: Any) -> Make:
-    return _images(lambda package: getattr(package, kind)(encoder, encoder_weights=None, **options), 3, 64, 64)
+    return on_images(lambda package: getattr(package, kind)(encoder, encoder_weights=None, **options), 3, 64, 64)
 
 
 SEGMENTATION = {
@@ -406,23 +367,25 @@ _PLANE = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2}
 _LEVELS = {"channels": (8, 16, 32), "strides": (2, 2)}
 _DIFFUSION = {"channels": (16, 32), "attention_levels": (False, True), "norm_num_groups": 8, "num_res_blocks": 1}
 MONAI = {
-    "AttentionUnet": _of("networks.nets:AttentionUnet", 1, 32, 32, **_PLANE, **_LEVELS),
-    "AutoencoderKL": _of("networks.nets:AutoencoderKL", 1, 32, 32, **{**_PLANE, "out_channels": 1}, **_DIFFUSION),
-    "BasicUNet": _of("networks.nets:BasicUNet", 1, 32, 32, **_PLANE, features=(8, 8, 16, 16, 32, 8)),
-    "BasicUNetPlusPlus": _of("networks.nets:BasicUNetPlusPlus", 1, 32, 32, **_PLANE, features=(8, 8, 16, 16, 32, 8)),
-    "DecoderOnlyTransformer": _called(
-        lambda package: import_module("monai.networks.nets").DecoderOnlyTransformer(TOKENS, 32, 48, 2, 3),
-        partial(_tokens, 12),
-        length=partial(_tokens, 19),
+    "AttentionUnet": of_class("networks.nets:AttentionUnet", 1, 32, 32, **_PLANE, **_LEVELS),
+    "AutoencoderKL": of_class("networks.nets:AutoencoderKL", 1, 32, 32, **{**_PLANE, "out_channels": 1}, **_DIFFUSION),
+    "BasicUNet": of_class("networks.nets:BasicUNet", 1, 32, 32, **_PLANE, features=(8, 8, 16, 16, 32, 8)),
+    "BasicUNetPlusPlus": of_class(
+        "networks.nets:BasicUNetPlusPlus", 1, 32, 32, **_PLANE, features=(8, 8, 16, 16, 32, 8)
     ),
-    "DiffusionModelUNet": _called(
+    "DecoderOnlyTransformer": called_with(
+        lambda package: import_module("monai.networks.nets").DecoderOnlyTransformer(TOKENS, 32, 48, 2, 3),
+        partial(tokens, 12),
+        length=partial(tokens, 19),
+    ),
+    "DiffusionModelUNet": called_with(
         lambda package: import_module("monai.networks.nets").DiffusionModelUNet(
             **{**_PLANE, "out_channels": 1}, **_DIFFUSION, num_head_channels=8
         ),
-        partial(_many, ((1, 16, 16), 100)),
-        image_size=partial(_many, ((1, 24, 32), 100)),
+        partial(many, ((1, 16, 16), 100)),
+        image_size=partial(many, ((1, 24, 32), 100)),
     ),
-    "DynUNet": _of(
+    "DynUNet": of_class(
         "networks.nets:DynUNet",
         *(1, 32, 32),
         **_PLANE,
@@ -431,13 +394,13 @@ MONAI = {
         upsample_kernel_size=[2, 2],
         filters=[8, 16, 32],
     ),
-    "HighResNet": _of("networks.nets:HighResNet", 1, 32, 32, **_PLANE),
-    "MedNeXt": _of("networks.nets:MedNeXt", 1, 32, 32, **_PLANE, init_filters=8),
-    "SegResNet": _of("networks.nets:SegResNet", 1, 32, 32, **_PLANE, init_filters=16),
-    "SwinUNETR": _of(
+    "HighResNet": of_class("networks.nets:HighResNet", 1, 32, 32, **_PLANE),
+    "MedNeXt": of_class("networks.nets:MedNeXt", 1, 32, 32, **_PLANE, init_filters=8),
+    "SegResNet": of_class("networks.nets:SegResNet", 1, 32, 32, **_PLANE, init_filters=16),
+    "SwinUNETR": of_class(
         "networks.nets:SwinUNETR", 1, 64, 64, **_PLANE, feature_size=12, depths=(1, 1, 1, 1), norm_name="instance"
     ),
-    "UNETR": _of(
+    "UNETR": of_class(
         "networks.nets:UNETR",
         *(1, 32, 32),
         **_PLANE,
@@ -447,9 +410,9 @@ MONAI = {
         mlp_dim=96,
         num_heads=3,
     ),
-    "UNet": _of("networks.nets:UNet", 1, 32, 32, **_PLANE, **_LEVELS, num_res_units=2),
-    "UNet_3d": _of("networks.nets:UNet", 1, 16, 16, 16, **{**_PLANE, "spatial_dims": 3}, **_LEVELS, norm="batch"),
-    "VNet": _of("networks.nets:VNet", 1, 32, 32, **_PLANE, dropout_prob_down=0.0, dropout_prob_up=(0.0, 0.0)),
+    "UNet": of_class("networks.nets:UNet", 1, 32, 32, **_PLANE, **_LEVELS, num_res_units=2),
+    "UNet_3d": of_class("networks.nets:UNet", 1, 16, 16, 16, **{**_PLANE, "spatial_dims": 3}, **_LEVELS, norm="batch"),
+    "VNet": of_class("networks.nets:VNet", 1, 32, 32, **_PLANE, dropout_prob_down=0.0, dropout_prob_up=(0.0, 0.0)),
 }
 
 # --- diffusers --------------------------------------------------------------------------------------------------------
@@ -459,31 +422,31 @@ _BLOCKS = {"block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_grou
 
 def _diffuser(kind: str, inputs: Inputs, other: Inputs | None = None, **options: Any) -> Make:
     others = {} if other is None else {"image_size": other}
-    return _called(lambda package: getattr(package, kind)(**options), inputs, **others)
+    return called_with(lambda package: getattr(package, kind)(**options), inputs, **others)
 
 
 def _conditioned(side: int, width: int, batch: int, seed: int) -> Call:
-    (image, time, text), _ = _many(((4, side, side), 100, (7, width)), batch, seed)
+    (image, time, text), _ = many(((4, side, side), 100, (7, width)), batch, seed)
     return (image, time), {"encoder_hidden_states": text}
 
 
 def _joint(batch: int, seed: int) -> Call:
-    (image, time, text, pooled), _ = _many(((4, 8, 8), 100, (7, 32), (32,)), batch, seed)
+    (image, time, text, pooled), _ = many(((4, 8, 8), 100, (7, 32), (32,)), batch, seed)
     return (image,), {"encoder_hidden_states": text, "pooled_projections": pooled, "timestep": time}
 
 
 DIFFUSERS = {
     "AutoencoderKL": _diffuser(
         "AutoencoderKL",
-        partial(_dense, (3, 32, 32)),
-        partial(_dense, (3, 48, 32)),
+        partial(dense, (3, 32, 32)),
+        partial(dense, (3, 48, 32)),
         **_BLOCKS,
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
     ),
     "AutoencoderTiny": _diffuser(
         "AutoencoderTiny",
-        partial(_dense, (3, 32, 32)),
+        partial(dense, (3, 32, 32)),
         encoder_block_out_channels=(8, 8),
         decoder_block_out_channels=(8, 8),
         num_encoder_blocks=(1, 1),
@@ -492,7 +455,7 @@ DIFFUSERS = {
     "DiT": _diffuser(
         "DiTTransformer2DModel",
         lambda batch, seed: (
-            (_dense((4, 8, 8), batch, seed)[0][0],),
+            (dense((4, 8, 8), batch, seed)[0][0],),
             {"timestep": torch.arange(batch), "class_labels": torch.arange(batch) % 5},
         ),
         num_attention_heads=2,
@@ -521,7 +484,7 @@ DIFFUSERS = {
     ),
     "UNet1D": _diffuser(
         "UNet1DModel",
-        partial(_many, ((4, 32), 100)),
+        partial(many, ((4, 32), 100)),
         in_channels=4,
         out_channels=4,
         block_out_channels=(16, 32),
@@ -537,8 +500,8 @@ DIFFUSERS = {
     ),
     "UNet2D": _diffuser(
         "UNet2DModel",
-        partial(_many, ((3, 16, 16), 100)),
-        partial(_many, ((3, 24, 32), 100)),
+        partial(many, ((3, 16, 16), 100)),
+        partial(many, ((3, 24, 32), 100)),
         **_BLOCKS,
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
@@ -557,7 +520,7 @@ DIFFUSERS = {
         out_channels=4,
     ),
     "VQModel": _diffuser(
-        "VQModel", partial(_dense, (3, 16, 16)), norm_num_groups=8, block_out_channels=(16,), num_vq_embeddings=32
+        "VQModel", partial(dense, (3, 16, 16)), norm_num_groups=8, block_out_channels=(16,), num_vq_embeddings=32
     ),
 }
 
@@ -571,9 +534,9 @@ def _clip(**vision: Any) -> Make:
         return kind(embed_dim=32, vision_cfg={"image_size": 32, **vision}, text_cfg=text)
 
     def inputs(batch: int, seed: int) -> Call:
-        return (_dense((3, 32, 32), batch, seed)[0][0], _tokens(16, batch, seed)[0][0]), {}
+        return (dense((3, 32, 32), batch, seed)[0][0], tokens(16, batch, seed)[0][0]), {}
 
-    return _called(make, inputs)
+    return called_with(make, inputs)
 
 
 OPEN_CLIP = {
@@ -598,13 +561,13 @@ _UNET = {
     "nonlin_kwargs": {"inplace": True},
 }
 DYNAMIC = {
-    "PlainConvUNet": _of("architectures.unet:PlainConvUNet", 1, 32, 32, n_conv_per_stage=2, **_UNET),
-    "ResidualEncoderUNet": _of("architectures.unet:ResidualEncoderUNet", 1, 32, 32, n_blocks_per_stage=1, **_UNET),
+    "PlainConvUNet": of_class("architectures.unet:PlainConvUNet", 1, 32, 32, n_conv_per_stage=2, **_UNET),
+    "ResidualEncoderUNet": of_class("architectures.unet:ResidualEncoderUNet", 1, 32, 32, n_blocks_per_stage=1, **_UNET),
 }
 
-_TABLE = partial(_dense, (12,))
+_TABLE = partial(dense, (12,))
 RTDL = {
-    "FTTransformer": _called(
+    "FTTransformer": called_with(
         lambda package: package.FTTransformer(
             n_cont_features=12,
             cat_cardinalities=[],
@@ -619,8 +582,8 @@ RTDL = {
         ),
         lambda batch, seed: ((*_TABLE(batch, seed)[0], None), {}),
     ),
-    "MLP": _called(lambda package: package.MLP(d_in=12, d_out=3, n_blocks=3, d_block=48, dropout=0.1), _TABLE),
-    "ResNet": _called(
+    "MLP": called_with(lambda package: package.MLP(d_in=12, d_out=3, n_blocks=3, d_block=48, dropout=0.1), _TABLE),
+    "ResNet": called_with(
         lambda package: package.ResNet(
             d_in=12, d_out=3, n_blocks=2, d_block=48, d_hidden=None, d_hidden_multiplier=2.0, dropout1=0.1, dropout2=0.0
         ),
@@ -631,7 +594,7 @@ RTDL = {
 
 def _graph(batch: int, seed: int) -> Call:
     """Nodes of as many graphs, as one graph, and its edges."""
-    nodes, dice = 6 * batch, _dice(seed)
+    nodes, dice = 6 * batch, dice_of(seed)
     edges = torch.randint(0, nodes, (2, 4 * nodes), generator=dice)
     return (torch.randn(nodes, 12, generator=dice), edges), {}
 
@@ -640,7 +603,7 @@ def _of_graphs(kind: str, **options: Any) -> Make:
     def make(package: Any) -> nn.Module:
         return getattr(import_module("torch_geometric.nn.models"), kind)(12, 48, 2, out_channels=5, **options)
 
-    return _called(make, _graph)
+    return called_with(make, _graph)
 
 
 GEOMETRIC = {
@@ -658,12 +621,12 @@ PACKAGES: dict[str, tuple[str, dict[str, Make]]] = {
     "dynamic-network-architectures": ("dynamic_network_architectures", DYNAMIC),
     "efficientnet-pytorch": (
         "efficientnet_pytorch",
-        {"b0": _images(lambda package: package.EfficientNet.from_name("efficientnet-b0"), 3, 64, 64)},
+        {"b0": on_images(lambda package: package.EfficientNet.from_name("efficientnet-b0"), 3, 64, 64)},
     ),
     "kornia": (
         "kornia",
         {
-            "TinyViT": _of(
+            "TinyViT": of_class(
                 "contrib:TinyViT",
                 *(3, 64, 64),
                 img_size=64,
@@ -677,14 +640,14 @@ PACKAGES: dict[str, tuple[str, dict[str, Make]]] = {
     ),
     "linformer": (
         "linformer",
-        {"lm": _called(lambda package: package.LinformerLM(TOKENS, 48, 16, 2, heads=3, k=8), partial(_tokens, 16))},
+        {"lm": called_with(lambda package: package.LinformerLM(TOKENS, 48, 16, 2, heads=3, k=8), partial(tokens, 16))},
     ),
     "monai": ("monai", MONAI),
     "open-clip": ("open_clip", OPEN_CLIP),
     "pytorch-tabnet": (
         "pytorch_tabnet",
         {
-            "TabNet": _called(
+            "TabNet": called_with(
                 lambda package: import_module("pytorch_tabnet.tab_network").TabNetNoEmbeddings(12, 3), _TABLE
             )
         },
@@ -696,7 +659,7 @@ PACKAGES: dict[str, tuple[str, dict[str, Make]]] = {
     "torch-geometric": ("torch_geometric", GEOMETRIC),
     "vit-pytorch": ("vit_pytorch", VIT_PYTORCH),
     "x-transformers": ("x_transformers", X_TRANSFORMERS),
-}
+} | MORE
 
 
 def by_package() -> Iterator[tuple[str, list[str]]]:
