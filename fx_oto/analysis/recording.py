@@ -34,9 +34,12 @@ from fx_oto.nn.leaves import LeafOp, OpaqueOp, leaf_of
 from fx_oto.nn.modes import by_mode, written_in
 from fx_oto.nn.modules import is_opaque
 from fx_oto.nn.norms import WholeNorms
-from fx_oto.nn.recurrence import WholeRecurrence
+from fx_oto.nn.recurrence import WholeRecurrence, is_packed, packed_call
 
 __all__ = ["Recording", "fake_run", "laid_out", "misfit", "one_by_one", "record_tape", "tape_of_steps", "whole_calls"]
+
+
+_PACKING = ("_pack_padded_sequence", "_pad_packed_sequence")
 
 
 class Recording(Fakes):
@@ -102,16 +105,28 @@ class Recording(Fakes):
         if outputs or call.mutates:
             self.calls.append(call)
 
-    def _index(self, given: tuple[Any, ...], value: Any) -> bool:
-        """Record ``x[mask]``, of which numbers only tell how long the result is, which is there already."""
-        self.calls, self._asking = [], None
+    def _told(self, node: Node, module: nn.Module | None, given: tuple[Any, ...], value: Any) -> bool:
+        """Record a call of which numbers only tell how long the result is, which is there already."""
+        self.calls = []
+        if isinstance(module, nn.RNNBase) and is_packed(given):
+            func, args = packed_call(self.call, module, *given)
+            self.record(func, self.faked(args), {}, (value[0].data, value[1]))
+        elif module is None and op_name(node) in _PACKING:
+            self.record(getattr(torch.ops.aten, op_name(node)).default, given, {}, value)
+        elif module is None and op_name(node) == "getitem":
+            self._index(given, value)
+        return bool(self.calls)
+
+    def _index(self, given: tuple[Any, ...], value: Any) -> None:
+        """``x[mask]``."""
+        self._asking = None
         try:
             operator.getitem(*given)
         except ValuesAskedError:
             if self._asking is not None and self._asking[0] is torch.ops.aten.index.Tensor:
                 self.record(*self._asking, value)
-                return True
-        return False
+                return
+        self.calls = []
 
     def opaque(self, node: Node, module: nn.Module | None, given: tuple[Any, Any], real: Any, macs: int) -> Any:
         """What a node returns that was run on real tensors, recorded as one call of which nothing is known.
@@ -124,7 +139,7 @@ class Recording(Fakes):
             macs: multiply-adds that it made.
         """
         value = tree_map_only(Tensor, lambda tensor: self.like(tensor, tensor.device), real)
-        if module is None and op_name(node) == "getitem" and self._index(given[0], value):
+        if not given[1] and self._told(node, module, self.faked(given[0]), value):
             return value
         func: Any = OpaqueOp(macs)
         read: tuple[Any, ...] = (*tree_leaves(given), *(module.parameters() if module is not None else ()))

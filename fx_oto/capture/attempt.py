@@ -139,7 +139,8 @@ class Attempt:
         yield from (name for target, name in opaque.items() if target in called)
         yield from (f"line {line} of forward" for line in self.options.statements)
         asking = (str(node.target) for node in gm.graph.nodes if node.meta.get("asks_values"))
-        yield from (target for target in asking if target in self.subject.modules and target not in opaque)
+        modules = {name for name, module in self.subject.modules.items() if not isinstance(module, nn.RNNBase)}
+        yield from (target for target in asking if target in modules and target not in opaque)
 
     def _runs(self, inputs: ExampleInputs) -> list[CaptureRun]:
         """Evaluation, and training where the code asks for the mode.

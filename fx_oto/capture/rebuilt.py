@@ -100,6 +100,8 @@ def _parts_of(value: Any) -> tuple[Rebuilt, list[Any]]:
     parts = [tuple(args[len(fixed) :]), state, list(items or ()), list(pairs or ())]
     while parts[1:] and not parts[-1]:
         parts.pop()
+    if make.__name__ == "__newobj__" and fixed[0].__init__ is object.__init__:  # to call the class is the same
+        make, fixed = fixed[0], ()
     return Rebuilt(make, fixed), parts
 
 

@@ -21,6 +21,7 @@ from torch import nn
 from torch._ops import OpOverload
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.rnn import PackedSequence
 
 from fx_oto.capture.arguments import is_none, is_so, length, sorted_keys
 from fx_oto.capture.precision import limit_of
@@ -58,6 +59,7 @@ _NO_METHODS = {
     *("data_ptr", "const_data_ptr", "record_stream", "pin_memory", "resize", "resize_as", "new", "type"),
 }
 _IN_PLACE = {f"__{name}__" for name in (*modes.IN_PLACE, "setitem")}
+_INNER = ("_assert", "_pack_padded_sequence", "_pad_packed_sequence")
 # Of ATen's operators whose names begin with an underscore, those that graphs are made of.
 _INNER_OPS = {
     *("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "_assert_tensor_metadata", "_cdist_forward", "_conj"),
@@ -71,6 +73,7 @@ _NAMESPACES = {"torchvision": {"nms", "roi_align", "roi_pool", "ps_roi_align", "
 # What a graph makes anew of parts, by name.
 BUILT: dict[str, Callable[..., Any]] = {
     "OrderedDict": OrderedDict,
+    "PackedSequence": PackedSequence,
     "Size": torch.Size,
     "frozenset": frozenset,
     "set": set,
@@ -144,7 +147,7 @@ def _listed() -> Iterator[tuple[str, Any]]:
     yield from ((f"math.{name}", getattr(math, name)) for name in _MATH.split())
     yield from ((f"builtins.{name}", getattr(builtins, name)) for name in _BUILTINS.split())
     yield from ((f"fx_oto.{function.__name__}", function) for function in _OURS)
-    yield "torch._assert", torch._assert
+    yield from ((f"torch.{name}", getattr(torch, name)) for name in _INNER)
     yield from (("torch." + name, getattr(torch, name)) for name in torch.functional.__all__)
     native = list(_public(torch._C._VariableFunctions, "torch", types.BuiltinFunctionType))
     yield from ((name, one) for name, one in native if getattr(torch, one.__name__, None) is one)

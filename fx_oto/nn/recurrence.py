@@ -6,15 +6,16 @@ by device and type. What they do to labels is the same in all of them, and does 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from fx_oto.nn.whole_calls import Shown, WholeCalls
 
-__all__ = ["CELLS", "GATES", "SEQUENCES", "WholeRecurrence", "recurrent_macs"]
+__all__ = ["CELLS", "GATES", "SEQUENCES", "WholeRecurrence", "is_packed", "packed_call", "recurrent_macs"]
 
 # How many blocks of rows, one row for each hidden unit, the weights of each kind have.
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
@@ -28,6 +29,36 @@ def recurrent_macs(name: str, tensors: Sequence[Tensor]) -> int:
         return 0
     states = 2 if name.startswith("lstm") else 1
     return tensors[0][..., 0].numel() * sum(t.numel() for t in tensors[1 + states :] if t.ndim == 2)
+
+
+def is_packed(given: Sequence[Any]) -> bool:
+    """Whether the first argument of a recurrent layer is a packed sequence."""
+    return isinstance(given[0], PackedSequence)
+
+
+def packed_call(
+    call: Callable[..., Any], layer: nn.RNNBase, packed: PackedSequence, hx: Any = None
+) -> tuple[Any, tuple[Any, ...]]:
+    """The operator that a recurrent layer calls on a packed sequence, and its arguments.
+
+    Args:
+        call: calls an operator that makes the initial states where there are none.
+        layer: the layer.
+        packed: a packed sequence.
+        hx: the initial states.
+    """
+    name = layer.mode.lower()
+    sizes = [layer.proj_size or layer.hidden_size, layer.hidden_size][: 2 if name == "lstm" else 1]
+    if hx is None:
+        rows = layer.num_layers * (2 if layer.bidirectional else 1)
+        zeros = torch.ops.aten.new_zeros.default
+        states = [call(zeros, (packed.data, [rows, 1, size]), {}) for size in sizes]
+    else:
+        states = list(hx) if name == "lstm" else [hx]
+    begin = states if name == "lstm" else states[0]
+    settings = (layer.bias, layer.num_layers, layer.dropout, False, layer.bidirectional)
+    args = (packed.data, packed.batch_sizes, begin, layer._flat_weights, *settings)
+    return getattr(torch.ops.aten, name).data, args
 
 
 class WholeRecurrence(WholeCalls):

@@ -22,8 +22,11 @@ __all__ = ["cell", "sequence"]
 
 
 def sequence(call: OpCall, p: Propagation) -> None:
-    """``lstm``, ``gru``, ``rnn_tanh`` and ``rnn_relu``: layers and directions that share one hidden size."""
-    source, weights = call.arg("input"), call.arg("params")
+    """``lstm``, ``gru``, ``rnn_tanh`` and ``rnn_relu``: layers and directions that share one hidden size.
+
+    Of a packed sequence, the first argument are its rows, one for each step of each example.
+    """
+    source, weights = call.args[0], call.arg("params")
     directions = 2 if call.arg("bidirectional") else 1
     each = len(weights) // (call.arg("num_layers") * directions)
     parts = [weights[start : start + each] for start in range(0, len(weights), each)]
@@ -113,7 +116,7 @@ def _direction(
 
 def _product(call: OpCall, p: Propagation, side: Operand, weight: Tensor) -> Operand:
     """A linear map at every step."""
-    p.work(call.arg("input")[..., 0].numel() * weight.numel(), p.layers(weight))
+    p.work(call.args[0][..., 0].numel() * weight.numel(), p.layers(weight))
     return Operand((1, weight.size(0)), contract(p, [side, Operand.of(p, weight)], ("bk", "ok"), "bo", foldable=False))
 
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from fx_oto.analysis.engine import Propagation
-from fx_oto.analysis.labels import UNKNOWN, ZERO
+from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer
 from fx_oto.analysis.tape import OpCall
 from fx_oto.ops.pointwise import Operand, combine, known_number
 
-__all__ = ["at_places", "by_rows"]
+__all__ = ["at_places", "by_rows", "pack", "unpack"]
 
 
 def by_rows(call: OpCall, p: Propagation) -> None:
@@ -68,6 +68,23 @@ def at_places(call: OpCall, p: Propagation) -> None:
         return zero_of_zeros(values if number is None else [values[0], number])
 
     p.put(call.out, combine(p, operands, target.ndim, worth))
+
+
+def pack(call: OpCall, p: Propagation) -> None:
+    """``pack_padded_sequence``: the steps of all examples become rows of one matrix."""
+    source = call.args[0]
+    behind = p.narrow(p.layers(source), range(2, source.ndim), "sequences are packed along it")
+    p.put(call.outputs[0], [layer.map(lambda t: t.flatten(0, 1)) for layer in behind])
+
+
+def unpack(call: OpCall, p: Propagation) -> None:
+    """``pad_packed_sequence``: rows become steps of examples, and what is missing a number."""
+    source = call.args[0]
+    behind = p.narrow(p.layers(source), range(1, source.ndim), "sequences are padded along it")
+    layers = [layer.map(lambda t: t.unsqueeze(0)) for layer in behind]
+    if call.arg("padding_value") != 0:
+        layers = [Layer.uniform(layer.labels, UNKNOWN) for layer in layers]
+    p.put(call.outputs[0], layers)
 
 
 def _block(indices: Sequence[Tensor]) -> int:
