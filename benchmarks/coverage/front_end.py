@@ -69,14 +69,26 @@ def _is_torchs(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.modules")
 
 
-def front_end(small: GraphModule, called: Called) -> dict[str, Any]:
-    """``front_end``: "modules", "partly opaque", or "GraphModule" if layers that the model calls became operations."""
+def front_end(small: nn.Module, called: Called) -> dict[str, Any]:
+    """``front_end``: "modules", "partly opaque", or "GraphModule" if layers that the model calls became operations.
+
+    It is "parts" of a model in which its parts were written back.
+    """
+    if not isinstance(small, GraphModule):
+        return _written_back(small, called)
     targets = {str(node.target) for node in small.graph.nodes if node.op == "call_module"}
     kept = sum(bool(names & targets) for names in called.modules)
     opaque = fx_oto.Context.of(small).capture.opaque
     kind = "modules" if kept == len(called.modules) else "GraphModule"
     found = {"front_end": "partly opaque" if opaque else kind, "modules": f"{kept} of {len(called.modules)}"}
     return found | ({"opaque": list(opaque)} if opaque else {})
+
+
+def _written_back(whole: nn.Module, called: Called) -> dict[str, Any]:
+    layers = {name for name, module in whole.named_modules(remove_duplicate=False) if isinstance(module, KINDS)}
+    kept = sum(bool(names & layers) for names in called.modules)
+    are_modules = kept == len(called.modules) and not fx_oto.WriteBack.of(whole).graphs
+    return {"front_end": "parts" if are_modules else "GraphModule", "modules": f"{kept} of {len(called.modules)}"}
 
 
 def kernel_taps(partition: fx_oto.Partition, called: Called) -> list[str]:

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from compare import compared
+from compare_parts import compared_in_parts
 from explaining import explained, portable
 from front_end import Called, front_end, kernel_taps
-from networks import Built, Inputs
+from networks import Built, Call, Inputs
 from running import float_leaves, run
-from support.exactness import calibrate, randomise, to_double
+from support.exactness import calibrate, randomise
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -60,10 +61,12 @@ def ready(built: Built) -> tuple[Built, str]:
     """Random weights in the highest precision that the model and the memory allow."""
     model = randomise(built.model.eval(), linear_gain=1.0, constants=False)
     if sum(parameter.numel() for parameter in model.parameters()) <= LARGE:
-        double = Built(
-            model.double(),
-            _in_double(built.inputs),
-            {kind: tuple(map(_in_double, inputs)) for kind, inputs in built.others.items()},
+        double = built._replace(
+            model=model.double(),
+            inputs=_converted(built.inputs, built.in_double),
+            others={
+                kind: tuple(_converted(one, built.in_double) for one in inputs) for kind, inputs in built.others.items()
+            },
         )
         try:
             return _calibrated(double), "float64"
@@ -73,8 +76,8 @@ def ready(built: Built) -> tuple[Built, str]:
     return _calibrated(built._replace(model=model.float())), "float32"
 
 
-def _in_double(inputs: Inputs) -> Inputs:
-    return lambda batch, seed: to_double(inputs(batch, seed))
+def _converted(inputs: Inputs, convert: Callable[[Call], Call]) -> Inputs:
+    return lambda batch, seed: convert(inputs(batch, seed))
 
 
 def _calibrated(built: Built) -> Built:
@@ -88,7 +91,7 @@ def _compressed(built: Built, dtype: str, note: Note) -> Record:
     model, example = built.model, built.inputs(2, 0)
     params, called = _size(model), Called.by(model, example)
     note("preparing")
-    gm, seconds, warned = _prepared(model, example)
+    gm, seconds, warned = _prepared(built, example)
     partition = fx_oto.partition(gm)
     frozen, kept = _frozen(partition, dict(gm.named_parameters()))
     facts = {
@@ -103,21 +106,24 @@ def _compressed(built: Built, dtype: str, note: Note) -> Record:
     partition.zero_(0.5, torch.Generator().manual_seed(1))
     try:
         small = fx_oto.compress(gm, verify=False)
-        facts["params_left"] = round(_size(small) / params, 4)
-        facts |= front_end(small, called)
+        whole = fx_oto.write_back(small, model) if built.parts else small
+        facts["params_left"] = round(_size(whole) / params, 4)
+        facts |= front_end(whole, called)
         note("comparing")
+        if built.parts:
+            return facts | compared_in_parts(built, small, whole, dtype)
         return facts | compared(built, gm, small, dtype, EVALUATION_ONLY in warned)
     except Exception as error:
         refused = isinstance(error, REFUSALS)
         return facts | {"status": "refused" if refused else "failed", "reason": explained(error)}
 
 
-def _prepared(model: nn.Module, example: Any) -> tuple[GraphModule, float, str]:
+def _prepared(built: Built, example: Any) -> tuple[GraphModule, float, str]:
     """The graph, seconds of process time, and what was warned of."""
     start = time.process_time()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        gm = fx_oto.prepare(model, example)
+        gm = fx_oto.prepare(built.model, example, parts=built.parts)
         fx_oto.partition(gm)
     return gm, time.process_time() - start, "; ".join(str(one.message) for one in caught)
 

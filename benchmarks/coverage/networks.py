@@ -10,20 +10,28 @@ from importlib.metadata import version
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from support.exactness import to_double
 from torch import Tensor, nn
 
 __all__ = ["ZOOS", "Built", "Call", "Inputs", "Zoo", "images", "load", "of_images", "other_images"]
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments of the model, in float32
 Inputs = Callable[[int, int], Call]  # (batch, seed) -> arguments
+Parts = tuple[str | tuple[str, ...], ...]  # as ``prepare`` takes them
 
 
 class Built(NamedTuple):
-    """A network, its inputs, and by kind, such as ``"length"``, inputs of other sizes, in the order to be tried."""
+    """A network, its inputs, and by kind, such as ``"length"``, inputs of other sizes, in the order to be tried.
+
+    ``parts``, where there are any, are pruned in the place of the whole network; ``in_double`` says which of the
+    arguments are in float64 where the network is.
+    """
 
     model: nn.Module
     inputs: Inputs
     others: dict[str, tuple[Inputs, ...]]
+    parts: Parts = ()
+    in_double: Callable[[Call], Call] = to_double
 
 
 class Zoo(Protocol):

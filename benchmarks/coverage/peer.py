@@ -28,7 +28,7 @@ def measure(build: Callable[[], Built], note: Callable[[str], None]) -> dict[str
     torch.manual_seed(0)
     try:
         note("building")
-        model, inputs, _ = build()
+        model, inputs, *_ = build()
         call, before = inputs(2, 0), _size(model.eval())
         with torch.no_grad():
             shapes, outputs = _shapes(model, call), _outputs(model, call)

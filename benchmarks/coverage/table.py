@@ -28,11 +28,13 @@ off). `python benchmarks/coverage.py ZOO` measures, and renders this file.
   in float32. "float32 inside": the model is in float64, but computes in float32 somewhere itself.
 - **front end**: "modules": the model's `nn.Linear`, `nn.Embedding`, `nn.LayerNorm` and convolutions are modules of the
   compact network too; "GraphModule": some became operations (how many are modules still); "partly opaque": a part is
-  called as a whole.
+  called as a whole; "parts": of a detector, `prepare(…, parts=…)` took the networks inside, and the user's own class
+  with its smaller parts is compared: boxes, scores, labels, masks and keypoints, and in training mode losses, their
+  gradients and buffers, with the same boxes drawn.
 - **batch**, **size**: "any" if the capture leaves them open and the compact network is exact there, else what fixes
-  them; "–": the model itself takes no other. **training**: "exact"; "random": the model draws numbers that are no
-  dropout; "evaluation only": the graph stays in evaluation mode, as is announced; "–": the model does not run in
-  training mode on these inputs.
+  them (of "parts": "any" if the model is exact there); "–": the model itself takes no other. **training**: "exact";
+  "random": the model draws numbers that are no dropout; "evaluation only": the graph stays in evaluation mode, as is
+  announced; "–": the model does not run in training mode on these inputs.
 - **refused**: an error that says why, before anything was cut. **failed**: any other error. **unavailable**: the
   network itself does not run here.
 - **left**: parameters after compression. **whole**: share of the parameters that no group has a part in.
@@ -113,6 +115,11 @@ def _front_end(record: Record) -> str:
     return f"{kind} ({record['modules']})" if kind == "GraphModule" else kind
 
 
+def _layers(record: Record) -> str:
+    """The front end, where all layers are modules still: so they are of a model that is of its own class."""
+    return "modules" if record.get("front_end") == "parts" else _front_end(record)
+
+
 def _batch(record: Record) -> str:
     return str(record.get("batch", NONE))
 
@@ -146,7 +153,7 @@ def _is_written_back(record: Record) -> str:
 
 
 QUESTIONS = {
-    "modules": (_front_end, "modules"),
+    "modules": (_layers, "modules"),
     "batch: any": (_batch, "any"),
     "size: any": (_size, "any"),
     "training: exact": (_training, "exact"),
@@ -155,9 +162,9 @@ QUESTIONS = {
 
 
 def _titled(zoo: str, records: dict[str, Record]) -> str:
-    """With the version of the library, where all were measured with one."""
-    versions = {record["library"] for record in records.values() if "library" in record}
-    return versions.pop() if len(versions) == 1 else zoo
+    """With the versions of the library that they were measured with."""
+    versions = sorted({record["library"].split()[-1] for record in records.values() if "library" in record})
+    return f"{zoo.partition('-')[0]} {', '.join(versions)}" if versions else zoo
 
 
 def _comparison(records: dict[str, Record]) -> tuple[list[str], int]:

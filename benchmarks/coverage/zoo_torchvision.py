@@ -7,8 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from networks import Built, Call, images, of_images
+from networks import Built, Call, Parts, images, of_images
+from support.detectors import finds_something, images_of, of_torchvision
+from support.exactness import to_double
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from torchvision import extension
 from torchvision.models import get_model_builder, list_models
 from torchvision.ops import box_iou
@@ -47,14 +50,13 @@ def build(name: str) -> Built:
         options["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = False  # theirs takes a minute
-    if ".detection" in builder.__module__ and not name.startswith("ssd"):
-        options |= {"min_size": 64, "max_size": 64}  # they resize their images
+    if ".detection" in builder.__module__:
+        parts, few = of_torchvision(name)
+        return _on_lists_of_images(finds_something(builder(**options, **few)), parts)
     return _with_inputs(builder(**options), name, builder.__module__)
 
 
 def _with_inputs(model: nn.Module, name: str, module: str) -> Built:
-    if ".detection" in module:
-        return Built(model, partial(_lists_of_images, 64, 64), {"image size": (partial(_lists_of_images, 64, 96),)})
     if ".optical_flow" in module:
         return Built(model, partial(_pairs_of_images, 128), {"image size": (partial(_pairs_of_images, 160),)})
     if ".video" in module:
@@ -69,10 +71,22 @@ def _longest(table: dict[str, Any], name: str) -> Any:
     return table[max((start for start in table if name.startswith(start)), key=len)]
 
 
-def _lists_of_images(height: int, width: int, batch: int, seed: int) -> Call:
-    """Two images: how long a list is, is fixed when it is captured, so another batch has others."""
-    generator = torch.Generator().manual_seed(100 * batch + seed)
-    return ([torch.rand(3, height, width, generator=generator) for _ in range(2)],), {}
+def _on_lists_of_images(model: nn.Module, parts: Parts) -> Built:
+    """A detector: the images of a list have sizes of their own, and targets, which training needs."""
+    example, others = ((64, 80), (72, 60), (70, 70)), ((50, 90), (96, 64), (90, 70))
+    sizes = {"image size": (partial(_lists_of_images, others),)}
+    return Built(model, partial(_lists_of_images, example), sizes, parts, _in_double)
+
+
+def _lists_of_images(sizes: tuple[tuple[int, int], ...], batch: int, seed: int) -> Call:
+    given = images_of(*sizes[:batch], seed=100 * batch + seed)
+    return tree_map_only(Tensor, lambda one: one.float() if one.is_floating_point() else one, given), {}
+
+
+def _in_double(call: Call) -> Call:
+    """All but keypoints, which torchvision takes in float32 only."""
+    (given, targets), named = to_double(call)
+    return (given, [target | {"keypoints": target["keypoints"].float()} for target in targets]), named
 
 
 def _pairs_of_images(size: int, batch: int, seed: int) -> Call:

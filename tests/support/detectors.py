@@ -1,4 +1,4 @@
-"""A detector of one level: a list of images of any sizes in, losses or a list of detections out."""
+"""Detectors: a list of images of any sizes in, losses or a list of detections out."""
 
 from __future__ import annotations
 
@@ -10,9 +10,37 @@ import fx_oto
 from fx_oto.core.context import ExampleInputs
 from support.seen import apart, see
 
+_BOXES = ("backbone", "rpn.head", ("roi_heads.box_head", "roi_heads.box_predictor"))
+_ONE_STAGE = (("backbone", "head"),)
+_FEW = {"rpn_post_nms_top_n_test": 20, "rpn_post_nms_top_n_train": 30, "box_detections_per_img": 5}
+_SMALL = {"min_size": 64, "max_size": 96}
+# The start of a name of torchvision's: the parts of its detectors, and options with which they take little time.
+_TORCHVISION = {
+    "fasterrcnn": (_BOXES, _FEW | _SMALL),
+    "fcos": (_ONE_STAGE, _SMALL),
+    "keypointrcnn": ((*_BOXES, ("roi_heads.keypoint_head", "roi_heads.keypoint_predictor")), _FEW | _SMALL),
+    "maskrcnn": ((*_BOXES, ("roi_heads.mask_head", "roi_heads.mask_predictor")), _FEW | _SMALL),
+    "retinanet": (_ONE_STAGE, _SMALL),
+    "ssd300": (_ONE_STAGE, {}),
+    "ssdlite320": (_ONE_STAGE, {}),
+}
+
+
+def of_torchvision(name):
+    """The parts of one of torchvision's detectors, and options with which it takes little time on small images."""
+    return _TORCHVISION[name.partition("_")[0]]
+
+
+def finds_something(model):
+    """A detector that returns what it finds, however sure it is of it: with random weights it is of nothing."""
+    for module in model.modules():
+        if hasattr(module, "score_thresh"):
+            module.score_thresh = 0.0
+    return model
+
 
 class Detector(nn.Module):
-    """Its ``forward`` cannot be captured: it counts images, and chooses boxes by their scores."""
+    """One level; its ``forward`` cannot be captured: it counts images, and chooses boxes by their scores."""
 
     def __init__(self, width=16, classes=3):
         super().__init__()
@@ -55,14 +83,24 @@ class Detector(nn.Module):
 
 
 def images_of(*sizes, seed=0):
-    """Images of these heights and widths, with two objects each, as positional arguments."""
+    """Images of these heights and widths with two objects each, as positional arguments of a detector.
+
+    An object has a box, a label, a mask and keypoints.
+    """
     drawn = torch.Generator().manual_seed(seed)
-    images = [torch.rand(3, *size, generator=drawn, dtype=torch.float64) for size in sizes]
-    targets = []
+    images, targets = [], []
     for height, width in sizes:
-        corners = torch.tensor([[2.0, 3.0], [height * 0.2, width * 0.1]], dtype=torch.float64)
-        beyond = torch.tensor([[height * 0.5, width * 0.6], [height * 0.9, width * 0.8]], dtype=torch.float64)
-        targets.append({"boxes": torch.cat([corners, beyond], 1), "labels": torch.tensor([1, 2])})
+        images.append(torch.rand(3, height, width, generator=drawn, dtype=torch.float64))
+        boxes = torch.tensor([[0.1, 0.1, 0.6, 0.7], [0.3, 0.2, 0.9, 0.8]], dtype=torch.float64)
+        points = torch.rand(2, 17, 2, generator=drawn) * min(height, width)
+        targets.append(
+            {
+                "boxes": boxes * torch.tensor([width, height, width, height]),
+                "labels": torch.ones(2, dtype=torch.int64),
+                "masks": (torch.rand(2, height, width, generator=drawn) > 0.5).byte(),
+                "keypoints": torch.cat([points, torch.ones(2, 17, 1)], 2),
+            }
+        )
     return images, targets
 
 
