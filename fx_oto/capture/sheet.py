@@ -25,7 +25,8 @@ from fx_oto.core.fx_utils import tensor_names
 
 __all__ = ["Item", "Options", "Sheet"]
 
-_NOT_USERS = (*(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__)), parts.__file__)
+_TORCHS, _OURS = (f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
+_NOT_USERS = (_TORCHS, _OURS, parts.__file__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +139,13 @@ class Sheet(TorchFunctionMode):
                 break
             frame = frame.f_back
         return found
+
+    def is_torch_asking(self) -> bool:
+        """Whether it is a line of torch's own Python code that runs, not of the user's."""
+        frame: Any = sys._getframe(1)
+        while frame.f_code.co_filename.startswith(_OURS):
+            frame = frame.f_back
+        return bool(frame.f_code.co_filename.startswith(_TORCHS))
 
     def differentiable(self, tensor: Tensor) -> bool:
         """Whether a tensor would require a gradient."""

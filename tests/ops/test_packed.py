@@ -40,7 +40,8 @@ class Tagger(nn.Module):
             last = last[0] if isinstance(last, tuple) else last
             return self.head(torch.cat([last[-2], last[-1]], -1) if self.first.bidirectional else last[-1])
         padding = 1.5 if self.read == "padded" else 0.0
-        steps, found = pad_packed_sequence(packed, self.batch_first, padding_value=padding)
+        total = x.size(1 if self.batch_first else 0) if self.read == "total" else None
+        steps, found = pad_packed_sequence(packed, self.batch_first, padding_value=padding, total_length=total)
         steps = self.head(steps)
         return (steps if self.batch_first else steps.transpose(0, 1)), found
 
@@ -58,6 +59,7 @@ KINDS = {
     "last state": {"read": "last"},
     "last state both ways": {"read": "last", "bidirectional": True, "kind": "GRU"},
     "padded with a number": {"read": "padded"},
+    "as long as the input": {"read": "total"},
     "initial state": {"kind": "GRU", "start": True},
     "without biases": {"bias": False},
 }
