@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from fx_oto.analysis.fakes import asks_values
+from fx_oto.analysis.recording import misfit
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import TraceError
-from fx_oto.core.fx_utils import tensor_leaves, tensor_names
+from fx_oto.core.fx_utils import raised_at, tensor_leaves, tensor_names
 from fx_oto.core.preserve import Dice, evaluating, unwritten, without_fast_paths
 from fx_oto.core.warn import warn
 
@@ -26,6 +28,7 @@ def check_capture(gm: GraphModule, model: nn.Module, inputs: ExampleInputs, both
     A model that does not return the same twice, from the same state of the generators, is left unchecked.
 
     Raises:
+        InputError: the model does not run in evaluation, as of tokens that are not in its vocabulary.
         TraceError: the graph fails where the model does not, or returns something else.
     """
     given = (*tensor_names(model).values(), *tensor_leaves((inputs.args, inputs.kwargs)))
@@ -39,8 +42,11 @@ def _check_in(training: bool, gm: GraphModule, model: nn.Module, inputs: Example
     mode = "training" if training else "evaluation"
     try:
         expected = _run(model, model, inputs, training)
-    except Exception:  # such as a norm over one value, in training
-        return
+    except Exception as error:  # such as a norm over one value, in training
+        if training or _cannot_be_computed(error):
+            return
+        at = raised_at(error)
+        raise misfit(error, f" at {at}" if at else "", model, inputs) from error
     try:
         found = _run(gm, model, inputs, training)
     except Exception as error:
@@ -56,6 +62,12 @@ def _check_in(training: bool, gm: GraphModule, model: nn.Module, inputs: Example
         )
     if not training:
         _note_fast_path(model, inputs, expected)
+
+
+def _cannot_be_computed(error: Exception) -> bool:
+    """Whether it is no fault of the inputs: there is no kernel for the type, no memory, or no numbers."""
+    known = isinstance(error, NotImplementedError | MemoryError | torch.OutOfMemoryError) or asks_values(error)
+    return known or "not implemented for" in str(error)
 
 
 def _note_fast_path(model: nn.Module, inputs: ExampleInputs, spelled_out: list[Tensor]) -> None:

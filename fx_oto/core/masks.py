@@ -57,7 +57,8 @@ class Masks(nn.Module):
     def hide(self, family: int, zigs: Tensor) -> None:
         """Hide these ZIGs of a family, by position."""
         mask = self.of(family)
-        mask[zigs.to(mask.device)] = 0
+        zigs = torch.as_tensor(zigs, device=mask.device)
+        mask[zigs] = 0
         if zigs.numel():
             self.hiding.add(family)
 

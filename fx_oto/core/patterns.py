@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from fx_oto.core.errors import SettingsError
 
@@ -14,8 +15,16 @@ _AXIS = re.compile(r"(?<=\w)\[(\d+)\]$")
 
 
 def patterns_in(given: str | Iterable[str]) -> tuple[str, ...]:
-    """Glob patterns as a user gives them: a string is one of them, not its letters."""
-    return (given,) if isinstance(given, str) else tuple(given)
+    """Glob patterns as a user gives them: a string is one of them, not its letters.
+
+    Raises:
+        SettingsError: they are no strings.
+    """
+    patterns: tuple[Any, ...] = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise SettingsError(f"patterns of names must be strings such as 'layers.*.weight', found {pattern!r}")
+    return patterns
 
 
 def matches(name: str, patterns: Sequence[str], dim: int | None = None) -> bool:

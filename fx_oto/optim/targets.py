@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -76,8 +77,8 @@ def find_target(
             f"full model; found {' and '.join(map(_option, given)) or 'none'}"
         )
     name, value = next(iter(given.items()))
-    if not 0 < value < 1:
-        raise SettingsError(f"{_option(name)} must be between 0 and 1, both excluded; found {value}")
+    if not isinstance(value, Real) or not 0 < value < 1:
+        raise SettingsError(f"{_option(name)} must be a number between 0 and 1, both excluded; found {value!r}")
     if not zigs.families:
         raise SettingsError("no axis of this model can be pruned: print(fx_oto.partition(gm)) gives the reasons")
     if name == "group sparsity":

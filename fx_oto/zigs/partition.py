@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, ClassVar
 
 import networkx as nx
@@ -17,6 +18,7 @@ from fx_oto.core.doors import above
 from fx_oto.core.errors import MissingResultError, SettingsError
 from fx_oto.core.fx_utils import check_has_numbers, tensor_names
 from fx_oto.core.masks import is_mask, masks_of
+from fx_oto.core.patterns import patterns_in
 from fx_oto.core.picture import Picture
 from fx_oto.core.tables import Tabular, counted, foldable, macs_text, table
 from fx_oto.zigs.depth import Depth
@@ -209,7 +211,7 @@ class Partition(Tabular):
         kept = tuple(FrozenAxis(slot.tensor, slot.dim, slot.index.numel(), _SINGLE) for slot in single)
         several = tuple(family for family in self.families if len(family) > 1)
         found: Explanation = above("explain")(
-            replace(self, families=several, frozen=self.frozen + kept), self._bound(), patterns
+            replace(self, families=several, frozen=self.frozen + kept), self._bound(), patterns_in(patterns)
         )
         return found
 
@@ -236,7 +238,7 @@ class Partition(Tabular):
             >>> picture.save(f"{tempfile.mkdtemp()}/families.png").name
             'families.png'
         """
-        picture: Picture = above("draw_couplings")(self, self._bound(), patterns, fold, limit)
+        picture: Picture = above("draw_couplings")(self, self._bound(), patterns_in(patterns), fold, limit)
         return picture
 
     def to_networkx(self) -> nx.Graph[str]:
@@ -330,8 +332,8 @@ class Partition(Tabular):
 
 
 def _check_fraction(fraction: float) -> None:
-    if not 0 <= fraction <= 1:
-        raise SettingsError(f"fraction must be in [0, 1], found {fraction}")
+    if not isinstance(fraction, Real) or not 0 <= fraction <= 1:
+        raise SettingsError(f"fraction must be a number in [0, 1], found {fraction!r}")
 
 
 def partition(gm: GraphModule) -> Partition:

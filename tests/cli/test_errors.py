@@ -126,7 +126,7 @@ def test_example_inputs_that_are_none(refused):
         (TRAIN, "--train needs one target, a fraction in (0, 1): one of --target-group-sparsity, --target-params, "),
         ([*TRAIN, "--target-macs", ".1", "--target-params", ".1"], "; found --target-params and --target-macs"),
         ([*TRAIN, "--target-macs", ".1"], "--train needs --total-steps, the steps that FUNCTION takes in all"),
-        (["--dry-run", "2"], "fraction must be in [0, 1], found 2.0"),
+        (["--dry-run", "2"], "fraction must be a number in [0, 1], found 2.0"),
         (["--dry-run", ".5", "--target-macs", ".5"], "--target-macs can only be used with --train MODULE:FUNCTION"),
         (["--dry-run", ".5", "--lr", ".5"], "--lr can only be used with --train MODULE:FUNCTION"),
         (
@@ -147,7 +147,7 @@ def test_jobs_that_cannot_be_done(refused, options, text):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--target-macs", "2"], "target_macs must be between 0 and 1, both excluded; found 2.0"),
+        (["--target-macs", "2"], "target_macs must be a number between 0 and 1, both excluded; found 2.0"),
         (["--optimizer", "SDG"], "--optimizer: torch.optim has no 'SDG'; did you mean 'SGD'?"),
         (["--optimizer", "net:Net"], "--optimizer net:Net: expected a subclass of torch.optim.Optimizer, found"),
         (

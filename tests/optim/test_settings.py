@@ -17,9 +17,14 @@ import fx_oto
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target_group_sparsity": 0.0}, r"target_group_sparsity must be between 0 and 1, both excluded; found 0.0"),
-        ({"target_group_sparsity": 1.0}, r"target_group_sparsity must be between 0 and 1"),
-        ({"target_group_sparsity": None, "target_macs": 1.5}, r"target_macs must be between 0 and 1"),
+        ({"target_group_sparsity": 0.0}, r"target_group_sparsity must be a number between 0 and 1, both .*; found 0.0"),
+        (
+            {"target_group_sparsity": "half"},
+            r"target_group_sparsity must be a number between 0 and 1, .*; found 'half'",
+        ),
+        ({"unprunable": 3}, r"patterns of names must be strings such as .*, found 3"),
+        ({"target_group_sparsity": 1.0}, r"target_group_sparsity must be a number between 0 and 1"),
+        ({"target_group_sparsity": None, "target_macs": 1.5}, r"target_macs must be a number between 0 and 1"),
         ({"target_group_sparsity": 0.99}, r"=0.99 cannot be reached: .* what can be reached is group sparsity 0.9375"),
         (
             {"target_group_sparsity": None, "target_params": 0.01},

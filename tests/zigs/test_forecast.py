@@ -33,5 +33,5 @@ def test_nothing_is_foretold_where_nothing_can_go():
 
 
 def test_a_fraction_is_a_fraction(gm):
-    with pytest.raises(fx_oto.SettingsError, match=r"fraction must be in \[0, 1\], found 50"):
+    with pytest.raises(fx_oto.SettingsError, match=r"fraction must be a number in \[0, 1\], found 50"):
         fx_oto.partition(gm).forecast(50)
