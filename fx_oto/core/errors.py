@@ -107,7 +107,7 @@ class SettingsError(FxOtoError, ValueError):
         >>> fx_oto.partition(gm).zero_(1.5)
         Traceback (most recent call last):
         ...
-        fx_oto.core.errors.SettingsError: fraction must be in [0, 1], found 1.5
+        fx_oto.core.errors.SettingsError: fraction must be a number in [0, 1], found 1.5
     """
 
 
