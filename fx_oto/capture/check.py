@@ -87,7 +87,7 @@ def _note_fast_path(model: nn.Module, inputs: ExampleInputs, spelled_out: list[T
 def _run(
     module: nn.Module, model: nn.Module, inputs: ExampleInputs, training: bool, fast: bool = False
 ) -> list[Tensor]:
-    copied, dice = inputs.copied(), Dice()
+    dice = Dice()
     try:
         with (
             torch.inference_mode(False),
@@ -95,6 +95,7 @@ def _run(
             evaluating(module, training),
             nullcontext() if fast else without_fast_paths(),
         ):
+            copied = inputs.copied()
             return [tensor.detach().clone() for tensor in tensor_leaves(module(*copied.args, **copied.kwargs))]
     finally:
         dice.put_back()

@@ -92,9 +92,10 @@ def _compared(
 @torch.no_grad()
 def outputs(model: nn.Module, inputs: ExampleInputs, training: bool) -> list[Tensor]:
     """The tensors that a model returns on example inputs, in one mode, of the same random numbers."""
-    given, dice = inputs.copied(), Dice()
+    dice = Dice()
     try:
         with torch.inference_mode(False), unwritten(model, training), evaluating(model, training):
+            given = inputs.copied()
             # Not as a GraphModule, which prints where it fails: to take no twice as large batch is no fault.
             returned = nn.Module.__call__(model, *given.args, **given.kwargs)
             return [tensor.detach().clone() for tensor in tensors_in(returned)]
