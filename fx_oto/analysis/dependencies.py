@@ -12,7 +12,18 @@ from torch import Tensor
 from fx_oto.analysis.labels import Layer
 from fx_oto.analysis.vocabulary import TokenInput
 
-__all__ = ["ADJUSTABLE", "Adjustment", "Axis", "Dependencies", "Gather", "NodeValues", "Reason", "Work", "Worth"]
+__all__ = [
+    "ADJUSTABLE",
+    "Adjustment",
+    "Axis",
+    "Dependencies",
+    "Gather",
+    "NodeValues",
+    "Reason",
+    "Said",
+    "Work",
+    "Worth",
+]
 
 # For each FX node, by name, the layers of each tensor in its value.
 NodeValues = dict[str, tuple[tuple[Layer, ...], ...]]
@@ -88,6 +99,14 @@ ADJUSTABLE = {
     "fold": {"linear", "conv1d", "conv2d", "conv3d"},
     "sizes": {"view", "reshape"},
 }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Said:
+    """What a rule has said: the values that it gave layers, and the atoms that it kept whole, ``(n,)`` each time."""
+
+    put: list[Tensor]
+    frozen: list[Tensor]
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,10 +7,8 @@ layers by value, defers choices that depend on later unions, and settles them at
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -20,9 +18,9 @@ from torch.fx import GraphModule, Node
 from fx_oto.analysis.atoms import Atoms
 from fx_oto.analysis.closure import Crossing, Grouped, Obligation, Rectangle
 from fx_oto.analysis.constants import Constants
-from fx_oto.analysis.dependencies import ADJUSTABLE, Adjustment, NodeValues, Reason, Work, Worth
+from fx_oto.analysis.dependencies import ADJUSTABLE, Adjustment, NodeValues, Reason, Said, Work, Worth
 from fx_oto.analysis.heads import before_products
-from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer, Region
+from fx_oto.analysis.labels import ZERO, Layer, Region, worth_along
 from fx_oto.analysis.sizes import SizesRead
 from fx_oto.analysis.tape import OpCall, Tape
 from fx_oto.analysis.values import Values
@@ -34,21 +32,11 @@ from fx_oto.nn.modules import is_opaque
 
 __all__ = ["FIXED", "SLIDES", "Attention", "Propagation", "Rule", "Said"]
 
-_log = logging.getLogger(__name__)
-
 # What attention loses: whole heads, or the same part of the width of every head.
 Attention = Literal["heads", "head_dim"]
 # The commonest reason to keep something whole.
 FIXED = "it is combined with a tensor that is kept whole, such as the input"
 SLIDES = "a convolution slides along it"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Said:
-    """What a rule has said: the values that it gave layers, and the atoms that it kept whole, ``(n,)`` each time."""
-
-    put: list[Tensor]
-    frozen: list[Tensor]
 
 
 class Propagation:
@@ -368,15 +356,12 @@ class Propagation:
         if not keep.intersection(layer.dims):
             self.freeze(layer.labels, why)
             return None
-        labels, removed = layer.labels, layer.removed
+        labels = layer.labels
         for dim in layer.dims:
             if dim not in keep:
                 self.unite(labels, labels.narrow(dim, 0, 1))
                 labels = labels.narrow(dim, 0, 1)
-        for dim, size in enumerate(removed.shape):
-            if size > 1 and dim not in keep:
-                removed = torch.where(_uniform(removed, dim), removed.narrow(dim, 0, 1), UNKNOWN)
-        return Layer(labels, removed)
+        return Layer(labels, worth_along(layer.removed, keep))
 
     def narrow(self, layers: Iterable[Layer], dims: Collection[int], why: str) -> list[Layer]:
         """``narrow_to`` for several layers, without those that do not vary along ``dims``."""
@@ -404,10 +389,6 @@ class Propagation:
         op = self.call.name if self.call is not None else op_name(node)
         since = self._values.behind(self.call) if why == FIXED else None
         return Reason(why, op, node.name, source_line(node), since)
-
-
-def _uniform(tensor: Tensor, dim: int) -> Tensor:
-    return (tensor == tensor.narrow(dim, 0, 1)).all(dim, keepdim=True)
 
 
 Rule = Callable[[OpCall, Propagation], None]

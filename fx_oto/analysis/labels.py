@@ -8,14 +8,14 @@ dimensions and size 1 wherever they do not vary, so a layer along the channels o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 __all__ = ["UNKNOWN", "ZERO", "Layer", "Region"]
-__all__ += ["align", "compress", "laid_along", "reshape", "runs", "varying", "zero_stays"]
+__all__ += ["align", "compress", "laid_along", "reshape", "runs", "varying", "worth_along", "zero_stays"]
 
 UNKNOWN = torch.full((), math.nan, dtype=torch.float64, device="cpu")
 ZERO = torch.zeros((), dtype=torch.float64, device="cpu")
@@ -105,6 +105,15 @@ def laid_along(line: Tensor, dim: int, ndim: int) -> Tensor:
 def zero_stays(removed: Tensor) -> Tensor:
     """What elements are worth after an op of which only is known that it maps zeros to zero."""
     return torch.where(removed == 0, ZERO, UNKNOWN)
+
+
+def worth_along(removed: Tensor, dims: Collection[int]) -> Tensor:
+    """What elements are worth along some dimensions, as far as that is the same along all others."""
+    for dim, size in enumerate(removed.shape):
+        if size > 1 and dim not in dims:
+            first = removed.narrow(dim, 0, 1)
+            removed = torch.where((removed == first).all(dim, keepdim=True), first, UNKNOWN)
+    return removed
 
 
 def align(tensor: Tensor, ndim: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-__all__ = ["SWITCH", "StepsBar", "progress"]
+__all__ = ["SWITCH", "StepsBar", "log_step", "progress"]
 
 SWITCH = "FX_OTO_PROGRESS"
 _PATIENCE = 0.5  # what is done within so many seconds shows no bar, unless one was asked for
+_LINES = 20  # that a whole training writes to the log
+_LOGGER = logging.getLogger("fx_oto")
 _Item = TypeVar("_Item")
 
 
@@ -71,3 +74,9 @@ class StepsBar:
         self._bar.update(step - self._bar.n)
         if self._bar.total is not None and step >= self._bar.total:
             self._bar.close()
+
+
+def log_step(step: int, total: int, gone: int, zigs: int) -> None:
+    """Write to the log how many ZIGs are zero, some twenty times in a training of ``total`` steps."""
+    if step % max(total // _LINES, 1) == 0:
+        _LOGGER.info("step %d of %d: %d of %d ZIGs are zero", step, total, gone, zigs)

@@ -24,10 +24,10 @@ __all__ = [
     "check_covered",
     "check_gradients",
     "check_keywords",
-    "check_state",
     "check_unchanged",
     "is_rehearsal",
     "left_alone",
+    "signature_of",
     "warn_of_idle",
 ]
 
@@ -45,6 +45,15 @@ def build_base(base: type[Optimizer] | Optimizer, gm: nn.Module, kwargs: dict[st
     if kwargs:
         raise SettingsError(f"base is an optimizer instance; pass {', '.join(sorted(kwargs))} when you create it")
     return base
+
+
+def signature_of(init: Callable[..., Any], shared: Callable[..., Any]) -> inspect.Signature:
+    """All arguments of a subclass's ``__init__``: those that it hands on to ``shared``, its own, and any others."""
+    handed = dict(inspect.signature(shared).parameters)
+    *known, rest = [parameter for name, parameter in handed.items() if name != "self"]
+    own = inspect.signature(init).parameters
+    added = [p for name, p in own.items() if p.kind is inspect.Parameter.KEYWORD_ONLY and name not in handed]
+    return inspect.Signature([*known, *added, rest])
 
 
 def check_keywords(kind: str, base: Any, given: Collection[str], own: Collection[str]) -> None:
@@ -151,16 +160,3 @@ def is_rehearsal(groups: Sequence[dict[str, Any]], anywhere: Callable[[bool], bo
         return False  # torch's zero is on the CPU; nothing is read from a device
     gradients = (p.grad for group in groups for p in group["params"] if p.grad is not None)
     return not anywhere(any(bool(local(gradient).norm()) for gradient in gradients))
-
-
-def check_state(own: dict[str, Any], settings: dict[str, Any], families: int) -> None:
-    """A state that is taken up must be that of such an optimizer with these settings, and of this model."""
-    if len(own["phases"]) != families:
-        raise SettingsError(
-            f"this state has {len(own['phases'])} families, the model has {families}: it is another model's"
-        )
-    if own["settings"] != settings:
-        raise SettingsError(
-            f"this state was saved by an optimizer with {own['settings']}, this one has {settings}: to resume, build "
-            "it with the same target and the same steps"
-        )

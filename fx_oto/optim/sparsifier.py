@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -18,10 +17,10 @@ from torch.optim import Optimizer
 from fx_oto.core.context import Context
 from fx_oto.core.errors import InputError, SettingsError
 from fx_oto.core.fx_utils import tensor_names
-from fx_oto.core.progress import StepsBar
+from fx_oto.core.progress import StepsBar, log_step
 from fx_oto.core.tables import counted
 from fx_oto.framework.trajectory import Trajectory
-from fx_oto.optim import checks
+from fx_oto.optim import checks, states
 from fx_oto.optim.allocation import Allocation, check_allocation
 from fx_oto.optim.choice import Choice
 from fx_oto.optim.limits import Limits, PerFamily, Rules, Uniform
@@ -33,10 +32,6 @@ from fx_oto.optim.targets import find_target, fractions, in_words, reached
 from fx_oto.zigs.partition import partition
 
 __all__ = ["GroupSparseOptimizer"]
-
-_KEY = "zigs"
-_LINES = 20  # that a whole training writes to the log
-_LOGGER = logging.getLogger("fx_oto")
 
 
 class GroupSparseOptimizer(Optimizer, ABC):
@@ -153,11 +148,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let ``help`` and notebooks show every argument of a subclass, also those that it hands on."""
         super().__init_subclass__(**kwargs)
-        shared = dict(inspect.signature(GroupSparseOptimizer.__init__).parameters)
-        own = inspect.signature(cls.__init__).parameters
-        *known, rest = [parameter for name, parameter in shared.items() if name != "self"]
-        added = [p for name, p in own.items() if p.kind is inspect.Parameter.KEYWORD_ONLY and name not in shared]
-        cls.__signature__ = inspect.Signature([*known, *added, rest])
+        cls.__signature__ = checks.signature_of(cls.__init__, GroupSparseOptimizer.__init__)
 
     # -- what subclasses say ---------------------------------------------------------------------------
 
@@ -327,10 +318,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
         if self._bar is not None:
             self._bar.show(self._steps, self._rows.num_gone)
         total = self.trajectory.total or self.trajectory.end
-        if self._steps % max(total // _LINES, 1) == 0:
-            _LOGGER.info(
-                "step %d of %d: %d of %d ZIGs are zero", self._steps, total, self._rows.num_gone, self.zigs.num_zigs
-            )
+        log_step(self._steps, total, self._rows.num_gone, self.zigs.num_zigs)
         self._loss = None
         if period is not None and self._steps == self.schedule.end:
             found = of_first_rank(self.reached)
@@ -373,9 +361,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
             "trajectory": self.trajectory.state(),
             **self.own_state(),
         }
-        state = self.base.state_dict()
-        first, *others = state["param_groups"]
-        return {**state, "param_groups": [{**first, _KEY: own}, *others]}
+        return states.joined(self.base.state_dict(), own)
 
     def _settings(self) -> dict[str, Any]:
         """What a state must have been saved with."""
@@ -396,13 +382,9 @@ class GroupSparseOptimizer(Optimizer, ABC):
         Raises:
             SettingsError: the state is not that of such an optimizer, or of this model.
         """
-        first, *others = state_dict.get("param_groups") or [{}]
-        if _KEY not in first:
-            raise SettingsError(f"this state was not saved by {type(self).__name__}: the key {_KEY!r} is missing")
-        own = first[_KEY]
-        checks.check_state(own, self._settings(), len(self.zigs.families))
-        groups = [{key: value for key, value in first.items() if key != _KEY}, *others]
-        self.base.load_state_dict({**state_dict, "param_groups": groups})
+        base, own = states.parted(state_dict, type(self).__name__)
+        states.check_own(own, self._settings(), len(self.zigs.families))
+        self.base.load_state_dict(base)
         self.param_groups, self.state = self.base.param_groups, self.base.state
         self._steps = own["step"]
         self._choice.restore(own, self._rows.device)
