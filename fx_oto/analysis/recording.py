@@ -34,7 +34,7 @@ from fx_oto.nn.leaves import LeafOp, OpaqueOp, leaf_of
 from fx_oto.nn.modes import by_mode, written_in
 from fx_oto.nn.modules import is_opaque
 from fx_oto.nn.norms import WholeNorms
-from fx_oto.nn.recurrence import WholeRecurrence, is_packed, packed_call
+from fx_oto.nn.recurrence import WholeRecurrence, packed_call, takes_packed
 
 __all__ = ["Recording", "fake_run", "laid_out", "misfit", "one_by_one", "record_tape", "tape_of_steps", "whole_calls"]
 
@@ -108,7 +108,7 @@ class Recording(Fakes):
     def _told(self, node: Node, module: nn.Module | None, given: tuple[Any, ...], value: Any) -> bool:
         """Record a call of which numbers only tell how long the result is, which is there already."""
         self.calls = []
-        if isinstance(module, nn.RNNBase) and is_packed(given):
+        if takes_packed(module, given):
             func, args = packed_call(self.call, module, *given)
             self.record(func, self.faked(args), {}, (value[0].data, value[1]))
         elif module is None and op_name(node) in _PACKING:

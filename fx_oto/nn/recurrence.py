@@ -7,7 +7,7 @@ by device and type. What they do to labels is the same in all of them, and does 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fx_oto.nn.whole_calls import Shown, WholeCalls
 
-__all__ = ["CELLS", "GATES", "SEQUENCES", "WholeRecurrence", "is_packed", "packed_call", "recurrent_macs"]
+__all__ = ["CELLS", "GATES", "SEQUENCES", "WholeRecurrence", "packed_call", "recurrent_macs", "takes_packed"]
 
 # How many blocks of rows, one row for each hidden unit, the weights of each kind have.
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
@@ -31,9 +31,12 @@ def recurrent_macs(name: str, tensors: Sequence[Tensor]) -> int:
     return tensors[0][..., 0].numel() * sum(t.numel() for t in tensors[1 + states :] if t.ndim == 2)
 
 
-def is_packed(given: Sequence[Any]) -> bool:
-    """Whether the first argument of a recurrent layer is a packed sequence."""
-    return isinstance(given[0], PackedSequence)
+def takes_packed(module: nn.Module | None, given: Sequence[Any]) -> TypeGuard[nn.RNNBase]:
+    """Whether a call is that of a recurrent layer, with torch's own code and no hooks, on a packed sequence."""
+    if not (isinstance(module, nn.RNNBase) and given and isinstance(given[0], PackedSequence)):
+        return False
+    is_torchs = type(module) in (nn.LSTM, nn.GRU, nn.RNN) and "forward" not in vars(module)
+    return is_torchs and not (module._forward_hooks or module._forward_pre_hooks)
 
 
 def packed_call(

@@ -34,6 +34,10 @@ def test_differences_are_relative_to_the_largest_finite_value(expected, found, e
     assert relative_error(*(wrap(torch.tensor(values)) for values in (expected, found))) == pytest.approx(error)
 
 
+def test_neighbours_among_large_integers_are_not_equal():
+    assert relative_error(torch.tensor([2**60, 4]), torch.tensor([2**60 + 1, 4])) > 0
+
+
 def test_bytes_do_not_overflow():
     assert relative_error(*(torch.tensor(values, dtype=torch.uint8) for values in ([200], [201]))) == 0.005
 

@@ -112,3 +112,25 @@ def test_the_compact_model_is_written_back_saved_and_pruned_again(tmp_path):
     less = fx_oto.compress(again).eval()
     torch.testing.assert_close(less(*given)[0], small(*given)[0], rtol=1e-5, atol=1e-6)
     assert less.get_submodule("first").hidden_size == 4
+
+
+class Turned(nn.LSTM):
+    """Turns the channels around that it is given: not what torch's own layer does."""
+
+    def forward(self, packed, hx=None):
+        return super().forward(PackedSequence(packed.data.flip(-1), *packed[1:]), hx)
+
+
+def test_code_of_a_users_own_around_a_recurrent_layer_is_not_overlooked():
+    torch.manual_seed(0)
+    model = Tagger()
+    model.first, model.embed = Turned(10, 16, batch_first=True), nn.Sequential(nn.Linear(6, 12), nn.Linear(12, 10))
+    model, x = randomise(model.double().eval()), torch.randn(3, 9, 6, dtype=torch.float64)
+    with fx_oto.temporary_rules():
+        fx_oto.register_leaf(Turned, fx_oto.kinds.keep_whole("its channels are turned around"))
+        gm = fx_oto.prepare(model, (x, LENGTHS))
+        assert fx_oto.partition(gm).num_zigs == 12
+        assert fx_oto.Context.of(gm).capture.opaque == ("first",)
+        fx_oto.partition(gm).zero_(0.5)
+        small = fx_oto.compress(gm).eval()
+    torch.testing.assert_close(small(x, LENGTHS)[0], model(x, LENGTHS)[0])
