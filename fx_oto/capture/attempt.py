@@ -29,6 +29,7 @@ from fx_oto.core.errors import InputError
 from fx_oto.core.fx_utils import with_modes_of
 from fx_oto.core.handed import HandedGraph
 from fx_oto.core.preserve import unchanged
+from fx_oto.nn.leaves import LeafOp, OpaqueOp
 from fx_oto.nn.modes import FLAG, TrainingFlag, merge_modes
 
 __all__ = ["Attempt", "Captured", "FixedByValuesError", "analysed_tape"]
@@ -69,18 +70,21 @@ class Captured:
         gm: its graph.
         how: how it was captured.
         tape: its ATen calls.
+        both_modes: whether its graph follows the training mode, or stays in evaluation.
         notes: what its user should know.
     """
 
     gm: GraphModule
     how: Capture
     tape: Tape
+    both_modes: bool
     notes: list[str]
 
     @property
-    def num_fixed(self) -> int:
-        """How many sizes are fixed, or decided by."""
-        return sum(bool(size.fixed or size.decided) for size in self.how.sizes)
+    def num_bound(self) -> tuple[int, int]:
+        """How many sizes are fixed, and of how many others code asks something that the graph checks."""
+        sizes = self.how.sizes
+        return sum(bool(size.fixed) for size in sizes), sum(bool(size.decided) for size in sizes)
 
 
 @dataclass
@@ -129,18 +133,21 @@ class Attempt:
         tape = self._tape(gm, runs[0], sizes, is_cast) if handed or not merged else analysed_tape(gm, self.inputs)
         both = self.both_modes and (merged or not all(run.is_plain for run in runs))
         check_capture(gm, self.model, self.inputs, both)
-        capture = Capture("fx_oto", tuple(self._called_whole(gm)), sizes.found)
-        return Captured(gm, capture, tape, [*dict.fromkeys(note for run in runs for note in run.notes)])
+        capture = Capture("fx_oto", tuple(self._called_whole(gm, tape)), sizes.found)
+        notes = list(dict.fromkeys(note for run in runs for note in run.notes))
+        return Captured(gm, capture, tape, self.both_modes, notes)
 
-    def _called_whole(self, gm: GraphModule) -> Iterator[str]:
+    def _called_whole(self, gm: GraphModule, tape: Tape) -> Iterator[str]:
         """The names of what the graph calls as a whole."""
         called = {node.target for node in gm.graph.nodes if node.op in ("call_module", "call_function")}
         opaque = {part.target_in(self.model): part.name_in(self.model) for part in self.options.opaque}
         yield from (name for target, name in opaque.items() if target in called)
         yield from (f"line {line} of forward" for line in self.options.statements)
-        asking = (str(node.target) for node in gm.graph.nodes if node.meta.get("asks_values"))
-        modules = {name for name, module in self.subject.modules.items() if not isinstance(module, nn.RNNBase)}
-        yield from (target for target in asking if target in modules and target not in opaque)
+        asking = {node.name: str(node.target) for node in gm.graph.nodes if node.meta.get("asks_values")}
+        for name, target in asking.items():
+            whole = any(isinstance(call.func, OpaqueOp | LeafOp) for call in tape.made_at(name))
+            if whole and target in self.subject.modules and target not in opaque:
+                yield target
 
     def _runs(self, inputs: ExampleInputs) -> list[CaptureRun]:
         """Evaluation, and training where the code asks for the mode.

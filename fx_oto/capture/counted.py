@@ -6,7 +6,7 @@ and so may code that asks whether ``torch.cat([edges[:, mask], loops], 1)`` is e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,13 +22,17 @@ __all__ = ["Counting"]
 
 _BY_ROWS = ("nonzero", "argwhere")  # of which rows are counted; of other functions, what returns lists
 
+_Count = Callable[[int], int]  # of how many there are at most, or were
+# None, few, and more than there are: not at each of these is a number divisible, or equal to another, by chance.
+_COUNTS: tuple[_Count, ...] = (lambda _: 0, lambda _: 1, lambda _: 2, lambda _: 3, lambda most: 2 * most + 1)
+
 
 class Counting(Evaluator):
     """Tells answers that hold whatever is counted from those that depend on it."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._others: tuple[dict[Node, Any], ...] = ({}, {})  # nothing was counted, and more than there was
+        self._others: dict[_Count, dict[Node, Any]] = {count: {} for count in _COUNTS}
 
     def differs_by_values(self, node: Node) -> bool:
         """See ``Sheet.differs_by_values``; what does not run where nothing is counted, or more, may differ."""
@@ -36,9 +40,7 @@ class Counting(Evaluator):
             return False
         try:
             with self._unrecorded():
-                return any(
-                    self._value(node, more, values) != node.meta["val"] for more, values in enumerate(self._others)
-                )
+                return any(self._value(node, *other) != node.meta["val"] for other in self._others.items())
         except Exception:
             return True
 
@@ -52,17 +54,17 @@ class Counting(Evaluator):
             self.depth -= 1
             self.fakes.calls = calls
 
-    def _value(self, wanted: Node, more: int, values: dict[Node, Any]) -> Any:
+    def _value(self, wanted: Node, count: _Count, values: dict[Node, Any]) -> Any:
         def read_by(node: Node) -> list[Node]:
             return [] if node in values or node not in self.by_values else node.all_input_nodes
 
         needed = behind(wanted, read_by)
         for node in self.graph.nodes:
             if node in needed and node not in values:
-                values[node] = self._counted(node, more, values)
+                values[node] = self._counted(node, count, values)
         return values[wanted]
 
-    def _counted(self, node: Node, more: int, values: dict[Node, Any]) -> Any:
+    def _counted(self, node: Node, count: _Count, values: dict[Node, Any]) -> Any:
         if node not in self.by_values:
             return node.meta["val"]
         if not node.meta.get("asks_values"):
@@ -70,21 +72,20 @@ class Counting(Evaluator):
         last = self.calls[node][-1] if self.calls[node] else None
         if last is not None and last.func is torch.ops.aten.index.Tensor:
             source, places = last.args
-            return source[tuple(at for place in places for at in _places(place, more))]
-        return tree_map_only(Tensor, lambda one: _rows(one, op_name(node) in _BY_ROWS, more), node.meta["val"])
+            return source[tuple(at for place in places for at in _places(place, count))]
+        return tree_map_only(Tensor, lambda one: _rows(one, op_name(node) in _BY_ROWS, count), node.meta["val"])
 
 
-def _places(place: Any, more: int) -> list[Any]:
-    """What selects as a mask does, but none, or more than there are; shape ``(n,)`` for each dimension of the mask."""
+def _places(place: Any, count: _Count) -> list[Any]:
+    """What selects as a mask does, but as many as are counted; shape ``(n,)`` for each dimension of the mask."""
     if not isinstance(place, Tensor):
         return [slice(None)]
     if place.dtype not in (torch.bool, torch.uint8):
         return [place]
-    count = more * (2 * place.numel() + 1)
-    return [torch.zeros(count, dtype=torch.int64, device=place.device) for _ in place.shape]
+    return [torch.zeros(count(place.numel()), dtype=torch.int64, device=place.device) for _ in place.shape]
 
 
-def _rows(tensor: Tensor, by_rows: bool, more: int) -> Tensor:
+def _rows(tensor: Tensor, by_rows: bool, count: _Count) -> Tensor:
     if tensor.ndim != 1 and not by_rows:
         raise ValueError("nothing tells which of its sizes depend on numbers")
-    return tensor.new_zeros((more * (2 * len(tensor) + 1), *tensor.shape[1:]))
+    return tensor.new_zeros((count(len(tensor)), *tensor.shape[1:]))

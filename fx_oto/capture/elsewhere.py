@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.fx import GraphModule
 
+from fx_oto.capture.check import check_capture
 from fx_oto.capture.groups import Group, groups_of, resized
 from fx_oto.core.context import ExampleInputs
+from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import tensor_leaves, tensor_names
 from fx_oto.core.preserve import Dice, unwritten
 
-__all__ = ["forget_sizes", "with_other_numbers"]
+__all__ = ["check_memory", "forget_sizes"]
+
+_OF_MODULES = frozenset(vars(nn.Module()))  # what torch keeps on every module
 
 
 def forget_sizes(model: nn.Module, inputs: ExampleInputs) -> bool:
@@ -37,13 +42,37 @@ def forget_sizes(model: nn.Module, inputs: ExampleInputs) -> bool:
     return bool(changed)
 
 
-def with_other_numbers(inputs: ExampleInputs) -> ExampleInputs:
-    """Inputs of the same sizes: what a model keeps of these, and not of their sizes, would be something else."""
+def check_memory(gm: GraphModule, model: nn.Module, inputs: ExampleInputs) -> None:
+    """Check that nothing but the sizes of the present call matters to a model, as its graph has it.
 
+    On other numbers, and at sizes a little smaller and larger, a model returns something else if it keeps a number of
+    its first call, or a table for the longest one so far. A graph may say that it was captured at others.
+
+    Raises:
+        TraceError: the graph, of the model that has forgotten sizes, does not return what the model returns.
+    """
+    for given in (inputs, _with_other_numbers(inputs)):
+        check_capture(gm, model, given, both_modes=True)
+    for given in _at_other_sizes(inputs):
+        try:
+            check_capture(gm, model, given, both_modes=False)
+        except TraceError as error:
+            if not isinstance(error.__cause__, AssertionError):
+                raise
+
+
+def _with_other_numbers(inputs: ExampleInputs) -> ExampleInputs:
     def change(tensor: Tensor) -> Tensor:
         return tensor.detach().flip(tuple(range(tensor.ndim))) * 0.7 if tensor.is_floating_point() else tensor
 
-    return ExampleInputs(*tree_map_only(Tensor, change, (inputs.args, inputs.kwargs)))
+    return inputs.mapped(change)
+
+
+def _at_other_sizes(inputs: ExampleInputs) -> Iterator[ExampleInputs]:
+    for group in groups_of(inputs):
+        for size in (group.size - 1, group.size + 1):
+            if size:
+                yield resized(inputs, {group: size})
 
 
 def _changed(model: nn.Module, inputs: ExampleInputs) -> list[tuple[nn.Module, str]] | None:
@@ -66,7 +95,7 @@ def _held(model: nn.Module) -> dict[tuple[nn.Module, str], Any]:
         (module, name): dict(value) if type(value) is dict else list(value) if type(value) is list else value
         for module in model.modules()
         for name, value in vars(module).items()
-        if name not in vars(nn.Module())
+        if name not in _OF_MODULES
     }
 
 
@@ -81,7 +110,7 @@ def _is_same(before: Any, now: Any) -> bool:
 def _of_no_size(value: Any) -> Any:
     """The same with sizes that nothing has."""
     if isinstance(value, Tensor):
-        return value.new_empty((0,) * value.ndim)
+        return value.new_empty((0,) * value.ndim) if value.ndim else value
     if type(value) is int:
         return -1
     if isinstance(value, torch.Size) or type(value) in (tuple, list):

@@ -101,6 +101,16 @@ class AsMany(Counted):
         return edges.shape[0] * 2 <= edges.shape[1]
 
 
+class InThrees(Counted):
+    def says(self, edges):
+        return edges.shape[1] % 3 == 0
+
+
+class JustThree(Counted):
+    def says(self, edges):
+        return edges.size(1) == 3
+
+
 @pytest.mark.parametrize("kind", Counted.__subclasses__())
 def test_what_is_asked_of_counted_sizes_is_asked_anew(kind):
     model = kind().double().eval()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from support.kinds import holds
@@ -66,6 +68,17 @@ class OfKey(Placed):
         return self.made["places"]
 
 
+class OfLength(Placed):
+    """Asks whether a number has changed that it keeps, as the only size that code asks about."""
+
+    shape = 0
+
+    def places_for(self, h):
+        if self.shape != h.size(3):
+            self.shape, self.places = h.size(3), torch.linspace(0, 1, h.size(3), dtype=h.dtype)
+        return self.places
+
+
 @pytest.mark.parametrize("kind", Placed.__subclasses__())
 def test_sizes_are_free_though_the_model_was_called_on_these(kind):
     model = kind().double()
@@ -95,6 +108,48 @@ class Scaled(Placed):
         if self.shape != h.shape:
             self.shape, self.places = h.shape, h.detach().std()
         return self.places
+
+
+class Longest(Placed):
+    """Scales by the largest width so far, until images are much smaller."""
+
+    shape = 0
+
+    def places_for(self, h):
+        width = h.size(3)
+        if width > self.shape or (width < 5 and self.shape > 5):
+            self.shape, self.places = width, torch.ones(width, dtype=h.dtype).sum()
+        return 1 / self.places
+
+
+class Counted(Placed):
+    """Counts how often the width has changed, in a tensor without sizes."""
+
+    def places_for(self, h):
+        if len(self.places) != h.size(3):
+            self.times = getattr(self, "times", torch.zeros((), dtype=h.dtype)) + 1
+            self.places = torch.linspace(0, 1, h.size(3), dtype=h.dtype)
+        return self.places * self.times
+
+
+@pytest.mark.parametrize("kind", [Longest, Counted])
+def test_what_depends_on_earlier_sizes_is_not_forgotten(kind):
+    model = kind().double().eval()
+    model(IMAGES.double())
+    gm = fx_oto.prepare(model, IMAGES.double())
+    for width in (8, 7, 6, 12):
+        images = torch.randn(2, 3, 6, width, dtype=torch.float64)
+        found = run_unless_captured_at_others(gm, images)
+        assert found is not None or width != 8
+        if found is not None:
+            torch.testing.assert_close(found, copy.deepcopy(model)(images))
+
+
+def run_unless_captured_at_others(gm, images):
+    try:
+        return gm(images)
+    except AssertionError:
+        return None
 
 
 @pytest.mark.parametrize("kind", [First, Scaled])
