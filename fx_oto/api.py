@@ -16,6 +16,7 @@ from fx_oto.core.parts import with_all_parameters
 from fx_oto.core.patterns import patterns_in
 from fx_oto.core.records import PassRecord
 from fx_oto.core.warn import warn
+from fx_oto.deploy.comparing import check_around
 from fx_oto.deploy.write_back import write_back
 from fx_oto.framework.pipeline import Pipeline
 from fx_oto.framework.stages import Stage
@@ -182,7 +183,8 @@ def compress(  # noqa: PLR0913 - options are keyword arguments
         attention: as for ``prepare``.
         prune_vocabulary: as for ``prepare``.
         keep_tokens: as for ``prepare``.
-        verify: compare the outputs of the compact and the group-sparse model on the example inputs.
+        verify: compare the outputs of the compact and the group-sparse model on the example inputs; with ``into``,
+            and parts that hand tensors to each other, those of the whole models, and warn where they differ.
         fold_batchnorm: compute BatchNorm by the weights of the layers before it, for inference; see ``FoldBatchNorm``.
         into: the model that was given to ``prepare``, to get a copy of it instead, of its own class: ``write_back``.
         on_pass: called with the ``PassRecord`` of each pass after it.
@@ -242,7 +244,12 @@ def compress(  # noqa: PLR0913 - options are keyword arguments
         if training.unfinished:
             warn(f"{training.unfinished} Now the group sparsity is {partition(gm).group_sparsity():.4f}")
     small = Pipeline(tuple(_stages(gm, fold_batchnorm, verify)), on_pass).run(gm)
-    return small if into is None else write_back(small, into)
+    if into is None:
+        return small
+    new = write_back(small, into)
+    if verify:
+        check_around(unwrapped(into), new, small)
+    return new
 
 
 def _stages(gm: GraphModule, fold_batchnorm: bool, verify: bool) -> Iterator[Stage]:

@@ -54,7 +54,7 @@ def parts_of(model: nn.Module, inputs: ExampleInputs, parts: Parts) -> tuple[nn.
         for seen in _different([run.calls[row] for run in runs], row):
             _add(seen, calls, given)
     read = sorted(set[str]().union(*(run.read for run in runs)))
-    return in_parts(model, PartPlan(tuple(calls), tuple(read))), ExampleInputs(tuple(given))
+    return in_parts(model, PartPlan(tuple(calls), tuple(read), inputs)), ExampleInputs(tuple(given))
 
 
 def _check_names(model: nn.Module, names: Sequence[str]) -> None:

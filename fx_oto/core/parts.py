@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -63,10 +63,17 @@ class PartPlan:
     Attributes:
         calls: of its parts, in order.
         read: names of the parts' tensors that other code of the model reads as well: they must stay as they are.
+        example: the example inputs of the whole model.
     """
 
     calls: tuple[PartCall, ...]
     read: tuple[str, ...] = ()
+    example: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether parts hand to each other what may become smaller."""
+        return any(isinstance(leaf, Handed) for call in self.calls for leaf in call.leaves)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PartPlan:
         """Share it with copies of a model, as it never changes."""

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from fx_oto.core.context import ExampleInputs
-from fx_oto.core.differences import lowest_tolerance, relative_error, tensors_in, tolerance_of
+from fx_oto.core.context import Context, ExampleInputs
+from fx_oto.core.differences import lowest_tolerance, relative_error, tensors_in, tolerance_of, worst_of
 from fx_oto.core.fx_utils import is_random, raised_at
 from fx_oto.core.preserve import Dice, evaluating, unwritten
+from fx_oto.core.warn import warn
 from fx_oto.deploy.calls import Call, Made, Value
 
-__all__ = ["Difference", "compared", "first_difference", "lowest_tolerance", "outputs"]
+__all__ = ["Difference", "check_around", "compared", "first_difference", "lowest_tolerance", "outputs"]
+
+_ROUGH = 1e-3  # less than any size makes that code computes with, and more than rounding does to a whole model
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,39 @@ def _compared(
             return Difference(difference, text)
         worst = max(worst, difference)
     return Difference(worst)
+
+
+def check_around(model: nn.Module, new: nn.Module, small: GraphModule) -> None:
+    """Warn if a whole model returns something else once its parts are smaller.
+
+    What parts hand to each other nothing else reads, but code may ask for sizes of it: those of images, which stay, or
+    how many channels there are. Training mode is left out where the parts draw random numbers, of which fewer are left.
+    """
+    plan = Context.of(small).parts
+    if plan is None or not plan.hands_over:
+        return
+    for training in (False, True) if not any(map(is_random, small.graph.nodes)) else (False,):
+        try:
+            expected = outputs(model, plan.example, training)
+        except Exception:  # such as for want of targets, in training
+            continue
+        if found := _unlike(expected, new, plan.example, training):
+            warn(
+                f"with smaller parts, the whole model {found} in {'training' if training else 'evaluation'}. Its own "
+                "code may ask for sizes of what parts in a tuple hand to each other, such as x.shape[1]: name these "
+                "parts one by one. Where it chooses by thresholds, rounding may have chosen otherwise"
+            )
+
+
+def _unlike(expected: list[Tensor], new: nn.Module, inputs: ExampleInputs, training: bool) -> str:
+    try:
+        found = outputs(new, inputs, training)
+    except Exception as failure:
+        return f"fails ({failure})"
+    if len(found) != len(expected):
+        return f"returns {len(found)} tensors in the place of {len(expected)}"
+    error, allowed = worst_of(expected, found, _ROUGH)
+    return "" if error <= allowed else f"returns something else, by {error:.1e} (allowed: {allowed:.0e}),"
 
 
 @torch.no_grad()

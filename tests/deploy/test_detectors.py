@@ -260,3 +260,22 @@ def test_a_graph_has_no_parts():
 def test_inputs_on_which_the_model_does_not_run():
     with pytest.raises(fx_oto.InputError, match="does not run on the example inputs"):
         fx_oto.prepare(detector(), ([torch.rand(4, 9, 9).double()],), parts=PARTS)
+
+
+class OfChannels(Detector):
+    """Asks how many channels there are, of what one part hands to another."""
+
+    def heads(self, features):
+        found, boxes = super().heads(features)
+        return found / features.shape[1], boxes
+
+
+def test_code_that_computes_with_a_size_that_was_cut_is_noticed():
+    model = detector(OfChannels)
+    gm = fx_oto.prepare(model, EXAMPLE, parts=[("body", "neck", "scores", "boxes")])
+    fx_oto.partition(gm).zero_(0.5)
+    with pytest.warns(fx_oto.FxOtoWarning, match=r"the whole model returns .* name these parts one by one"):
+        fx_oto.compress(gm, into=model)
+    gm = fx_oto.prepare(model, EXAMPLE, parts=PARTS)
+    small = fx_oto.compress(gm)
+    check(model, small, fx_oto.compress(gm, into=model))
