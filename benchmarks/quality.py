@@ -15,7 +15,8 @@ order, for the same number of epochs, with the same batch size, base optimizer, 
   out, and the rest of the epochs trains the compact network.
 - ``torch-pruning``: the library's group-norm pruner, by its own recipe: half of the epochs with its group sparsity
   regulariser, then the same share of every layer is cut out (its default; of all layers in one order it did worse: 81
-  to 84% instead of 85% on the first run), and the rest of the epochs trains the compact network.
+  to 84% instead of 85% on the first run), and the rest of the epochs trains the compact network. Where it ends in an
+  error of its own, that is kept in its place.
 - ``scratch``: the architecture that DHSPG ended with, initialised anew and trained for all epochs.
 
 Training is under bfloat16 autocast, in channels-last order, one thread for each run; evaluation is in float32.
@@ -27,7 +28,6 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -40,20 +40,13 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tes
 
 import torch
 import torch.nn.functional as F
+from quality_shown import CONTENDERS, differences, draw, table
 from small_networks import NETWORKS
-from tabulate import tabulate
 
 import fx_oto
 from fx_oto.demo.data import Images, fashion_mnist
 
 HERE = Path(__file__).parent
-CONTENDERS = {
-    "dhspg": "DHSPG",
-    "hesso": "HESSO",
-    "magnitude": "magnitude + fine-tuning",
-    "torch-pruning": "Torch-Pruning + fine-tuning",
-    "scratch": "from scratch",
-}
 SGD = (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4})
 BASES = {"vit": (torch.optim.AdamW, {"lr": 1e-3, "weight_decay": 0.05})}
 THOROUGH = ("resnet", "vgg")
@@ -153,7 +146,12 @@ def carry_out(run: Run, data: Path, device: str, dhspg: dict | None) -> dict:
     whole = fx_oto.cost(training.model, training.example[:1])
     make = {"dhspg": _dhspg, "hesso": _hesso, "torch-pruning": _torch_pruning}
     make |= {"full": _full, "magnitude": _magnitude, "scratch": _scratch}
-    model, widths = make[run.contender](run, training, dhspg)
+    try:
+        model, widths = make[run.contender](run, training, dhspg)
+    except Exception as error:
+        if run.contender != "torch-pruning":
+            raise
+        return {**asdict(run), "failed": f"{type(error).__name__}: {error}"}
     cost = fx_oto.cost(model, training.example[:1])
     return {
         **asdict(run),
@@ -237,6 +235,10 @@ def _scratch(run, training, dhspg):
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
             reset |= set(module.parameters())
+        elif "Norm" in type(module).__name__:  # ours, over channels that are gone
+            torch.nn.init.ones_(module.weight)
+            torch.nn.init.zeros_(module.bias)
+            reset |= set(module.parameters())
     for parameter in set(compact.parameters()) - reset:
         torch.nn.init.trunc_normal_(parameter, std=0.02)
     training.fit(compact, training.plain(compact), 0, run.epochs)
@@ -282,105 +284,14 @@ def complete(options: argparse.Namespace) -> dict[Run, dict]:
                 for task in as_completed(tasks):
                     done[tasks[task]] = entry = task.result()
                     save(options.json, done, options.device)
-                    print(
-                        *(entry[k] for k in ("network", "contender", "target", "seed")),
-                        f"{entry['accuracy']}% at {entry['macs']:.1%} of the MACs, {entry['seconds']} s",
-                        flush=True,
-                    )
+                    print(*(entry[k] for k in ("network", "contender", "target", "seed")), _told(entry), flush=True)
     return {run: entry for run, entry in done.items() if (run.images, run.epochs, run.scale) == size}
 
 
-# -- what is shown ----------------------------------------------------------------------------------------
-
-
-def results(done: dict[Run, dict], network: str, contender: str) -> dict[float, dict[int, dict]]:
-    """The finished runs of one contender on one network, by target and seed."""
-    found: dict[float, dict[int, dict]] = {}
-    for run, entry in sorted(done.items(), key=lambda item: (-item[0].target, item[0].seed)):
-        if (run.network, run.contender) == (network, contender):
-            found.setdefault(run.target, {})[run.seed] = entry
-    return found
-
-
-def table(done: dict[Run, dict]) -> str:
-    """Accuracy of each contender, mean ± standard deviation over the seeds, at the same MACs, and parameters left."""
-    rows = []
-    for network in NETWORKS:
-        full = _mean(results(done, network, "full").get(1.0, {}))
-        found = {contender: results(done, network, contender) for contender in CONTENDERS}
-        for target in found["dhspg"]:
-            entries = [found[contender].get(target, {}) for contender in CONTENDERS]
-            rows.append((network, f"{target:.0%}", full, *map(_mean, entries)))
-            rows.append(("", "", "", *map(_params, entries)))
-    headers = ("network", "MACs left", "no pruning", *CONTENDERS.values())
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
-
-
-def differences(done: dict[Run, dict]) -> str:
-    """DHSPG's accuracy less each contender's, over pairs of one seed: mean ± half of a 95% interval."""
-    rows = []
-    for network in NETWORKS:
-        ours = results(done, network, "dhspg")
-        for target, entries in ours.items():
-            pairs = [_pairs(entries, results(done, network, other).get(target, {})) for other in _others()]
-            full = _pairs(entries, results(done, network, "full").get(1.0, {}))
-            rows.append((network, f"{target:.0%}", _interval(full), *map(_interval, pairs)))
-    everything = []
-    for other in ("full", *_others()):
-        pairs = []
-        for network in NETWORKS:
-            theirs = results(done, network, other)
-            for target, entries in results(done, network, "dhspg").items():
-                pairs += _pairs(entries, theirs.get(1.0 if other == "full" else target, {}))
-        everything.append(_interval(pairs))
-    rows.append(("all", "", *everything))
-    headers = ("network", "MACs left", "no pruning", *(CONTENDERS[other] for other in _others()))
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
-
-
-def _others() -> list[str]:
-    return [contender for contender in CONTENDERS if contender != "dhspg"]
-
-
-def _pairs(ours: dict[int, dict], theirs: dict[int, dict]) -> list[float]:
-    return [ours[seed]["accuracy"] - theirs[seed]["accuracy"] for seed in ours if seed in theirs]
-
-
-def _interval(pairs: list[float]) -> str:
-    """By Student's distribution, whose 97.5% quantiles stand here by degrees of freedom."""
-    if len(pairs) < 2:
-        return f"{pairs[0]:+.2f}" if pairs else "–"
-    free = len(pairs) - 1
-    quantile = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}.get(free, 2.1)
-    return f"{statistics.mean(pairs):+.2f} ± {quantile * statistics.stdev(pairs) / len(pairs) ** 0.5:.2f}"
-
-
-def _mean(entries: dict[int, dict]) -> str:
-    values = [entry["accuracy"] for entry in entries.values()]
-    if not values:
-        return "–"
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread}"
-
-
-def _params(entries: dict[int, dict]) -> str:
-    return f"params {statistics.mean(entry['params'] for entry in entries.values()):.1%}" if entries else ""
-
-
-def draw(done: dict[Run, dict], path: Path) -> None:
-    """Accuracy against MACs, a panel for each network; one dot for each seed, a line through the means."""
-    panels, baselines = {}, {}
-    for network in (name for name in NETWORKS if results(done, name, "dhspg")):
-        for entries in results(done, network, "full").values():
-            baselines[network] = statistics.mean(entry["accuracy"] for entry in entries.values())
-        panels[network] = {
-            name: [
-                ([100 * entry["macs"] for entry in by_seed.values()], [e["accuracy"] for e in by_seed.values()])
-                for by_seed in results(done, network, contender).values()
-            ]
-            for contender, name in CONTENDERS.items()
-        }
-    fx_oto.plot_tradeoff(panels, baseline=baselines, ylabel="test accuracy (%)").save(path)
+def _told(entry: dict) -> str:
+    if "failed" in entry:
+        return entry["failed"]
+    return f"{entry['accuracy']}% at {entry['macs']:.1%} of the MACs, {entry['seconds']} s"
 
 
 def main() -> None:
