@@ -199,10 +199,11 @@ def _captured(subject: Subject, inputs: ExampleInputs) -> Captured:
                         "itself, whose parameters the graph shares, or prepare its parts, prepare(…, parts=[…])"
                     )
                 return found
+    by_values = first is not None and first.by_values
+    instead = "replace it by torch operations such as torch.where, or " if by_values else ""
     raise TraceError(
-        f"{first}. What to do: as control flow that depends on tensor values cannot be captured, replace it by torch "
-        "operations such as torch.where, or move it into a submodule, which is called as a whole; or name "
-        "submodules to capture in its place: fx_oto.prepare(model, inputs, parts=[…])"
+        f"{first}. What to do: {instead}move this code into a submodule, which is called as a whole; or name "
+        "submodules to capture in the place of the model: fx_oto.prepare(model, inputs, parts=[…])"
     ) from first
 
 
@@ -267,7 +268,7 @@ def _check_inputs(model: nn.Module, inputs: ExampleInputs, where: str) -> None:
 
 def _really_run(model: nn.Module, inputs: ExampleInputs, where: str) -> None:
     try:
-        with unwritten(model):
+        with unwritten(model), torch.enable_grad():  # code may compute derivatives
             model(*inputs.args, **inputs.kwargs)
     except Exception as error:
         at = f" at {found}" if (found := raised_at(error)) else where

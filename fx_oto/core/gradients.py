@@ -71,7 +71,7 @@ def _handing_over(name: str, read: ReadGradient) -> Callable[[Tensor], Tensor | 
 def sample_of(gradient: Tensor) -> Tensor:
     """Its elements, shape ``(n,)``; of more than 65,536, so many of them, the same of tensors of one size.
 
-    What is wrong with a gradient is wrong with whole channels of it, so that nothing escapes but the memory.
+    What is wrong with a gradient is wrong with whole channels of it, of which samples have some elements each.
     """
     elements = gradient.to_dense().flatten()
     if len(elements) <= _SAMPLE:

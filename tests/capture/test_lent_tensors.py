@@ -1,4 +1,4 @@
-"""``torch.func``: layers over tensors that others have lent them, and what ``vmap`` takes apart."""
+"""``torch.func``: layers over lent tensors, what ``vmap`` takes apart, and derivatives inside of ``forward``."""
 
 import pytest
 import torch
@@ -77,6 +77,27 @@ def test_an_ensemble_by_vmap_takes_any_batch(of_modules):
     found = compress_half(Ensemble(of_modules=of_modules), torch.randn(4, 8), any_size=True)
     assert found.params_left < 0.6
     assert [str(size) for size in fx_oto.Context.of(found.gm).capture.sizes if size.fixed] == []
+
+
+SLOPES = {
+    "grad": lambda height, x: torch.func.grad(lambda y: height(y).sum())(x),
+    "grad and value": lambda height, x: torch.func.grad_and_value(lambda y: height(y).square().sum())(x),
+    "vjp": lambda height, x: torch.func.vjp(height, x)[1](torch.ones(len(x), 4).to(x))[0],
+}
+
+
+@pytest.mark.parametrize("slope", SLOPES)
+def test_derivatives_inside_of_forward(slope):
+    class Slope(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+
+        def forward(self, x):
+            return SLOPES[slope](lambda y: self.last(torch.tanh(self.first(y))), x)
+
+    found = compress_half(Slope(), torch.randn(3, 8), any_size=True)
+    assert found.params_left < 0.6
 
 
 def test_layers_under_vmap_are_whole_rather_than_wrong():

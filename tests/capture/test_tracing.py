@@ -171,7 +171,7 @@ def test_data_dependent_control_flow_is_refused_with_line_and_remedy():
     with pytest.raises(fx_oto.TraceError, match=r"Flow cannot be captured at .*test_tracing\.py:\d+") as caught:
         fx_oto.trace(model, torch.randn(2, 4))
     assert "if x.sum() > 0" in str(caught.value)
-    assert "move it into a submodule" in str(caught.value)
+    assert "torch.where, or move this code into a submodule" in str(caught.value)
     assert model.training
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
@@ -184,6 +184,27 @@ class Dice(nn.Module):
     def forward(self, x):
         x = self.a(x)
         return x if self.training and torch.rand(1).item() < 0.5 else self.b(x)
+
+
+@pytest.mark.parametrize("how", ["jvp", "autograd"])
+def test_derivatives_inside_of_forward_are_refused_with_another_remedy(how):
+    class Slope(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 1)
+
+        def height(self, x):
+            return self.last(torch.tanh(self.first(x)))
+
+        def forward(self, x):
+            if how == "jvp":
+                return torch.func.jvp(self.height, (x,), (torch.ones_like(x),))[1]
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(self.height(x).sum(), x, create_graph=True)[0]
+
+    with pytest.raises(fx_oto.TraceError, match=r"What to do: move this code into a submodule") as caught:
+        fx_oto.prepare(Slope(), torch.randn(2, 4))
+    assert "torch.where" not in str(caught.value)
 
 
 def test_a_branch_taken_at_random_is_left_out_and_the_dice_are_put_back():
