@@ -217,6 +217,7 @@ def main(folder: Path, mode: str, *names: str) -> None:
             set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
             train(model, optimizer, range(step, STEPS), part_of(case))
             finish(folder, names[0], model, optimizer)
+    dist.barrier()  # one that is still writing must not lose the others
     dist.destroy_process_group()
 
 
