@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from fx_oto.analysis.fakes import asks_values
 from fx_oto.analysis.recording import misfit
 from fx_oto.core.context import ExampleInputs
+from fx_oto.core.differences import largest_gap, largest_value
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import raised_at, tensor_leaves, tensor_names
 from fx_oto.core.preserve import Dice, evaluating, unwritten, without_fast_paths
@@ -110,7 +111,4 @@ def _close(expected: Tensor, found: Tensor) -> bool:
         return False
     if not expected.is_floating_point() or not expected.numel():
         return torch.equal(expected, found)
-    difference = (expected - found).nan_to_num(0.0, 0.0, 0.0).abs().max()
-    scale = expected.nan_to_num(0.0, 0.0, 0.0).abs().max()
-    same_holes = torch.equal(expected.isnan(), found.isnan())
-    return same_holes and bool(difference <= _TOLERANCE.get(expected.dtype, 2e-2) * scale.clamp(min=1e-30))
+    return largest_gap(expected, found) <= _TOLERANCE.get(expected.dtype, 2e-2) * max(largest_value(expected), 1e-30)
