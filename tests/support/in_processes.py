@@ -51,6 +51,7 @@ def main(folder: str, target: str, steps: int) -> None:
     torch.testing.assert_close(small.eval()(images), wrapped.eval()(images), rtol=1e-9, atol=1e-12)
     state = {"zeros": fx_oto.partition(gm).zeros(), "weights": net.state_dict()}
     torch.save(state | {"reached": optimizer.trajectory.reached, "left": small.state_dict()}, f"{folder}/{rank}.pt")
+    dist.barrier()  # one that is still writing must not lose the others
     dist.destroy_process_group()
 
 

@@ -66,4 +66,5 @@ if __name__ == "__main__":
         dist.init_process_group("gloo")
     train(Path(file), kind, base, trained, int(killed_at))
     if dist.is_initialized():
+        dist.barrier()  # one that is still writing must not lose the others
         dist.destroy_process_group()
