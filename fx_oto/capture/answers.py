@@ -177,19 +177,27 @@ class _NoHandle:
 
 def property_of_tensor(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """What a property of a tensor returns, as a node that reads it."""
-    name = name_of(func)
+    return _property(run, args[0], name_of(func))
+
+
+def _property(run: Recorder, tensor: Tensor, name: str) -> Any:
     last = last_node(run.graph)
-    node = run.create("call_function", getattr, (run.node_of_tensor(args[0]), name))
-    return run.compute_node(node, args, {}, lambda a, _: a[0].detach() if name == "data" else getattr(a[0], name), last)
+    node = run.create("call_function", getattr, (run.node_of_tensor(tensor), name))
+    get = (lambda given, _: given[0].detach()) if name == "data" else lambda given, _: getattr(given[0], name)
+    return run.compute_node(node, (tensor,), {}, get, last)
 
 
-def _set_data(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    """``x.data = y``: where it is of the same form, ``x`` is written."""
+def _set_data(run: Recorder, func: Any, args: Any, kwargs: Any) -> None:
+    """``x.data = y``: a tensor of the model's is written; another is from here on one that has its gradient."""
     target, source = args
     if (target.shape, target.dtype) != (source.shape, source.dtype):
         raise TraceError("the data of a tensor is replaced by data of another form")
-    with torch.no_grad():
-        run.record(torch.Tensor.copy_, "copy_", (target, source), {})
+    owned = run.node_of_tensor(target).op == "get_attr"
+    written = target if owned else run.record(torch.Tensor.clone, "clone", (target,), {})
+    run.record(torch.Tensor.copy_, "copy_", (_property(run, written, "data"), source), {})
+    if not owned:
+        run.put(target, run.node_of_tensor(written))
+        run.rewritten = True
 
 
 def _assertion(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:

@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from fx_oto.analysis.recording import Recording, fake_run, record_tape
 from fx_oto.analysis.tape import Tape
+from fx_oto.analysis.values import storage_of
 from fx_oto.capture.check import check_capture
 from fx_oto.capture.groups import Group, groups_of, resized
 from fx_oto.capture.memory import Memory
@@ -26,13 +27,13 @@ from fx_oto.capture.whole import GradientHook, LeafTracer
 from fx_oto.capture.writer import holder_of
 from fx_oto.core.context import Capture, ExampleInputs
 from fx_oto.core.errors import InputError
-from fx_oto.core.fx_utils import with_modes_of
+from fx_oto.core.fx_utils import tensor_names, with_modes_of
 from fx_oto.core.handed import HandedGraph
-from fx_oto.core.preserve import unchanged
+from fx_oto.core.preserve import note_written, unchanged
 from fx_oto.nn.leaves import LeafOp, OpaqueOp
 from fx_oto.nn.modes import FLAG, TrainingFlag, merge_modes
 
-__all__ = ["Attempt", "Captured", "FixedByValuesError", "analysed_tape"]
+__all__ = ["Attempt", "Captured", "FixedByValuesError", "analysed_tape", "note_writes"]
 
 
 def analysed_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
@@ -56,6 +57,15 @@ def analysed_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
             return record_tape(gm, resized(inputs, larger)).counted_as(tape)
         return record_tape(gm, inputs)
     return tape
+
+
+def note_writes(tape: Tape, model: nn.Module) -> None:
+    """Remember which parameters a model writes into, as its tape says, so that it can be run and left as it was."""
+    written = {storage_of(tensor) for call in tape.calls for tensor in call.written}
+    real = tensor_names(model)
+    for name, fake in tape.tensors.items():
+        if storage_of(fake) in written and isinstance(real.get(name), nn.Parameter):
+            note_written(real[name])
 
 
 class FixedByValuesError(Exception):
@@ -132,6 +142,7 @@ class Attempt:
         with_modes_of(gm, self.model)
         tape = self._tape(gm, runs[0], sizes, is_cast) if handed or not merged else analysed_tape(gm, self.inputs)
         both = self.both_modes and (merged or not all(run.is_plain for run in runs))
+        note_writes(tape, self.model)
         check_capture(gm, self.model, self.inputs, both)
         capture = Capture("fx_oto", tuple(self._called_whole(gm, tape)), sizes.found)
         notes = list(dict.fromkeys(note for run in runs for note in run.notes))
@@ -202,15 +213,16 @@ class Attempt:
 
     def _tape(self, gm: GraphModule, run: CaptureRun, sizes: Sizes, is_cast: bool) -> Tape:
         larger = resized(self.inputs, sizes.larger) if sizes.larger else None
+        rewritten = sizes.rewritten or run.rewritten
         if run.graph is not gm.graph:  # of both modes
             tape = record_tape(gm, self.inputs)
             return tape if larger is None else record_tape(gm, larger).counted_as(tape)
-        if not sizes.rewritten and larger is None:
+        if not rewritten and larger is None:
             return run.tape(gm)
-        tape = record_tape(gm, self.inputs) if sizes.rewritten else run.tape(gm)
+        tape = record_tape(gm, self.inputs) if rewritten else run.tape(gm)
         if larger is None:
             return tape
         other = sizes.run_on_larger()
-        if other is None or sizes.rewritten or is_cast:
+        if other is None or rewritten or is_cast:
             return record_tape(gm, larger).counted_as(tape)
         return other.tape(gm).counted_as(tape)

@@ -21,6 +21,7 @@ __all__ = [
     "LISTS",
     "PLAIN",
     "TENSORS",
+    "TURNING",
     "autocast",
     "code_of",
     "holds_arrays",
@@ -30,6 +31,7 @@ __all__ = [
     "target_of",
     "with_dtypes",
     "without_memory",
+    "writes_first",
 ]
 
 # Read-only properties and methods whose answers say nothing of sizes, and are the same for a fake tensor.
@@ -51,6 +53,7 @@ _OTHER_NAMES = ("__hash__", "can_cast", "promote_types", "finfo", "iinfo", "is_t
 # What is not an op, but layers and arithmetic: as one node it could not be cut.
 INLINED = frozenset(("multi_head_attention_forward",))
 PLAIN = frozenset((*_OF_FORM, *_QUESTIONS, *_HELD, *_OTHER_NAMES))
+TURNING = frozenset(("squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdims_", "as_strided_"))
 TENSORS = frozenset(("T", "mT", "H", "mH", "real", "imag", "data"))
 LISTS = (tuple, list)
 _CONSTRUCTORS = frozenset(("tensor", "as_tensor", "asarray", "new_tensor"))
@@ -94,6 +97,12 @@ def target_of(func: Any, name: str) -> tuple[str, Any, bool]:
     if is_tensor_method_or_property(func) or isinstance(func, MethodDescriptorType):
         return "call_method", name, False
     return "call_function", func, False
+
+
+def writes_first(name: str, kwargs: Any) -> bool:
+    """Whether a name or an option says that a function writes into its first argument."""
+    bare = name.strip("_") if name.startswith("__") else ""
+    return bare in (*IN_PLACE, "setitem") or (not bare and name.endswith("_")) or kwargs.get("inplace") is True
 
 
 def _spelled(name: str) -> str:

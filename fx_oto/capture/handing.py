@@ -14,6 +14,7 @@ from fx_oto.analysis.fakes import asks_values
 from fx_oto.analysis.recording import laid_out
 from fx_oto.capture.calls import LISTS, without_memory
 from fx_oto.capture.counted import Counting
+from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Float, Int, Origin
 from fx_oto.capture.seen import SeenList, SeenTuple
 from fx_oto.capture.sheet import Item
@@ -85,11 +86,20 @@ class Handing(Counting):
         """Under ``torch.no_grad`` a value is without gradient."""
         detached = self.create("call_method", "detach", (node,))
         self.fakes.node, self.fakes.calls = detached.name, []
-        fresh: Tensor = self.fakes.call(torch.ops.aten.detach.default, (value,), {})
+        fresh = self._view(torch.ops.aten.detach.default, value)
         detached.meta["val"] = fresh
         self.calls[detached] = self.fakes.calls
         self.put(fresh, detached)
         return fresh
+
+    def alias(self, value: Tensor) -> Tensor:
+        """Another tensor in the same memory."""
+        return self._view(torch.ops.aten.alias.default, value)
+
+    def _view(self, op: Any, value: Tensor) -> Tensor:
+        with without_modes():  # which would take what the stand-in itself is made of for a tensor of the user's
+            view: Tensor = self.fakes.call(op, (self.fakes.of(value),), {})
+        return view
 
     def _is_written(self, tensor: Tensor) -> bool:
         return any(written is tensor for call in self.fakes.calls for written in call.written)
@@ -99,7 +109,7 @@ class Handing(Counting):
         if isinstance(value, Tensor):
             value = self.fakes.of(value)
             if id(value) in given and not self._is_written(value):  # in another mode it may be another tensor
-                value = self.fakes.call(torch.ops.aten.alias.default, (value,), {})
+                value = self.alias(value)
             self.put(value, node)
             return value
         if isinstance(value, torch.Size):
@@ -129,7 +139,7 @@ class Handing(Counting):
         if isinstance(value, Tensor):
             value = self.fakes.of(value)
             if id(value) in given:
-                value = self.fakes.call(torch.ops.aten.alias.default, (value,), {})
+                value = self.alias(value)
             self.places[id(value)] = Item(parent, read, key)
             self._alive.append(value)
             return value

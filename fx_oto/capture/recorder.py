@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fx_oto.capture.calls import autocast, holds_arrays, is_wrapped_by_functorch, target_of, with_dtypes
+from fx_oto.capture.calls import (
+    TURNING,
+    autocast,
+    holds_arrays,
+    is_wrapped_by_functorch,
+    target_of,
+    with_dtypes,
+    writes_first,
+)
 from fx_oto.capture.handing import Handing
 from fx_oto.capture.numbers import Float, Int, Origin
 from fx_oto.capture.refusals import ON_VALUES
@@ -65,12 +73,39 @@ class Recorder(Handing):
             return self._call_by_call(func, args, kwargs)
         if name.startswith("set "):
             raise TraceError(f"code sets {name[4:]!r} of a tensor, which a graph does not")
+        if name in TURNING and (turned := self._turned(func, name, args, kwargs)) is not None:
+            return turned
+        if not torch.is_grad_enabled() and writes_first(name, kwargs) and self._learns_from(args):
+            return self._written_without_gradient(func, name, args, kwargs)
         op, target, order = target_of(func, name)
         given = tuple(reversed(args)) if order else args
         last = last_node(self.graph)
         given, named = tuple(map(with_dtypes, given)), {key: with_dtypes(one) for key, one in kwargs.items()}
         node = self.create(op, target, self.nodes(given), self.nodes(named))
         return self.compute_node(node, args, kwargs, partial(self.called, func), last)
+
+    def _turned(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """A tensor that is turned in place is from here on a view of what it was; None where it is the model's own."""
+        source, last = self.node_of_tensor(args[0]), last_node(self.graph)
+        if source.op == "get_attr":
+            return None
+        self.fakes.calls = []
+        before = source.meta["val"] = self.alias(args[0])
+        self.put(before, source)
+        if self.differentiable(args[0]):
+            self.mark_differentiable(before)
+        self.rewritten = True  # the calls that made it were written down with what has another shape now
+        node = self.create("call_method", name[:-1], self.nodes(args), self.nodes(kwargs))
+        return self.compute_node(node, args, kwargs, partial(self.called, func), last)
+
+    def _learns_from(self, args: Any) -> bool:
+        return bool(args) and isinstance(args[0], Tensor) and self.differentiable(self.fakes.of(args[0]))
+
+    def _written_without_gradient(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Under ``torch.no_grad`` a parameter may be written, and another value keeps the gradient that it has."""
+        alias = self._detached(self.fakes.of(args[0]), self.node_of_tensor(args[0]))
+        self.record(func, name, (alias, *args[1:]), kwargs)
+        return args[0]
 
     def is_cast(self) -> bool:
         """Whether ``torch.autocast`` has begun, or ended, inside of the model."""

@@ -79,6 +79,7 @@ class Sheet(TorchFunctionMode):
         events: nodes of numbers that code was given as plain ones, and those, in order.
         notes: what its user should know of the capture.
         is_plain: whether it is a list of the calls that code made, with nothing that it might have decided.
+        rewritten: whether what was recorded is not what the graph computes, which has to be run again for its tape.
         is_over: whether nothing is captured any more.
         is_at_output: whether what is written down now is what the model returns.
         depth: how many calls deep the run is in what is not the user's code.
@@ -105,6 +106,7 @@ class Sheet(TorchFunctionMode):
         self.held: dict[str, Any] = {}
         self.handed = self.asked = self.is_over = self.is_at_output = False
         self.is_plain = True
+        self.rewritten = False
         self.events: list[tuple[Node, Any]] = []
         self.notes: list[str] = []
         self.depth = 0

@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.overrides import BaseTorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = [
     "Dice",
@@ -22,6 +24,7 @@ __all__ = [
     "forget_parameters",
     "kept",
     "memory_of",
+    "note_written",
     "on_cpu",
     "unchanged",
     "uncollected",
@@ -29,6 +32,7 @@ __all__ = [
     "without_autocast",
     "without_backward_hooks",
     "without_fast_paths",
+    "written_like",
 ]
 
 
@@ -144,17 +148,34 @@ def without_backward_hooks(model: nn.Module) -> Iterator[None]:
             held[name] = own
 
 
+# Parameters that the code of some model writes into, such as those that it keeps under a norm.
+_written = WeakTensorKeyDictionary()
+
+
+def note_written(parameter: Tensor) -> None:
+    """Remember that code which runs a model writes into one of its parameters."""
+    _written[parameter] = True
+
+
+def written_like(new: Tensor, old: Tensor) -> Tensor:
+    """A tensor that stands in another model for one of this: code writes into it if it does into that."""
+    if old in _written:
+        note_written(new)
+    return new
+
+
 @contextmanager
 def unwritten(model: nn.Module, training: bool = False) -> Iterator[None]:
     """Run a model in one mode, without gradients, and leave it as it was.
 
-    What it writes into tensors other than parameters, such as buffers, and sets on modules is undone. Of parameters it
-    is in tables whose rows are kept under a norm, by torch itself.
+    What it writes into tensors, such as buffers, and sets on modules is undone. Of parameters it is in those of which
+    it is known, and in tables whose rows are kept under a norm by torch itself: of all of them a copy would be large.
     """
     found = _changeable(model)
     tables = [one.weight for one in model.modules() if isinstance(one, _TABLES) and one.max_norm is not None]
-    held = {id(tensor): tensor for tensor in (*model.buffers(), *tables, *_plain_tensors(found))}.values()
-    before = [(memory, memory.clone()) for memory in (memory_of(tensor.data) for tensor in held)]
+    parameters = [one for one in model.parameters() if one in _written]
+    held = {id(one): one for one in (*model.buffers(), *tables, *parameters, *_plain_tensors(found))}.values()
+    before = [_Content(tensor) for tensor in held]
     counted = tuple(tensor for tensor in held if not tensor.is_inference())
     try:
         with (
@@ -165,8 +186,8 @@ def unwritten(model: nn.Module, training: bool = False) -> Iterator[None]:
         ):
             yield
     finally:
-        for memory, content in before:
-            memory.copy_(content)
+        for content in before:
+            content.put_back()
 
 
 def without_fast_paths() -> AbstractContextManager[object]:
@@ -264,29 +285,46 @@ def kept(module: nn.Module) -> Iterator[Callable[[], None]]:
             put_back()
 
 
-class _Kept:
-    """A tensor, its gradient, and copies of their content."""
+class _Content:
+    """A tensor, where its data lies, and a copy of it."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor, self.data, self.requires_grad = tensor, tensor.data, tensor.requires_grad
-        self.grad = tensor.grad if tensor.is_leaf else None
-        written = [memory_of(held) for held in (tensor, self.grad) if held is not None]
-        self.contents = [(memory, memory.clone()) for memory in written]
+        self.tensor, self.data = tensor, tensor.data
+        self._memory = memory_of(self.data)
+        self._content = self._memory.clone()
 
     def put_back(self) -> None:
+        """Write the copy where the data was, which is the tensor's again."""
         if self._moved():
             self.tensor.data = self.data
-        for memory, content in self.contents:
-            memory.copy_(content)
-        if self.tensor.is_leaf:
-            self.tensor.requires_grad_(self.requires_grad)
-            self.tensor.grad = self.grad
+        self._memory.copy_(self._content)
 
     def _moved(self) -> bool:
-        """Return whether its data was moved or converted, as by ``model.half()``."""
-        now, then = self.tensor, self.data
+        """Whether other data was set, as by ``model.half()``, or by ``tensor.data = …``."""
+        now, then = self.tensor.data, self.data
+        if isinstance(now, FakeTensor) or now.layout != torch.strided:  # which have no one place
+            return False
         same = (now.device, now.dtype, now.shape) == (then.device, then.dtype, then.shape)
         return not same or now.data_ptr() != then.data_ptr()
+
+
+class _Kept(_Content):
+    """A tensor and its gradient, and copies of their content."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__(tensor)
+        self._requires_grad = tensor.requires_grad
+        self._grad = tensor.grad if tensor.is_leaf else None
+        self._of_grad = None if self._grad is None else _Content(self._grad)
+
+    def put_back(self) -> None:
+        """Put the tensor and its gradient back as they were."""
+        super().put_back()
+        if self._of_grad is not None:
+            self._of_grad.put_back()
+        if self.tensor.is_leaf:
+            self.tensor.requires_grad_(self._requires_grad)
+            self.tensor.grad = self._grad
 
 
 class Dice:

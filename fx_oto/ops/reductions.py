@@ -18,7 +18,15 @@ from fx_oto.nn.norms import mean_over, variance_over
 from fx_oto.ops.editor import Editor
 from fx_oto.ops.removed.rules import can_compute_in
 
-__all__ = ["along", "extreme_beside_zero", "let_through", "mean_over_share", "reduction", "variance_over_share"]
+__all__ = [
+    "along",
+    "extreme_beside_zero",
+    "let_through",
+    "mean_over_share",
+    "reduction",
+    "renorm",
+    "variance_over_share",
+]
 
 # Reductions that map zeros to zero; of these, the ones to which an element worth 0 adds nothing.
 _ZERO_TO_ZERO = {"sum", "nansum", "mean", "amax", "amin", "max", "min", "linalg_vector_norm", "norm", "prod"}
@@ -96,6 +104,16 @@ def along(call: OpCall, p: Propagation) -> None:
     let_through(
         call, p, set(range(ndim)) - _reduced(call, ndim), f"{call.name} runs along it", call.name in _ZERO_OF_ZEROS
     )
+
+
+def renorm(call: OpCall, p: Propagation) -> None:
+    """Slices along one dimension that are too long are made shorter: zeros add nothing to their length."""
+    source = call.args[0]
+    for layer in p.layers(source):
+        counted = torch.zeros_like(layer.removed, dtype=torch.bool) if call.arg("p") > 0 else layer.removed == 0
+        if set(layer.dims) != {call.arg("dim") % source.ndim}:
+            p.freeze_where(counted | (layer.removed != 0), layer.labels, "it adds to a norm, by which others are cut")
+    _put_results(call, p, [_after(layer, keeps_zero=True) for layer in p.layers(source)])
 
 
 def let_through(call: OpCall, p: Propagation, dims: Collection[int], why: str, keeps_zero: bool = True) -> None:

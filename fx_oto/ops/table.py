@@ -77,6 +77,7 @@ _RULES: dict[Rule, str] = {
     reductions.reduction: "median nanmedian kthvalue mode",  # which have no tag
     reductions.along: "_softmax _safe_softmax _log_softmax cumsum cumprod cummax cummin logcumsumexp sort topk "
     "_fft_r2c _fft_c2r _fft_c2c",
+    reductions.renorm: "renorm renorm_",
     pointwise.overwrite: "copy_ fill fill_",
     pointwise.glu: "glu",
     pointwise.pointwise: "hardswish hardswish_ _prelu_kernel native_dropout zero_ zeros_like ones_like "

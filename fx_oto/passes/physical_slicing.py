@@ -27,7 +27,7 @@ from fx_oto.core.fx_utils import (
     without_code,
 )
 from fx_oto.core.masks import MASKS
-from fx_oto.core.preserve import evaluating
+from fx_oto.core.preserve import evaluating, written_like
 from fx_oto.core.tables import Tabular, counted, table
 from fx_oto.core.warn import warn
 from fx_oto.framework.stages import Pass
@@ -349,7 +349,9 @@ def _sliced_copy(gm: GraphModule, plan: SlicingPlan) -> GraphModule:
 
 def _cut_tensor(tensor: Tensor, name: str, plan: SlicingPlan) -> Tensor:
     data = plan.left_of(name, tensor.detach())
-    return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+    if not isinstance(tensor, nn.Parameter):
+        return data
+    return written_like(nn.Parameter(data, requires_grad=tensor.requires_grad), tensor)
 
 
 def _select(tensor: Tensor, kept: dict[int, Tensor]) -> Tensor:

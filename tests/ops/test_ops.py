@@ -562,6 +562,8 @@ CASES = {
     "third pixel": (two(lambda m, x: x * x.kthvalue(3, 2)[0].unsqueeze(2)), IMAGE, 8),
     "median over channels": (two(lambda m, x: x * x.median(1, True)[0]), IMAGE, 0),
     "median of all": (two(lambda m, x: x * x.median()), IMAGE, 0),
+    "renorm": (two(lambda m, x: x.renorm(2, 0, 3.0) + x.renorm(1, -1, 0.5)), IMAGE, 8),
+    "renorm of channels": (two(lambda m, x: (x * 1.0).renorm_(float("inf"), 1, 0.5)), IMAGE, 8),
     "largest so far": (two(lambda m, x: x.cummax(2)[0] + x.cummin(3)[0] * x.logcumsumexp(3)), IMAGE, 8),
     "Fourier transform of pixels": (two(lambda m, x: torch.fft.fft2(x, norm="ortho").abs() + x), IMAGE, 8),
     "Fourier transform of channels": (two(lambda m, x: torch.fft.fft(x, dim=1).real), IMAGE, 0),

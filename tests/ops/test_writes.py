@@ -79,6 +79,38 @@ def absolute(m, h):
     h.abs_()
 
 
+def set_where_large(m, h):
+    h[h > 0.5] = 0.5
+
+
+def set_where_both(m, h):
+    h[(h < 0) & (h > -3)] = torch.zeros(())
+
+
+def add_where_large(m, h):
+    h.index_put_((h > 0.5,), torch.tensor(2.0, dtype=h.dtype), accumulate=True)
+
+
+def set_channels_by_a_parameter(m, h):
+    h[:, m.shift == m.shift.max()] = 0
+
+
+def set_channels_by_a_table(m, h):
+    h[:, torch.arange(2 * WIDTH).view(WIDTH, 2)[:, 1] > 15] = 0
+
+
+def set_channels_by_a_list(m, h):
+    h[:, [True, False, True, False] * 3] = 0
+
+
+def set_channels_by_data(m, h):
+    h[:, h.sum(0) > 1] = 0
+
+
+def set_to_the_largest(m, h):
+    h[h > 0.5] = h.detach().max()
+
+
 # What a linear layer returns is zero once removed; of the others, each joins channels, or keeps one that is written.
 WRITES = {
     set_slice: WIDTH,
@@ -94,6 +126,14 @@ WRITES = {
     fill: WIDTH,
     mask: WIDTH,
     absolute: WIDTH,
+    set_where_large: WIDTH,
+    set_where_both: WIDTH,
+    add_where_large: WIDTH,
+    set_channels_by_a_parameter: WIDTH,
+    set_channels_by_a_table: WIDTH,
+    set_channels_by_a_list: 0,
+    set_channels_by_data: WIDTH,
+    set_to_the_largest: WIDTH,
 }
 
 

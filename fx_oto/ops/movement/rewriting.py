@@ -142,7 +142,8 @@ def _left_of(edit: Editor, node: Node, source: Node, entries: Sequence[Any]) -> 
     """The entries of an index, those of cut dimensions for what is left of the source."""
     cut, left, dim = edit.cut(source), list(entries), 0
     for at, entry in enumerate(entries):
-        if dim in cut and entry is not None and entry != slice(None):
+        cut_too = isinstance(entry, Node) and edit.cut(entry)  # a mask
+        if dim in cut and entry is not None and entry != slice(None) and not cut_too:
             line = torch.arange(edit.shape(source)[dim])
             positions = line[edit.plain(entry),]  # a tuple: lists in lists are one index
             if positions.ndim > 1:

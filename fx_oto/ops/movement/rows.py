@@ -43,10 +43,14 @@ def at_places(call: OpCall, p: Propagation) -> None:
     """``x[rows] = y`` and ``x[mask] += y``: what is written lies as the target does behind the indexed dimensions."""
     target, value = call.args[0], call.arg("values")
     indices: Sequence[Any] = call.arg("indices")
+    given = [place for place, index in enumerate(indices) if index is not None]
+    if len(given) == 1 and _is_mask(indices[given[0]]) and value.numel() == 1:
+        _fill(call, p, given[0])
+        return
     for index in indices:
         p.freeze_value(index, "it tells which elements are taken")
     leading = [index for index in indices if index is not None]
-    taken = sum(index.ndim if index.dtype in (torch.bool, torch.uint8) else 1 for index in leading)
+    taken = sum(index.ndim if _is_mask(index) else 1 for index in leading)
     if list(indices[: len(leading)]) != leading or value.ndim > target.ndim - taken + _block(leading):
         for tensor in (target, value):
             p.freeze_value(tensor, "it is written at places that lie between other dimensions")
@@ -70,6 +74,23 @@ def at_places(call: OpCall, p: Propagation) -> None:
     p.put(call.out, combine(p, operands, target.ndim, worth))
 
 
+def _fill(call: OpCall, p: Propagation, place: int) -> None:
+    """``x[mask] = 0`` and ``x[:, mask] += 1``: each element stays where it is, as in ``masked_fill``."""
+    target, mask, value = call.args[0], call.arg("indices")[place], call.arg("values")
+    p.freeze_value(value, "it is written at many places")
+    before, after = [1] * place, [1] * (target.ndim - mask.ndim - place)
+    masks = [layer.map(lambda t: t.reshape(*before, *t.shape, *after)) for layer in p.layers(mask)]
+    operands = [Operand.of(p, target), Operand((*before, *mask.shape, *after), masks)]
+    number = known_number(p, value, target.ndim)
+
+    def worth(values: list[Tensor]) -> Tensor:
+        here, masked = values
+        new = UNKNOWN if number is None else here + number if call.arg("accumulate") else number
+        return torch.where((here == new) | (masked == 0), here, torch.where(masked == 1, new, UNKNOWN))
+
+    p.put(call.out, combine(p, operands, target.ndim, worth))
+
+
 def pack(call: OpCall, p: Propagation) -> None:
     """``pack_padded_sequence``: the steps of all examples become rows of one matrix."""
     source = call.args[0]
@@ -87,9 +108,13 @@ def unpack(call: OpCall, p: Propagation) -> None:
     p.put(call.outputs[0], layers)
 
 
+def _is_mask(index: Tensor) -> bool:
+    return index.dtype in (torch.bool, torch.uint8)
+
+
 def _block(indices: Sequence[Tensor]) -> int:
     """How many dimensions the indexed elements have."""
-    return max((1 if index.dtype in (torch.bool, torch.uint8) else index.ndim for index in indices), default=0)
+    return max((1 if _is_mask(index) else index.ndim for index in indices), default=0)
 
 
 def _without(shape: Sequence[int], *dims: int) -> list[int]:
