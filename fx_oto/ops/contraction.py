@@ -265,10 +265,11 @@ def _grouped(p: Propagation, sides: Sequence[Operand], groups: int, transposed: 
     # both grids; or the same positions in every group, and those of the inputs are the indices of the second axis.
     # A transposed weight is (8, 4, kh, kw): its rows are the inputs, and the outputs have no axis of their own.
     inputs, kernel = sides
-    if not kernel.weight and not transposed:
+    is_weight = kernel.weight or _is_made_of_one(kernel, transposed)
+    if not is_weight and not transposed:
         return _by_example(p, inputs, kernel, groups)
     incoming, rows, shared = _along(inputs.layers, 1), _along(kernel.layers, 0), _along(kernel.layers, 1)
-    if rows is None or not kernel.weight or not p.rewritable:
+    if rows is None or not is_weight or not p.rewritable:
         refusal = "a grouped convolution has a computed weight, or a number of groups that slicing cannot rewrite"
         for layer in (*inputs.layers, *kernel.layers):
             p.freeze(layer.labels, refusal)
@@ -281,15 +282,23 @@ def _grouped(p: Propagation, sides: Sequence[Operand], groups: int, transposed: 
         _lose_nothing(p, incoming, rows if transposed else shared, kernel)
     outgoing = _outgoing(p, incoming, rows, shared, width) if transposed else rows.labels.reshape(-1)
     read, made = (rows, shared) if transposed else (shared, rows)
-    if read is not None:
+    if read is not None and kernel.weight:
         p.consume(read.labels)
-    if made is not None:
+    if made is not None and kernel.weight:
         p.produce(made.labels)
     grid = None if incoming is None else incoming.labels.reshape(groups, -1)
     common = None if shared is None else shared.labels.reshape(-1)
     why = p.reason("whole groups of the convolution can go, so each group keeps all its channels")
     p.grouped(Grouped(grid, outgoing.view(groups, -1), common, not transposed, why))
     return [Layer.uniform(outgoing.view(1, -1), ZERO)]
+
+
+def _is_made_of_one(kernel: Operand, transposed: bool) -> bool:
+    """Whether a kernel is computed of a parameter of its form, and makes nothing where that is zero."""
+    rows, made = _along(kernel.layers, 0), _along(kernel.layers, int(transposed))
+    lines = rows is not None and all(len(layer.dims) == 1 for layer in kernel.layers)
+    distinct = rows is not None and len(rows.labels.unique()) == rows.labels.numel()
+    return lines and distinct and (made is None or bool((made.removed == 0).all()))
 
 
 def _by_example(p: Propagation, inputs: Operand, kernel: Operand, groups: int) -> list[Layer]:

@@ -109,3 +109,51 @@ def test_a_users_parametrization_is_looked_into(norm, read):
 def test_one_of_torchs_is_right_when_its_weight_is_read(norm, read):
     model, others = Reading(TORCHS[norm], READ[read]), [torch.randn(3, 7, 4), torch.randn(1, 2, 4)]
     holds(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4), model), TOKENS, others)
+
+
+class Short(nn.Module):
+    def forward(self, weight):
+        return weight.renorm(2, 0, 0.5)
+
+
+class Standard(nn.Module):
+    def forward(self, weight):
+        variance, mean = torch.var_mean(weight, (1, 2, 3), keepdim=True)
+        return (weight - mean) / (variance + 1e-5).sqrt()
+
+
+class Positive(nn.Module):
+    def forward(self, weight):
+        return weight.sigmoid()
+
+
+OF_KERNELS = {
+    "short": lambda layer: parametrize.register_parametrization(layer, "weight", Short()),
+    "soft": lambda layer: parametrize.register_parametrization(layer, "weight", Soft()),
+    "standard": lambda layer: parametrize.register_parametrization(layer, "weight", Standard()),
+    "weight_norm": parametrizations.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+}
+
+
+def grouped(norm, groups, kind=nn.Conv2d):
+    layer = norm(kind(16, 16, 3, padding=1, groups=groups))
+    return nn.Sequential(nn.Conv2d(8, 16, 1), nn.ReLU(), layer, nn.ReLU(), nn.Conv2d(16, 3, 1))
+
+
+@pytest.mark.parametrize("groups", [16, 4])
+@pytest.mark.parametrize("norm", OF_KERNELS)
+def test_grouped_convolutions_are_cut(norm, groups):
+    """Of four groups, whole ones go where a norm is over all channels of a group."""
+    whole = norm in ("standard", "spectral_norm")
+    assert holds(grouped(OF_KERNELS[norm], groups), IMAGE).zigs == (16 if groups == 16 else 4 if whole else 8)
+
+
+@pytest.mark.parametrize("norm", ["short", "soft", "weight_norm"])
+def test_transposed_grouped_convolutions_are_cut(norm):
+    assert holds(grouped(OF_KERNELS[norm], 16, nn.ConvTranspose2d), IMAGE).zigs == 16
+
+
+def test_kernels_that_are_not_zero_where_their_parameter_is():
+    layer = grouped(lambda layer: parametrize.register_parametrization(layer, "weight", Positive()), 16)
+    assert fx_oto.partition(fx_oto.prepare(layer.double(), IMAGE)).num_zigs == 0
