@@ -181,10 +181,20 @@ def record_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
                 raise
             if not (node.meta.get("asks_values") or is_opaque(node, gm) or asks_values(error.__cause__)):
                 raise
-            node.meta["asks_values"] = True  # what it returns depends on the numbers in its inputs
+            for one in _alike(gm, node):
+                one.meta["asks_values"] = True  # what it returns depends on the numbers in its inputs
             really = _real_values(gm, inputs)
         else:
             return tape_of_steps(gm, recorder.mode, recorder.steps)
+
+
+def _alike(gm: GraphModule, node: Node) -> list[Node]:
+    """The nodes that call the same function, or a module of the same class."""
+
+    def what(one: Node) -> Any:
+        return type(gm.get_submodule(str(one.target))) if one.op == "call_module" else (one.op, one.target)
+
+    return [one for one in gm.graph.nodes if one.op.startswith("call_") and what(one) == what(node)]
 
 
 Steps = Iterable[tuple[Node, list[OpCall], Any]]
@@ -351,12 +361,12 @@ def _list(devices: set[Any]) -> str:
 
 
 def _real_values(gm: GraphModule, inputs: ExampleInputs) -> dict[str, tuple[Any, int]]:
-    """What opaque code returns on the example inputs themselves, and its multiply-adds, by node."""
+    """What code that asks for numbers returns on the example inputs themselves, and its multiply-adds, by node."""
     found: dict[str, tuple[Any, int]] = {}
 
     class Watch(PlainInterpreter):
         def run_node(self, n: Node) -> Any:
-            if not is_opaque(n, gm) and not n.meta.get("asks_values"):
+            if not n.meta.get("asks_values"):
                 return super().run_node(n)
             given = tensor_leaves(self.fetch_args_kwargs_from_env(n))
             before = _versions(given)

@@ -23,6 +23,8 @@ from fx_oto.core.preserve import Dice
 
 __all__ = ["Handing"]
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
+
 
 class Handing(Counting):
     """Computes what the calls of a model return, and hands it to its code."""
@@ -40,14 +42,30 @@ class Handing(Counting):
         last: Node | None,
         module: nn.Module | None = None,
         anything: bool = False,
+        again: Callable[[Any, Any], Any] | None = None,
     ) -> Any:
-        """The value of a node, to be handed to the user's code."""
+        """The value of a node, to be handed to the user's code.
+
+        Args:
+            node: the last one.
+            args: what is called with.
+            kwargs: the same, by name.
+            compute: calls it.
+            last: the node before those that were made for it.
+            module: what is called, if it is one.
+            anything: whether it may do anything.
+            again: makes another node, of the same call with other arguments.
+        """
+        given = (args, kwargs)
         args, kwargs = without_memory(self.fakes.faked(tuple(args))), without_memory(self.fakes.faked(dict(kwargs)))
         self.fakes.node, self.fakes.calls = node.name, []
         dice = Dice(torchs=False) if anything else None
         try:
             value = compute(args, kwargs)
         except Exception as error:
+            if again is not None and asks_values(error) and (numbers := self._numbers_in(given)):
+                self.forget_after(last)
+                return again(*self._with_numbers(given, numbers))
             if not (anything or (self.options.op_level and asks_values(error))):
                 self.forget_after(last)
                 raise
@@ -56,6 +74,24 @@ class Handing(Counting):
             if dice is not None:  # the graph draws the numbers
                 dice.put_back()
         return self._handed_over(node, args, kwargs, value, module)
+
+    def _numbers_in(self, given: Any) -> dict[int, int]:
+        """Integers in tensors by ``id``, as of ``x.permute(*torch.tensor([1, 0]))``; none unless all are known."""
+        whole: list[Tensor] = []
+        _mapped(given, lambda one: whole.append(one) if not one.ndim and one.dtype in _INTEGERS else None)
+        real = {id(one): self.constant(one) for one in whole}
+        with without_modes():
+            return {key: int(one) for key, one in real.items() if one is not None} if None not in real.values() else {}
+
+    def _with_numbers(self, given: Any, numbers: dict[int, int]) -> Any:
+        def number(tensor: Tensor) -> Any:
+            if id(tensor) not in numbers:
+                return tensor
+            node, plain = self.node_of_tensor(tensor), numbers[id(tensor)]
+            written_out = all(one.op == "call_function" and "is_number" not in one.meta for one in self.needed_by(node))
+            return plain if written_out else self.number(plain, Origin("item", (node,)))
+
+        return _mapped(given, number)
 
     def _handed_over(self, node: Node, args: Any, kwargs: Any, value: Any, module: nn.Module | None) -> Any:
         given = {id(tensor) for tensor in tensor_leaves((args, kwargs))}
@@ -150,6 +186,17 @@ class Handing(Counting):
             node.meta["val"] = value
             return self._bound(value, node, given)
         return value
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """The same with something else for each tensor, also in slices."""
+    if type(value) is slice:
+        return slice(*(_mapped(one, change) for one in (value.start, value.stop, value.step)))
+    if type(value) in LISTS:
+        return type(value)(_mapped(one, change) for one in value)
+    if type(value) is dict:
+        return {key: _mapped(one, change) for key, one in value.items()}
+    return change(value) if isinstance(value, Tensor) else value
 
 
 def _itself(value: Any) -> Any:

@@ -63,7 +63,7 @@ class Evaluator(Writer):
 
     def _needed(self, wanted: Node) -> list[Node]:
         """The nodes whose numbers a node depends on; all before it if some may have been written into meanwhile."""
-        needed = behind(wanted, _read_for_numbers)
+        needed = self.needed_by(wanted)
         read = {storage_of(one) for node in needed for one in tensor_leaves(node.meta.get("val"))}
         written = (one for calls in self.calls.values() for call in calls for one in call.written)
         hidden = self.options.opaque or self.options.statements or any("is_wrapped" in one.meta for one in needed)
@@ -108,10 +108,14 @@ class Evaluator(Writer):
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
+    def needed_by(self, node: Node) -> set[Node]:
+        """The nodes on whose numbers those of a node depend."""
+        return behind(node, _read_for_numbers)
+
     def constant(self, tensor: Tensor) -> Tensor | None:
         """The real content of a tensor that depends on no input but for its sizes."""
         wanted = self.node_of_tensor(tensor)
-        needed = behind(wanted, _read_for_numbers)
+        needed = self.needed_by(wanted)
         written = {id(one) for calls in self.calls.values() for call in calls for one in call.written}
         for node in needed:
             if node.op == "placeholder" or id(node.meta.get("val")) in written or is_random(node):

@@ -82,7 +82,8 @@ class Recorder(Handing):
         last = last_node(self.graph)
         given, named = tuple(map(with_dtypes, given)), {key: with_dtypes(one) for key, one in kwargs.items()}
         node = self.create(op, target, self.nodes(given), self.nodes(named))
-        return self.compute_node(node, args, kwargs, partial(self.called, func), last)
+        again = partial(self.record, func, name)
+        return self.compute_node(node, args, kwargs, partial(self.called, func), last, again=again)
 
     def _turned(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """A tensor that is turned in place is from here on a view of what it was; None where it is the model's own."""

@@ -94,7 +94,7 @@ class Writer(Sheet):
             return place
         if place is not None:
             node = self.create("call_function", place.read, (place.parent, place.key))
-            node.meta["val"] = tensor
+            node.meta["val"], node.meta["item"] = tensor, place
             return self.put(tensor, node)
         tensor = self.fakes.real.get(id(tensor), tensor)
         if isinstance(tensor, FakeTensor) and tensor.fake_mode is self.fakes.torchs:
@@ -182,7 +182,9 @@ class Writer(Sheet):
                 break
             if not node.users:
                 self.graph.erase_node(node)
-                self.places = {key: one for key, one in self.places.items() if one is not node}
+                item = node.meta.get("item")  # of a container, which somebody else may read
+                places = {key: item if one is node else one for key, one in self.places.items()}
+                self.places = {key: one for key, one in places.items() if one is not None}
                 self._attributes = {key: one for key, one in self._attributes.items() if one is not node}
 
     def size_of_input(self, number: int, dim: int) -> Node:

@@ -56,6 +56,10 @@ def test_an_op_without_a_rule_freezes_what_it_touches():
     torch.testing.assert_close(fx_oto.compress(gm).eval()(image), model.eval()(image), rtol=1e-10, atol=1e-12)
 
 
+def _as_it_lies(x):
+    return x.as_strided(x.size(), x.stride())
+
+
 @pytest.mark.parametrize("kept", [False, True])
 def test_an_op_on_positions_is_not_announced(kept):
     class Net(nn.Module):
@@ -66,15 +70,15 @@ def test_an_op_on_positions_is_not_announced(kept):
             self.word, self.kind, self.head = nn.Embedding(9, 8), nn.Embedding(2, 8), nn.Linear(8, 4)
 
         def forward(self, ids):
-            x = self.word(ids) + self.kind((torch.renorm(ids.float(), 2, 0, 3.0) > 1).long())
-            return self.head(torch.renorm(x, 2, 0, 3.0) if kept else x)
+            x = self.word(ids) + self.kind((_as_it_lies(ids.float()) > 1).long())
+            return self.head(_as_it_lies(x) if kept else x)
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         gm = fx_oto.prepare(Net(), torch.randint(0, 9, (2, 5)))
     assert fx_oto.partition(gm).num_zigs == (0 if kept else 8)
     assert len(caught) == kept
-    assert all("no rule is known for the op renorm" in str(one.message) for one in caught)
+    assert all("no rule is known for the op as_strided" in str(one.message) for one in caught)
 
 
 @pytest.mark.parametrize("moved", [False, True])

@@ -307,7 +307,7 @@ def test_functions_are_called_as_a_whole_also_where_sizes_are_fixed():
     model = Sentences(_packed_beside_a_loop)
     model.scale = nn.Parameter(torch.rand(8))
     found = compress_half(model, _sentences([5, 3, 2]), others=[_sentences([1, 5, 3, 3])], sizes=1)
-    assert found.zigs == 7
+    assert found.zigs == 8 + 7
     (length,) = (size for size in fx_oto.Context.of(found.gm).capture.sizes if ("words", 1) in size.dims)
     assert length.fixed
 
@@ -332,3 +332,29 @@ def test_an_op_that_says_nothing_of_its_result():
             return self.c(torch.relu(self.b(twice(self.a(x)))))
 
     assert compress_half(Net(), torch.randn(3, 4)).zigs == 6
+
+
+class Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+def test_only_what_asks_for_numbers_is_called_as_a_whole():
+    """Functions of the user's that run without numbers are looked into, whatever another one asks."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(4, 16), nn.Linear(16, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            h = torch.relu(self.second(Rounded.apply(3 * self.first(x))))
+            return self.last(h)[torch.unique(x[:, 0] > 0, return_inverse=True)[1].sort().indices]
+
+    found = compress_half(Net(), torch.randn(5, 4))
+    assert found.zigs == 24

@@ -250,6 +250,41 @@ def test_a_function_with_a_backward_of_its_own(name):
     holds(tokens_around(FUNCTIONS[name]), EXAMPLE, OTHERS)
 
 
+class Turning(torch.autograd.Function):
+    """Gradient reversal, as it is written for domain adaptation."""
+
+    @staticmethod
+    def forward(ctx, x, strength):
+        ctx.strength = strength
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -ctx.strength * grad, None
+
+
+class Spelled(Turning):
+    """The same, for one size only."""
+
+    @staticmethod
+    def forward(ctx, x, strength):
+        ctx.strength = strength
+        return x.view(*x.shape[:-1], 16)
+
+
+@pytest.mark.parametrize(("function", "zigs"), [(Turning, 24), (Spelled, 8)])
+def test_a_function_that_returns_a_view_of_the_same_form(function, zigs):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(4, 16), nn.Linear(16, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.last(torch.relu(self.second(function.apply(self.first(x), 0.5))))
+
+    assert holds(Net(), EXAMPLE, OTHERS).zigs == zigs
+
+
 @pytest.mark.parametrize("how", ["class attribute", "attribute", "table"])
 def test_a_function_that_a_module_holds(how):
     layers = [nn.Linear(4, 16), Remembering(how), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)]

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from support.kinds import holds, images_around, tokens_around
 from torch import nn
 
+import fx_oto
+
 TOKENS = torch.randn(2, 8, 4)
 OTHER_TOKENS = [torch.randn(2, 20, 4), torch.randn(5, 3, 4), torch.randn(1, 9, 4)]
 IMAGE = torch.randn(2, 3, 8, 8)
@@ -293,3 +295,36 @@ def test_two_lengths_that_are_alike_are_told_apart():
     lengths = ((5, 5), (9, 7), (3, 8))
     example, *others = [(torch.randn(2, one, 4), torch.randn(2, other, 4)) for one, other in lengths]
     holds(Both(), example, others)
+
+
+def turned(h, order):
+    return h.permute(*order).permute(*order)
+
+
+# What torch takes a number for may be an integer in a tensor, if no input changes it.
+IN_TENSORS = {
+    "an order": lambda h, x, m: turned(h, torch.tensor([1, 0, 2])),
+    "an order that is put together": lambda h, x, m: turned(
+        h, torch.cat((torch.tensor([1, 0]), torch.arange(2, h.ndim)))
+    ),
+    "an order in a buffer": lambda h, x, m: turned(h, m.order),
+    "a shape": lambda h, x, m: h.view(*torch.tensor(h.shape)),
+    "a product of sizes": lambda h, x, m: h.reshape(h.size(0), torch.tensor(h.shape[1:]).prod()).view(h.shape),
+    "a place": lambda h, x, m: h - h.select(1, torch.tensor(2))[:, None],
+    "a length": lambda h, x, m: h - h.narrow(1, torch.tensor(0), torch.tensor(1)),
+    "a dimension": lambda h, x, m: h.unsqueeze(torch.tensor(0)).mean(torch.tensor(0)),
+    "a slice": lambda h, x, m: h - h[:, : torch.tensor(2)].mean(1, keepdim=True),
+    "a slice by a buffer": lambda h, x, m: h - h[:, : m.two].mean(1, keepdim=True),
+    "a range": lambda h, x, m: h + sum(h[:, i : i + 1] for i in torch.arange(2)),
+    "several": lambda h, x, m: h.roll(torch.tensor(1), 1).repeat(1, torch.tensor(2), 1)[:, : x.shape[1]],
+}
+
+
+@pytest.mark.parametrize("name", IN_TENSORS)
+def test_an_integer_in_a_tensor(name):
+    model = tokens_around(IN_TENSORS[name])
+    model.register_buffer("order", torch.tensor([1, 0, 2]))
+    model.register_buffer("two", torch.tensor(2))
+    found = holds(model, TOKENS, OTHER_TOKENS, any_size=False)
+    assert fx_oto.Context.of(found.gm).capture.opaque == ()
+    assert found.params_left < 0.7

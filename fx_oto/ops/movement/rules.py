@@ -116,7 +116,7 @@ def follow(call: OpCall, p: Propagation, source: Tensor, move: Move) -> None:
     if any(out.dtype != source.dtype for out in call.outputs):
         p.freeze_value(source, "its bits are read as another type")
         return
-    if not p.rewritable and call.func.name() not in _SIZE_FREE:
+    if not p.rewritable and call.func.name() not in _SIZE_FREE and not _stays_as_it_is(call, p, source):
         p.freeze_value(source, "it is reshaped inside an opaque function, into which slicing does not see")
     # (N, 16) becomes (N, 4, 4) by a view: what was a line of 16 labels is a grid of 4 by 4, of which no single label
     # can go without leaving a hole. But where it becomes (N, 16) again, in another order, the ops between merely
@@ -135,6 +135,29 @@ def follow(call: OpCall, p: Propagation, source: Tensor, move: Move) -> None:
         if region is not None:
             now = replace(region, coordinates=tuple(result[i] for result in moved))
             _continue_region(p, source, out, now)
+
+
+def _stays_as_it_is(call: OpCall, p: Propagation, source: Tensor) -> bool:
+    """Whether a function of the user's reshapes to the form that is there, as by ``x.view_as(x)``: tried on less."""
+    node, dims = p.fx_node, {dim for layer in p.layers(source) for dim in layer.dims}
+    if source.shape != call.out.shape or node.op != "call_function" or node.kwargs:
+        return False
+    left = [size - (dim in dims) for dim, size in enumerate(source.shape)]
+    given = [getattr(arg, "meta", {}).get("val", arg) for arg in node.args]
+    if any(isinstance(one, Tensor) and one.ndim and one.shape != source.shape for one in given):
+        return False
+    try:
+        less = [
+            one.new_empty(left if one.ndim else (), device="meta") if isinstance(one, Tensor) else one for one in given
+        ]
+        result = node.target(*less)  # type: ignore[operator]
+    except Exception:  # code that spells sizes out
+        return False
+    return isinstance(result, Tensor) and list(result.shape) == left
+
+
+def _of_size(tensor: Tensor, size: list[int]) -> Tensor:
+    return tensor.new_empty(size if tensor.ndim else (), device="meta")
 
 
 def _of_their_own(p: Propagation, layers: Sequence[Layer]) -> list[Layer]:

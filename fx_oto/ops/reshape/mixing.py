@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.fx.node import map_arg
 
 from fx_oto.analysis.engine import Propagation
 from fx_oto.analysis.labels import Layer
@@ -221,7 +222,8 @@ def _turned_into(node: Node, value: Tensor, dim: int) -> list[int]:
     """The dimensions of what a node turns or flattens that make up one of its own: its strides tell."""
     stand_in = torch.empty(value.shape, device="meta")
     kwargs = {key: one for key, one in node.kwargs.items() if key not in ("input", "self")}
-    turned = getattr(stand_in, op_name(node))(*node.args[1:], **kwargs)
+    args, kwargs = map_arg((node.args[1:], kwargs), lambda read: read.meta["val"])
+    turned = getattr(stand_in, op_name(node))(*args, **kwargs)
     begin, end = turned.stride(dim), turned.stride(dim) * turned.size(dim)
     strides = [(one, stand_in.stride(one)) for one in range(value.ndim) if value.size(one) > 1]
     return [one for one, stride in strides if begin <= stride and stride * value.size(one) <= end]
