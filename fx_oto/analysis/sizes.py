@@ -97,7 +97,9 @@ class SizesRead:
             tensors = any(isinstance(read.meta.get("val"), Tensor) for read in number.all_input_nodes)
             made = op_name(number) in _KEEP_SIGN and not any(one < 0 for one in numbers_in(list(number.args)))
             made = made and all(map(self._same_sign, number.all_input_nodes))
-            self._signs[number.name] = number.op.startswith("call_") and (tensors or made)
+            self._signs[number.name] = number.op.startswith("call_") and (
+                made or (tensors and op_name(number) != "item")
+            )
         return self._signs[number.name]
 
     def _among(self, node: Node) -> frozenset[float]:

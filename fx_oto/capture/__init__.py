@@ -22,7 +22,7 @@ from fx_oto.capture.refusals import NotCapturedError, NotHashedError, RandomErro
 from fx_oto.capture.sheet import Options
 from fx_oto.capture.statements import statement_at
 from fx_oto.capture.subject import Subject
-from fx_oto.capture.whole import LeafTracer
+from fx_oto.capture.whole import LeafTracer, WrappedFunction
 from fx_oto.core.context import Capture, Context, ExampleInputs, Untraced
 from fx_oto.core.errors import InputError, SettingsError, TraceError
 from fx_oto.core.fx_utils import (
@@ -215,11 +215,13 @@ def _after(error: NotCapturedError, options: Options, kind: type) -> Options | N
     if error.by_values and not options.compiling:
         return replace(options, compiling=True)
     left = [part for part in error.parts if part not in options.opaque]
-    if error.in_training or options.op_level:  # if in training, evaluation alone can be captured
+    if options.op_level:  # of larger pieces, only functions
+        left = [part for part in left if isinstance(part, WrappedFunction)]
+    if error.in_training:  # evaluation alone can be captured
         return None
     if left:
         return replace(options, opaque=(*options.opaque, left[-1]))
-    line = None if error.line is None else statement_at(kind, error.line)
+    line = None if error.line is None or options.op_level else statement_at(kind, error.line)
     if line is None or line in options.statements:
         return None
     return replace(options, statements=(*options.statements, line))

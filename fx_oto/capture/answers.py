@@ -89,10 +89,11 @@ def _ask_values(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     node = run.node_of_tensor(tensor)
     if name_is_bool(func) and (known := _always(node)) is not None:
         return known
-    real = run.constant(tensor)
+    real, name = run.constant(tensor), name_of(func)
+    if real is None and name == "item" and run.options.op_level:
+        return run.number_by_values(tensor)
     if real is None:
         raise TraceError(ON_VALUES)
-    name = name_of(func)
     asked = "tolist" if name in _ALL else "item"
     with without_modes():
         value, answer = getattr(real, name)(), getattr(real, asked)()

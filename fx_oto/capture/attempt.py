@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -18,7 +19,7 @@ from fx_oto.capture.memory import Memory
 from fx_oto.capture.names import AnyNames
 from fx_oto.capture.precision import Precision
 from fx_oto.capture.rebuilt import Rebuilt
-from fx_oto.capture.refusals import NotCapturedError
+from fx_oto.capture.refusals import ON_VALUES, NotCapturedError
 from fx_oto.capture.run import CaptureRun
 from fx_oto.capture.sheet import Options
 from fx_oto.capture.sizes import Sizes
@@ -66,6 +67,10 @@ def note_writes(tape: Tape, model: nn.Module) -> None:
     for name, fake in tape.tensors.items():
         if storage_of(fake) in written and isinstance(real.get(name), nn.Parameter):
             note_written(real[name])
+
+
+# What else may be in a tensor, unlike what code makes of a number by chance.
+_OTHER_NUMBERS: tuple[Callable[[Any], Any], ...] = (lambda number: 2 * number + 3, lambda number: 13 * number + 101)
 
 
 class FixedByValuesError(Exception):
@@ -184,7 +189,16 @@ class Attempt:
             return Attempt(Subject(model, put_back), inputs, self.options, self.both_modes)._runs(inputs)
 
     def _run(self, inputs: ExampleInputs, training: bool) -> CaptureRun:
-        run = CaptureRun(training, self.subject, inputs, self.options, self.constants, self._fakes)
+        run = self._run_with(self.options, inputs, training)
+        for change in _OTHER_NUMBERS if run.numbers_read else ():
+            other = self._run_with(replace(self.options, other_number=change), inputs, training)
+            if str(other.graph) != str(run.graph):  # as where code in C is given one, or has given back another
+                where = f" at {run.numbers_read[0]}" if run.numbers_read[0] else ""
+                raise NotCapturedError(f"{type(self.model).__name__} cannot be captured{where}: {ON_VALUES}")
+        return run
+
+    def _run_with(self, options: Options, inputs: ExampleInputs, training: bool) -> CaptureRun:
+        run = CaptureRun(training, self.subject, inputs, options, self.constants, self._fakes)
         self._fakes = run.fakes
         return run.run()
 

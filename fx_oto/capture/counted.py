@@ -69,6 +69,8 @@ class Counting(Evaluator):
             return node.meta["val"]
         if not node.meta.get("asks_values"):
             return self.called_on(node, values)
+        if node.meta.get("is_number"):
+            raise ValueError("any number may be in a tensor")
         last = self.calls[node][-1] if self.calls[node] else None
         if last is not None and last.func is torch.ops.aten.index.Tensor:
             source, places = last.args

@@ -153,7 +153,7 @@ class Handing(Counting):
             return torch.Size([self.number(n, Origin(operator.getitem, (node, i))) for i, n in enumerate(value)])
         if isinstance(value, int | float) and not isinstance(value, bool):
             self.handed = True
-            return self.number(value, Origin(_itself, (node,), node))
+            return self.number(self.as_read(value, node), Origin(_itself, (node,), node))
         if isinstance(value, tuple | list):
             return self._bound_parts(value, node, given)
         if isinstance(value, dict):
@@ -180,7 +180,7 @@ class Handing(Counting):
             self._alive.append(value)
             return value
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return self.number(value, Origin(read, (parent, key)))
+            return self.number(self.as_read(value, parent), Origin(read, (parent, key)))
         if isinstance(value, tuple | list | dict) and tensor_leaves(value):
             node = self.create("call_function", read, (parent, key))
             node.meta["val"] = value

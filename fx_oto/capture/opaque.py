@@ -40,13 +40,13 @@ def opaque_calls(run: Recorder) -> Iterator[None]:
 
 
 def _call_wrapped(run: Recorder, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """A function that is marked with ``torch.fx.wrap`` is called, as a whole."""
+    """A function is called as a whole."""
     with run.unseen():
         last = last_node(run.graph)
         run.is_plain = False
         node = run.create("call_function", function, run.nodes(tuple(args)), run.nodes(dict(kwargs)))
         node.meta["is_wrapped"] = True
-        return run.compute_node(node, args, kwargs, lambda a, k: function(*a, **k), last, anything=True)
+        return run.compute_node(node, args, kwargs, _without_parameters(run, function), last, anything=True)
 
 
 def _call_method(run: Recorder, part: Part, *args: Any, **kwargs: Any) -> Any:
@@ -70,13 +70,19 @@ def _call_opaque(run: Recorder, name: str, module: nn.Module, args: tuple[Any, .
     last = last_node(run.graph)
     node = run.create("call_module", name, run.nodes(args), run.nodes(kwargs))
 
-    def compute(given: Any, named: Any) -> Any:
-        value = module.forward(*given, **named)
-        held = {id(tensor) for tensor in run.fakes.named.values()}
-        if any(id(tensor) in held for call in run.fakes.calls for tensor in call.inputs):
-            raise TraceError("a method that would be called as a whole uses parameters of the model")
-        return value
-
     run.is_plain = False
     with run.unseen():
-        return run.compute_node(node, args, kwargs, compute, last, module, anything=True)
+        return run.compute_node(
+            node, args, kwargs, _without_parameters(run, module.forward), last, module, anything=True
+        )
+
+
+def _without_parameters(run: Recorder, call: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+    def compute(args: Any, kwargs: Any) -> Any:
+        value = call(*args, **kwargs)
+        held = {id(tensor) for tensor in run.fakes.named.values()}
+        if any(id(tensor) in held for call in run.fakes.calls for tensor in call.inputs):
+            raise TraceError("what would be called as a whole uses parameters of the model")
+        return value
+
+    return compute

@@ -17,11 +17,13 @@ from fx_oto.analysis.tape import FUSED, OpCall
 from fx_oto.analysis.values import storage_of
 from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.modes import without_modes
+from fx_oto.capture.numbers import Origin
+from fx_oto.capture.refusals import ON_VALUES
 from fx_oto.capture.statements import StatementCall
 from fx_oto.capture.whole import MethodCall
 from fx_oto.capture.writer import Writer
 from fx_oto.core.errors import TraceError
-from fx_oto.core.fx_utils import is_random, op_name, tensor_leaves, tensor_names
+from fx_oto.core.fx_utils import is_random, op_name, source_line, tensor_leaves, tensor_names
 from fx_oto.core.preserve import unwritten
 
 __all__ = ["Evaluator", "behind"]
@@ -33,12 +35,14 @@ class Evaluator(Writer):
     Attributes:
         calls: the ATen calls of each node.
         calls_functions_whole: whether functions are called as a whole, for their results depend on numbers.
+        numbers_read: where code was given numbers that are read from tensors when the graph runs.
     """
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.calls: dict[Node, list[OpCall]] = {}
         self.calls_functions_whole = False
+        self.numbers_read: list[str] = []
 
     def really(self, node: Node, module: Any, given: Any, error: Exception, last: Node | None) -> Any:
         """The value of a node on the example inputs themselves, of what cannot be run on fake tensors."""
@@ -56,6 +60,29 @@ class Evaluator(Writer):
             self.calls_functions_whole = True
         node.meta["asks_values"] = True
         return self.fakes.opaque(node, module, given, value, macs)
+
+    def number_by_values(self, tensor: Tensor) -> Any:
+        """The number in a tensor, which the graph reads when it runs: of those in the inputs it is a result.
+
+        Raises:
+            TraceError: nobody can tell what it is on the example inputs, which have no numbers.
+        """
+        node = self.create("call_method", "item", (self.node_of_tensor(tensor),))
+        if not self._can_really():
+            raise TraceError(ON_VALUES)
+        real, _ = self.evaluated(self._needed(node), node)
+        self.is_plain, self.calls_functions_whole = False, True
+        self.by_values.add(node)
+        node.meta.update(is_number=True, asks_values=True)
+        value = node.meta["val"] = self.as_read(real, node)
+        return self.number(value, Origin("item", node.args, node))
+
+    def as_read(self, number: Any, node: Node) -> Any:
+        """A number that a node returns, or another one, where it depends on what is in tensors: see ``Options``."""
+        if not node.meta.get("asks_values"):
+            return number
+        self.numbers_read.append(source_line(node))
+        return number if self.options.other_number is None else self.options.other_number(number)
 
     def _can_really(self) -> bool:
         tensors = (*tensor_names(self.model).values(), *tensor_leaves((self.inputs.args, self.inputs.kwargs)))

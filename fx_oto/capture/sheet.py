@@ -41,6 +41,7 @@ class Options:
         may_fix: whether sizes may be fixed where functions are called as a whole.
         watchful: whether code that draws random numbers, which no graph sees, is looked for.
         compiling: whether code that asks is told that it is compiled, so that it asks for no values.
+        other_number: another number in the place of one that is read from a tensor, to see what becomes of it.
     """
 
     opaque: tuple[Part | WrappedFunction, ...] = ()
@@ -50,6 +51,7 @@ class Options:
     may_fix: bool = True
     watchful: bool = False
     compiling: bool = False
+    other_number: Callable[[Any], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import CellType, CodeType, TracebackType
+from types import CellType, CodeType, FrameType, FunctionType, TracebackType
 from typing import Any
 
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class WrappedFunction:
-    """A function that its author has marked with ``torch.fx.wrap``.
+    """A function that its author has marked with ``torch.fx.wrap``, or one that cannot be captured.
 
     Attributes:
         names: the global names that it is one of.
@@ -141,7 +141,7 @@ def _wrapped_functions() -> dict[Any, WrappedFunction]:
 
 
 def parts_in(trace: TracebackType | None, model: nn.Module, call_module: CodeType) -> Iterator[Part | WrappedFunction]:
-    """The methods of a model's modules in which an error came up, outermost first, but for the model's ``forward``.
+    """The methods and functions in which an error came up, outermost first, but for the model's ``forward``.
 
     Args:
         trace: of the error.
@@ -151,8 +151,8 @@ def parts_in(trace: TracebackType | None, model: nn.Module, call_module: CodeTyp
     modules, functions = {id(module) for module in model.modules()}, _wrapped_functions()
     while trace is not None:
         frame, trace = trace.tb_frame, trace.tb_next
-        if frame.f_code in functions:
-            yield functions[frame.f_code]
+        if (function := _function_of(frame) or functions.get(frame.f_code)) is not None:
+            yield function
         name, first = frame.f_code.co_name, frame.f_code.co_varnames[:1]
         if frame.f_code is call_module:
             yield Part(frame.f_locals["module"], "forward")
@@ -161,6 +161,15 @@ def parts_in(trace: TracebackType | None, model: nn.Module, call_module: CodeTyp
             method = getattr(type(owner), name, None)
             if getattr(method, "__code__", None) is frame.f_code and not is_torchs(method):
                 yield Part(owner, name)  # type: ignore[arg-type]
+
+
+def _function_of(frame: FrameType) -> WrappedFunction | None:
+    """The function of the user's that a frame runs, if its caller, or its own module, knows it by a name."""
+    for names in (frame.f_back.f_globals if frame.f_back is not None else {}, frame.f_globals):
+        for name, value in names.items():
+            if isinstance(value, FunctionType) and value.__code__ is frame.f_code and not is_torchs(value):
+                return None if value.__module__.split(".")[0] == "fx_oto" else WrappedFunction(names, name, value)
+    return None
 
 
 class MethodCall(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -354,7 +356,99 @@ def test_only_what_asks_for_numbers_is_called_as_a_whole():
 
         def forward(self, x):
             h = torch.relu(self.second(Rounded.apply(3 * self.first(x))))
+            h = 1.5 * h if self.training else h
             return self.last(h)[torch.unique(x[:, 0] > 0, return_inverse=True)[1].sort().indices]
 
     found = compress_half(Net(), torch.randn(5, 4))
     assert found.zigs == 24
+
+
+def padding_mask(lengths):
+    """As speech networks have it."""
+    longest = int(lengths.max())
+    return torch.arange(longest, device=lengths.device)[None] >= lengths[:, None]
+
+
+def mean_of_steps(h, lengths):
+    return h.masked_fill(padding_mask(lengths)[..., None], 0.0).sum(1) / lengths[:, None]
+
+
+class Speech(nn.Module):
+    """Makes a mask of as many steps as the longest example has, in a function of its module."""
+
+    def __init__(self, code):
+        super().__init__()
+        self.first, self.recurrence = nn.Linear(6, 16), nn.LSTM(16, 12, batch_first=True)
+        self.attention, self.last, self.code = nn.MultiheadAttention(12, 2, batch_first=True), nn.Linear(12, 3), code
+
+    def forward(self, x, lengths):
+        lengths = lengths.clamp(min=1)
+        packed = pack_padded_sequence(torch.relu(self.first(x)), lengths, batch_first=True, enforce_sorted=False)
+        h, _ = pad_packed_sequence(self.recurrence(packed)[0], batch_first=True)
+        return self.last(torch.tanh(self.code(self, h, lengths)))
+
+
+SPEECH = {
+    "a mean": lambda m, h, lengths: mean_of_steps(h, lengths),
+    "a masked attention": lambda m, h, lengths: m.attention(h, h, h, key_padding_mask=padding_mask(lengths))[0].mean(1),
+}
+
+
+@PACKING
+@pytest.mark.parametrize("name", SPEECH)
+@pytest.mark.parametrize("again", [False, True])
+def test_a_function_that_asks_for_lengths(name, again):
+    """Twice, for what a graph has marked must not be taken for the function itself."""
+    inputs = torch.randn(3, 5, 6), torch.tensor([5, 3, 2])
+    others = [(torch.randn(4, 7, 6), torch.tensor([7, 1, 4, 6])), (torch.randn(1, 3, 6), torch.tensor([3]))]
+    found = compress_half(Speech(SPEECH[name]), inputs, others=others, sizes=1)
+    assert found.params_left < 0.65
+
+
+NUMBERS_IN_TENSORS = {
+    "a scale": lambda h, x: h / x.abs().max().item(),
+    "a scale of what is cut": lambda h, x: h * h.sum().item(),
+    "a negative one": lambda h, x: h + x.min().item(),
+    "a bound": lambda h, x: h.clamp(max=h.mean().item()),
+    "arithmetic": lambda h, x: h / (h.std().item() * 2 + 1e-5),
+    "rounded": lambda h, x: h * round(x.abs().max().item()),
+    "a length": lambda h, x: h + torch.zeros((x > 0).sum().item(), 16).sum(0),
+    "a slice": lambda h, x: h[: (x[:, 0] < 9).sum().item()],
+    "filled": lambda h, x: h + torch.full((1, 16), x.mean().item()),
+}
+
+
+class Reading(nn.Module):
+    def __init__(self, code):
+        super().__init__()
+        self.first, self.last, self.code = nn.Linear(6, 16), nn.Linear(16, 3), code
+
+    def forward(self, x):
+        return self.last(self.code(torch.relu(self.first(x)), x))
+
+
+@pytest.mark.parametrize("name", NUMBERS_IN_TENSORS)
+def test_a_number_that_is_read_from_a_tensor(name):
+    assert compress_half(Reading(NUMBERS_IN_TENSORS[name]), torch.randn(4, 6)).zigs == 16
+
+
+def positive(x):
+    return int((x > 0).sum())
+
+
+LEAKS = {
+    "range": lambda h, x: sum(h * (i + 1) for i in range((x > 0).sum().item())),
+    "int": lambda h, x: h * int((x > 0).sum().item()),
+    "of a function": lambda h, x: h * len(range(positive(x))),
+    "a list": lambda h, x: h * [*range(99)][(x > 0).sum().item()],
+    "math": lambda h, x: h * math.sqrt((x > 0).sum().item()),
+    "text": lambda h, x: h * len(str((x > 0).sum().item() * 100)),
+    "a decision": lambda h, x: h * 2 if (x > 0).sum().item() == 12 else h,
+    "a key": lambda h, x: h * {i: i for i in range(99)}[(x > 0).sum().item()],
+}
+
+
+@pytest.mark.parametrize("name", LEAKS)
+def test_a_number_that_code_in_c_was_given_is_refused(name):
+    with pytest.raises(fx_oto.TraceError, match=r"test_called_whole\.py:\d+.*(depends on the values|out of range)"):
+        fx_oto.prepare(Reading(LEAKS[name]), torch.randn(4, 6))
