@@ -190,12 +190,33 @@ class Attempt:
 
     def _run(self, inputs: ExampleInputs, training: bool) -> CaptureRun:
         run = self._run_with(self.options, inputs, training)
-        for change in _OTHER_NUMBERS if run.numbers_read else ():
-            other = self._run_with(replace(self.options, other_number=change), inputs, training)
-            if str(other.graph) != str(run.graph):  # as where code in C is given one, or has given back another
-                where = f" at {run.numbers_read[0]}" if run.numbers_read[0] else ""
-                raise NotCapturedError(f"{type(self.model).__name__} cannot be captured{where}: {ON_VALUES}")
+        for change in _OTHER_NUMBERS if run.numbers_read and inputs is self.inputs else ():
+            other = self._with_other_numbers(run, change)
+            if other is not None and str(other.graph) != str(run.graph):  # code in C was given one
+                where = next(filter(None, run.numbers_read.values()), "")
+                text = f"{type(self.model).__name__} cannot be captured{where and f' at {where}'}: {ON_VALUES}"
+                raise NotCapturedError(text, by_values=True)
         return run
+
+    def _with_other_numbers(self, run: CaptureRun, change: Callable[[Any], Any]) -> CaptureRun | None:
+        """The same with other numbers in the place of those that are read from tensors; None if no other fit.
+
+        Raises:
+            NotCapturedError: no other fit, and nobody has said that code is called as a whole.
+        """
+        options = replace(self.options, other_number=change)
+        try:
+            return self._run_with(options, self.inputs, run.training)
+        except NotCapturedError as error:
+            groups = [group for group in groups_of(self.inputs) if group.size in run.numbers_read]
+            try:  # such as the length of the longest example
+                larger = resized(self.inputs, {group: change(group.size) for group in groups})
+                return self._run_with(options, larger, run.training)
+            except NotCapturedError:
+                sizes_differ = isinstance(error.__cause__, RuntimeError)  # not what the list says that code looks it up in
+                if self.options.op_level or not sizes_differ:
+                    raise error from None
+                return None
 
     def _run_with(self, options: Options, inputs: ExampleInputs, training: bool) -> CaptureRun:
         run = CaptureRun(training, self.subject, inputs, options, self.constants, self._fakes)

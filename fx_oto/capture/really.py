@@ -35,14 +35,14 @@ class Evaluator(Writer):
     Attributes:
         calls: the ATen calls of each node.
         calls_functions_whole: whether functions are called as a whole, for their results depend on numbers.
-        numbers_read: where code was given numbers that are read from tensors when the graph runs.
+        numbers_read: the numbers that are read from tensors when the graph runs, and the lines that do.
     """
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.calls: dict[Node, list[OpCall]] = {}
         self.calls_functions_whole = False
-        self.numbers_read: list[str] = []
+        self.numbers_read: dict[float, str] = {}
 
     def really(self, node: Node, module: Any, given: Any, error: Exception, last: Node | None) -> Any:
         """The value of a node on the example inputs themselves, of what cannot be run on fake tensors."""
@@ -81,7 +81,7 @@ class Evaluator(Writer):
         """A number that a node returns, or another one, where it depends on what is in tensors: see ``Options``."""
         if not node.meta.get("asks_values"):
             return number
-        self.numbers_read.append(source_line(node))
+        self.numbers_read[number] = source_line(node)
         return number if self.options.other_number is None else self.options.other_number(number)
 
     def _can_really(self) -> bool:
