@@ -22,7 +22,7 @@ from fx_oto.capture.refusals import NotCapturedError, NotHashedError, RandomErro
 from fx_oto.capture.sheet import Options
 from fx_oto.capture.statements import statement_at
 from fx_oto.capture.subject import Subject
-from fx_oto.capture.whole import LeafTracer, WrappedFunction
+from fx_oto.capture.whole import LeafTracer, Part, WrappedFunction
 from fx_oto.core.context import Capture, Context, ExampleInputs, Untraced
 from fx_oto.core.errors import InputError, SettingsError, TraceError
 from fx_oto.core.fx_utils import (
@@ -41,6 +41,7 @@ from fx_oto.core.parts import plan_of
 from fx_oto.core.preserve import Dice, unchanged, uncollected, uncompiled, unwritten, without_autocast
 from fx_oto.core.records import PassRecord
 from fx_oto.core.warn import warn
+from fx_oto.nn.modules import is_torchs
 
 __all__ = ["LeafTracer", "Parts", "analysed_tape", "trace", "unwrapped"]
 
@@ -219,12 +220,22 @@ def _after(error: NotCapturedError, options: Options, kind: type) -> Options | N
         left = [part for part in left if isinstance(part, WrappedFunction)]
     if error.in_training:  # evaluation alone can be captured
         return None
-    if left:
-        return replace(options, opaque=(*options.opaque, left[-1]))
-    line = None if error.line is None or options.op_level else statement_at(kind, error.line)
-    if line is None or line in options.statements:
+    part = left[-1] if left else None
+    inside = kind if part is None else part.kind if isinstance(part, Part) and part.holds_layers else None
+    statement = None if options.op_level else _statement(error, inside)
+    if statement is not None and statement not in options.statements:
+        return replace(options, statements=(*options.statements, statement))
+    if part is None:
         return None
-    return replace(options, statements=(*options.statements, line))
+    statements = tuple(one for one in options.statements if one[0] is not inside)
+    return replace(options, opaque=(*options.opaque, part), statements=statements)
+
+
+def _statement(error: NotCapturedError, kind: type | None) -> tuple[type, int] | None:
+    """The statement of a ``forward`` in which code could not be captured, if it can be called as a whole."""
+    line = error.lines.get(kind) if kind is not None and not is_torchs(kind) else None
+    begin = None if kind is None or line is None else statement_at(kind, line)
+    return None if kind is None or begin is None else (kind, begin)
 
 
 def _check_layouts(model: nn.Module, inputs: ExampleInputs) -> None:

@@ -158,7 +158,8 @@ class Attempt:
         called = {node.target for node in gm.graph.nodes if node.op in ("call_module", "call_function")}
         opaque = {part.target_in(self.model): part.name_in(self.model) for part in self.options.opaque}
         yield from (name for target, name in opaque.items() if target in called)
-        yield from (f"line {line} of forward" for line in self.options.statements)
+        for kind, line in self.options.statements:
+            yield f"line {line} of {'' if kind is type(self.model) else f'{kind.__name__}.'}forward"
         asking = {node.name: str(node.target) for node in gm.graph.nodes if node.meta.get("asks_values")}
         for name, target in asking.items():
             whole = any(isinstance(call.func, OpaqueOp | LeafOp) for call in tape.made_at(name))
@@ -213,7 +214,9 @@ class Attempt:
                 larger = resized(self.inputs, {group: change(group.size) for group in groups})
                 return self._run_with(options, larger, run.training)
             except NotCapturedError:
-                sizes_differ = isinstance(error.__cause__, RuntimeError)  # not what the list says that code looks it up in
+                sizes_differ = isinstance(
+                    error.__cause__, RuntimeError
+                )  # not what the list says that code looks it up in
                 if self.options.op_level or not sizes_differ:
                     raise error from None
                 return None

@@ -23,11 +23,12 @@ __all__ = ["opaque_calls"]
 @contextmanager
 def opaque_calls(run: Recorder) -> Iterator[None]:
     """Let what is called as a whole become nodes; what is set on modules for that, ``Subject.put_back`` takes back."""
-    methods = [part for part in run.options.opaque if isinstance(part, Part) and part.method != "forward"]
+    methods = [part for part in run.options.opaque if isinstance(part, Part) and not part.is_forward]
     functions = [part for part in run.options.opaque if isinstance(part, WrappedFunction)]
-    if run.options.statements:
-        forward = forward_without(type(run.model), run.options.statements, partial(_call_statement, run))
-        run.model.__dict__["forward"] = MethodType(forward, run.model)
+    for path, module in run.modules.items():
+        if lines := tuple(line for kind, line in run.options.statements if kind is type(module)):
+            forward = forward_without(type(module), lines, partial(_call_statement, run, path, module))
+            module.__dict__["forward"] = MethodType(forward, module)
     for part in methods:
         part.owner.__dict__[part.method] = partial(_call_method, run, part)
     try:
@@ -57,13 +58,17 @@ def _call_method(run: Recorder, part: Part, *args: Any, **kwargs: Any) -> Any:
     return _call_opaque(run, part.target_in(run.model), module, args, kwargs)
 
 
-def _call_statement(run: Recorder, line: int, values: dict[str, Any]) -> Any:
-    """A statement of the model's own forward is called as a whole."""
+def _call_statement(run: Recorder, path: str, owner: nn.Module, line: int, values: dict[str, Any]) -> Any:
+    """A statement of the ``forward`` of the model, or of one of its modules, is called as a whole."""
     others = {name: value for name, value in values.items() if isinstance(value, nn.Module) or callable(value)}
     given = {name: value for name, value in values.items() if name not in others}
-    name = f"forward_line_{line}"
-    module = run.held.setdefault(name, StatementCall(type(run.model), line, tuple(given), others))
-    return _call_opaque(run, name, module, tuple(given.values()), {})
+    name = "_".join(filter(None, (*path.split("."), f"forward_line_{line}")))
+    module = StatementCall(type(owner), line, tuple(given), others)
+    if run.depth or run.is_over:
+        return module.forward(*given.values())
+    if not run.held.setdefault(name, module).is_like(module):
+        raise TraceError("a statement that would be called as a whole calls one module after the other")
+    return _call_opaque(run, name, run.held[name], tuple(given.values()), {})
 
 
 def _call_opaque(run: Recorder, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -101,7 +101,7 @@ class Evaluator(Writer):
     def evaluated(self, nodes: list[Node], wanted: Node) -> tuple[Any, int]:
         """The real value of one of the graph's nodes, computed from others before it, and its multiply-adds."""
         values: dict[Node, Any] = _Known()
-        with without_modes(), torch.no_grad(), unwritten(self.model):
+        with without_modes(), torch.no_grad(), unwritten(self.model), torch.random.fork_rng(devices=[]):
             given = Arguments.of(self.model, self.inputs.copied()).given
             for node in nodes:
                 if node is wanted:

@@ -21,7 +21,7 @@ class NotCapturedError(TraceError):
         parts: the methods of the model's modules in which that happened, outermost first.
         where: the place, to be read after what has happened.
         by_values: whether code asked for the numbers in a tensor.
-        line: of the model's own ``forward``, if it is in that.
+        lines: where it is in the ``forward`` of the model, and of the classes of its modules.
         in_training: whether evaluation can be captured as it is.
     """
 
@@ -31,7 +31,7 @@ class NotCapturedError(TraceError):
         super().__init__(message)
         self.parts, self.where, self.by_values = tuple(parts), where, by_values
         self.in_training = False
-        self.line: int | None = None
+        self.lines: dict[type, int] = {}
 
 
 class RandomError(NotCapturedError):

@@ -207,7 +207,9 @@ class CaptureRun(Recorder):
         by_values = text == ON_VALUES or asks_values(error)
         parts = tuple(parts_in(error.__traceback__, self.model, CaptureRun.call_module.__code__))
         refusal = NotCapturedError(message, parts, where, by_values)
-        refusal.line = failed_line(error.__traceback__, type(self.model))
+        kinds = {type(part.owner) for part in parts if isinstance(part, Part)} | {type(self.model)}
+        found_in = {kind: failed_line(error.__traceback__, kind) for kind in kinds}
+        refusal.lines = {kind: number for kind, number in found_in.items() if number is not None}
         return refusal
 
     def tape(self, gm: GraphModule) -> Tape:

@@ -35,7 +35,7 @@ class Options:
 
     Attributes:
         opaque: what is called as a whole, whatever it does inside.
-        statements: lines of the model's ``forward`` at which statements begin that are called as a whole.
+        statements: classes, and lines of their ``forward`` at which statements begin that are called as a whole.
         hashable: places in the code where sizes may be used as keys.
         op_level: whether a single function whose result depends on numbers, even in size, is called as a whole.
         may_fix: whether sizes may be fixed where functions are called as a whole.
@@ -45,7 +45,7 @@ class Options:
     """
 
     opaque: tuple[Part | WrappedFunction, ...] = ()
-    statements: tuple[int, ...] = ()
+    statements: tuple[tuple[type, int], ...] = ()
     hashable: frozenset[Any] = frozenset()
     op_level: bool = False
     may_fix: bool = True

@@ -1,4 +1,4 @@
-"""Statements of a model's own ``forward`` that cannot be captured: what comes before and after them can."""
+"""Statements of a ``forward`` that cannot be captured: what comes before and after them can."""
 
 from __future__ import annotations
 
@@ -34,6 +34,10 @@ class StatementCall(nn.Module):
     def __init__(self, kind: type, line: int, names: tuple[str, ...], others: Mapping[str, Any]) -> None:
         super().__init__()
         self._statement = (kind, line, names, others)
+
+    def is_like(self, other: StatementCall) -> bool:
+        """Whether another one does the same."""
+        return self._statement == other._statement
 
     def forward(self, *values: Any) -> Any:
         """What the statement assigns, or returns."""

@@ -79,15 +79,30 @@ class Part:
     owner: nn.Module
     method: str
 
+    @property
+    def is_forward(self) -> bool:
+        """Whether it is the module as a whole."""
+        return self.method == "forward"
+
+    @property
+    def kind(self) -> type:
+        """The module's class."""
+        return type(self.owner)
+
+    @property
+    def holds_layers(self) -> bool:
+        """Whether it is a module with parameters."""
+        return self.is_forward and next(self.owner.parameters(), None) is not None
+
     def name_in(self, model: nn.Module) -> str:
         """``"head"`` for a submodule, ``"head.decode"`` for another method of one."""
         path = next(name for name, module in model.named_modules() if module is self.owner)
-        return ".".join(filter(None, (path, "" if self.method == "forward" else self.method)))
+        return ".".join(filter(None, (path, "" if self.is_forward else self.method)))
 
     def target_in(self, model: nn.Module) -> str:
         """What the nodes that call it have as their target."""
         name = self.name_in(model)
-        return name if self.method == "forward" else METHOD + name.replace(".", "_")
+        return name if self.is_forward else METHOD + name.replace(".", "_")
 
 
 @dataclass(frozen=True, eq=False)

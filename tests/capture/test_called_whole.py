@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -452,3 +453,42 @@ LEAKS = {
 def test_a_number_that_code_in_c_was_given_is_refused(name):
     with pytest.raises(fx_oto.TraceError, match=r"test_called_whole\.py:\d+.*(depends on the values|out of range)"):
         fx_oto.prepare(Reading(LEAKS[name]), torch.randn(4, 6))
+
+
+class Block(nn.Module):
+    """Asks for the longest example in its own code, between its layers."""
+
+    def __init__(self, own=False):
+        super().__init__()
+        self.first, self.second, self.own = nn.Linear(6, 12), nn.Linear(12, 6), own
+
+    def forward(self, x, lengths):
+        longest = int(lengths.max() + (0 * self.first.bias.sum()).long() if self.own else lengths.max())
+        mask = torch.arange(longest) < lengths[:, None]
+        return x + self.second(torch.relu(self.first(x * mask[..., None])))
+
+
+class Blocks(nn.Module):
+    def __init__(self, own=False):
+        super().__init__()
+        self.blocks, self.last = nn.ModuleList(Block(own) for _ in range(2)), nn.Linear(6, 3)
+
+    def forward(self, x, lengths):
+        lengths = lengths * 0 + x.size(1)
+        for block in self.blocks:
+            x = block(x, lengths)
+        return self.last(x)
+
+
+def test_statements_of_submodules():
+    inputs = torch.randn(3, 5, 6), torch.tensor([5, 3, 2])
+    others = [(torch.randn(2, 7, 6), torch.tensor([7, 1])), (torch.randn(1, 3, 6), torch.tensor([3]))]
+    found = compress_half(Blocks(), inputs, others=others, sizes=1)
+    assert found.zigs == 24
+    (name,) = fx_oto.Context.of(found.gm).capture.opaque
+    assert re.fullmatch(r"line \d+ of Block.forward", name)
+
+
+def test_statements_that_use_parameters_take_their_module_along():
+    gm = fx_oto.prepare(Blocks(own=True), (torch.randn(3, 5, 6), torch.tensor([5, 3, 2])))
+    assert fx_oto.Context.of(gm).capture.opaque == ("blocks.0", "blocks.1")
