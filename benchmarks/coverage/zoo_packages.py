@@ -4,7 +4,7 @@
         open-clip-torch dynamic-network-architectures rtdl-revisiting-models torch-geometric efficientnet-pytorch \
         linformer pytorch-tabnet kornia ultralytics perceiver-pytorch performer-pytorch conformer resnest \
         denoising-diffusion-pytorch vector-quantize-pytorch g-mlp-pytorch mlp-mixer-pytorch facenet-pytorch \
-        pretrainedmodels asteroid tsai
+        pretrainedmodels asteroid tsai braindecode torchaudio openunmix lpips pytorchvideo compressai
 
 Those that are not installed are left out. What they import besides torch must be there, too.
 """
@@ -21,6 +21,7 @@ from image_packages import ON_IMAGES
 from making import TOKENS, Make, called_with, dense, dice_of, many, of_class, on_images, tokens
 from more_packages import MORE
 from networks import Built, Call, Inputs
+from signal_packages import SIGNALS
 from torch import nn
 
 
@@ -393,4 +394,4 @@ PACKAGES: dict[str, tuple[str, dict[str, Make]]] = {
     "torch-geometric": ("torch_geometric", GEOMETRIC),
     "x-transformers": ("x_transformers", X_TRANSFORMERS),
 }
-PACKAGES |= ON_IMAGES | MORE
+PACKAGES |= ON_IMAGES | MORE | SIGNALS

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -18,6 +19,7 @@ from fx_oto.capture.groups import Group, groups_of, resized
 from fx_oto.capture.memory import Memory
 from fx_oto.capture.names import AnyNames
 from fx_oto.capture.precision import Precision
+from fx_oto.capture.really import behind
 from fx_oto.capture.rebuilt import Rebuilt
 from fx_oto.capture.refusals import ON_VALUES, NotCapturedError
 from fx_oto.capture.run import CaptureRun
@@ -71,6 +73,13 @@ def note_writes(tape: Tape, model: nn.Module) -> None:
 
 # What else may be in a tensor, unlike what code makes of a number by chance.
 _OTHER_NUMBERS: tuple[Callable[[Any], Any], ...] = (lambda number: 2 * number + 3, lambda number: 13 * number + 101)
+
+
+def _checks_numbers(run: CaptureRun) -> bool:
+    """Whether code decides by a number that opaque code returns, and the graph refuses others when it runs."""
+    checks = [node for node in run.graph.nodes if node.target is torch._assert]
+    read = (node for check in checks for node in behind(check, lambda one: one.all_input_nodes))
+    return any(node.meta.get("asks_values") and not isinstance(node.meta["val"], Tensor) for node in read)
 
 
 class FixedByValuesError(Exception):
@@ -191,7 +200,8 @@ class Attempt:
 
     def _run(self, inputs: ExampleInputs, training: bool) -> CaptureRun:
         run = self._run_with(self.options, inputs, training)
-        for change in _OTHER_NUMBERS if run.numbers_read and inputs is self.inputs else ():
+        tried = run.numbers_read and inputs is self.inputs and not _checks_numbers(run)
+        for change in _OTHER_NUMBERS if tried else ():
             other = self._with_other_numbers(run, change)
             if other is not None and str(other.graph) != str(run.graph):  # code in C was given one
                 where = next(filter(None, run.numbers_read.values()), "")

@@ -437,6 +437,30 @@ def positive(x):
     return int((x > 0).sum())
 
 
+class Judge(nn.Module):
+    def forward(self, x):
+        return int((x > 0).sum())
+
+
+@pytest.mark.filterwarnings("ignore:the graph takes batches:fx_oto.FxOtoWarning")
+def test_what_code_decides_by_a_number_of_an_opaque_module_is_checked():
+    class Net(Reading):
+        def __init__(self):
+            super().__init__(lambda h, x: h)
+            self.judge = Judge()
+
+        def forward(self, x):
+            h = torch.relu(self.first(x))
+            return self.last(2 * h if self.judge(x) > 3 else h)
+
+    x = torch.ones(4, 6)
+    gm = fx_oto.prepare(Net(), x)
+    fx_oto.partition(gm).zero_(0.5)
+    small = fx_oto.compress(gm)
+    with pytest.raises(AssertionError, match="the graph was captured where"):
+        small(-x)
+
+
 LEAKS = {
     "range": lambda h, x: sum(h * (i + 1) for i in range((x > 0).sum().item())),
     "int": lambda h, x: h * int((x > 0).sum().item()),
