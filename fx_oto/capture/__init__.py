@@ -222,7 +222,8 @@ def _after(error: NotCapturedError, options: Options, kind: type) -> Options | N
         return None
     part = left[-1] if left else None
     inside = kind if part is None else part.kind if isinstance(part, Part) and part.holds_layers else None
-    statement = None if options.op_level else _statement(error, inside)
+    tried = options.op_level or any(isinstance(one, Part) and one.kind is inside for one in options.opaque)
+    statement = None if tried else _statement(error, inside)
     if statement is not None and statement not in options.statements:
         return replace(options, statements=(*options.statements, statement))
     if part is None:

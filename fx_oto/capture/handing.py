@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
 from fx_oto.analysis.fakes import asks_values
 from fx_oto.analysis.recording import laid_out
@@ -18,6 +19,7 @@ from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Float, Int, Origin
 from fx_oto.capture.seen import SeenList, SeenTuple
 from fx_oto.capture.sheet import Item
+from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import tensor_leaves
 from fx_oto.core.preserve import Dice
 
@@ -96,6 +98,10 @@ class Handing(Counting):
     def _handed_over(self, node: Node, args: Any, kwargs: Any, value: Any, module: nn.Module | None) -> Any:
         given = {id(tensor) for tensor in tensor_leaves((args, kwargs))}
         value = laid_out(node, value) if isinstance(value, Tensor) and node.op != "call_module" else value
+        if any(callable(leaf) and not isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
+            raise TraceError(
+                "what is called as a whole returns a module, or a function, which it may choose by numbers"
+            )
         value = self._bound(value, node, given)
         node.meta["val"] = without_memory(value)
         self.calls[node] = self.fakes.calls

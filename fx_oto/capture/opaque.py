@@ -25,7 +25,10 @@ def opaque_calls(run: Recorder) -> Iterator[None]:
     """Let what is called as a whole become nodes; what is set on modules for that, ``Subject.put_back`` takes back."""
     methods = [part for part in run.options.opaque if isinstance(part, Part) and not part.is_forward]
     functions = [part for part in run.options.opaque if isinstance(part, WrappedFunction)]
+    whole = {id(one) for part in run.options.opaque if isinstance(part, Part) for one in part.inside()}
     for path, module in run.modules.items():
+        if id(module) in whole:
+            continue
         if lines := tuple(line for kind, line in run.options.statements if kind is type(module)):
             forward = forward_without(type(module), lines, partial(_call_statement, run, path, module))
             module.__dict__["forward"] = MethodType(forward, module)

@@ -135,8 +135,18 @@ def _given(function: ast.FunctionDef, statement: ast.stmt) -> list[str]:
     """The names that a statement reads and that are the function's, as assigned before."""
     arguments = {one.arg for one in ast.walk(function.args) if isinstance(one, ast.arg)}
     earlier = (one for one in _statements(function) if one.lineno < statement.lineno and not isinstance(one, _SCOPES))
-    before = arguments.union(*(_names(one)[1] for one in earlier if (one.end_lineno or 0) < statement.lineno))
+    before = arguments.union(*(_assigned_before(one, statement) for one in earlier))
     return sorted(_names(statement)[0] & before)
+
+
+def _assigned_before(one: ast.stmt, statement: ast.stmt) -> set[str]:
+    """What a statement that begins earlier has assigned; of a loop, or a block, around it what that gives a name."""
+    if (one.end_lineno or 0) < statement.lineno:
+        return _names(one)[1]
+    targets = [one.target] if isinstance(one, ast.For) else []
+    if isinstance(one, ast.With):
+        targets = [item.optional_vars for item in one.items if item.optional_vars is not None]
+    return {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
 
 
 @cache

@@ -94,6 +94,10 @@ class Part:
         """Whether it is a module with parameters."""
         return self.is_forward and next(self.owner.parameters(), None) is not None
 
+    def inside(self) -> Iterator[nn.Module]:
+        """The modules that are called in it alone."""
+        return self.owner.modules() if self.is_forward else iter(())
+
     def name_in(self, model: nn.Module) -> str:
         """``"head"`` for a submodule, ``"head.decode"`` for another method of one."""
         path = next(name for name, module in model.named_modules() if module is self.owner)
