@@ -7,19 +7,34 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from networks import Call
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = ["float_leaves", "run"]
 
+_DROPOUT = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout)
 ALMOST_ONE = 1 - 2**-20
 aten = torch.ops.aten
 
 
+class _WithoutDropout(TorchFunctionMode):
+    """Dropout keeps all there is, as with a probability of 0.
+
+    What is worth a constant once it is gone is worth that on average behind a dropout, not twice as much.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _DROPOUT:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 class _NothingDropped(TorchDispatchMode):
-    """Dropout, drop path and layer drop keep all there is, and scale it: the draws are ones, or nearly so.
+    """Drop path and layer drop keep all there is, and scale it: the draws are ones, or nearly so.
 
     A compact network cannot draw the same numbers as the full one, for it draws fewer.
     """
@@ -44,7 +59,7 @@ def run(model: nn.Module, call: Call, training: bool = False, seed: int = 0) -> 
     before = [(buffer, buffer.clone()) for buffer in model.buffers()] if training else []
     model.train(training)
     try:
-        with _NothingDropped() if training else nullcontext():
+        with _NothingDropped() if training else nullcontext(), _WithoutDropout() if training else nullcontext():
             _seed(seed)
             return model(*args, **kwargs)
     finally:

@@ -15,7 +15,7 @@ __all__ = ["SIGNALS"]
 
 _EEG = {"n_chans": 22, "n_outputs": 4, "n_times": 1000, "sfreq": 250.0, "input_window_seconds": 4.0}
 _EEG_NETWORKS = (
-    "ATCNet AttentionBaseNet BDTCN CBraMod CTNet ContraWR DGCNN Deep4Net EEGConformer EEGITNet EEGInceptionERP EEGNeX "
+    "ATCNet AttentionBaseNet BDTCN CBraMod CTNet ContraWR Deep4Net EEGConformer EEGITNet EEGInceptionERP EEGNeX "
     "EEGNet EEGSimpleConv EEGTCNet HybridNet MEDFormer MSVTNet NeuroPose SCCNet SPARCNet SSTDPN ShallowFBCSPNet "
     "SincShallowNet SleepStagerBlanco2020 SleepStagerChambon2018 TCFormer TIDNet TSception"
 )
