@@ -221,6 +221,7 @@ def _after(error: NotCapturedError, options: Options, kind: type) -> Options | N
     if error.in_training:  # evaluation alone can be captured
         return None
     part = left[-1] if left else None
+    # A statement is less than all of a forward. Where one of a class could not go, its modules are called as a whole.
     inside = kind if part is None else part.kind if isinstance(part, Part) and part.holds_layers else None
     tried = options.op_level or any(isinstance(one, Part) and one.kind is inside for one in options.opaque)
     statement = None if tried else _statement(error, inside)

@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -19,14 +18,13 @@ from fx_oto.capture.groups import Group, groups_of, resized
 from fx_oto.capture.memory import Memory
 from fx_oto.capture.names import AnyNames
 from fx_oto.capture.precision import Precision
-from fx_oto.capture.really import behind
 from fx_oto.capture.rebuilt import Rebuilt
 from fx_oto.capture.refusals import ON_VALUES, NotCapturedError
 from fx_oto.capture.run import CaptureRun
 from fx_oto.capture.sheet import Options
 from fx_oto.capture.sizes import Sizes
 from fx_oto.capture.subject import Subject
-from fx_oto.capture.whole import GradientHook, LeafTracer
+from fx_oto.capture.whole import GradientHook, LeafTracer, Part
 from fx_oto.capture.writer import holder_of
 from fx_oto.core.context import Capture, ExampleInputs
 from fx_oto.core.errors import InputError
@@ -73,13 +71,6 @@ def note_writes(tape: Tape, model: nn.Module) -> None:
 
 # What else may be in a tensor, unlike what code makes of a number by chance.
 _OTHER_NUMBERS: tuple[Callable[[Any], Any], ...] = (lambda number: 2 * number + 3, lambda number: 13 * number + 101)
-
-
-def _checks_numbers(run: CaptureRun) -> bool:
-    """Whether code decides by a number that opaque code returns, and the graph refuses others when it runs."""
-    checks = [node for node in run.graph.nodes if node.target is torch._assert]
-    read = (node for check in checks for node in behind(check, lambda one: one.all_input_nodes))
-    return any(node.meta.get("asks_values") and not isinstance(node.meta["val"], Tensor) for node in read)
 
 
 class FixedByValuesError(Exception):
@@ -200,36 +191,38 @@ class Attempt:
 
     def _run(self, inputs: ExampleInputs, training: bool) -> CaptureRun:
         run = self._run_with(self.options, inputs, training)
-        tried = run.numbers_read and inputs is self.inputs and not _checks_numbers(run)
-        for change in _OTHER_NUMBERS if tried else ():
+        for change in _OTHER_NUMBERS if run.numbers_read and inputs is self.inputs else ():
             other = self._with_other_numbers(run, change)
-            if other is not None and str(other.graph) != str(run.graph):  # code in C was given one
-                where = next(filter(None, run.numbers_read.values()), "")
-                text = f"{type(self.model).__name__} cannot be captured{where and f' at {where}'}: {ON_VALUES}"
-                raise NotCapturedError(text, by_values=True)
+            if str(other.graph) != str(run.graph):  # code in C was given one
+                raise self._refusal(run)
         return run
 
-    def _with_other_numbers(self, run: CaptureRun, change: Callable[[Any], Any]) -> CaptureRun | None:
-        """The same with other numbers in the place of those that are read from tensors; None if no other fit.
+    def _refusal(self, run: CaptureRun) -> NotCapturedError:
+        """Of numbers that are read from tensors; modules whose statements read them can be called as a whole."""
+        where = next(filter(None, run.numbers_read.values()), "")
+        kinds = {kind for kind, _ in self.options.statements} - {type(self.model)}
+        parts = [Part(module, "forward") for module in self.subject.modules.values() if type(module) in kinds]
+        text = f"{type(self.model).__name__} cannot be captured{where and f' at {where}'}: {ON_VALUES}"
+        return NotCapturedError(text, parts, by_values=True)
+
+    def _with_other_numbers(self, run: CaptureRun, change: Callable[[Any], Any]) -> CaptureRun:
+        """The same with other numbers in the place of those that are read from tensors.
 
         Raises:
-            NotCapturedError: no other fit, and nobody has said that code is called as a whole.
+            NotCapturedError: no others fit, so that nobody can tell what becomes of them.
         """
         options = replace(self.options, other_number=change)
-        try:
+        groups = [group for group in groups_of(self.inputs) if group.size in run.numbers_read]
+        larger = resized(self.inputs, {group: change(group.size) for group in groups})
+        # The length of the longest example may only be another one beside other inputs, which it may follow by itself.
+        with suppress(NotCapturedError):
             return self._run_with(options, self.inputs, run.training)
-        except NotCapturedError as error:
-            groups = [group for group in groups_of(self.inputs) if group.size in run.numbers_read]
-            try:  # such as the length of the longest example
-                larger = resized(self.inputs, {group: change(group.size) for group in groups})
-                return self._run_with(options, larger, run.training)
-            except NotCapturedError:
-                sizes_differ = isinstance(
-                    error.__cause__, RuntimeError
-                )  # not what the list says that code looks it up in
-                if self.options.op_level or not sizes_differ:
-                    raise error from None
-                return None
+        with suppress(NotCapturedError):
+            return self._run_with(options, larger, run.training)
+        other = self._run_with(self.options, larger, run.training)
+        if other.numbers_read.keys() & run.numbers_read.keys():
+            raise self._refusal(run)
+        return other
 
     def _run_with(self, options: Options, inputs: ExampleInputs, training: bool) -> CaptureRun:
         run = CaptureRun(training, self.subject, inputs, options, self.constants, self._fakes)

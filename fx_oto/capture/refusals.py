@@ -18,7 +18,7 @@ class NotCapturedError(TraceError):
     """The model's code does something that a capture has no answer to.
 
     Attributes:
-        parts: the methods of the model's modules in which that happened, outermost first.
+        parts: the methods of the model's modules, and the functions, in which that happened, outermost first.
         where: the place, to be read after what has happened.
         by_values: whether code asked for the numbers in a tensor.
         lines: where it is in the ``forward`` of the model, and of the classes of its modules.

@@ -541,6 +541,24 @@ def test_statements_of_submodules():
     assert re.fullmatch(r"line \d+ of Block.forward", name)
 
 
+class Looping(Block):
+    def forward(self, x, lengths):
+        longest, total = int(lengths.max()), 0
+        for step in range(longest):
+            total = total + x[:, step : step + 1] * step
+        return x + self.second(torch.relu(self.first(total)))
+
+
+def test_statements_whose_numbers_are_counted_to_are_not_believed():
+    model = nn.ModuleDict({"block": Looping(), "last": nn.Linear(6, 3)})
+    model.forward = lambda x, lengths: model["last"](model["block"](x, lengths))
+    x = torch.randn(3, 5, 6)
+    gm = fx_oto.prepare(model, (x, torch.tensor([5, 3, 2]))).eval()
+    assert fx_oto.Context.of(gm).capture.opaque == ("block",)
+    shorter = torch.tensor([3, 2, 1])
+    torch.testing.assert_close(gm(x, shorter), model.eval()(x, shorter))
+
+
 def test_statements_that_use_parameters_take_their_module_along():
     gm = fx_oto.prepare(Blocks(own=True), (torch.randn(3, 5, 6), torch.tensor([5, 3, 2])))
     assert fx_oto.Context.of(gm).capture.opaque == ("blocks.0", "blocks.1")
