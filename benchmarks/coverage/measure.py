@@ -24,7 +24,7 @@ import fx_oto
 
 __all__ = ["REFUSALS", "measure", "ready", "warm_up"]
 
-LARGE = 120_000_000  # parameters; more are measured in float32, to fit the memory
+LARGE = 150_000_000  # parameters; more are measured in float32, to fit the memory
 REFUSALS = (fx_oto.TraceError, fx_oto.InputError, fx_oto.NothingToCompressError)
 NOTEWORTHY = 0.01  # share of the parameters below which no reason is given for keeping them whole
 EVALUATION_ONLY = "evaluation mode"  # in a warning of prepare
