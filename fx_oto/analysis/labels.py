@@ -126,6 +126,9 @@ def compress(tensor: Tensor, dims: Sequence[int] | None = None) -> Tensor:
     """Shrink to size 1 every dimension (of ``dims``) along which the tensor does not vary."""
     for dim in range(tensor.ndim) if dims is None else dims:
         size = tensor.size(dim)
+        if size == tensor.stride(dim) == 0:  # of no rows, each of which would be like all
+            sizes = [1 if one == dim else n for one, n in enumerate(tensor.shape)]
+            tensor = tensor.as_strided(sizes, tensor.stride())
         if size < 2:
             continue
         first = tensor.narrow(dim, 0, 1)

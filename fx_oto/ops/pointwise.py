@@ -310,6 +310,8 @@ def _worth(position: int, members: list[tuple[int, Layer]], ndim: int) -> Tensor
 def _evaluate(call: OpCall, values: list[Tensor]) -> Tensor:
     """Run the op on removed values; where an unknown one decides the result, it is unknown."""
     name = call.name.removesuffix("_")
+    if name == "empty_like":  # as ``movement.create``
+        return torch.zeros_like(values[0])
     if torch.Tag.nondeterministic_seeded in call.func.tags:
         zero = (values[0] == 0) & (name in ("native_dropout", "dropout"))
         return torch.where(zero, values[0], UNKNOWN)

@@ -450,3 +450,31 @@ def test_norms_that_know_of_one_table_share_its_moments():
     assert (
         sum(buffer.numel() for buffer in small.buffers()) == 40 * WIDTH
     )  # what is left of the table, and what is gone
+
+
+class OneHot(nn.Module):
+    """Positions, or what is in the input, look a table up by a product with one-hot vectors."""
+
+    def __init__(self, places):
+        super().__init__()
+        self.table, self.places = nn.Parameter(torch.randn(12, WIDTH)), places
+        self.first, self.norm, self.last = nn.Linear(6, WIDTH), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, x):
+        found = F.one_hot(self.places(x), num_classes=12).to(self.table) @ self.table
+        return self.last(self.norm(self.first(x) + found))
+
+
+PLACES = {
+    "positions": lambda x: torch.arange(x.shape[1], device=x.device),
+    "of the input": lambda x: (x[..., 0] * 3).long().clamp(0, 11),
+}
+
+
+@pytest.mark.parametrize("places", PLACES)
+def test_rows_that_one_hot_vectors_look_up_stay(places):
+    torch.manual_seed(0)
+    found = compress_half(OneHot(PLACES[places]), EXAMPLE)
+    assert {str(family.name) for family in fx_oto.partition(found.gm).families} == {"table"}
+    assert found.zigs == WIDTH
+    assert found.small.table.shape[0] == 12

@@ -19,7 +19,8 @@ __all__ = ["concatenate"]
 @moves_data
 def concatenate(call: OpCall, p: Propagation) -> None:
     """``cat``, and ``stack`` along a new dimension: labels are joined as the values are; what has none gets atom 0."""
-    tensors = [t for t in call.args[0] if t.numel() or call.name == "stack"]
+    # One of no rows, such as of those that no token chose, has rows on other inputs; torch leaves out what has no form.
+    tensors = [t for t in call.args[0] if t.shape != (0,) or call.out.ndim == 1 or call.name == "stack"]
     dim = call.arg("dim") % call.out.ndim
 
     def lifted(value: Tensor) -> Tensor:

@@ -233,9 +233,21 @@ def expand(call: OpCall, p: Propagation) -> None:
     p.put(out, layers + _fresh(p, out, created, UNKNOWN))
 
 
+# Memory that nobody has written yet may be taken for zero: code that reads it may find anything.
+_CREATED = {**dict.fromkeys(("zeros", "new_zeros", "empty", "new_empty"), 0.0), "ones": 1.0, "new_ones": 1.0}
+
+
+_COUNTING = ("arange", "linspace", "logspace", "eye")
+
+
 def create(call: OpCall, p: Propagation) -> None:
-    """Factories (``zeros``, ``arange``, ``randn`` …): fresh atoms for every dimension."""
-    worth = {"zeros": 0.0, "new_zeros": 0.0, "ones": 1.0, "new_ones": 1.0}.get(call.name)
+    """Factories (``zeros``, ``arange``, ``randn`` …): fresh atoms for every dimension.
+
+    What a function counts by for itself, as ``one_hot`` numbers its classes, is as long as it is.
+    """
+    if call.name in _COUNTING and op_name(p.fx_node) != call.name:
+        return
+    worth = _CREATED.get(call.name)
     if call.name in ("full", "new_full") and isinstance(value := call.arg("fill_value"), int | float):
         worth = None if p.sizes.may_vary(call, value) else float(value)
     removed = UNKNOWN if worth is None else torch.tensor(worth, dtype=torch.float64)
