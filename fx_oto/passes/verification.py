@@ -32,6 +32,7 @@ __all__ = ["Verification", "VerificationReport"]
 # Of gradients. A branch that is cut off makes a difference of 1; in float32, batch norms over few values make one of
 # several hundredths of rounding alone. In half precision too little is left to compare.
 _OF_GRADIENTS = {torch.float64: 1e-6, torch.float32: 0.1}
+_MOST = max(_OF_GRADIENTS.values())
 _LARGEST = 1 << 24  # elements of a parameter; the gradients of larger ones would need as much memory as they do
 
 
@@ -198,6 +199,7 @@ class Verification(Analysis):
             VerificationError: some differ by more.
         """
         tolerance = _OF_GRADIENTS[next(iter(found.expected.values())).dtype] if found.expected else 0.0
+        tolerance = max(tolerance, min(100 * lowest_tolerance(gm, self._captured_in), _MOST))
         unlike = {name: apart for name, apart in found.relative().items() if not apart <= tolerance}
         if not unlike:
             return True
