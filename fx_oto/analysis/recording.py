@@ -29,6 +29,7 @@ from fx_oto.core.fx_utils import (
     unfused_attention,
 )
 from fx_oto.core.interpreter import PlainInterpreter, run_graph
+from fx_oto.core.layouts import is_sparse
 from fx_oto.core.preserve import evaluating, unchanged, uncompiled, unwritten
 from fx_oto.nn.leaves import LeafOp, OpaqueOp, leaf_of
 from fx_oto.nn.modes import by_mode, written_in
@@ -138,7 +139,9 @@ class Recording(Fakes):
             real: what it returned.
             macs: multiply-adds that it made.
         """
-        value = tree_map_only(Tensor, lambda tensor: self.like(tensor, tensor.device), real)
+        # What nothing was selected for on the example inputs has some rows on others, and only these have labels.
+        shown = real if module is not None else tree_map_only(Tensor, _some_rows, real)
+        value = tree_map_only(Tensor, lambda tensor: self.like(tensor, tensor.device), shown)
         if not given[1] and self._told(node, module, self.faked(given[0]), value):
             return value
         func: Any = OpaqueOp(macs)
@@ -148,6 +151,16 @@ class Recording(Fakes):
             func = replace(op, macs=macs)
         self.calls = [OpCall(node.name, func, self.faked(read), {}, tuple(tensor_leaves(value)))]
         return value
+
+
+def _some_rows(tensor: Tensor) -> Tensor:
+    """A tensor of rows, some of them if there are none."""
+    if tensor.numel() or is_sparse(tensor) or not tensor.ndim or tensor.shape[0]:
+        return tensor
+    return tensor.new_empty((_SOME, *tensor.shape[1:]))
+
+
+_SOME = 3
 
 
 def _moves_nothing(tensor: Tensor, size: list[int], stride: list[int], *_: Any) -> bool:

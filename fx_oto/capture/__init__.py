@@ -178,7 +178,7 @@ def _captured(subject: Subject, inputs: ExampleInputs) -> Captured:
         if op_level and may_fix and not was_fixed:
             continue
         following: Options | None = replace(
-            options, op_level=op_level, may_fix=may_fix, opaque=(), statements=(), watchful=False
+            options, op_level=op_level, may_fix=may_fix, opaque=(), statements=(), watchful=False, selects=op_level
         )
         while following is not None:
             options = following
@@ -213,8 +213,8 @@ def _after(error: NotCapturedError, options: Options, kind: type) -> Options | N
     """How to go on after code that could not be captured; None to try it in another way."""
     if isinstance(error, RandomError):
         return None if options.watchful else replace(options, watchful=True)
-    if error.by_values and not options.compiling:
-        return replace(options, compiling=True)
+    if (answered := _answered(error, options)) is not None:
+        return answered
     left = [part for part in error.parts if part not in options.opaque]
     if options.op_level:  # of larger pieces, only functions
         left = [part for part in left if isinstance(part, WrappedFunction)]
@@ -231,6 +231,15 @@ def _after(error: NotCapturedError, options: Options, kind: type) -> Options | N
         return None
     statements = tuple(one for one in options.statements if one[0] is not inside)
     return replace(options, opaque=(*options.opaque, part), statements=statements)
+
+
+def _answered(error: NotCapturedError, options: Options) -> Options | None:
+    """Another answer to code that asks for numbers; None if there is none."""
+    if error.by_values and options.compiling is False:
+        return replace(options, compiling=True)
+    if options.compiling and not error.by_values:  # code may have gone where it was never compiled
+        return replace(options, compiling=None)
+    return replace(options, selects=False) if error.selects else None
 
 
 def _statement(error: NotCapturedError, kind: type | None) -> tuple[type, int] | None:

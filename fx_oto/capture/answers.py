@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 
-from fx_oto.capture.calls import TENSORS, name_of, without_memory
+from fx_oto.capture.calls import INTEGERS, TENSORS, name_of, without_memory
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Origin
 from fx_oto.capture.recorder import Recorder
@@ -22,7 +24,8 @@ from fx_oto.core.fx_utils import last_node, op_name
 __all__ = ["ANSWERS", "property_of_tensor"]
 
 _ALL = ("tolist", "numpy", "__array__")
-_VALUES = ("item", "__bool__", "__int__", "__float__", "__index__", "__complex__", "is_nonzero", *_ALL)
+_TRUTHS = ("__bool__", "is_nonzero")
+_VALUES = ("item", "__int__", "__float__", "__index__", "__complex__", *_TRUTHS, *_ALL)
 
 
 def _shape(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
@@ -67,34 +70,41 @@ def _length(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     (tensor,) = args
     if not tensor.ndim or id(tensor) not in run.places:
         return func(*args)
-    run.refuse_values(tensor)
     run.handed = True
     n = int(tensor.shape[0])
-    run.handed_out(run.number(n, _size_of(run, run.node_of_tensor(tensor), 0)), n)
-    return n
+    count = run.number(n, _size_of(run, run.node_of_tensor(tensor), 0))
+    given = run.length_of_some(count)
+    run.handed_out(count, n)
+    return given
 
 
-def _iterate(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    (tensor,) = args
-    if not tensor.ndim:
-        raise TypeError("iteration over a 0-d tensor")
-    run.refuse_values(tensor)
-    run.handed = True
-    run.is_plain = False
-    return iter(run.record(torch.Tensor.unbind, "unbind", (tensor, 0), {}))
+def _unbind(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """Also of code that iterates over a tensor."""
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    rows = None if dim else run.all_rows(args[0] if args else kwargs["input"])
+    if rows is None:
+        return NotImplemented
+    with without_modes():
+        return rows.unbind()
 
 
 def _ask_values(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     (tensor, *_) = args
     node = run.node_of_tensor(tensor)
-    if name_is_bool(func) and (known := _always(node)) is not None:
-        return known
     real, name = run.constant(tensor), name_of(func)
+    if name in _TRUTHS and (known := _always(node)) is not None:
+        return known
     if real is None and name == "item" and run.options.op_level:
         return run.number_by_values(tensor)
+    asked = "tolist" if name in _ALL else "item"
+    if real is None and asked == "tolist":
+        real = run.all_rows(tensor)
+    if real is None and name in _TRUTHS:
+        return run.branch(node)
+    if real is None and name in ("tolist", "numpy") and run.options.op_level and tensor.dtype in INTEGERS:
+        return _listed(run, tensor, name == "numpy")
     if real is None:
         raise TraceError(ON_VALUES)
-    asked = "tolist" if name in _ALL else "item"
     with without_modes():
         value, answer = getattr(real, name)(), getattr(real, asked)()
     if name == "item":
@@ -103,9 +113,15 @@ def _ask_values(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return value
 
 
-def name_is_bool(func: Any) -> bool:
-    """Whether a truth value is asked for."""
-    return name_of(func) == "__bool__"
+def _listed(run: Recorder, tensor: Tensor, as_array: bool) -> Any:
+    """The numbers in a tensor, which the graph reads when it runs, in lists; or in an array that holds any objects."""
+    whole = (
+        [run.number_by_values(tensor)] if not tensor.ndim else run.record(torch.Tensor.unbind, "unbind", (tensor,), {})
+    )
+    found = whole if not tensor.ndim else [_listed(run, one, False) for one in whole]
+    if as_array:
+        return sys.modules["numpy"].array(found, dtype=object)
+    return found if tensor.ndim else found[0]
 
 
 def _always(node: Node) -> bool | None:
@@ -193,6 +209,8 @@ def _set_data(run: Recorder, func: Any, args: Any, kwargs: Any) -> None:
     target, source = args
     if (target.shape, target.dtype) != (source.shape, source.dtype):
         raise TraceError("the data of a tensor is replaced by data of another form")
+    if source is target:  # as of module.to(dtype), where it is of that type
+        return
     owned = run.node_of_tensor(target).op == "get_attr"
     written = target if owned else run.record(torch.Tensor.clone, "clone", (target,), {})
     run.record(torch.Tensor.copy_, "copy_", (_property(run, written, "data"), source), {})
@@ -206,6 +224,28 @@ def _assertion(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return NotImplemented if isinstance(args[0], Tensor) else func(*args, **kwargs)
 
 
+def _cast(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """What ``module.to(dtype)`` asks of its tensors: one that is of that type already stays itself."""
+    held = args[0]
+    if (
+        isinstance(held, FakeTensor)
+        or id(held) not in run.subject.tensors
+        or not _is_called_by(nn.Module._apply.__code__)
+    ):
+        return NotImplemented
+    with without_modes():
+        small = torch.empty(1, dtype=held.dtype, device=held.device)
+        same = func(small, *without_memory(args[1:]), **without_memory(kwargs)) is small
+    return held if same else NotImplemented
+
+
+def _is_called_by(code: CodeType) -> bool:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None
+
+
 ANSWERS: dict[str, Callable[[Recorder, Any, Any, Any], Any]] = {
     "shape": _shape,
     "size": _shape,
@@ -213,7 +253,7 @@ ANSWERS: dict[str, Callable[[Recorder, Any, Any, Any], Any]] = {
     "nbytes": _bytes,
     "new": _new,
     "__len__": _length,
-    "__iter__": _iterate,
+    "unbind": _unbind,
     "requires_grad": _requires_grad,
     "grad_fn": _grad_fn,
     "is_leaf": _is_leaf,
@@ -222,4 +262,5 @@ ANSWERS: dict[str, Callable[[Recorder, Any, Any, Any], Any]] = {
     "set requires_grad": _set_requires_grad,
     **dict.fromkeys(_VALUES, _ask_values),
     **dict.fromkeys(TENSORS, property_of_tensor),
+    **dict.fromkeys(("to", "float", "double", "half", "bfloat16", "cpu", "cuda", "type"), _cast),
 }

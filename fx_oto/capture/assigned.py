@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 
 from fx_oto.capture.recorder import Recorder
 from fx_oto.capture.subject import Subject
+from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import op_name
 from fx_oto.nn.modes import IN_PLACE
 
@@ -26,6 +27,7 @@ class Assigned:
     def __init__(self, subject: Subject) -> None:
         self._buffers: set[str] = set()
         self._before: dict[str, tuple[dict[str, Any], str, Any]] = {}
+        self._parameters = [(path, module, dict(module._parameters)) for path, module in subject.modules.items()]
         for path, module in subject.modules.items():
             if id(module) in subject.leaves:  # what torch's own layers set, they set when the graph calls them
                 continue
@@ -40,7 +42,11 @@ class Assigned:
 
         What was read before is a copy then, as it was another tensor. Other tensors, and numbers, that change are
         reported, for what is computed from them stays in the graph.
+
+        Raises:
+            TraceError: a module was given another parameter, which is to be trained from here on.
         """
+        self._check_parameters()
         changes: dict[str, tuple[Node, Tensor]] = {}
         for path, (owner, name, value) in self._before.items():
             new = owner.get(name)
@@ -57,6 +63,15 @@ class Assigned:
         if changes:
             run.is_plain = False
             _write(run, changes)
+
+    def _check_parameters(self) -> None:
+        for path, module, before in self._parameters:
+            for name, new in module._parameters.items():
+                if isinstance(new, nn.Parameter) and new is not before.get(name):
+                    raise TraceError(
+                        f"code gives the module {path!r} another parameter {name!r}, as module.to(dtype) does, or "
+                        "module.weight = nn.Parameter(…): do that once, before prepare"
+                    )
 
 
 def _same(new: Any, value: Any) -> bool:

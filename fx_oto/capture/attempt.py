@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from fx_oto.analysis.recording import Recording, fake_run, record_tape
 from fx_oto.analysis.tape import Tape
 from fx_oto.analysis.values import storage_of
-from fx_oto.capture.check import check_capture
+from fx_oto.capture.check import ROUNDS, check_branches, check_capture, not_the_same_without
 from fx_oto.capture.groups import Group, groups_of, resized
 from fx_oto.capture.memory import Memory
 from fx_oto.capture.names import AnyNames
@@ -71,6 +71,16 @@ def note_writes(tape: Tape, model: nn.Module) -> None:
 
 # What else may be in a tensor, unlike what code makes of a number by chance.
 _OTHER_NUMBERS: tuple[Callable[[Any], Any], ...] = (lambda number: 2 * number + 3, lambda number: 13 * number + 101)
+
+
+def _not_both(error: Exception) -> NotCapturedError:
+    refusal = NotCapturedError(f"the graph of both modes does not run: {error}")
+    refusal.in_training = True
+    return refusal
+
+
+# How many rows may have been selected.
+_LENGTHS = (1, 2, 3, 1009)
 
 
 class FixedByValuesError(Exception):
@@ -136,6 +146,10 @@ class Attempt:
             TraceError: the graph does not do what the model does.
         """
         runs = self._runs(self.inputs)
+        for run in runs:
+            modes = (False, True) if len(runs) == 1 and self.both_modes else (run.training,)
+            for training in modes if run.branches else ():
+                check_branches(run, training)
         handed = any(run.handed for run in runs)
         precision = Precision(self.model, self.inputs, runs, self._runs_of)
         sizes = Sizes(self.model, self.inputs, self._runs, runs, handed)
@@ -145,7 +159,12 @@ class Attempt:
         is_cast = precision.rewrite()
         gm, merged = self._joined(runs)
         with_modes_of(gm, self.model)
-        tape = self._tape(gm, runs[0], sizes, is_cast) if handed or not merged else analysed_tape(gm, self.inputs)
+        try:
+            tape = self._tape(gm, runs[0], sizes, is_cast) if handed or not merged else analysed_tape(gm, self.inputs)
+        except (InputError, RuntimeError) as error:
+            if not merged:
+                raise
+            raise _not_both(error) from error
         both = self.both_modes and (merged or not all(run.is_plain for run in runs))
         note_writes(tape, self.model)
         check_capture(gm, self.model, self.inputs, both)
@@ -191,38 +210,71 @@ class Attempt:
 
     def _run(self, inputs: ExampleInputs, training: bool) -> CaptureRun:
         run = self._run_with(self.options, inputs, training)
-        for change in _OTHER_NUMBERS if run.numbers_read and inputs is self.inputs else ():
-            other = self._with_other_numbers(run, change)
-            if str(other.graph) != str(run.graph):  # code in C was given one
-                raise self._refusal(run)
+        if run.numbers_read and inputs is self.inputs and not (self._is_blind_to(run) or self._counts_alike(run)):
+            raise self._refusal(run)
+        counts = run.counts_rows and inputs is self.inputs
+        if counts and not all(self._is_same_with(run, length) for length in _LENGTHS):
+            raise not_the_same_without(run)
         return run
+
+    def _is_same_with(self, run: CaptureRun, length: int) -> bool:
+        """Whether the graph is the same where code is given another number of rows that were selected."""
+        try:
+            other = self._run_with(replace(self.options, length=length), self.inputs, run.training)
+        except NotCapturedError:
+            return False
+        return str(other.graph) == str(run.graph)
+
+    def _is_blind_to(self, run: CaptureRun) -> bool:
+        """Whether the graph is the same with other numbers in the place of those that it reads from tensors.
+
+        Raises:
+            NotCapturedError: it is not: code in C was given one.
+        """
+        for change in _OTHER_NUMBERS:
+            other = self._with_other_numbers(run, change)
+            if other is None:
+                return False
+            if str(other.graph) != str(run.graph):
+                raise self._refusal(run)
+        return True
+
+    def _counts_alike(self, run: CaptureRun) -> bool:
+        """Whether it is where other things are chosen, so that each of these numbers is another one at some time."""
+        same = [True] * len(run.numbers_read)
+        for number in range(1, ROUNDS):
+            with suppress(NotCapturedError):
+                other = self._run_with(replace(self.options, steered=number), self.inputs, run.training)
+                if str(other.graph) != str(run.graph) or len(other.numbers_read) != len(same):
+                    return False
+                pairs = zip(same, run.numbers_read, other.numbers_read, strict=True)
+                same = [before and one == two for before, (one, _), (two, _) in pairs]
+            if not any(same):
+                return True
+        return False
 
     def _refusal(self, run: CaptureRun) -> NotCapturedError:
         """Of numbers that are read from tensors; modules whose statements read them can be called as a whole."""
-        where = next(filter(None, run.numbers_read.values()), "")
+        where = next((line for _, line in run.numbers_read if line), "")
         kinds = {kind for kind, _ in self.options.statements} - {type(self.model)}
         parts = [Part(module, "forward") for module in self.subject.modules.values() if type(module) in kinds]
         text = f"{type(self.model).__name__} cannot be captured{where and f' at {where}'}: {ON_VALUES}"
         return NotCapturedError(text, parts, by_values=True)
 
-    def _with_other_numbers(self, run: CaptureRun, change: Callable[[Any], Any]) -> CaptureRun:
-        """The same with other numbers in the place of those that are read from tensors.
-
-        Raises:
-            NotCapturedError: no others fit, so that nobody can tell what becomes of them.
-        """
-        options = replace(self.options, other_number=change)
-        groups = [group for group in groups_of(self.inputs) if group.size in run.numbers_read]
+    def _with_other_numbers(self, run: CaptureRun, change: Callable[[Any], Any]) -> CaptureRun | None:
+        """The same with other numbers in the place of those that are read from tensors; None if no others fit."""
+        options, read = replace(self.options, other_number=change), {number for number, _ in run.numbers_read}
+        groups = [group for group in groups_of(self.inputs) if group.size in read]
         larger = resized(self.inputs, {group: change(group.size) for group in groups})
         # The length of the longest example may only be another one beside other inputs, which it may follow by itself.
         with suppress(NotCapturedError):
             return self._run_with(options, self.inputs, run.training)
         with suppress(NotCapturedError):
             return self._run_with(options, larger, run.training)
-        other = self._run_with(self.options, larger, run.training)
-        if other.numbers_read.keys() & run.numbers_read.keys():
-            raise self._refusal(run)
-        return other
+        with suppress(NotCapturedError):
+            other = self._run_with(self.options, larger, run.training)
+            return other if read.isdisjoint(number for number, _ in other.numbers_read) else None
+        return None
 
     def _run_with(self, options: Options, inputs: ExampleInputs, training: bool) -> CaptureRun:
         run = CaptureRun(training, self.subject, inputs, options, self.constants, self._fakes)
@@ -245,7 +297,7 @@ class Attempt:
         try:
             graph = merge_modes(train.graph, evaluation.graph, holder, Memory(holder, self.inputs).reaches)
         except InputError as error:
-            raise NotCapturedError(f"the graph of one mode does not run: {error}") from error
+            raise _not_both(error) from error
         if graph is training.graph:
             return evaluation.module(), False
         graph._tracer_cls = LeafTracer

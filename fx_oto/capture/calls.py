@@ -8,6 +8,7 @@ from types import FunctionType, MethodDescriptorType
 from typing import Any
 
 import torch
+from torch.fx import Node
 from torch.overrides import is_tensor_method_or_property
 from torch.utils._pytree import tree_leaves
 
@@ -18,6 +19,7 @@ from fx_oto.nn.modes import IN_PLACE
 
 __all__ = [
     "INLINED",
+    "INTEGERS",
     "LISTS",
     "PLAIN",
     "TENSORS",
@@ -28,6 +30,7 @@ __all__ = [
     "is_numpys",
     "is_wrapped_by_functorch",
     "name_of",
+    "takes_list",
     "target_of",
     "with_dtypes",
     "without_memory",
@@ -49,9 +52,20 @@ _HELD = (
     "output_nr",
     "_version",
 )
-_OTHER_NAMES = ("__hash__", "can_cast", "promote_types", "finfo", "iinfo", "is_tensor", "is_storage", "retains_grad")
+_OTHER_NAMES = (
+    "__hash__",
+    "can_cast",
+    "promote_types",
+    "finfo",
+    "iinfo",
+    "is_tensor",
+    "is_storage",
+    "retains_grad",
+    "_has_compatible_shallow_copy_type",
+)
 # What is not an op, but layers and arithmetic: as one node it could not be cut.
 INLINED = frozenset(("multi_head_attention_forward",))
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 PLAIN = frozenset((*_OF_FORM, *_QUESTIONS, *_HELD, *_OTHER_NAMES))
 TURNING = frozenset(("squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdims_", "as_strided_"))
 TENSORS = frozenset(("T", "mT", "H", "mH", "real", "imag", "data"))
@@ -65,6 +79,11 @@ _TURNED = {f"r{name}": name for name in _BINARY} | {"rdiv": "truediv"}
 
 
 @lru_cache(maxsize=4096)
+def takes_list(node: Node) -> bool:
+    """Whether a call is given a list, such as the sizes of the parts that it is to return: these are as many."""
+    return any(isinstance(one, list | tuple) for one in (*node.args, *node.kwargs.values()))
+
+
 def name_of(func: Any) -> str:
     """A function's name; of a property its name, of setting one "set" and its name."""
     name = str(getattr(func, "__name__", ""))

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from fx_oto.analysis.fakes import asks_values
 from fx_oto.analysis.recording import misfit
+from fx_oto.capture.refusals import ON_VALUES, NotCapturedError
+from fx_oto.capture.run import CaptureRun
+from fx_oto.capture.steering import Steered
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.differences import largest_gap, largest_value
 from fx_oto.core.errors import TraceError
-from fx_oto.core.fx_utils import raised_at, tensor_leaves, tensor_names
+from fx_oto.core.fx_utils import raised_at, source_line, tensor_leaves, tensor_names
+from fx_oto.core.interpreter import PlainInterpreter, run_graph
 from fx_oto.core.preserve import Dice, evaluating, unwritten, without_fast_paths
 from fx_oto.core.warn import warn
 
-__all__ = ["check_capture"]
+__all__ = ["ROUNDS", "check_branches", "check_capture", "not_the_same_without"]
+
+ROUNDS = 16  # of other choices
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
@@ -85,8 +93,77 @@ def _note_fast_path(model: nn.Module, inputs: ExampleInputs, spelled_out: list[T
         )
 
 
+def check_branches(run: CaptureRun, training: bool) -> None:
+    """Compare a model with the graph that goes one way where its code decides by numbers, until it went the other.
+
+    What is chosen among many, such as experts, is steered in both, so that some are chosen by none. Where the model
+    itself fails, as batch norm does in training over one row, it says nothing.
+
+    Raises:
+        NotCapturedError: the graph does something else, or the code never went the other way.
+    """
+    model, inputs, gm = run.model, run.inputs, run.module()
+    watch = _Watching(gm, dict(run.branches))
+    for number in range(ROUNDS):
+        try:
+            expected = _run(model, model, inputs, training, within=Steered(number))
+        except Exception:
+            continue
+        try:
+            found = _run(gm, model, inputs, training, within=Steered(number), call=watch.call)
+        except Exception as error:
+            raise not_the_same_without(run) from error
+        if not _equal(expected, found):
+            break
+        if watch.has_seen_all:
+            return
+    raise not_the_same_without(run)
+
+
+def not_the_same_without(run: CaptureRun) -> NotCapturedError:
+    """Code does not do the same where nothing was selected, or another number of rows."""
+    where = next((line for node, _ in run.branches if (line := source_line(node))), "")
+    refusal = NotCapturedError(
+        f"{type(run.model).__name__} cannot be captured{where and f' at {where}'}: {ON_VALUES}", by_values=True
+    )
+    refusal.selects = True
+    return refusal
+
+
+class _Watching(PlainInterpreter):
+    """Runs a graph, and notes where code would have gone another way."""
+
+    def __init__(self, gm: GraphModule, branches: dict[Node, bool]) -> None:
+        super().__init__(gm)
+        self._answers = branches
+        self._always: dict[Node, Tensor] = {}
+
+    @property
+    def has_seen_all(self) -> bool:
+        """Whether code would have gone the other way at each place, and by each element of a mask."""
+        return len(self._always) == len(self._answers) and not any(map(torch.any, self._always.values()))
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it on what the model takes."""
+        return run_graph(self, args, kwargs)
+
+    def run_node(self, n: Node) -> Any:
+        """See the base class."""
+        value = super().run_node(n)
+        if n in self._answers:
+            as_captured = torch.as_tensor(value).bool() == self._answers[n]
+            self._always[n] = as_captured & self._always.get(n, torch.tensor(True))
+        return value
+
+
 def _run(
-    module: nn.Module, model: nn.Module, inputs: ExampleInputs, training: bool, fast: bool = False
+    module: nn.Module,
+    model: nn.Module,
+    inputs: ExampleInputs,
+    training: bool,
+    fast: bool = False,
+    within: Any = None,
+    call: Callable[..., Any] | None = None,
 ) -> list[Tensor]:
     dice = Dice()
     try:
@@ -95,9 +172,12 @@ def _run(
             unwritten(model, training),
             evaluating(module, training),
             nullcontext() if fast else without_fast_paths(),
+            within or nullcontext(),
         ):
             copied = inputs.copied()
-            return [tensor.detach().clone() for tensor in tensor_leaves(module(*copied.args, **copied.kwargs))]
+            found = tensor_leaves((call or module)(*copied.args, **copied.kwargs))
+            written = model.buffers() if training and within is not None else ()
+            return [tensor.detach().clone() for tensor in (*found, *written)]
     finally:
         dice.put_back()
 

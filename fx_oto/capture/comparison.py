@@ -19,6 +19,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from fx_oto.capture.arguments import check_length, length
+from fx_oto.capture.calls import takes_list
 from fx_oto.capture.groups import Group
 from fx_oto.capture.writer import Writer
 from fx_oto.core.fx_utils import source_line
@@ -328,6 +329,8 @@ def _may_split_otherwise(left: Node, right: Node) -> bool:
     """
     parts: Any = left.meta.get("val")
     if not isinstance(parts, tuple | list) or not all(isinstance(part, Tensor) for part in parts):
+        return False
+    if takes_list(left):
         return False
     if not any(user.target is length if len(parts) == 1 else _reads(user, len(parts) - 1) for user in left.users):
         return False

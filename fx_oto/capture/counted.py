@@ -15,12 +15,17 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_map_only
 
+from fx_oto.capture.calls import takes_list
 from fx_oto.capture.really import Evaluator, behind
+from fx_oto.capture.refusals import ON_VALUES
+from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import op_name
 
 __all__ = ["Counting"]
 
 _BY_ROWS = ("nonzero", "argwhere")  # of which rows are counted; of other functions, what returns lists
+
+_SPLITTING = ("unbind", "split", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "hsplit", "vsplit", "dsplit")
 
 _Count = Callable[[int], int]  # of how many there are at most, or were
 # None, few, and more than there are: not at each of these is a number divisible, or equal to another, by chance.
@@ -28,19 +33,46 @@ _COUNTS: tuple[_Count, ...] = (lambda _: 0, lambda _: 1, lambda _: 2, lambda _: 
 
 
 class Counting(Evaluator):
-    """Tells answers that hold whatever is counted from those that depend on it."""
+    """Tells answers that hold whatever is counted from those that depend on it.
+
+    Attributes:
+        some_counts: numbers of which none is 0.
+    """
+
+    some_counts = _COUNTS[1:]
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._others: dict[_Count, dict[Node, Any]] = {count: {} for count in _COUNTS}
+        self._others: dict[tuple[_Count, bool], dict[Node, Any]] = {}
 
     def differs_by_values(self, node: Node) -> bool:
         """See ``Sheet.differs_by_values``; what does not run where nothing is counted, or more, may differ."""
+        if node.target in ("item", "tolist") and not node.meta.get("asks_values"):  # of a tensor made of sizes alone
+            made_of = self.needed_by(node.all_input_nodes[0])
+            return any(self.differs_by_values(one) for one in made_of if one.meta.get("is_number"))
+        return self._differs(node, lambda value: value, numbers_stay=False)
+
+    def has_other_lengths(self, node: Node) -> bool:
+        """Whether a node may return more parts, or fewer, where more is selected, or less.
+
+        What becomes of numbers that the graph reads is found by capturing again.
+        """
+        if node.op == "call_module" or op_name(node) not in _SPLITTING or takes_list(node):
+            return False
+        return not node.meta.get("asks_values") and self._differs(node, len, numbers_stay=True)  # else it is checked
+
+    def refuse_lengths(self, node: Node) -> None:
+        """See ``Sheet.refuse_lengths``."""
+        if self.has_other_lengths(node):
+            raise TraceError(ON_VALUES)
+
+    def _differs(self, node: Node, read: Callable[[Any], Any], numbers_stay: bool) -> bool:
         if node not in self.by_values:
             return False
         try:
             with self._unrecorded():
-                return any(self._value(node, *other) != node.meta["val"] for other in self._others.items())
+                values = (self._value(node, count, numbers_stay) for count in _COUNTS)
+                return any(read(value) != read(node.meta["val"]) for value in values)
         except Exception:
             return True
 
@@ -54,14 +86,18 @@ class Counting(Evaluator):
             self.depth -= 1
             self.fakes.calls = calls
 
-    def _value(self, wanted: Node, count: _Count, values: dict[Node, Any]) -> Any:
+    def _value(self, wanted: Node, count: _Count, numbers_stay: bool) -> Any:
+        values = self._others.setdefault((count, numbers_stay), {})
+
         def read_by(node: Node) -> list[Node]:
             return [] if node in values or node not in self.by_values else node.all_input_nodes
 
         needed = behind(wanted, read_by)
         for node in self.graph.nodes:
             if node in needed and node not in values:
-                values[node] = self._counted(node, count, values)
+                is_read = node.meta.get("is_number") and node.meta.get("asks_values")
+                stays = numbers_stay and is_read
+                values[node] = node.meta["val"] if stays else self._counted(node, count, values)
         return values[wanted]
 
     def _counted(self, node: Node, count: _Count, values: dict[Node, Any]) -> Any:

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from fx_oto.analysis.fakes import asks_values
 from fx_oto.analysis.recording import laid_out
-from fx_oto.capture.calls import LISTS, without_memory
-from fx_oto.capture.counted import Counting
+from fx_oto.capture.branches import Branching
+from fx_oto.capture.calls import INTEGERS, LISTS, without_memory
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Float, Int, Origin
 from fx_oto.capture.seen import SeenList, SeenTuple
@@ -25,10 +25,8 @@ from fx_oto.core.preserve import Dice
 
 __all__ = ["Handing"]
 
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
-
-class Handing(Counting):
+class Handing(Branching):
     """Computes what the calls of a model return, and hands it to its code."""
 
     def __init__(self, *args: Any) -> None:
@@ -65,9 +63,9 @@ class Handing(Counting):
         try:
             value = compute(args, kwargs)
         except Exception as error:
-            if again is not None and asks_values(error) and (numbers := self._numbers_in(given)):
+            if again is not None and asks_values(error) and (whole := self._whole_numbers_in(given)):
                 self.forget_after(last)
-                return again(*self._with_numbers(given, numbers))
+                return again(*_mapped(given, lambda one: self._number_in(one, whole)))
             if not (anything or (self.options.op_level and asks_values(error))):
                 self.forget_after(last)
                 raise
@@ -77,23 +75,26 @@ class Handing(Counting):
                 dice.put_back()
         return self._handed_over(node, args, kwargs, value, module)
 
-    def _numbers_in(self, given: Any) -> dict[int, int]:
-        """Integers in tensors by ``id``, as of ``x.permute(*torch.tensor([1, 0]))``; none unless all are known."""
+    def _whole_numbers_in(self, given: Any) -> dict[int, Tensor | None]:
+        """Integers in tensors, as of ``x.permute(*torch.tensor([1, 0]))``, by ``id``; None of what inputs decide.
+
+        There are none where such are not to be read.
+        """
         whole: list[Tensor] = []
-        _mapped(given, lambda one: whole.append(one) if not one.ndim and one.dtype in _INTEGERS else None)
+        _mapped(given, lambda one: whole.append(one) if not one.ndim and one.dtype in INTEGERS else None)
         real = {id(one): self.constant(one) for one in whole}
+        return real if self.options.op_level or None not in real.values() else {}
+
+    def _number_in(self, tensor: Tensor, whole: dict[int, Tensor | None]) -> Any:
+        if id(tensor) not in whole:
+            return tensor
+        real, node = whole[id(tensor)], self.node_of_tensor(tensor)
+        if real is None:
+            return self.number_by_values(tensor)
         with without_modes():
-            return {key: int(one) for key, one in real.items() if one is not None} if None not in real.values() else {}
-
-    def _with_numbers(self, given: Any, numbers: dict[int, int]) -> Any:
-        def number(tensor: Tensor) -> Any:
-            if id(tensor) not in numbers:
-                return tensor
-            node, plain = self.node_of_tensor(tensor), numbers[id(tensor)]
-            written_out = all(one.op == "call_function" and "is_number" not in one.meta for one in self.needed_by(node))
-            return plain if written_out else self.number(plain, Origin("item", (node,)))
-
-        return _mapped(given, number)
+            plain = int(real)
+        written_out = all(one.op == "call_function" and "is_number" not in one.meta for one in self.needed_by(node))
+        return plain if written_out else self.number(plain, Origin("item", (node,)))
 
     def _handed_over(self, node: Node, args: Any, kwargs: Any, value: Any, module: nn.Module | None) -> Any:
         given = {id(tensor) for tensor in tensor_leaves((args, kwargs))}
@@ -173,7 +174,9 @@ class Handing(Counting):
             return value
         opaque = bool(node.meta.get("asks_values"))
         self.handed |= not opaque  # perhaps as many as an input is long
-        if opaque or (len(parts) == 1 and node.op != "call_module"):  # of one part, code may read the first, or all
+        # Of one part, code may read the first, or all.
+        is_seen = opaque or (len(parts) == 1 and node.op != "call_module") or self.has_other_lengths(node)
+        if is_seen:
             return (SeenList if isinstance(value, list) else SeenTuple).of(self, node, parts)
         return type(value)(parts)
 

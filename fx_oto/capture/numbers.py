@@ -34,8 +34,8 @@ class Origin:
 class Run(Protocol):
     """What numbers tell of themselves."""
 
-    def decided(self, origin: Origin, answer: Any) -> None:
-        """Code decides by a number or truth value."""
+    def decided(self, origin: Origin, answer: Any) -> Any:
+        """Code decides by a number or truth value; returns the one to go on with."""
 
     def handed_out(self, number: Any, plain: Any) -> None:
         """Code is given a plain number, which does not remember."""
@@ -77,18 +77,16 @@ class _Remembering:
 
     def __bool__(self) -> bool:
         answer = bool(_plain(self))
-        self._decided(operator.ne, (self, 0), answer)
-        return answer
+        return bool(self._decided(operator.ne, (self, 0), answer))
 
     def __hash__(self) -> int:
         if not self.run.is_over:
             self.run.hashed(self)
         return hash(_plain(self))
 
-    def _decided(self, function: Callable[..., Any], args: tuple[Any, ...], answer: Any) -> None:
+    def _decided(self, function: Callable[..., Any], args: tuple[Any, ...], answer: Any) -> Any:
         run = _told(self, args[-1])
-        if not run.is_over:
-            run.decided(Origin(function, args), answer)
+        return answer if run.is_over else run.decided(Origin(function, args), answer)
 
     def _handed(self, plain: Any) -> Any:
         if not self.run.is_over:
@@ -131,8 +129,7 @@ class Float(_Remembering, float):
     def is_integer(self) -> bool:
         """Whether nothing follows the decimal point."""
         answer = float.is_integer(_plain(self))
-        self._decided(_is_whole, (self,), answer)
-        return answer
+        return bool(self._decided(_is_whole, (self,), answer))
 
 
 def _is_whole(number: float) -> bool:
@@ -178,8 +175,7 @@ def _comparison(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
         if not isinstance(other, int | float) or isinstance(other, Tensor) or _told(self, other) is not self.run:
             return NotImplemented  # of a size and a module's attribute, the size is asked, as it is of a plain number
         answer = function(_plain(self), _plain(other))
-        self._decided(function, (self, other), answer)
-        return answer
+        return self._decided(function, (self, other), answer)
 
     return compare
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -20,6 +20,7 @@ from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Origin
 from fx_oto.capture.refusals import ON_VALUES
 from fx_oto.capture.statements import StatementCall
+from fx_oto.capture.steering import Steered
 from fx_oto.capture.whole import MethodCall
 from fx_oto.capture.writer import Writer
 from fx_oto.core.errors import TraceError
@@ -35,14 +36,16 @@ class Evaluator(Writer):
     Attributes:
         calls: the ATen calls of each node.
         calls_functions_whole: whether functions are called as a whole, for their results depend on numbers.
-        numbers_read: the numbers that are read from tensors when the graph runs, and the lines that do.
+        numbers_read: the numbers that are read from tensors when the graph runs, in order, and the lines that do.
     """
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.calls: dict[Node, list[OpCall]] = {}
         self.calls_functions_whole = False
-        self.numbers_read: dict[float, str] = {}
+        self.numbers_read: list[tuple[float, str]] = []
+        self._values: _Values | None = None
+        self._in_order = False
 
     def really(self, node: Node, module: Any, given: Any, error: Exception, last: Node | None) -> Any:
         """The value of a node on the example inputs themselves, of what cannot be run on fake tensors."""
@@ -50,7 +53,7 @@ class Evaluator(Writer):
             self.forget_after(last)
             raise error
         try:
-            value, macs = self.evaluated(self._needed(node), node)
+            value, macs = self._evaluated_once(node)
         except Exception as really:
             self.forget_after(last)
             raise really from error
@@ -70,7 +73,7 @@ class Evaluator(Writer):
         node = self.create("call_method", "item", (self.node_of_tensor(tensor),))
         if not self._can_really():
             raise TraceError(ON_VALUES)
-        real, _ = self.evaluated(self._needed(node), node)
+        real, _ = self._evaluated_once(node)
         self.is_plain, self.calls_functions_whole = False, True
         self.by_values.add(node)
         node.meta.update(is_number=True, asks_values=True)
@@ -81,47 +84,75 @@ class Evaluator(Writer):
         """A number that a node returns, or another one, where it depends on what is in tensors: see ``Options``."""
         if not node.meta.get("asks_values"):
             return number
-        self.numbers_read[number] = source_line(node)
+        self.numbers_read.append((number, source_line(node)))
         return number if self.options.other_number is None else self.options.other_number(number)
 
     def _can_really(self) -> bool:
         tensors = (*tensor_names(self.model).values(), *tensor_leaves((self.inputs.args, self.inputs.kwargs)))
         return not any(tensor.is_meta for tensor in tensors)
 
-    def _needed(self, wanted: Node) -> list[Node]:
-        """The nodes whose numbers a node depends on; all before it if some may have been written into meanwhile."""
-        needed = self.needed_by(wanted)
-        read = {storage_of(one) for node in needed for one in tensor_leaves(node.meta.get("val"))}
-        written = (one for calls in self.calls.values() for call in calls for one in call.written)
-        hidden = self.options.opaque or self.options.statements or any("is_wrapped" in one.meta for one in needed)
-        if hidden or any(storage_of(one) in read for one in written):
-            return [*self.graph.nodes]
-        return [node for node in self.graph.nodes if node in needed]
+    def _evaluated_once(self, wanted: Node) -> tuple[Any, int]:
+        """The real value of a node, and its multiply-adds; what it depends on is computed once for all such nodes."""
+        needed = set(self.graph.nodes) if self._in_order else self.needed_by(wanted)
+        if not self._in_order and self._reads_what_is_written(needed):
+            self._in_order, needed = True, set(self.graph.nodes)
+            self.forget_values()
+        if self._values is None or self._writes_into_model():  # which is left as it was, after each evaluation
+            self._values = self._no_values()
+        return self._evaluated(needed, wanted, self._values)
 
-    def evaluated(self, nodes: list[Node], wanted: Node) -> tuple[Any, int]:
-        """The real value of one of the graph's nodes, computed from others before it, and its multiply-adds."""
-        values: dict[Node, Any] = _Known()
-        with without_modes(), torch.no_grad(), unwritten(self.model), torch.random.fork_rng(devices=[]):
-            given = Arguments.of(self.model, self.inputs.copied()).given
-            for node in nodes:
+    def _reads_what_is_written(self, needed: set[Node]) -> bool:
+        """Whether the values of nodes may have been written into: then all that code called is called, in order."""
+        if self.options.opaque or self.options.statements or any("is_wrapped" in one.meta for one in needed):
+            return True
+        read = {storage_of(one) for node in needed for one in tensor_leaves(node.meta.get("val"))}
+        return any(storage_of(one) in read for one in self._written())
+
+    def _writes_into_model(self) -> bool:
+        held = {storage_of(one) for one in self.fakes.named.values()}
+        return any(storage_of(one) in held for one in self._written())
+
+    def _written(self) -> Iterator[Tensor]:
+        return (one for calls in self.calls.values() for call in calls for one in call.written)
+
+    def forget_values(self) -> None:
+        """Let everything be computed anew."""
+        self._values = None
+
+    def _no_values(self) -> _Values:
+        with without_modes():
+            return _Values(Arguments.of(self.model, self.inputs.copied()).given)
+
+    def _evaluated(self, nodes: set[Node], wanted: Node, values: _Values) -> tuple[Any, int]:
+        """The real value of one of the graph's nodes, and its multiply-adds.
+
+        Args:
+            nodes: those that it is computed from, and perhaps others.
+            wanted: the node.
+            values: those that are known already; what is computed is added.
+        """
+        steered = Steered(self.options.steered) if self.options.steered else nullcontext()
+        with without_modes(), torch.no_grad(), unwritten(self.model), torch.random.fork_rng(devices=[]), steered:
+            for node in self.graph.nodes:
                 if node is wanted:
                     break
-                values[node] = self._evaluate(node, values, given)
+                if node in nodes and node not in values:
+                    values[node] = self._evaluate(node, values)
             watch = (
                 _Refusing(self.model) if isinstance(self._called(wanted), MethodCall | StatementCall) else nullcontext()
             )
             with watch, FlopCounterMode(display=False, custom_mapping=FUSED) as counter:
-                value = self._evaluate(wanted, values, given)
+                value = values[wanted] = self._evaluate(wanted, values)
         return value, counter.get_total_flops() // 2
 
     def _called(self, node: Node) -> Any:
         return self.held[str(node.target)] if node.op == "call_module" else None
 
-    def _evaluate(self, node: Node, values: dict[Node, Any], given: dict[str, Any]) -> Any:
+    def _evaluate(self, node: Node, values: _Values) -> Any:
         if _is_plain(node):
             return node.meta["val"]
         if node.op == "placeholder":
-            return given.get(str(node.target).lstrip("*"), *node.args)
+            return values.given.get(str(node.target).lstrip("*"), *node.args)
         return self.called_on(node, values)
 
     def called_on(self, node: Node, values: dict[Node, Any]) -> Any:
@@ -143,18 +174,26 @@ class Evaluator(Writer):
         """The real content of a tensor that depends on no input but for its sizes."""
         wanted = self.node_of_tensor(tensor)
         needed = self.needed_by(wanted)
-        written = {id(one) for calls in self.calls.values() for call in calls for one in call.written}
+        written = set(map(id, self._written()))
         for node in needed:
             if node.op == "placeholder" or id(node.meta.get("val")) in written or is_random(node):
                 return None
         if not self._can_really():
             return None
-        value, _ = self.evaluated([node for node in self.graph.nodes if node in needed], wanted)
+        value, _ = self._evaluated(needed, wanted, self._no_values())
         return value if isinstance(value, Tensor) else None
 
 
-class _Known(dict[Node, Any]):
-    """The values of nodes; of those that were not computed only the form counts, and is there."""
+class _Values(dict[Node, Any]):
+    """The values of nodes on some inputs; of those that were not computed only the form counts, and is there.
+
+    Args:
+        given: the inputs by name.
+    """
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.given = given
 
     def __missing__(self, node: Node) -> Any:
         return tree_map_only(Tensor, _of_form, node.meta["val"])

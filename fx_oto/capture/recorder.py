@@ -20,8 +20,7 @@ from fx_oto.capture.calls import (
     writes_first,
 )
 from fx_oto.capture.handing import Handing
-from fx_oto.capture.numbers import Float, Int, Origin
-from fx_oto.capture.refusals import ON_VALUES
+from fx_oto.capture.numbers import Float, Int
 from fx_oto.capture.whole import GradientHook, bound_in
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import last_node
@@ -157,15 +156,3 @@ class Recorder(Handing):
         self.is_plain = False
         node = self.create("call_module", name, (self.node_of_tensor(tensor),))
         node.meta["val"] = None
-
-    def refuse_values(self, tensor: Tensor) -> None:
-        """Code counts what a tensor holds.
-
-        Raises:
-            TraceError: how much that is depends on the values in another.
-        """
-        node = self.node_of_tensor(tensor)
-        if node in self.by_values and self.differs_by_values(
-            self.nodes(self.number(int(tensor.shape[0]), Origin("size", (node, 0))))
-        ):
-            raise TraceError(ON_VALUES)

@@ -23,6 +23,7 @@ class NotCapturedError(TraceError):
         by_values: whether code asked for the numbers in a tensor.
         lines: where it is in the ``forward`` of the model, and of the classes of its modules.
         in_training: whether evaluation can be captured as it is.
+        selects: whether code does not do the same where nothing was selected.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class NotCapturedError(TraceError):
         self.parts, self.where, self.by_values = tuple(parts), where, by_values
         self.in_training = False
         self.lines: dict[type, int] = {}
+        self.selects = False
 
 
 class RandomError(NotCapturedError):

@@ -148,6 +148,7 @@ class CaptureRun(Recorder):
         finally:
             self.is_over, self.fakes.above = True, None
             active.run = None
+            self.forget_values()
             caches.empty(self._globals.values())
             rolled = dice.rolled()
             dice.put_back()
@@ -271,6 +272,7 @@ class CaptureRun(Recorder):
         name = self._names.get(id(module))
         opaque = Part(module, "forward") in self.options.opaque
         if name is None or not (opaque or self._is_leaf(module, (args, kwargs))) or (self.is_cast() and not opaque):
+            self.asked |= id(module) in self.subject.leaves  # its code may read the mode
             return module._call_impl(*args, **kwargs)
         self.depth += 1
         try:

@@ -44,6 +44,7 @@ class _Seen:
         """What it holds now, as an ordinary one, once the graph checks how long it was."""
         if not self.was_counted:
             self.was_counted = True
+            self.run.refuse_lengths(self.node)
             check_length(self.run, self.node, self.length, f"{self.node.name} ({source_line(self.node)})")
         return self.kind(self.held())
 

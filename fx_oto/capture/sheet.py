@@ -40,8 +40,12 @@ class Options:
         op_level: whether a single function whose result depends on numbers, even in size, is called as a whole.
         may_fix: whether sizes may be fixed where functions are called as a whole.
         watchful: whether code that draws random numbers, which no graph sees, is looked for.
-        compiling: whether code that asks is told that it is compiled, so that it asks for no values.
+        compiling: whether code that asks is told that it is compiled, so that it asks for no values; None if that
+            was tried, and fails.
+        selects: whether code that asks if anything was selected is told so, to see whether it does the same without.
+        length: the plain number of rows that were selected, where code asks for one, to see what becomes of it.
         other_number: another number in the place of one that is read from a tensor, to see what becomes of it.
+        steered: where what is chosen, and so counted, is to be something else: see ``Steered``.
     """
 
     opaque: tuple[Part | WrappedFunction, ...] = ()
@@ -50,8 +54,11 @@ class Options:
     op_level: bool = False
     may_fix: bool = True
     watchful: bool = False
-    compiling: bool = False
+    compiling: bool | None = False
+    selects: bool = False
+    length: int | None = None
     other_number: Callable[[Any], Any] | None = None
+    steered: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +86,8 @@ class Sheet(TorchFunctionMode):
         handed: whether code was given numbers made of sizes, or sequences as long as one.
         asked: whether code decided by the training mode.
         events: nodes of numbers that code was given as plain ones, and those, in order.
+        branches: nodes that code decided by, and the answer that it was given, for each element of a tensor.
+        counts_rows: whether code was given the plain number of rows that were selected.
         notes: what its user should know of the capture.
         is_plain: whether it is a list of the calls that code made, with nothing that it might have decided.
         rewritten: whether what was recorded is not what the graph computes, which has to be run again for its tape.
@@ -108,8 +117,9 @@ class Sheet(TorchFunctionMode):
         self.held: dict[str, Any] = {}
         self.handed = self.asked = self.is_over = self.is_at_output = False
         self.is_plain = True
-        self.rewritten = False
+        self.rewritten = self.counts_rows = False
         self.events: list[tuple[Node, Any]] = []
+        self.branches: list[tuple[Node, bool]] = []
         self.notes: list[str] = []
         self.depth = 0
         self.fakes = Recording(tensor_names(self.model)) if fakes is None else fakes
@@ -166,6 +176,18 @@ class Sheet(TorchFunctionMode):
     @abstractmethod
     def differs_by_values(self, node: Node) -> bool:
         """Whether a number may be another one where tensors hold other numbers."""
+
+    @abstractmethod
+    def refuse_lengths(self, node: Node) -> None:
+        """Code counts the parts that a node returns.
+
+        Raises:
+            TraceError: how many those are depends on the numbers in a tensor.
+        """
+
+    @abstractmethod
+    def branch(self, node: Node) -> bool:
+        """The way that code goes which decides by a node's value."""
 
     def node_of(self, origin: Origin) -> Node:
         """The node that computes a number; made when somebody reads it."""

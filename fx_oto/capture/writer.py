@@ -18,7 +18,7 @@ from fx_oto.capture.calls import LISTS, is_numpys
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Flag, Float, Int, Origin, remembered
 from fx_oto.capture.rebuilt import is_spelled, node_of_object, rebuilt
-from fx_oto.capture.refusals import ON_VALUES, NotHashedError
+from fx_oto.capture.refusals import NotHashedError
 from fx_oto.capture.seen import SeenList, SeenTuple
 from fx_oto.capture.sheet import Sheet
 from fx_oto.core.errors import TraceError
@@ -118,7 +118,7 @@ class Writer(Sheet):
             node.meta["val"] = bool(int(flag))
         return self._attributes[FLAG]
 
-    def decided(self, origin: Origin, answer: Any) -> None:
+    def decided(self, origin: Origin, answer: Any) -> Any:
         """Check in the graph that the answer is what it was."""
         self.is_plain = False
         node = self.node_of(origin)
@@ -126,15 +126,16 @@ class Writer(Sheet):
         node.meta["is_number"] = True
         # What torch itself asks, such as whether a sequence is longer than it is to be padded to, is whether to raise.
         if self.differs_by_values(node) and not self.is_torch_asking():
-            raise TraceError(ON_VALUES)
+            return self.branch(node)
         if self.checked.get(self._question(node)) == answer:
-            return
+            return answer
         self.checked[self._question(node)] = answer
         same = self.create("call_function", operator.eq, (node, answer))
         same.meta["val"] = True
         text = f"the graph was captured where this was {answer!r} ({source_line(node)}); trace it on such inputs"
         check = self.create("call_function", torch._assert, (same, text))
         check.meta["val"] = None
+        return answer
 
     def _question(self, node: Node) -> Any:
         return node.op, node.target, str(node.args)
@@ -237,12 +238,12 @@ class Writer(Sheet):
 
     def forget_events(self) -> None:
         """Take back the nodes of plain numbers that code was given."""
-        self.events = []
+        self.events, self.branches = [], []
         self.drop_unread_numbers()
 
     def drop_unread_numbers(self) -> None:
         """Take back the nodes of numbers that nobody reads, and that are no events."""
-        kept = {node for node, _ in self.events}
+        kept = {node for node, _ in (*self.events, *self.branches)}
         for node in reversed(list(self.graph.nodes)):
             if not node.users and node.meta.get("is_number") and node.op.startswith("call_") and node not in kept:
                 self.graph.erase_node(node)

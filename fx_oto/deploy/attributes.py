@@ -103,8 +103,9 @@ class Attributes:
             other.__dict__[name] = self._planted(one, _inside(place, name))
         return other
 
-    def decided(self, origin: Origin, answer: Any) -> None:
+    def decided(self, origin: Origin, answer: Any) -> Any:
         """See ``Run``: where the answer would be another, so will be what the model computes."""
+        return answer
 
     def handed_out(self, number: Any, plain: Any) -> None:
         """See ``Run``: what becomes of it is found when models are compared."""

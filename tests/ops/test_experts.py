@@ -100,7 +100,83 @@ def stack(m, x):
     return torch.einsum("re,red->rd", m.route(x).softmax(-1), torch.stack([expert(x) for expert in m.experts], 1))
 
 
-MODULES = [where, nonzero, mask, mask_of_two, torch_where, sort, stack]
+def if_any(m, x):
+    weights, chosen = m.chosen(x)
+    out = torch.zeros_like(x)
+    for one, expert in enumerate(m.experts):
+        rows = (chosen == one).any(-1)
+        if rows.any():
+            out[rows] += expert(x[rows]) * (weights * (chosen == one)).sum(-1)[rows][:, None]
+    return out
+
+
+def unless_empty(m, x):
+    weights, chosen = m.chosen(x)
+    out = torch.zeros_like(x)
+    for one, expert in enumerate(m.experts):
+        row, place = torch.where(chosen == one)
+        if row.shape[0] == 0:
+            continue
+        out.index_add_(0, row, expert(x[row]) * weights[row, place, None])
+    return out
+
+
+def those_hit(m, x):
+    weights, chosen = m.chosen(x)
+    out, mask = torch.zeros_like(x), F.one_hot(chosen, len(m.experts)).permute(2, 1, 0)
+    for one in torch.greater(mask.sum((-1, -2)), 0).nonzero():
+        place, row = torch.where(mask[one].squeeze(0))
+        out.index_add_(0, row, m.experts[one](x[row]) * weights[row, place, None])
+    return out
+
+
+def listed(m, x):
+    best, chosen = m.route(x).softmax(-1).max(-1)
+    out, mask = torch.zeros_like(x), F.one_hot(chosen, len(m.experts)).bool()
+    for one in mask.sum(0).nonzero(as_tuple=True)[0].tolist():
+        out[mask[:, one]] = getattr(m.experts, f"{one}")(x[mask[:, one]])
+    return out * best[:, None]
+
+
+def _sorted(m, x, by_counts):
+    """Tokens in the order of their experts, of each of which it is known how many there are."""
+    weights, chosen = m.chosen(x)
+    order, counts = chosen.view(-1).argsort(), F.one_hot(chosen, len(m.experts)).sum((0, 1))
+    made = by_counts(m.experts, x[order // 2], counts)
+    put_back = torch.empty_like(made)
+    put_back[order] = made
+    return (put_back.view(*chosen.shape, -1) * weights[..., None]).sum(1)
+
+
+def _one_after_another(experts, tokens, counts):
+    made, start = [], 0
+    for expert, count in zip(experts, counts, strict=True):
+        if count == 0:
+            continue
+        made.append(expert(tokens[start : start + count]))
+        start = start + count
+    return torch.cat(made)
+
+
+def counted(m, x):
+    return _sorted(m, x, _one_after_another)
+
+
+def counted_by_numpy(m, x):
+    return _sorted(m, x, lambda experts, tokens, counts: _one_after_another(experts, tokens, counts.cpu().numpy()))
+
+
+def split_by_counts(m, x):
+    def split(experts, tokens, counts):
+        parts = tokens.split(counts.tolist())
+        return torch.cat([expert(part) for expert, part in zip(experts, parts, strict=True)])
+
+    return _sorted(m, x, split)
+
+
+# Which are said to be called where they are chosen, or are given as many rows as chose them.
+LOOPS = [if_any, unless_empty, those_hit, listed, counted, counted_by_numpy, split_by_counts]
+MODULES = [where, nonzero, mask, mask_of_two, torch_where, sort, stack, *LOOPS]
 
 
 def one_by_one(m, x):
@@ -140,7 +216,20 @@ def weights_of_two(m, x):
     return torch.einsum("rkh,rkhd,rk->rd", hidden, m.down[chosen], weights)
 
 
-STACKED = [one_by_one, unbind, einsum, bmm, weights_of_rows, weights_of_two]
+def those_hit_of_stacked_weights(m, x):
+    weights, chosen = m.chosen(x)
+    out, mask = torch.zeros_like(x), F.one_hot(chosen, len(m.up) + 1).permute(2, 1, 0)
+    for hit in mask.sum((-1, -2)).nonzero()[:]:
+        one = hit[0]
+        if one == m.route(x).shape[-1]:  # stands for none
+            continue
+        place, row = torch.where(mask[one])
+        made = F.gelu(x[row] @ m.up[one] + m.bias[one]) @ m.down[one]
+        out.index_add_(0, row, made * weights[row, place, None])
+    return out
+
+
+STACKED = [one_by_one, those_hit_of_stacked_weights, unbind, einsum, bmm, weights_of_rows, weights_of_two]
 
 
 @pytest.mark.parametrize("code", MODULES, ids=lambda code: code.__name__)
@@ -155,11 +244,21 @@ def test_of_stacked_weights(code):
     assert compress_half(Net(code, False), torch.randn(2, 5, 6)).zigs == WIDTH + HIDDEN
 
 
-@pytest.mark.parametrize("code", [where, nonzero, mask, mask_of_two], ids=lambda code: code.__name__)
+@pytest.mark.parametrize("code", [where, nonzero, mask, mask_of_two, *LOOPS], ids=lambda code: code.__name__)
 def test_experts_that_the_example_does_not_choose(code):
     torch.manual_seed(0)
     found = compress_half(Net(code, True, 12), torch.randn(2, 1, 6), others=[torch.randn(8, 5, 6)])
     assert found.zigs == WIDTH + 12 * HIDDEN
+
+
+@pytest.mark.parametrize("code", LOOPS, ids=lambda code: code.__name__)
+def test_one_mixture_after_another(code):
+    """What the second is given depends on how many tokens each expert of the first was given."""
+    torch.manual_seed(0)
+    first, second = Net(code, True), Net(code, True)
+    found = compress_half(nn.Sequential(first, nn.Linear(3, 6), second), torch.randn(2, 5, 6))
+    assert found.zigs >= 2 * (WIDTH + EXPERTS * HIDDEN)
+    assert not fx_oto.Context.of(found.gm).capture.opaque
 
 
 def test_a_graph_that_is_traced_already():
@@ -172,3 +271,19 @@ def test_a_graph_that_is_traced_already():
     for batch in (2, 7):
         x = torch.randn(batch, 5, 6, dtype=torch.float64)
         torch.testing.assert_close(small(x), model(x), rtol=1e-10, atol=1e-12)
+
+
+def test_parts_that_are_empty_on_the_example_are_joined():
+    """They have rows on other inputs, which lose the same channels."""
+
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.c(torch.cat([self.a(x[4:]), self.b(x[:4])]).relu())
+
+    torch.manual_seed(0)
+    found = compress_half(Joined(), torch.randn(3, 4), others=[torch.randn(7, 4)])
+    assert found.zigs == 8
