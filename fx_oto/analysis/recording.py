@@ -35,6 +35,7 @@ from fx_oto.nn.leaves import LeafOp, OpaqueOp, leaf_of
 from fx_oto.nn.modes import by_mode, written_in
 from fx_oto.nn.modules import is_opaque
 from fx_oto.nn.norms import WholeNorms
+from fx_oto.nn.products import WholeProducts
 from fx_oto.nn.recurrence import WholeRecurrence, packed_call, takes_packed
 
 __all__ = ["Recording", "fake_run", "laid_out", "misfit", "one_by_one", "record_tape", "tape_of_steps", "whole_calls"]
@@ -311,8 +312,8 @@ class _Recorder(PlainInterpreter):
 
 @contextmanager
 def whole_calls(mode: Recording) -> Iterator[None]:
-    """Record recurrence, and norms over an original count, as one call each."""
-    with WholeRecurrence(mode.whole), WholeNorms(mode.whole):
+    """Record recurrence, norms over an original count, and padded products, as one call each."""
+    with WholeRecurrence(mode.whole), WholeNorms(mode.whole), WholeProducts(mode.whole):
         yield
 
 

@@ -22,9 +22,13 @@ from fx_oto.core.fx_utils import bare_name
 from fx_oto.nn.leaves import LeafOp, OpaqueOp
 from fx_oto.nn.recurrence import recurrent_macs
 
-__all__ = ["FUSED", "OpCall", "Tape", "macs_of", "macs_of_all"]
+__all__ = ["FUSED", "GROUPED", "OpCall", "Tape", "macs_of", "macs_of_all"]
 
 _DIMS = {"dim", "dims", "dimension", "dim0", "dim1"}
+
+
+# Products of rows with one of several matrices; the second is an op of transformers.
+GROUPED = ("_grouped_mm", "grouped_mm_fallback")
 
 
 @lru_cache(maxsize=4096)
@@ -174,6 +178,9 @@ def macs_of(call: OpCall) -> int:
     if isinstance(call.func, LeafOp | OpaqueOp):
         return call.func.macs
     formula = flop_registry.get(call.func._overloadpacket) if hasattr(call.func, "_overloadpacket") else None
+    if formula is None and call.name in GROUPED:
+        left, right = call.args[:2]
+        return _grouped_flops(left.shape, right.shape) // 2
     if formula is None:
         return 0
     out = call.out if len(call.outputs) == 1 else call.outputs
@@ -197,8 +204,14 @@ def _recurrent_flops(source: Any, *arguments: Any, **_: Any) -> int:
     return int(2 * math.prod(source[:-1]) * matrices)
 
 
+def _grouped_flops(left: Any, right: Any, *_: Any, **__: Any) -> int:
+    """Of rows ``(n, k)``, each with one of the matrices ``(e, k, m)``."""
+    return int(2 * math.prod(left) * right[-1])
+
+
 # What torch's own counter of floating-point operations leaves out.
 FUSED = {
+    torch.ops.aten._grouped_mm: _grouped_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten.mkldnn_rnn_layer: _recurrent_flops,
     torch.ops.aten._cudnn_rnn: _recurrent_flops,

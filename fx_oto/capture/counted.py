@@ -50,31 +50,32 @@ class Counting(Evaluator):
         if node.target in ("item", "tolist") and not node.meta.get("asks_values"):  # of a tensor made of sizes alone
             made_of = self.needed_by(node.all_input_nodes[0])
             return any(self.differs_by_values(one) for one in made_of if one.meta.get("is_number"))
-        return self._differs(node, lambda value: value, numbers_stay=False)
-
-    def has_other_lengths(self, node: Node) -> bool:
-        """Whether a node may return more parts, or fewer, where more is selected, or less.
-
-        What becomes of numbers that the graph reads is found by capturing again.
-        """
-        if node.op == "call_module" or op_name(node) not in _SPLITTING or takes_list(node):
-            return False
-        return not node.meta.get("asks_values") and self._differs(node, len, numbers_stay=True)  # else it is checked
-
-    def refuse_lengths(self, node: Node) -> None:
-        """See ``Sheet.refuse_lengths``."""
-        if self.has_other_lengths(node):
-            raise TraceError(ON_VALUES)
-
-    def _differs(self, node: Node, read: Callable[[Any], Any], numbers_stay: bool) -> bool:
         if node not in self.by_values:
             return False
         try:
             with self._unrecorded():
-                values = (self._value(node, count, numbers_stay) for count in _COUNTS)
-                return any(read(value) != read(node.meta["val"]) for value in values)
+                return any(self._value(node, count, False) != node.meta["val"] for count in _COUNTS)
         except Exception:
             return True
+
+    def has_other_lengths(self, node: Node) -> bool | None:
+        """Whether a node returns more parts, or fewer, where more is selected, or less; None if nobody knows.
+
+        What becomes of numbers that the graph reads is found by capturing again.
+        """
+        splits = node.op != "call_module" and op_name(node) in _SPLITTING and not takes_list(node)
+        if not splits or node not in self.by_values or node.meta.get("asks_values"):
+            return False
+        try:
+            with self._unrecorded():
+                return any(len(self._value(node, count, True)) != len(node.meta["val"]) for count in _COUNTS)
+        except Exception:
+            return None
+
+    def refuse_lengths(self, node: Node) -> None:
+        """See ``Sheet.refuse_lengths``; where nobody knows, the graph checks them."""
+        if self.has_other_lengths(node):
+            raise TraceError(ON_VALUES)
 
     @contextmanager
     def _unrecorded(self) -> Iterator[None]:

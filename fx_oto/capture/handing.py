@@ -175,7 +175,7 @@ class Handing(Branching):
         opaque = bool(node.meta.get("asks_values"))
         self.handed |= not opaque  # perhaps as many as an input is long
         # Of one part, code may read the first, or all.
-        is_seen = opaque or (len(parts) == 1 and node.op != "call_module") or self.has_other_lengths(node)
+        is_seen = opaque or (len(parts) == 1 and node.op != "call_module") or self.has_other_lengths(node) is not False
         if is_seen:
             return (SeenList if isinstance(value, list) else SeenTuple).of(self, node, parts)
         return type(value)(parts)

@@ -25,6 +25,7 @@ from fx_oto.capture.whole import GradientHook, bound_in
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import last_node
 from fx_oto.nn.norms import WholeNorms
+from fx_oto.nn.products import WholeProducts
 from fx_oto.nn.recurrence import WholeRecurrence
 
 __all__ = ["Recorder"]
@@ -46,7 +47,7 @@ class Recorder(Handing):
         self.training = training
         self.applying: list[Any] = []
         self.learns_now = True
-        self._whole = (WholeRecurrence(self.fakes.whole), WholeNorms(self.fakes.whole))
+        self._whole = [kind(self.fakes.whole) for kind in (WholeRecurrence, WholeNorms, WholeProducts)]
         self._autocast = autocast()
 
     def called(self, func: Any, args: Any, kwargs: Any) -> Any:

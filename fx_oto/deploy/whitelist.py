@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fx_oto.capture.arguments import is_none, is_so, length, sorted_keys
 from fx_oto.capture.precision import limit_of
 from fx_oto.core.handed import named_op
-from fx_oto.nn import attention, modes, norms
+from fx_oto.nn import attention, modes, norms, products
 from fx_oto.ops.reshape.rewriting import times_each, times_ratio
 
 __all__ = [
@@ -49,6 +49,7 @@ _BUILTINS = "abs bool complex dict float getattr int len list max min round sum 
 _OURS: tuple[Callable[..., Any], ...] = (
     *(is_none, is_so, length, limit_of, sorted_keys, modes.by_mode, modes.written_in, times_each, times_ratio),
     *(norms.batch_norm_over, norms.group_norm_over, norms.layer_norm_over, norms.mean_over, norms.rms_norm_over),
+    products.grouped_mm_of_any_width,
     *(norms.variance_over, norms.worth_beside, norms.beside, norms.moments_of, norms.normalized_beside),
 )
 # They read memory or files that are not a tensor's, or call what they are given.

@@ -19,13 +19,16 @@ from fx_oto.analysis.engine import FIXED, SLIDES, Propagation
 from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer, align, zero_stays
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import op_name
+from fx_oto.nn.products import grouped_mm_of_any_width
 from fx_oto.ops.editor import Editor
 from fx_oto.ops.pointwise import Operand, combine
 from fx_oto.ops.pooling import steps_by_one
+from fx_oto.ops.refusals import freeze_inputs
 
 __all__ = [
     "add_folded",
     "add_matmul",
+    "any_width",
     "channel_dim",
     "contract",
     "convolution",
@@ -34,6 +37,7 @@ __all__ = [
     "embedding_bag",
     "embedding_renorm",
     "fewer_groups",
+    "grouped_matmul",
     "lift",
     "matmul",
     "plus",
@@ -58,6 +62,25 @@ def add_matmul(call: OpCall, p: Propagation) -> None:
     product = Operand(call.out.shape, _product(p, left, right, foldable=scale_is_one))
     layers = combine(p, [product, Operand.of(p, bias)], call.out.ndim, plus)
     p.put(call.out, layers if scale_is_one else [Layer(one.labels, zero_stays(one.removed)) for one in layers])
+
+
+def grouped_matmul(call: OpCall, p: Propagation) -> None:
+    """``torch.nn.functional.grouped_mm`` of rows ``(n, k)``, each with one of the matrices ``(e, k, m)``."""
+    left, right, offsets = call.args[:3]
+    if (left.ndim, right.ndim) != (2, 3) or any(isinstance(one, Tensor) for one in call.args[3:]):
+        freeze_inputs(call, p)
+        return
+    p.freeze_value(offsets, "it tells which rows are whose")
+    inside = p.narrow(p.layers(right), (1, 2), "rows choose one of them")
+    of_one = [layer.map(lambda t: t.reshape(t.shape[1:])) for layer in inside]
+    sides = [Operand.of(p, left), Operand(right.shape[1:], of_one, p.is_weight(right))]
+    p.put(call.out, contract(p, sides, ("nk", "km"), "nm", foldable=False))
+
+
+def any_width(edit: Editor, node: Node) -> None:
+    """Kernels of grouped products take some widths only."""
+    given = [edit.argument(node, i, name) for i, name in enumerate(("mat_a", "mat_b", "offs"))]
+    edit.replace(node, grouped_mm_of_any_width, *given)
 
 
 def _product(p: Propagation, left: Tensor, right: Tensor, foldable: bool = True) -> list[Layer]:

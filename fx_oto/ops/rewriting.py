@@ -192,6 +192,7 @@ _REWRITINGS: dict[Handler, str] = {
     movement.pad: "pad constant_pad_nd",
     contraction.fewer_groups: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution",
     contraction.count_padding_anew: "embedding",
+    contraction.any_width: "grouped_mm _grouped_mm",
     pooling.fewer_places: " ".join(pooling.SIZED),
     normalization.fewer_groups: "group_norm",
     attention.fewer_heads: "MultiheadAttention FewerHeads",

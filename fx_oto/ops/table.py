@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fx_oto.analysis.engine import Rule
+from fx_oto.analysis.tape import GROUPED
 from fx_oto.nn.leaves import OpaqueOp
 from fx_oto.nn.modes import by_mode
 from fx_oto.nn.recurrence import CELLS, SEQUENCES
@@ -35,6 +36,7 @@ __all__ = ["rule_for"]
 # The names of ATen's ops, by their rule.
 _RULES: dict[Rule, str] = {
     contraction.matmul: "mm bmm mv dot vdot",
+    contraction.grouped_matmul: " ".join(GROUPED),
     contraction.add_matmul: "addmm baddbmm _sparse_addmm",
     contraction.convolution: "convolution",
     pairs.trilinear: "_trilinear",
@@ -101,7 +103,7 @@ def rule_for(op: Any) -> Rule:
     if not any("Tensor" in str(arg.type) for arg in op._schema.arguments):
         return movement.create
     namespace, _, name = str(op._schema.name).partition("::")
-    if namespace == "aten" and (rule := _aten_rule(op, name)):
+    if namespace in ("aten", "transformers") and (rule := _aten_rule(op, name)):
         return rule
     if _is_pointwise(op):
         return pointwise.pointwise

@@ -273,6 +273,46 @@ def test_a_graph_that_is_traced_already():
         torch.testing.assert_close(small(x), model(x), rtol=1e-10, atol=1e-12)
 
 
+def grouped(m, x):
+    weights, chosen = m.chosen(x)
+    order = chosen.view(-1).argsort()
+    counts = F.one_hot(chosen.view(-1), len(m.up)).sum(0)
+    ends, rows = counts.cumsum(0).int(), order // 2
+    made = F.grouped_mm(F.gelu(F.grouped_mm(x[rows], m.up, offs=ends)), m.down, offs=ends)
+    return torch.zeros_like(x).index_add_(0, rows, made * weights.view(-1)[order, None])
+
+
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no grouped_mm")
+def test_products_of_rows_with_one_of_several_matrices():
+    torch.manual_seed(0)
+    x, model = torch.randn(2, 5, 6), Net(grouped, False)
+    model.up, model.down = _weight(EXPERTS, WIDTH, 12), _weight(EXPERTS, 12, WIDTH)  # multiples of 16 bytes
+    found = compress_half(model, x, torch.float32)
+    assert found.zigs == WIDTH + 12
+    assert fx_oto.cost(found.gm, x).macs >= 20 * 2 * WIDTH * 12
+
+
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no grouped_mm")
+@pytest.mark.parametrize("left", [3, 5, 8])
+def test_grouped_products_of_widths_that_kernels_refuse(left, tmp_path):
+    torch.manual_seed(0)
+    model, x = Net(grouped, False).eval(), torch.randn(2, 5, 6)
+    model.up, model.down = _weight(EXPERTS, WIDTH, 12), _weight(EXPERTS, 12, WIDTH)
+    gm = fx_oto.prepare(model, x)
+    partition = fx_oto.partition(gm)
+    partition.zero_(1 - left / 12)
+    small = fx_oto.compress(gm)
+    assert small.get_parameter("up").shape[2] == left
+    x = torch.randn(3, 7, 6)
+    torch.testing.assert_close(small(x), model(x))
+    fx_oto.save(small, tmp_path / "small.safetensors")
+    torch.testing.assert_close(fx_oto.load(tmp_path / "small.safetensors")(x), model(x))
+    again = fx_oto.prepare(small, x)
+    fx_oto.partition(again).zero_(0.5)
+    twice = fx_oto.compress(again)
+    torch.testing.assert_close(twice(x), small(x))
+
+
 def test_parts_that_are_empty_on_the_example_are_joined():
     """They have rows on other inputs, which lose the same channels."""
 
