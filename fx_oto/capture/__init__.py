@@ -190,9 +190,7 @@ def _captured(subject: Subject, inputs: ExampleInputs) -> Captured:
                 was_fixed = True
                 break
             except NotCapturedError as error:
-                if first is None:
-                    _check_inputs(model, inputs, error.where)
-                    first = error
+                first = first or _cause(error, options, model, inputs)
                 following = _after(error, options, type(model))
             else:
                 if not both_modes:
@@ -207,6 +205,18 @@ def _captured(subject: Subject, inputs: ExampleInputs) -> Captured:
         f"{first}. What to do: {instead}move this code into a submodule, which is called as a whole; or name "
         "submodules to capture in the place of the model: fx_oto.prepare(model, inputs, parts=[…])"
     ) from first
+
+
+def _cause(
+    error: NotCapturedError, options: Options, model: nn.Module, inputs: ExampleInputs
+) -> NotCapturedError | None:
+    """The error to be told if the model cannot be captured; None of one that the answers to its code may have caused.
+
+    Raises:
+        InputError: the model does not run on the inputs.
+    """
+    _check_inputs(model, inputs, error.where)
+    return error if error.by_values or not options.selects else None
 
 
 def _after(error: NotCapturedError, options: Options, kind: type) -> Options | None:
@@ -239,7 +249,7 @@ def _answered(error: NotCapturedError, options: Options) -> Options | None:
         return replace(options, compiling=True)
     if options.compiling and not error.by_values:  # code may have gone where it was never compiled
         return replace(options, compiling=None)
-    return replace(options, selects=False) if error.selects else None
+    return replace(options, selects=False) if options.selects and (error.selects or not error.by_values) else None
 
 
 def _statement(error: NotCapturedError, kind: type | None) -> tuple[type, int] | None:
