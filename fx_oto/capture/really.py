@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from fx_oto.capture.writer import Writer
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import is_random, op_name, source_line, tensor_leaves, tensor_names
 from fx_oto.core.preserve import unwritten
+from fx_oto.nn.modules import is_torchs
 
 __all__ = ["Evaluator", "behind"]
 
@@ -131,19 +133,28 @@ class Evaluator(Writer):
             wanted: the node.
             values: those that are known already; what is computed is added.
         """
+        before = takewhile(lambda node: node is not wanted, self.graph.nodes)
+        waiting = [node for node in before if node in nodes and node not in values]
         steered = Steered(self.options.steered) if self.options.steered else nullcontext()
-        with without_modes(), torch.no_grad(), unwritten(self.model), torch.random.fork_rng(devices=[]), steered:
-            for node in self.graph.nodes:
-                if node is wanted:
-                    break
-                if node in nodes and node not in values:
-                    values[node] = self._evaluate(node, values)
+        # To leave a model as it was takes a look at all of it, for each of a thousand experts.
+        traces = self._writes_into_model() or any(map(self._leaves_a_trace, (*waiting, wanted)))
+        as_it_was = unwritten(self.model) if traces else nullcontext()
+        with without_modes(), torch.no_grad(), as_it_was, torch.random.fork_rng(devices=[]), steered:
+            for node in waiting:
+                values[node] = self._evaluate(node, values)
             watch = (
                 _Refusing(self.model) if isinstance(self._called(wanted), MethodCall | StatementCall) else nullcontext()
             )
             with watch, FlopCounterMode(display=False, custom_mapping=FUSED) as counter:
                 value = values[wanted] = self._evaluate(wanted, values)
         return value, counter.get_total_flops() // 2
+
+    def _leaves_a_trace(self, node: Node) -> bool:
+        """Whether to evaluate a node may change the model, or asks for its mode: layers without a state do not."""
+        if node.op == "call_module":
+            module = self.held[str(node.target)]
+            return not (isinstance(module, _WITHOUT_STATE) and is_torchs(type(module)))
+        return node.op == "call_function" and ("is_wrapped" in node.meta or not is_torchs(node.target))
 
     def _called(self, node: Node) -> Any:
         return self.held[str(node.target)] if node.op == "call_module" else None
@@ -182,6 +193,9 @@ class Evaluator(Writer):
             return None
         value, _ = self._evaluated(needed, wanted, self._no_values())
         return value if isinstance(value, Tensor) else None
+
+
+_WITHOUT_STATE = (nn.Linear, nn.modules.conv._ConvNd, nn.LayerNorm, nn.GroupNorm, nn.ReLU, nn.GELU, nn.SiLU)
 
 
 class _Values(dict[Node, Any]):

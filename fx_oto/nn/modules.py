@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from fx_oto.nn import attention, modes, norms
+from fx_oto.nn import attention, modes, norms, products
 from fx_oto.nn.leaves import leaf_of
 from fx_oto.nn.recurrence import GATES
 
@@ -103,7 +103,7 @@ def is_torchs(kind: Any) -> bool:
 
 def _is_ours(kind: Any) -> bool:
     """Return whether capture, or slicing in an earlier round, put a class or function into the graph."""
-    return getattr(kind, "__module__", None) in (norms.__name__, attention.__name__, modes.__name__)
+    return getattr(kind, "__module__", None) in {one.__name__ for one in (norms, attention, modes, products)}
 
 
 def keeps_parameters_whole(module: nn.Module) -> bool:

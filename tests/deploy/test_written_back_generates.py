@@ -29,6 +29,20 @@ def llama():
     return transformers.LlamaForCausalLM(config)
 
 
+def mixtral():
+    config = transformers.MixtralConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        **SIZES,
+    )
+    return transformers.MixtralForCausalLM(config)
+
+
 def gpt2():
     return transformers.GPT2LMHeadModel(
         transformers.GPT2Config(n_positions=64, n_embd=32, n_layer=2, n_head=4, **SIZES)
@@ -42,7 +56,7 @@ def t5():
     return transformers.T5ForConditionalGeneration(config)
 
 
-@pytest.mark.parametrize("build", [llama, gpt2, t5])
+@pytest.mark.parametrize("build", [llama, mixtral, gpt2, t5])
 def test_token_for_token(build):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what transformers warns of
