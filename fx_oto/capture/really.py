@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from itertools import takewhile
+from functools import cached_property
+from itertools import islice, takewhile
 from typing import Any
 
 import torch
@@ -48,10 +49,11 @@ class Evaluator(Writer):
         self.numbers_read: list[tuple[float, str]] = []
         self._values: _Values | None = None
         self._in_order = False
+        self._num_asked, self._found_written = 0, list[Tensor]()
 
     def really(self, node: Node, module: Any, given: Any, error: Exception, last: Node | None) -> Any:
         """The value of a node on the example inputs themselves, of what cannot be run on fake tensors."""
-        if not self._can_really():
+        if not self._can_really:
             self.forget_after(last)
             raise error
         try:
@@ -73,7 +75,7 @@ class Evaluator(Writer):
             TraceError: nobody can tell what it is on the example inputs, which have no numbers.
         """
         node = self.create("call_method", "item", (self.node_of_tensor(tensor),))
-        if not self._can_really():
+        if not self._can_really:
             raise TraceError(ON_VALUES)
         real, _ = self._evaluated_once(node)
         self.is_plain, self.calls_functions_whole = False, True
@@ -89,6 +91,7 @@ class Evaluator(Writer):
         self.numbers_read.append((number, source_line(node)))
         return number if self.options.other_number is None else self.options.other_number(number)
 
+    @cached_property
     def _can_really(self) -> bool:
         tensors = (*tensor_names(self.model).values(), *tensor_leaves((self.inputs.args, self.inputs.kwargs)))
         return not any(tensor.is_meta for tensor in tensors)
@@ -111,11 +114,18 @@ class Evaluator(Writer):
         return any(storage_of(one) in read for one in self._written())
 
     def _writes_into_model(self) -> bool:
-        held = {storage_of(one) for one in self.fakes.named.values()}
-        return any(storage_of(one) in held for one in self._written())
+        return any(storage_of(one) in self._held for one in self._written())
 
-    def _written(self) -> Iterator[Tensor]:
-        return (one for calls in self.calls.values() for call in calls for one in call.written)
+    @cached_property
+    def _held(self) -> set[Any]:
+        return {storage_of(one) for one in self.fakes.named.values()}
+
+    def _written(self) -> list[Tensor]:
+        """What the calls up to now have written into; of each call that is asked once."""
+        for calls in islice(self.calls.values(), self._num_asked, None):
+            self._found_written += [one for call in calls for one in call.written]
+        self._num_asked = len(self.calls)
+        return self._found_written
 
     def forget_values(self) -> None:
         """Let everything be computed anew."""
@@ -154,7 +164,8 @@ class Evaluator(Writer):
         if node.op == "call_module":
             module = self.held[str(node.target)]
             return not (isinstance(module, _WITHOUT_STATE) and is_torchs(type(module)))
-        return node.op == "call_function" and ("is_wrapped" in node.meta or not is_torchs(node.target))
+        where = str(getattr(node.target, "__module__", ""))
+        return node.op == "call_function" and not (is_torchs(node.target) or where.startswith("fx_oto."))
 
     def _called(self, node: Node) -> Any:
         return self.held[str(node.target)] if node.op == "call_module" else None
@@ -189,7 +200,7 @@ class Evaluator(Writer):
         for node in needed:
             if node.op == "placeholder" or id(node.meta.get("val")) in written or is_random(node):
                 return None
-        if not self._can_really():
+        if not self._can_really:
             return None
         value, _ = self._evaluated(needed, wanted, self._no_values())
         return value if isinstance(value, Tensor) else None
