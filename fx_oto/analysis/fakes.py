@@ -280,10 +280,7 @@ def _formed(func: Any, args: Any, kwargs: Any) -> list[_Form]:
     name = func._schema.name
     if name in _NORMS and not kwargs and args[0].is_contiguous() and args[0].is_floating_point():
         return _norm_forms(name, args)
-    if name == "aten::_grouped_mm" and (args[0].ndim, args[1].ndim) == (
-        2,
-        3,
-    ):  # of which the kernel takes one type only
+    if name == "aten::_grouped_mm" and args[0].ndim == 2 and args[1].ndim == 3:  # its meta kernel takes one type only
         size = (args[0].shape[0], args[1].shape[2])
         return [(size, (size[1], 1), kwargs.get("out_dtype") or args[0].dtype)]
     known = torch.Tag.pointwise in func.tags or name in _POINTWISE

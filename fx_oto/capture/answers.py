@@ -115,13 +115,11 @@ def _ask_values(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _listed(run: Recorder, tensor: Tensor, as_array: bool) -> Any:
     """The numbers in a tensor, which the graph reads when it runs, in lists; or in an array that holds any objects."""
-    whole = (
-        [run.number_by_values(tensor)] if not tensor.ndim else run.record(torch.Tensor.unbind, "unbind", (tensor,), {})
-    )
-    found = whole if not tensor.ndim else [_listed(run, one, False) for one in whole]
-    if as_array:
-        return sys.modules["numpy"].array(found, dtype=object)
-    return found if tensor.ndim else found[0]
+    if tensor.ndim:
+        found = [_listed(run, one, False) for one in run.record(torch.Tensor.unbind, "unbind", (tensor,), {})]
+    else:
+        found = run.number_by_values(tensor)
+    return sys.modules["numpy"].array(found, dtype=object) if as_array else found
 
 
 def _always(node: Node) -> bool | None:

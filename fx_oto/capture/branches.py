@@ -146,6 +146,8 @@ def _where_some(node: Node) -> bool | None:
         return None if answer is None else not answer
     if name in ("any", "all") and len(inner) == 1:
         return name == "any"
+    if name in ("eq", "ne") and len(inner) == 2 and all(map(_counts, inner)):  # where rows begin, and where they end
+        return name == "ne"
     if name in _COMPARING and len(inner) == 1 and isinstance(args[1], int):
         return _WHERE_SOME.get((name, args[1])) if _counts(inner[0]) else None
     if name in _MOVING and len(inner) == 1 and _type_of(node) is torch.bool:

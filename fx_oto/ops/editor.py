@@ -184,11 +184,11 @@ def _moved_to(gm: GraphModule) -> dict[torch.device | None, torch.device]:
 
 
 def _constant_nodes(graph: Graph) -> set[Node]:
-    """Nodes that compute a tensor from buffers, parameters and traced sizes alone."""
+    """Nodes that compute tensors, one or several, from buffers, parameters and traced sizes alone."""
     found: set[Node] = set()
     for node in graph.nodes:
-        calls = node.op in ("call_function", "call_method") and isinstance(node.meta.get("val"), Tensor)
-        read = [one for one in node.all_input_nodes if isinstance(one.meta.get("val"), Tensor)]
+        calls = node.op in ("call_function", "call_method") and tensor_leaves(node.meta.get("val"))
+        read = [one for one in node.all_input_nodes if tensor_leaves(one.meta.get("val"))]
         if calls and all(one.op == "get_attr" or one in found for one in read):
             found.add(node)
     return found

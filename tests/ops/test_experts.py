@@ -174,8 +174,33 @@ def split_by_counts(m, x):
     return _sorted(m, x, split)
 
 
+def squeezed(m, x):
+    weights, chosen = m.chosen(x)
+    out = torch.zeros_like(x)
+    for one, expert in enumerate(m.experts):
+        rows = torch.nonzero((chosen == one).any(1)).squeeze(1)
+        if rows.numel() > 0:
+            scale = (weights * (chosen == one)).sum(-1).index_select(0, rows)
+            out = out.index_copy(0, rows, out[rows] + expert(x.index_select(0, rows)) * scale[:, None])
+    return out
+
+
+def between_ends(m, x):
+    weights, chosen = m.chosen(x)
+    order = chosen.view(-1).argsort()
+    ends = F.one_hot(chosen, len(m.experts)).sum((0, 1)).cpu().numpy().cumsum(0)
+    rows, scale, out = order // 2, weights.view(-1)[order], torch.zeros_like(x)
+    for one, end in enumerate(ends):
+        start = ends[one - 1] if one else 0
+        if start == end:
+            continue
+        here = rows[start:end]
+        out.index_add_(0, here, m.experts[one](x[here]) * scale[start:end, None])
+    return out
+
+
 # Which are said to be called where they are chosen, or are given as many rows as chose them.
-LOOPS = [if_any, unless_empty, those_hit, listed, counted, counted_by_numpy, split_by_counts]
+LOOPS = [if_any, unless_empty, those_hit, listed, counted, counted_by_numpy, split_by_counts, squeezed, between_ends]
 MODULES = [where, nonzero, mask, mask_of_two, torch_where, sort, stack, *LOOPS]
 
 
