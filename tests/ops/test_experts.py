@@ -166,6 +166,18 @@ def counted_by_numpy(m, x):
     return _sorted(m, x, lambda experts, tokens, counts: _one_after_another(experts, tokens, counts.cpu().numpy()))
 
 
+def binned(m, x):
+    weights, chosen = m.chosen(x)
+    order, counts = chosen.view(-1).argsort(), torch.bincount(chosen.view(-1), minlength=len(m.experts)).tolist()
+    out, start = torch.zeros_like(x), 0
+    for expert, count in zip(m.experts, counts, strict=True):
+        if count:
+            here = order[start : start + count]
+            out.index_add_(0, here // 2, expert(x[here // 2]) * weights.view(-1)[here, None])
+        start += count
+    return out
+
+
 def split_by_counts(m, x):
     def split(experts, tokens, counts):
         parts = tokens.split(counts.tolist())
@@ -200,7 +212,18 @@ def between_ends(m, x):
 
 
 # Which are said to be called where they are chosen, or are given as many rows as chose them.
-LOOPS = [if_any, unless_empty, those_hit, listed, counted, counted_by_numpy, split_by_counts, squeezed, between_ends]
+LOOPS = [
+    if_any,
+    unless_empty,
+    those_hit,
+    listed,
+    counted,
+    counted_by_numpy,
+    split_by_counts,
+    squeezed,
+    between_ends,
+    binned,
+]
 MODULES = [where, nonzero, mask, mask_of_two, torch_where, sort, stack, *LOOPS]
 
 
