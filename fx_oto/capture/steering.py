@@ -42,7 +42,8 @@ class Steered(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not (self._number and func in _CHOICES and args[0].is_floating_point() and args[0].numel()):
+        chooses = self._number and func in _CHOICES and args[0].is_floating_point()
+        if not chooses or not args[0].ndim or not args[0].numel():  # of one number there is no other to choose
             return func(*args, **kwargs)
         scores, place = args[0], _CHOICES[func]
         dim = -1 if place is None else args[place] if len(args) > place else kwargs.get("dim", -1)

@@ -36,6 +36,9 @@ SKIPPED = {
     "if the length is 0": lambda m, y, rows: y if len(y[rows]) == 0 else _added(y, rows, m.inner(y[rows])),
     "if numel": lambda m, y, rows: _added(y, rows, m.inner(y[rows])) if y[rows].numel() else y,
     "if all, then at once": lambda m, y, rows: y + m.inner(y) if rows.all() else _added(y, rows, m.inner(y[rows])),
+    "beside a single number that is compared": lambda m, y, rows: (
+        torch.where(y.sum() > 0, 2.0, 1.0) * (_added(y, rows, m.inner(y[rows])) if rows.any() else y)
+    ),
     "the sum of none": lambda m, y, rows: y + m.inner(y[rows]).sum(0) if rows.any() else y,
 }
 
