@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,18 +17,19 @@ from fx_oto.capture.check import ROUNDS, check_branches, check_capture, not_the_
 from fx_oto.capture.groups import Group, groups_of, resized
 from fx_oto.capture.memory import Memory
 from fx_oto.capture.names import AnyNames
+from fx_oto.capture.ones import let_ones_in
 from fx_oto.capture.precision import Precision
 from fx_oto.capture.rebuilt import Rebuilt
-from fx_oto.capture.refusals import ON_VALUES, NotCapturedError
+from fx_oto.capture.refusals import ON_VALUES, NotCapturedError, NotHashedError
 from fx_oto.capture.run import CaptureRun
 from fx_oto.capture.sheet import Options
-from fx_oto.capture.sizes import Sizes
+from fx_oto.capture.sizes import Sizes, names_of
 from fx_oto.capture.subject import Subject
 from fx_oto.capture.whole import GradientHook, LeafTracer, Part
 from fx_oto.capture.writer import holder_of
 from fx_oto.core.context import Capture, ExampleInputs
-from fx_oto.core.errors import InputError
-from fx_oto.core.fx_utils import tensor_names, with_modes_of
+from fx_oto.core.errors import InputError, TraceError
+from fx_oto.core.fx_utils import tensor_leaves, tensor_names, with_modes_of
 from fx_oto.core.handed import HandedGraph
 from fx_oto.core.preserve import note_written, unchanged
 from fx_oto.nn.leaves import LeafOp, OpaqueOp
@@ -145,7 +146,12 @@ class Attempt:
             FixedByValuesError: its sizes are fixed, and may not be.
             TraceError: the graph does not do what the model does.
         """
-        runs = self._runs(self.inputs)
+        try:
+            runs = self._runs(self.inputs)
+        except NotCapturedError as error:
+            if error.in_training and (found := self._as_larger(self._batch_of_one())) is not None:
+                return found
+            raise
         for run in runs:
             modes = (False, True) if len(runs) == 1 and self.both_modes else (run.training,)
             for training in modes if run.branches else ():
@@ -156,21 +162,46 @@ class Attempt:
         by_values = not self.options.may_fix and any(run.calls_functions_whole for run in runs)
         if by_values and any(one.fixed for one in sizes.found):
             raise FixedByValuesError
+        if (found := self._as_larger(sizes.ones)) is not None:
+            return found
         is_cast = precision.rewrite()
         gm, merged = self._joined(runs)
         with_modes_of(gm, self.model)
+        both = self.both_modes and (merged or not all(run.is_plain for run in runs))
+        if not_checked := let_ones_in(gm, self.model, self.inputs, sizes.decided, both):
+            sizes.forget(not_checked)
         try:
-            tape = self._tape(gm, runs[0], sizes, is_cast) if handed or not merged else analysed_tape(gm, self.inputs)
+            as_run = not not_checked and (handed or not merged)
+            tape = self._tape(gm, runs[0], sizes, is_cast) if as_run else analysed_tape(gm, self.inputs)
         except (InputError, RuntimeError) as error:
             if not merged:
                 raise
             raise _not_both(error) from error
-        both = self.both_modes and (merged or not all(run.is_plain for run in runs))
         note_writes(tape, self.model)
         check_capture(gm, self.model, self.inputs, both)
         capture = Capture("fx_oto", tuple(self._called_whole(gm, tape)), sizes.found)
-        notes = list(dict.fromkeys(note for run in runs for note in run.notes))
+        notes = list(dict.fromkeys([*(note for run in runs for note in run.notes), *(note for _, note in sizes.notes)]))
         return Captured(gm, capture, tape, self.both_modes, notes)
+
+    def _batch_of_one(self) -> dict[Group, int]:
+        """A batch of 1, over which batch norms may fail in training, and another in its place."""
+        return {one: one.others()[0] for one in groups_of(self.inputs) if one.is_batch and one.size == 1}
+
+    def _as_larger(self, ones: Mapping[Group, int]) -> Captured | None:
+        """A capture on inputs whose sizes of 1 are larger, if its graph takes those of 1, too."""
+        if not ones:
+            return None
+        larger = resized(self.inputs, ones)
+        try:
+            found = Attempt(self.subject, larger, self.options, self.both_modes, self.constants).result()
+            check_capture(found.gm, self.model, self.inputs, self.both_modes)
+            tape = analysed_tape(found.gm, self.inputs)
+        except (NotCapturedError, NotHashedError, FixedByValuesError, TraceError, InputError):
+            return None
+        names, tensors = names_of(self.model, self.inputs), tensor_leaves((self.inputs.args, self.inputs.kwargs))
+        given = dict(zip(names, tensors, strict=True))
+        sizes = [replace(one, size=given[one.dims[0][0]].size(one.dims[0][1])) for one in found.how.sizes]
+        return replace(found, how=replace(found.how, sizes=tuple(sizes)), tape=tape)
 
     def _called_whole(self, gm: GraphModule, tape: Tape) -> Iterator[str]:
         """The names of what the graph calls as a whole."""

@@ -21,10 +21,10 @@ from fx_oto.core.differences import largest_gap, largest_value
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import raised_at, source_line, tensor_leaves, tensor_names
 from fx_oto.core.interpreter import PlainInterpreter, run_graph
-from fx_oto.core.preserve import Dice, evaluating, unwritten, without_fast_paths
+from fx_oto.core.preserve import Dice, evaluating, unwritten, without_fast_paths, without_zeros
 from fx_oto.core.warn import warn
 
-__all__ = ["ROUNDS", "check_branches", "check_capture", "not_the_same_without"]
+__all__ = ["ROUNDS", "check_branches", "check_capture", "does_the_same", "modes_of", "not_the_same_without"]
 
 ROUNDS = 16  # of other choices
 
@@ -40,11 +40,14 @@ def check_capture(gm: GraphModule, model: nn.Module, inputs: ExampleInputs, both
         InputError: the model does not run in evaluation, as of tokens that are not in its vocabulary.
         TraceError: the graph fails where the model does not, or returns something else.
     """
-    given = (*tensor_names(model).values(), *tensor_leaves((inputs.args, inputs.kwargs)))
-    if any(tensor.is_meta for tensor in given):
-        return
-    for training in (False, True) if both_modes else (False,):
+    for training in modes_of(model, inputs, both_modes):
         _check_in(training, gm, model, inputs)
+
+
+def modes_of(model: nn.Module, inputs: ExampleInputs, both_modes: bool) -> tuple[bool, ...]:
+    """Training modes in which a graph can be compared with its model: none without numbers, on the meta device."""
+    given = (*tensor_names(model).values(), *tensor_leaves((inputs.args, inputs.kwargs)))
+    return () if any(tensor.is_meta for tensor in given) else (False, True)[: 1 + both_modes]
 
 
 def _check_in(training: bool, gm: GraphModule, model: nn.Module, inputs: ExampleInputs) -> None:
@@ -93,6 +96,29 @@ def _note_fast_path(model: nn.Module, inputs: ExampleInputs, spelled_out: list[T
         )
 
 
+def does_the_same(
+    call: Callable[..., Any], gm: GraphModule, model: nn.Module, inputs: ExampleInputs, training: bool
+) -> bool:
+    """Whether a graph returns, and writes into buffers, bit by bit what its model does.
+
+    Args:
+        call: runs the graph.
+        gm: the graph.
+        model: the model; where it fails in training, as batch norm does over one row, it says nothing.
+        inputs: what both are given.
+        training: the mode.
+    """
+    try:
+        expected = _run(model, model, inputs, training, within=nullcontext())
+    except Exception:
+        return training
+    try:
+        found = _run(gm, model, inputs, training, within=nullcontext(), call=call)
+    except Exception:
+        return False
+    return len(expected) == len(found) and all(map(torch.equal, expected, found))
+
+
 def check_branches(run: CaptureRun, training: bool) -> None:
     """Compare a model with the graph that goes one way where its code decides by numbers, until it went the other.
 
@@ -104,19 +130,20 @@ def check_branches(run: CaptureRun, training: bool) -> None:
     """
     model, inputs, gm = run.model, run.inputs, run.module()
     watch = _Watching(gm, dict(run.branches))
-    for number in range(ROUNDS):
-        try:
-            expected = _run(model, model, inputs, training, within=Steered(number))
-        except Exception:
-            continue
-        try:
-            found = _run(gm, model, inputs, training, within=Steered(number), call=watch.call)
-        except Exception as error:
-            raise not_the_same_without(run) from error
-        if not _equal(expected, found):
-            break
-        if watch.has_seen_all:
-            return
+    with without_zeros(model):
+        for number in range(ROUNDS):
+            try:
+                expected = _run(model, model, inputs, training, within=Steered(number))
+            except Exception:
+                continue
+            try:
+                found = _run(gm, model, inputs, training, within=Steered(number), call=watch.call)
+            except Exception as error:
+                raise not_the_same_without(run) from error
+            if not _equal(expected, found):
+                break
+            if watch.has_seen_all:
+                return
     raise not_the_same_without(run)
 
 

@@ -24,7 +24,7 @@ from fx_oto.capture.groups import Group
 from fx_oto.capture.writer import Writer
 from fx_oto.core.fx_utils import source_line
 
-__all__ = ["Comparison", "Difference"]
+__all__ = ["Comparison", "Difference", "is_affine"]
 
 _FUNCTIONS: tuple[Callable[[Any], Any], ...] = (
     math.sqrt,
@@ -113,14 +113,14 @@ class Comparison:
         guesses: how many such numbers the last comparison has found.
         rounds: whether code was given the same plain number for two that differ, in the last comparison.
         places: the plain numbers that will be computed, and each way that explains them in all comparisons.
-        decision: a check in the graph of what depends on the size that the last comparison was at, if there is one.
+        decisions: checks in the graph of what depends on the size that the last comparison was at.
     """
 
     def __init__(self, run: Writer) -> None:
         self._run = run
         self.places: Mapping[_Place, _Ways] = {}
         self.guesses, self.rounds = 0, False
-        self.decision: Difference | None = None
+        self.decisions: list[Difference] = []
         self._counted: set[Node] = set()
 
     def with_other(self, other: Writer, group: Group, size: int) -> Difference | None:
@@ -136,7 +136,7 @@ class Comparison:
             return Difference(mine[min(len(mine), len(theirs)) - 1])
         self.guesses, self.rounds = len(found.places.keys() - self.places.keys()), found.rounds()
         self.places = {**self.places, **found.places}
-        self.decision = found.decision
+        self.decisions = found.decisions
         self._counted |= found.counted
         return None
 
@@ -202,7 +202,7 @@ class _Pass:
         self._run, self._other = run, other
         self._twins: dict[Node, Node] = {}
         self._node: Any = None
-        self.decision: Difference | None = None
+        self.decisions: list[Difference] = []
         self.counted: set[Node] = set()
         self.places: dict[_Place, _Ways] = {}
         self._pairs: list[tuple[Any, Any]] = []
@@ -229,7 +229,7 @@ class _Pass:
             self._twins[left] = right
             if _may_split_otherwise(left, right):
                 self.counted.add(left)
-                self.decision = self.decision or Difference(left)
+                self.decisions.append(Difference(left))
         return same
 
     def cause(self, node: Node) -> Node:
@@ -239,8 +239,10 @@ class _Pass:
     def _check(self, left: Node, right: Node) -> None:
         """Whether what a graph checks depends on the size; that two sizes are equal, where both follow it, does not."""
         asked, other = left.args[0], right.args[0]
-        if self.decision is None and isinstance(asked, Node) and isinstance(other, Node) and self._vary(asked, other):
-            self.decision = Difference(left) if _may_decide(asked, other) else None
+        if not (isinstance(asked, Node) and isinstance(other, Node)):
+            return
+        if self._vary(asked, other) and _may_decide(asked, other):
+            self.decisions.append(Difference(left))
 
     def _vary(self, left: Node, right: Node) -> bool:
         """Whether a number, or one that it is made of, is another at the other size."""
@@ -363,14 +365,14 @@ def _may_decide(left: Node, right: Node) -> bool:
         return True
     same = [a == b for a, b in zip(_values(left.args), _values(right.args), strict=False)]
     follow = left.target in (operator.eq, operator.ne) and not any(same)  # both sides follow the size
-    return not ((follow or all(same)) and _is_affine(left))
+    return not ((follow or all(same)) and is_affine(left))
 
 
-def _is_affine(node: Node) -> bool:
+def is_affine(node: Node) -> bool:
     """Whether it is made of sizes by sums and differences: what is alike at two sizes then always is."""
     numbers = [read for read in node.all_input_nodes if read.meta.get("is_number")]
     plain = node.target in (*_COMPARISONS, operator.add, operator.sub, operator.neg, "size")
-    return plain and all(map(_is_affine, numbers))
+    return plain and all(map(is_affine, numbers))
 
 
 _COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
@@ -44,12 +44,18 @@ class _Trial:
         difference: where code decides by the size, or depends on it.
         differed: the captures that were not the same, and their size.
         decides: whether those differ in what the graph checks.
+        checks: all that code decides by the size: what the graph says where it is otherwise, and where that is.
     """
 
     taken: int | None = None
     difference: Difference | None = None
     differed: tuple[list[CaptureRun], int] | None = None
     decides: bool = False
+    checks: dict[str, str] = field(default_factory=dict)
+
+    def note(self, differences: Collection[Difference]) -> None:
+        """Remember what code decides by."""
+        self.checks.update((one.check, str(one)) for one in differences)
 
 
 class Sizes:
@@ -64,6 +70,7 @@ class Sizes:
 
     Attributes:
         found: of each size.
+        notes: what their user should know, each with the size that it is about.
         larger: those of 1 that were captured larger.
         rewritten: whether numbers in the graph have become computations.
     """
@@ -82,6 +89,8 @@ class Sizes:
         self._comparisons = [Comparison(run) for run in runs]
         self._fixed: list[tuple[Group, Difference]] = []
         self.larger: dict[Group, int] = {}
+        self._decided: dict[InputSize, tuple[Group, dict[str, str]]] = {}
+        self.notes: list[tuple[InputSize, str]] = []
         found: list[InputSize] = []
         for group in groups_of(inputs):
             found += self._try(group) if handed or (group.size == 1 and len(runs) == 1) else [self._told(group)]
@@ -99,6 +108,25 @@ class Sizes:
     def _told(self, group: Group, fixed: str = "", decided: str = "") -> InputSize:
         return InputSize(tuple((self._names[number], dim) for number, dim in group.dims), group.size, fixed, decided)
 
+    @property
+    def decided(self) -> list[Group]:
+        """Sizes that code decides by, and that are not 1."""
+        return [group for group, _ in self._decided.values() if group.size != 1]
+
+    @property
+    def ones(self) -> dict[Group, int]:
+        """Sizes of 1 that are fixed, and others in their place."""
+        return {group: group.others()[0] for group, _ in self._fixed if group.size == 1}
+
+    def forget(self, checks: Collection[str]) -> None:
+        """Decisions that the graphs do not check any more."""
+        for told, (_, decided) in self._decided.items():
+            left = [where for text, where in decided.items() if text not in checks]
+            if left != list(decided.values()):
+                new = replace(told, decided=next(iter(left), ""))
+                self.found = tuple(new if one is told else one for one in self.found)
+                self.notes = [(one, note) for one, note in self.notes if one is not told]
+
     def _try(self, group: Group) -> list[InputSize]:
         before = [comparison.places for comparison in self._comparisons]
         trial = self._trial(group)
@@ -106,14 +134,15 @@ class Sizes:
         if trial.taken is not None:
             if group.size == 1:
                 self.larger[group] = trial.taken
+            told = self._told_of(group, trial)
             # Not what the graph checks already, but parts of which another batch may have more.
             splits = difference is not None and not difference.check
             if group.is_batch and (trial.differed is not None or splits):
-                self._announce("batches that the model's code treats like those", group, difference)
-            return [self._told(group, decided=str(difference or ""))]
+                self._announce(told, "batches that the model's code treats like those", difference)
+            return [told]
         if difference is not None:
-            if told := self._apart(group, trial):
-                return told
+            if apart := self._apart(group, trial):
+                return apart
             for comparison, places in zip(self._comparisons, before, strict=True):  # which were guessed wrong
                 comparison.places = places
             return [self._fix(group, difference)]
@@ -176,10 +205,12 @@ class Sizes:
         """Whether captures at another size are the same; what differs is noted."""
         found = self._compare(others, group, size)
         if found is None:
-            decisions = (one.decision for one in self._comparisons)
-            trial.difference = next(filter(None, decisions), trial.difference)
+            decisions = [decision for one in self._comparisons for decision in one.decisions]
+            trial.difference = decisions[0] if decisions else trial.difference
+            trial.note(decisions)
             return True
         trial.difference, trial.differed = trial.difference or found, (others, size)
+        trial.note([found])
         trial.decides = found.is_checked  # perhaps otherwise at another size
         if not trial.decides:
             trial.taken = None
@@ -192,7 +223,7 @@ class Sizes:
             alone = self._trial(one)
             if alone.taken is None:
                 return []
-            told.append(self._told(one, decided=str(alone.difference or "")))
+            told.append(self._told_of(one, alone))
         if not told or trial.differed is None or self._compare(trial.differed[0], group, trial.differed[1]) is not None:
             return []
         return told
@@ -208,15 +239,22 @@ class Sizes:
         self._fixed.append((group, difference))
         told = self._told(group, str(difference))
         if group.is_batch:
-            self._announce("batches", group, difference)
+            self._announce(told, "batches", difference)
         return told
 
-    def _announce(self, batches: str, group: Group, difference: Difference | None) -> None:
-        self._runs[0].notes.append(
-            f"the graph takes {batches} of {group.size} only, for code makes Python numbers of the batch size, or "
+    def _told_of(self, group: Group, trial: _Trial) -> InputSize:
+        told = self._told(group, decided=str(trial.difference or ""))
+        if told.decided:
+            self._decided[told] = group, trial.checks
+        return told
+
+    def _announce(self, told: InputSize, batches: str, difference: Difference | None) -> None:
+        note = (
+            f"the graph takes {batches} of {told.size} only, for code makes Python numbers of the batch size, or "
             f"decides by it: see {difference}. Other batches raise an error; give example inputs of the size that you "
             "train with, or let the code leave sizes to torch, such as -1 in a reshape"
         )
+        self.notes.append((told, note))
 
     def run_on_larger(self) -> CaptureRun | None:
         """The evaluation in which all sizes of 1 are larger; None if it is not the same."""

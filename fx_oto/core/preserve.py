@@ -32,6 +32,7 @@ __all__ = [
     "without_autocast",
     "without_backward_hooks",
     "without_fast_paths",
+    "without_zeros",
     "written_like",
 ]
 
@@ -188,6 +189,21 @@ def unwritten(model: nn.Module, training: bool = False) -> Iterator[None]:
     finally:
         for content in before:
             content.put_back()
+
+
+@contextmanager
+def without_zeros(model: nn.Module) -> Iterator[None]:
+    """Give parameters that are zero everywhere other numbers for a while: nothing is seen of what they multiply."""
+    zeros = [one for one in model.parameters() if type(one) is nn.Parameter and one.is_floating_point()]
+    before = [(one, one.data) for one in zeros if one.layout is torch.strided and not one.any()]
+    try:
+        for one, data in before:
+            generator = torch.Generator(data.device).manual_seed(0)
+            one.data = torch.rand(data.shape, generator=generator, dtype=data.dtype, device=data.device) - 0.5
+        yield
+    finally:
+        for one, data in before:
+            one.data = data
 
 
 def without_fast_paths() -> AbstractContextManager[object]:

@@ -1,0 +1,101 @@
+"""Sizes of 1, of which code thinks apart: a graph of larger ones takes them where it does what the model does.
+
+``if len(x) != 1: y = y.expand(len(x), -1)`` and ``is_causal = length > 1`` save work, and change nothing.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from fx_oto.capture.check import does_the_same, modes_of
+from fx_oto.capture.comparison import is_affine
+from fx_oto.capture.groups import Group, resized
+from fx_oto.core.context import ExampleInputs
+from fx_oto.core.interpreter import PlainInterpreter, run_graph
+from fx_oto.core.preserve import without_zeros
+
+__all__ = ["let_ones_in"]
+
+_DIFFER = (operator.ne, operator.gt, operator.lt)
+
+
+def let_ones_in(
+    gm: GraphModule, model: nn.Module, inputs: ExampleInputs, groups: list[Group], both_modes: bool
+) -> set[str]:
+    """Take checks that sizes are not 1 out of a graph, if it returns there what the model returns, bit by bit.
+
+    Args:
+        gm: the graph.
+        model: what it was captured of.
+        inputs: the example inputs.
+        groups: the sizes to try, the most important first; all of them at once, too.
+        both_modes: whether training is compared as well.
+
+    Returns:
+        What the checks said.
+    """
+    found = {group: _checks_at(gm, model, resized(inputs, {group: 1}), both_modes) for group in groups}
+    taken = [group for group in groups if found[group]]
+    while len(taken) > 1 and not _checks_at(gm, model, resized(inputs, dict.fromkeys(taken, 1)), both_modes):
+        taken.pop()
+    texts = {check: str(check.args[1]) for group in taken for check in found[group]}
+    for check in texts:
+        _erase(check)
+    if texts:
+        gm.recompile()
+    return set(texts.values())
+
+
+def _checks_at(gm: GraphModule, model: nn.Module, inputs: ExampleInputs, both_modes: bool) -> set[Node]:
+    """What refuses these inputs, if nothing else than that sizes are not 1 does and it is not needed; else empty."""
+    unchecked, modes = _Unchecked(gm), modes_of(model, inputs, both_modes)
+    if not modes:
+        return set()
+    with without_zeros(model):
+        same = all(does_the_same(unchecked.call, gm, model, inputs, training) for training in modes)
+    return unchecked.failed if same and all(map(unchecked.is_of_one, unchecked.failed)) else set()
+
+
+class _Unchecked(PlainInterpreter):
+    """Runs a graph in spite of its checks, and notes which fail."""
+
+    def __init__(self, gm: GraphModule) -> None:
+        super().__init__(gm)
+        self.failed: set[Node] = set()
+        self._alike: set[Node] = set()
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it on what the model takes."""
+        return run_graph(self, args, kwargs)
+
+    def is_of_one(self, check: Node) -> bool:
+        """Whether it holds that two numbers are not alike, and they are alike at one size only."""
+        asked = check.args[0]
+        return isinstance(asked, Node) and asked in self._alike and is_affine(asked)
+
+    def run_node(self, n: Node) -> Any:
+        """See the base class."""
+        given, _ = self.fetch_args_kwargs_from_env(n)
+        if n.target is torch._assert and given[0] is False:
+            self.failed.add(n)
+            return None
+        if n.target in _DIFFER and given[0] == given[1]:
+            self._alike.add(n)
+        return super().run_node(n)
+
+
+def _erase(check: Node) -> None:
+    """Take it out, and what is computed for it alone."""
+    waiting = [check]
+    while waiting:
+        node = waiting.pop()
+        if node.users or node.op == "placeholder":
+            continue
+        waiting += node.all_input_nodes if node is check or node.meta.get("is_number") else ()
+        if node is check or node.meta.get("is_number"):
+            node.graph.erase_node(node)
