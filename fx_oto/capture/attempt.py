@@ -17,13 +17,13 @@ from fx_oto.capture.check import ROUNDS, check_branches, check_capture, not_the_
 from fx_oto.capture.groups import Group, groups_of, resized
 from fx_oto.capture.memory import Memory
 from fx_oto.capture.names import AnyNames
-from fx_oto.capture.ones import let_ones_in
 from fx_oto.capture.precision import Precision
 from fx_oto.capture.rebuilt import Rebuilt
 from fx_oto.capture.refusals import ON_VALUES, NotCapturedError, NotHashedError
 from fx_oto.capture.run import CaptureRun
 from fx_oto.capture.sheet import Options
 from fx_oto.capture.sizes import Sizes, names_of
+from fx_oto.capture.small import keep_small_out, let_ones_in
 from fx_oto.capture.subject import Subject
 from fx_oto.capture.whole import GradientHook, LeafTracer, Part
 from fx_oto.capture.writer import holder_of
@@ -147,11 +147,15 @@ class Attempt:
             TraceError: the graph does not do what the model does.
         """
         try:
-            runs = self._runs(self.inputs)
-        except NotCapturedError as error:
-            if error.in_training and (found := self._as_larger(self._batch_of_one())) is not None:
+            return self._on_these_inputs()
+        except TraceError as error:  # over one row batch norms fail in training, or code leaves them in evaluation
+            in_training = not isinstance(error, NotCapturedError) or error.in_training
+            if in_training and (found := self._as_larger(self._batch_of_one())) is not None:
                 return found
             raise
+
+    def _on_these_inputs(self) -> Captured:
+        runs = self._runs(self.inputs)
         for run in runs:
             modes = (False, True) if len(runs) == 1 and self.both_modes else (run.training,)
             for training in modes if run.branches else ():
@@ -168,10 +172,12 @@ class Attempt:
         gm, merged = self._joined(runs)
         with_modes_of(gm, self.model)
         both = self.both_modes and (merged or not all(run.is_plain for run in runs))
-        if not_checked := let_ones_in(gm, self.model, self.inputs, sizes.decided, both):
-            sizes.forget(not_checked)
+        not_checked = let_ones_in(gm, self.model, self.inputs, sizes.decided, both)
+        sizes.forget(not_checked)
+        too_small = keep_small_out(gm, self.model, self.inputs, sizes.doubts, both, runs[-1].name_of_input)
+        sizes.doubt(too_small)
         try:
-            as_run = not not_checked and (handed or not merged)
+            as_run = not (not_checked or too_small) and (handed or not merged)
             tape = self._tape(gm, runs[0], sizes, is_cast) if as_run else analysed_tape(gm, self.inputs)
         except (InputError, RuntimeError) as error:
             if not merged:
@@ -184,23 +190,28 @@ class Attempt:
         return Captured(gm, capture, tape, self.both_modes, notes)
 
     def _batch_of_one(self) -> dict[Group, int]:
-        """A batch of 1, over which batch norms may fail in training, and another in its place."""
+        """A batch of 1, and another in its place."""
         return {one: one.others()[0] for one in groups_of(self.inputs) if one.is_batch and one.size == 1}
 
     def _as_larger(self, ones: Mapping[Group, int]) -> Captured | None:
         """A capture on inputs whose sizes of 1 are larger, if its graph takes those of 1, too."""
         if not ones:
             return None
-        larger = resized(self.inputs, ones)
+        larger, modes = resized(self.inputs, ones), self.subject.in_own_mode
         try:
             found = Attempt(self.subject, larger, self.options, self.both_modes, self.constants).result()
             check_capture(found.gm, self.model, self.inputs, self.both_modes)
             tape = analysed_tape(found.gm, self.inputs)
         except (NotCapturedError, NotHashedError, FixedByValuesError, TraceError, InputError):
+            self.subject.in_own_mode = modes
             return None
         names, tensors = names_of(self.model, self.inputs), tensor_leaves((self.inputs.args, self.inputs.kwargs))
         given = dict(zip(names, tensors, strict=True))
-        sizes = [replace(one, size=given[one.dims[0][0]].size(one.dims[0][1])) for one in found.how.sizes]
+        sizes = [
+            # Those that code decides by are like the larger one.
+            one if one.decided else replace(one, size=given[one.dims[0][0]].size(one.dims[0][1]))
+            for one in found.how.sizes
+        ]
         return replace(found, how=replace(found.how, sizes=tuple(sizes)), tape=tape)
 
     def _called_whole(self, gm: GraphModule, tape: Tape) -> Iterator[str]:
@@ -222,15 +233,27 @@ class Attempt:
         Raises:
             NotCapturedError: the model's code does something that cannot be captured, or does not take the inputs.
         """
+        known, is_first = self.subject.in_own_mode, inputs is self.inputs
+        self.subject.in_own_mode = set() if is_first else set(known)
+        try:
+            return self._runs_in_modes(inputs)
+        finally:
+            if not is_first:  # on other inputs, layers may be in other modes
+                self.subject.in_own_mode = known
+
+    def _runs_in_modes(self, inputs: ExampleInputs) -> list[CaptureRun]:
         evaluation = self._run(inputs, training=False)
         again = self.both_modes and (evaluation.asked or self.subject.reads_mode)
         if not again:
             return [evaluation]
+        known = len(self.subject.in_own_mode)
         try:
-            return [evaluation, self._run(inputs, training=True)]
+            training = self._run(inputs, training=True)
         except NotCapturedError as error:
             error.in_training = not self.options.opaque
             raise
+        seen_now = len(self.subject.in_own_mode) > known  # which evaluation cannot tell from its own
+        return [self._run(inputs, training=False) if seen_now else evaluation, training]
 
     def _runs_of(self, model: nn.Module, inputs: ExampleInputs) -> list[CaptureRun]:
         """A copy of the model, captured in the same way."""

@@ -140,6 +140,20 @@ class Comparison:
         self._counted |= found.counted
         return None
 
+    def is_like(self, other: Writer, group: Group, size: int) -> bool:
+        """Whether a capture at another size is the same, as far as is known by now."""
+        found = _Pass(self._run, other, group, size, self.places)
+        mine, theirs = list(self._run.graph.nodes), list(other.graph.nodes)
+        same = len(mine) == len(theirs) and all(
+            found.same_node(left, right) or left.meta.get("is_number") for left, right in zip(mine, theirs, strict=True)
+        )
+        return same and found.places.keys() <= self.places.keys()
+
+    def told_apart(self, other: Writer) -> Difference | None:
+        """The first plain number that code was given, and that is another in another capture."""
+        pairs = zip(self._run.events, other.events, strict=False)
+        return next((Difference(node) for (node, mine), (_, theirs) in pairs if mine != theirs), None)
+
     def rewrite(self) -> bool:
         """Let the graph compute the numbers, and check how many parts there are; returns whether it does."""
         by_node: dict[Node, dict[tuple[Any, ...], _OfHanded | _Product]] = {}

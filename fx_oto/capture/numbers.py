@@ -219,6 +219,14 @@ class Flag(int):
 
     run: Run
 
+    @property
+    def __class__(self) -> type[Any]:  # no class can inherit from bool, which ``module.train(mode)`` asks for
+        return bool
+
+    @__class__.setter
+    def __class__(self, kind: type[Any]) -> None:
+        raise TypeError("the class of a truth value cannot be changed")
+
     def __bool__(self) -> bool:
         self.run.asked_for_mode()
         return int.__bool__(self)

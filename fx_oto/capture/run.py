@@ -40,7 +40,7 @@ from fx_oto.capture.opaque import opaque_calls
 from fx_oto.capture.recorder import Recorder
 from fx_oto.capture.refusals import DRAWS, ON_VALUES, NotCapturedError, NotHashedError, RandomError
 from fx_oto.capture.statements import failed_line
-from fx_oto.capture.subject import held_by
+from fx_oto.capture.subject import held_by, reads_mode
 from fx_oto.capture.whole import (
     LeafTracer,
     Part,
@@ -281,9 +281,16 @@ class CaptureRun(Recorder):
             self.depth -= 1
 
     def _is_leaf(self, module: nn.Module, given: Any) -> bool:
-        """Whether a module is called as a whole: not over tensors that others have lent it, nor under ``vmap``."""
+        """Whether a module is called as a whole: not over tensors that others have lent it, nor under ``vmap``.
+
+        Nor where code puts it into a mode of its own, whatever that of the model is.
+        """
         own = self.subject.own.get(id(module))
-        return own is not None and own == held_by(module) and not is_wrapped_by_functorch(given)
+        if own is None or own != held_by(module) or is_wrapped_by_functorch(given):
+            return False
+        if bool(int(module.training)) != self.training and reads_mode(module):  # of a teacher, or a frozen norm
+            self.subject.in_own_mode.add(id(module))
+        return id(module) not in self.subject.in_own_mode
 
     def _call_whole(self, module: nn.Module, name: str, opaque: bool, args: Any, kwargs: Any) -> Any:
         self.held[name] = module

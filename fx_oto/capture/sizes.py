@@ -70,6 +70,7 @@ class Sizes:
 
     Attributes:
         found: of each size.
+        doubts: sizes of which smaller ones lead elsewhere, and the least that does not, as far as is known.
         notes: what their user should know, each with the size that it is about.
         larger: those of 1 that were captured larger.
         rewritten: whether numbers in the graph have become computations.
@@ -91,6 +92,7 @@ class Sizes:
         self.larger: dict[Group, int] = {}
         self._decided: dict[InputSize, tuple[Group, dict[str, str]]] = {}
         self.notes: list[tuple[InputSize, str]] = []
+        self.doubts: dict[Group, tuple[int, Difference]] = {}
         found: list[InputSize] = []
         for group in groups_of(inputs):
             found += self._try(group) if handed or (group.size == 1 and len(runs) == 1) else [self._told(group)]
@@ -126,6 +128,11 @@ class Sizes:
                 new = replace(told, decided=next(iter(left), ""))
                 self.found = tuple(new if one is told else one for one in self.found)
                 self.notes = [(one, note) for one, note in self.notes if one is not told]
+
+    def doubt(self, groups: Collection[Group]) -> None:
+        """Sizes of which the graphs check that they are not too small."""
+        dims = {self._told(group).dims: str(self.doubts[group][1]) for group in groups}
+        self.found = tuple(replace(one, decided=one.decided or dims.get(one.dims, "")) for one in self.found)
 
     def _try(self, group: Group) -> list[InputSize]:
         before = [comparison.places for comparison in self._comparisons]
@@ -173,7 +180,29 @@ class Sizes:
             others = self._captured(group, far)
             if others is not None:
                 self._is_same(trial, others, group, far)
+        if trial.taken is not None and group.size > 1 and any(run.events for run in self._runs):
+            self._look_below(group)
         return trial
+
+    def _look_below(self, group: Group) -> None:
+        """Find out whether code goes another way at 1, and up to where: it asks ``if len(x) == 1`` of plain numbers."""
+        others = self._captured(group, 1)
+        if others is None or self._is_like(others, group, 1):
+            return
+        told = (one.told_apart(other) for one, other in zip(self._comparisons, others, strict=False))
+        difference = next(filter(None, told), None)
+        if difference is None:
+            return
+        low, least = 1, group.size
+        while least - low > 1:
+            size = (low + least) // 2
+            others = self._captured(group, size)
+            low, least = (low, size) if others is not None and self._is_like(others, group, size) else (size, least)
+        self.doubts[group] = least, difference
+
+    def _is_like(self, others: list[CaptureRun], group: Group, size: int) -> bool:
+        pairs = zip(self._comparisons, others, strict=False)
+        return all(one.is_like(other, group, size) for one, other in pairs)
 
     def _tell_apart(self, trial: _Trial, group: Group, size: int) -> None:
         """Change dimensions that are alike one by one: a plain number may follow the height, the width, or both."""

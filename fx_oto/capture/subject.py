@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -13,7 +14,7 @@ from fx_oto.capture.caches import namespaces_of
 from fx_oto.capture.derivatives import Judged
 from fx_oto.capture.whole import is_leaf
 
-__all__ = ["Subject", "held_by"]
+__all__ = ["Subject", "held_by", "reads_mode"]
 
 
 class Subject:
@@ -29,8 +30,10 @@ class Subject:
         own: of each of these, by ``id``, which tensors it and its children hold.
         tensors: the name of each tensor that they hold, by ``id``.
         namespaces: where its code finds functions.
+        in_own_mode: leaves, by ``id``, that code has put into a mode of their own before it called them.
         seen_inside: which ``torch.autograd.Function`` is part of the graph.
-        reads_mode: whether its classes read ``training``, be it to compute with, which Python does not tell.
+        reads_mode: whether its classes read ``training``, be it to compute with, which Python does not tell, or put
+            modules into a mode of their own.
         tells_modes_apart: whether they ask what ``training`` is, as in ``training is True``, which only a bool is.
     """
 
@@ -42,15 +45,28 @@ class Subject:
         self.tensors = _names_of_tensors(self.modules)
         self.namespaces = namespaces_of(model)
         self.seen_inside = Judged()
+        self.in_own_mode: set[int] = set()
         found = (value for names in self.namespaces for value in names.values())
         codes = [one for value in found if isinstance(value, FunctionType) for one in _codes(value.__code__)]
         reading = [code for code in codes if "training" in code.co_names]
-        self.reads_mode, self.tells_modes_apart = bool(reading), any(map(_tells_modes_apart, reading))
+        self.reads_mode = bool(reading) or any({"train", "eval"} & set(code.co_names) for code in codes)
+        self.tells_modes_apart = any(map(_tells_modes_apart, reading))
 
 
 def held_by(module: nn.Module) -> list[int]:
     """The tensors that a module and its children hold, by ``id``."""
     return [id(tensor) for tensor in (*module.parameters(), *module.buffers())]
+
+
+def reads_mode(module: nn.Module) -> bool:
+    """Whether what a layer computes depends on its mode."""
+    code = getattr(type(module).forward, "__code__", None)
+    return code is not None and _names_mode(code)
+
+
+@cache
+def _names_mode(code: CodeType) -> bool:
+    return any("training" in one.co_names for one in _codes(code))
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

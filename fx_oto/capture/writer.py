@@ -188,10 +188,18 @@ class Writer(Sheet):
                 self.places = {key: one for key, one in places.items() if one is not None}
                 self._attributes = {key: one for key, one in self._attributes.items() if one is not node}
 
-    def size_of_input(self, number: int, dim: int) -> Node:
-        """A new node that reads a size of an input, which is the tensor of that number among them."""
+    def name_of_input(self, number: int) -> str:
+        """The name of the node of an input, which is the tensor of that number among them."""
+        return self._input(number).name
+
+    def _input(self, number: int) -> Node:
         source = self.places[id(self.fakes.of(self.given_tensors()[number]))]
         assert isinstance(source, Node)
+        return source
+
+    def size_of_input(self, number: int, dim: int) -> Node:
+        """A new node that reads a size of an input."""
+        source = self._input(number)
         node = self.graph.call_method("size", (source, dim))
         node.meta["val"] = source.meta["val"].shape[dim]
         return node

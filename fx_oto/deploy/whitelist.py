@@ -47,7 +47,8 @@ _OPERATORS = (
 _MATH = "ceil cos exp floor gcd isqrt lcm log log2 log10 pow prod sin sqrt trunc"
 _BUILTINS = "abs bool complex dict float getattr int len list max min round sum tuple"
 _OURS: tuple[Callable[..., Any], ...] = (
-    *(is_none, is_so, length, limit_of, sorted_keys, modes.by_mode, modes.written_in, times_each, times_ratio),
+    *(is_none, is_so, length, limit_of, sorted_keys, times_each, times_ratio),
+    *(modes.by_mode, modes.holds_in, modes.written_in),
     *(norms.batch_norm_over, norms.group_norm_over, norms.layer_norm_over, norms.mean_over, norms.rms_norm_over),
     products.grouped_mm_of_any_width,
     *(norms.variance_over, norms.worth_beside, norms.beside, norms.moments_of, norms.normalized_beside),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from difflib import SequenceMatcher
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import Graph, Node
@@ -23,7 +24,7 @@ from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import bare_name, op_name, source_line
 
 __all__ = ["FLAG", "IN_PLACE", "TrainingFlag"]
-__all__ += ["by_mode", "called", "merge_modes", "says_in_place", "written_in"]
+__all__ += ["by_mode", "called", "holds_in", "merge_modes", "says_in_place", "written_in"]
 
 FLAG = "fx_oto_training_mode"
 
@@ -50,6 +51,11 @@ def written_in(wanted: bool, training: bool, write: Any, target: Tensor, *args: 
         getattr(target, write)(*args, **kwargs) if isinstance(write, str) else write(target, *args, **kwargs)
     )
     return result
+
+
+def holds_in(wanted: bool, training: bool, condition: bool) -> bool:
+    """Whether a condition holds, of which one mode alone asks."""
+    return condition or training != wanted
 
 
 def called(node: Node) -> tuple[str, tuple[Any, ...]]:
@@ -229,6 +235,15 @@ class _Merger:
                     "a module's running statistics, that the other mode reads; write it without a change in place"
                 )
             merged[node] = self.graph.node_copy(node, merged.__getitem__)
+            if node.target is torch._assert:
+                self._ask_in(not stateful, merged[node])
+
+    def _ask_in(self, mode: bool, check: Node) -> None:
+        """Let a check refuse nothing in the other mode."""
+        with self.graph.inserting_before(check):
+            asked = self.graph.call_function(holds_in, (mode, self._mode(), check.args[0]))
+        asked.meta["val"], asked.meta["is_number"] = True, True
+        check.args = (asked, *check.args[1:])
 
     def _copy_write(self, node: Node, merged: dict[Node, Node], wanted: bool) -> Node | None:
         """A write that happens in its mode only, where the node is nothing but a write into its first argument."""
