@@ -99,9 +99,9 @@ def _note_fast_path(model: nn.Module, inputs: ExampleInputs, spelled_out: list[T
 
 
 def does_the_same(
-    call: Callable[..., Any], gm: GraphModule, model: nn.Module, inputs: ExampleInputs, training: bool
+    call: Callable[..., Any], gm: GraphModule, model: nn.Module, inputs: ExampleInputs, training: bool, steps: int = 0
 ) -> bool:
-    """Whether a graph returns, and writes into buffers, bit by bit what its model does.
+    """Whether a graph returns, and writes into buffers, what its model does.
 
     Args:
         call: runs the graph.
@@ -109,6 +109,7 @@ def does_the_same(
         model: the model; where it fails in training, as batch norm does over one row, it says nothing.
         inputs: what both are given.
         training: the mode.
+        steps: how many steps of rounding, of the largest number, they may differ by.
     """
     try:
         expected = _run(model, model, inputs, training, within=nullcontext())
@@ -118,7 +119,13 @@ def does_the_same(
         found = _run(gm, model, inputs, training, within=nullcontext(), call=call)
     except Exception:
         return False
-    return len(expected) == len(found) and all(map(torch.equal, expected, found))
+
+    def is_close(one: Tensor, other: Tensor) -> bool:
+        if torch.equal(one, other) or one.shape != other.shape or not one.is_floating_point():
+            return torch.equal(one, other)
+        return largest_gap(one, other) <= steps * torch.finfo(one.dtype).eps * largest_value(one)
+
+    return len(expected) == len(found) and all(map(is_close, expected, found))
 
 
 def check_branches(run: CaptureRun, training: bool) -> None:

@@ -140,19 +140,21 @@ class Comparison:
         self._counted |= found.counted
         return None
 
-    def is_like(self, other: Writer, group: Group, size: int) -> bool:
-        """Whether a capture at another size is the same, as far as is known by now."""
+    def unlike(self, other: Writer, group: Group, size: int) -> Difference | None:
+        """What a capture at another size may differ for, as far as is known by now; None if it is the same.
+
+        That is the first plain number that code was given and that is another one there, or else where they differ.
+        """
         found = _Pass(self._run, other, group, size, self.places)
         mine, theirs = list(self._run.graph.nodes), list(other.graph.nodes)
-        same = len(mine) == len(theirs) and all(
-            found.same_node(left, right) or left.meta.get("is_number") for left, right in zip(mine, theirs, strict=True)
-        )
-        return same and found.places.keys() <= self.places.keys()
-
-    def told_apart(self, other: Writer) -> Difference | None:
-        """The first plain number that code was given, and that is another in another capture."""
-        pairs = zip(self._run.events, other.events, strict=False)
-        return next((Difference(node) for (node, mine), (_, theirs) in pairs if mine != theirs), None)
+        pairs = zip(mine, theirs, strict=False)
+        differ = (one for one, two in pairs if not found.same_node(one, two) and not one.meta.get("is_number"))
+        node = next(differ, None) or (mine[min(len(mine), len(theirs)) - 1] if len(mine) != len(theirs) else None)
+        if node is None and found.places.keys() <= self.places.keys():
+            return None
+        events = zip(self._run.events, other.events, strict=False)
+        asked = next((asked for (asked, one), (_, two) in events if one != two), None)
+        return Difference(asked or found.cause(node or mine[-1]))
 
     def rewrite(self) -> bool:
         """Let the graph compute the numbers, and check how many parts there are; returns whether it does."""

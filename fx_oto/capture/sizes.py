@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 
@@ -180,29 +181,25 @@ class Sizes:
             others = self._captured(group, far)
             if others is not None:
                 self._is_same(trial, others, group, far)
-        if trial.taken is not None and group.size > 1 and any(run.events for run in self._runs):
+        if trial.taken is not None and group.size > 1 and any(map(_counts, self._runs)):
             self._look_below(group)
         return trial
 
     def _look_below(self, group: Group) -> None:
         """Find out whether code goes another way at 1, and up to where: it asks ``if len(x) == 1`` of plain numbers."""
-        others = self._captured(group, 1)
-        if others is None or self._is_like(others, group, 1):
-            return
-        told = (one.told_apart(other) for one, other in zip(self._comparisons, others, strict=False))
-        difference = next(filter(None, told), None)
-        if difference is None:
+        if (others := self._captured(group, 1)) is None or (difference := self._unlike(others, group, 1)) is None:
             return
         low, least = 1, group.size
         while least - low > 1:
             size = (low + least) // 2
             others = self._captured(group, size)
-            low, least = (low, size) if others is not None and self._is_like(others, group, size) else (size, least)
+            same = others is not None and self._unlike(others, group, size) is None
+            low, least = (low, size) if same else (size, least)
         self.doubts[group] = least, difference
 
-    def _is_like(self, others: list[CaptureRun], group: Group, size: int) -> bool:
+    def _unlike(self, others: list[CaptureRun], group: Group, size: int) -> Difference | None:
         pairs = zip(self._comparisons, others, strict=False)
-        return all(one.is_like(other, group, size) for one, other in pairs)
+        return next(filter(None, (one.unlike(other, group, size) for one, other in pairs)), None)
 
     def _tell_apart(self, trial: _Trial, group: Group, size: int) -> None:
         """Change dimensions that are alike one by one: a plain number may follow the height, the width, or both."""
@@ -299,3 +296,9 @@ class Sizes:
             return None
         same = len(others[0].graph.nodes) == len(self._runs[0].graph.nodes)
         return others[0] if same else None
+
+
+def _counts(run: CaptureRun) -> bool:
+    """Whether code was given plain numbers, or sequences, which may be as long as a size."""
+    values = (node.meta.get("val") for node in run.graph.nodes)
+    return bool(run.events) or any(isinstance(one, tuple | list) and not isinstance(one, torch.Size) for one in values)

@@ -23,6 +23,7 @@ from fx_oto.nn.modes import FLAG, TrainingFlag, holds_in
 
 __all__ = ["keep_small_out", "let_ones_in"]
 
+_STEPS = 64  # of rounding, by which another way to the same may differ
 _DIFFER = (operator.ne, operator.gt, operator.lt)
 
 
@@ -109,7 +110,8 @@ def _is_alike(gm: GraphModule, model: nn.Module, inputs: ExampleInputs, training
     if not modes_of(model, inputs, False):
         return False
     with without_zeros(model):
-        return does_the_same(unchecked.call, gm, model, inputs, training) or bool(unchecked.failed)
+        same = does_the_same(unchecked.call, gm, model, inputs, training, _STEPS)
+    return same or bool(unchecked.failed)
 
 
 def _check_least(gm: GraphModule, source: str, dim: int, least: int, only: bool | None, text: str) -> None:
