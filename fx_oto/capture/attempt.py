@@ -18,7 +18,6 @@ from fx_oto.capture.groups import Group, groups_of, resized
 from fx_oto.capture.memory import Memory
 from fx_oto.capture.names import AnyNames
 from fx_oto.capture.precision import Precision
-from fx_oto.capture.ranks import depends_on_ranks
 from fx_oto.capture.rebuilt import Rebuilt
 from fx_oto.capture.refusals import ON_VALUES, NotCapturedError, NotHashedError
 from fx_oto.capture.run import CaptureRun
@@ -170,9 +169,6 @@ class Attempt:
         if (found := self._as_larger(sizes.ones)) is not None:
             return found
         is_cast = precision.rewrite()
-        if self.subject.reads_ranks and depends_on_ranks(runs, self.inputs, self._runs):
-            for run in runs:
-                run.fix_ranks()
         gm, merged = self._joined(runs)
         with_modes_of(gm, self.model)
         both = self.both_modes and (merged or not all(run.is_plain for run in runs))
