@@ -197,13 +197,12 @@ class Attempt:
         """A capture on inputs whose sizes of 1 are larger, if its graph takes those of 1, too."""
         if not ones:
             return None
-        larger, modes = resized(self.inputs, ones), self.subject.in_own_mode
+        larger, options = resized(self.inputs, ones), replace(self.options, in_own_mode=frozenset())
         try:
-            found = Attempt(self.subject, larger, self.options, self.both_modes, self.constants).result()
+            found = Attempt(self.subject, larger, options, self.both_modes, self.constants).result()
             check_capture(found.gm, self.model, self.inputs, self.both_modes)
             tape = analysed_tape(found.gm, self.inputs)
         except (NotCapturedError, NotHashedError, FixedByValuesError, TraceError, InputError):
-            self.subject.in_own_mode = modes
             return None
         names, tensors = names_of(self.model, self.inputs), tensor_leaves((self.inputs.args, self.inputs.kwargs))
         given = dict(zip(names, tensors, strict=True))
@@ -233,27 +232,20 @@ class Attempt:
         Raises:
             NotCapturedError: the model's code does something that cannot be captured, or does not take the inputs.
         """
-        known, is_first = self.subject.in_own_mode, inputs is self.inputs
-        self.subject.in_own_mode = set() if is_first else set(known)
-        try:
-            return self._runs_in_modes(inputs)
-        finally:
-            if not is_first:  # on other inputs, layers may be in other modes
-                self.subject.in_own_mode = known
-
-    def _runs_in_modes(self, inputs: ExampleInputs) -> list[CaptureRun]:
         evaluation = self._run(inputs, training=False)
         again = self.both_modes and (evaluation.asked or self.subject.reads_mode)
         if not again:
             return [evaluation]
-        known = len(self.subject.in_own_mode)
         try:
             training = self._run(inputs, training=True)
         except NotCapturedError as error:
             error.in_training = not self.options.opaque
             raise
-        seen_now = len(self.subject.in_own_mode) > known  # which evaluation cannot tell from its own
-        return [self._run(inputs, training=False) if seen_now else evaluation, training]
+        moved = evaluation.in_own_mode | training.in_own_mode
+        if inputs is self.inputs and not moved <= self.options.in_own_mode:  # each mode alone sees half of them
+            self.options = replace(self.options, in_own_mode=self.options.in_own_mode | moved)
+            return self._runs(inputs)
+        return [evaluation, training]
 
     def _runs_of(self, model: nn.Module, inputs: ExampleInputs) -> list[CaptureRun]:
         """A copy of the model, captured in the same way."""

@@ -126,14 +126,8 @@ class Comparison:
     def with_other(self, other: Writer, group: Group, size: int) -> Difference | None:
         """The first place where a capture at another size differs; None if it is the same."""
         found = _Pass(self._run, other, group, size, self.places)
-        mine, theirs = list(self._run.graph.nodes), list(other.graph.nodes)
-        for left, right in zip(mine, theirs, strict=False):
-            if not found.same_node(left, right) and not left.meta.get("is_number"):  # which matters where it is read
-                return Difference(found.cause(left))
-            if left in self._counted and len(left.meta["val"]) != len(right.meta["val"]):
-                return Difference(left, is_counted=True)
-        if len(mine) != len(theirs):
-            return Difference(mine[min(len(mine), len(theirs)) - 1])
+        if (difference := self._first(found, other)) is not None:
+            return difference
         self.guesses, self.rounds = len(found.places.keys() - self.places.keys()), found.rounds()
         self.places = {**self.places, **found.places}
         self.decisions = found.decisions
@@ -146,15 +140,23 @@ class Comparison:
         That is the first plain number that code was given and that is another one there, or else where they differ.
         """
         found = _Pass(self._run, other, group, size, self.places)
-        mine, theirs = list(self._run.graph.nodes), list(other.graph.nodes)
-        pairs = zip(mine, theirs, strict=False)
-        differ = (one for one, two in pairs if not found.same_node(one, two) and not one.meta.get("is_number"))
-        node = next(differ, None) or (mine[min(len(mine), len(theirs)) - 1] if len(mine) != len(theirs) else None)
-        if node is None and found.places.keys() <= self.places.keys():
+        difference = self._first(found, other)
+        guessed = [Difference(node) for node, path in found.places if (node, path) not in self.places]
+        if difference is None and not guessed:
             return None
         events = zip(self._run.events, other.events, strict=False)
-        asked = next((asked for (asked, one), (_, two) in events if one != two), None)
-        return Difference(asked or found.cause(node or mine[-1]))
+        asked = next((Difference(asked) for (asked, one), (_, two) in events if one != two), None)
+        return asked or difference or guessed[0]
+
+    def _first(self, found: _Pass, other: Writer) -> Difference | None:
+        """The first place where another capture differs."""
+        mine, theirs = list(self._run.graph.nodes), list(other.graph.nodes)
+        for left, right in zip(mine, theirs, strict=False):
+            if not found.same_node(left, right) and not left.meta.get("is_number"):  # which matters where it is read
+                return Difference(found.cause(left))
+            if left in self._counted and len(left.meta["val"]) != len(right.meta["val"]):
+                return Difference(left, is_counted=True)
+        return Difference(mine[min(len(mine), len(theirs)) - 1]) if len(mine) != len(theirs) else None
 
     def rewrite(self) -> bool:
         """Let the graph compute the numbers, and check how many parts there are; returns whether it does."""

@@ -40,7 +40,7 @@ from fx_oto.capture.opaque import opaque_calls
 from fx_oto.capture.recorder import Recorder
 from fx_oto.capture.refusals import DRAWS, ON_VALUES, NotCapturedError, NotHashedError, RandomError
 from fx_oto.capture.statements import failed_line
-from fx_oto.capture.subject import held_by, reads_mode
+from fx_oto.capture.subject import depends_on_mode, held_by
 from fx_oto.capture.whole import (
     LeafTracer,
     Part,
@@ -288,9 +288,9 @@ class CaptureRun(Recorder):
         own = self.subject.own.get(id(module))
         if own is None or own != held_by(module) or is_wrapped_by_functorch(given):
             return False
-        if bool(int(module.training)) != self.training and reads_mode(module):  # of a teacher, or a frozen norm
-            self.subject.in_own_mode.add(id(module))
-        return id(module) not in self.subject.in_own_mode
+        if bool(int(module.training)) != self.training and depends_on_mode(module):  # of a teacher, or a frozen norm
+            self.in_own_mode.add(id(module))
+        return id(module) not in self.in_own_mode | self.options.in_own_mode
 
     def _call_whole(self, module: nn.Module, name: str, opaque: bool, args: Any, kwargs: Any) -> Any:
         self.held[name] = module

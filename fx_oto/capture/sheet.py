@@ -46,6 +46,7 @@ class Options:
         length: the plain number of rows that were selected, where code asks for one, to see what becomes of it.
         other_number: another number in the place of one that is read from a tensor, to see what becomes of it.
         steered: where what is chosen, and so counted, is to be something else: see ``Steered``.
+        in_own_mode: layers, by ``id``, whose code is run: a ``forward`` puts them into a mode before it calls them.
     """
 
     opaque: tuple[Part | WrappedFunction, ...] = ()
@@ -59,6 +60,7 @@ class Options:
     length: int | None = None
     other_number: Callable[[Any], Any] | None = None
     steered: int = 0
+    in_own_mode: frozenset[int] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Sheet(TorchFunctionMode):
         handed: whether code was given numbers made of sizes, or sequences as long as one.
         asked: whether code decided by the training mode.
         events: nodes of numbers that code was given as plain ones, and those, in order.
+        in_own_mode: layers, by ``id``, that code has put into another mode than the run's before it called them.
         branches: nodes that code decided by, and the answer that it was given, for each element of a tensor.
         counts_rows: whether code was given the plain number of rows that were selected.
         notes: what its user should know of the capture.
@@ -120,6 +123,7 @@ class Sheet(TorchFunctionMode):
         self.rewritten = self.counts_rows = False
         self.events: list[tuple[Node, Any]] = []
         self.branches: list[tuple[Node, bool]] = []
+        self.in_own_mode: set[int] = set()
         self.notes: list[str] = []
         self.depth = 0
         self.fakes = Recording(tensor_names(self.model)) if fakes is None else fakes

@@ -14,7 +14,7 @@ from fx_oto.capture.caches import namespaces_of
 from fx_oto.capture.derivatives import Judged
 from fx_oto.capture.whole import is_leaf
 
-__all__ = ["Subject", "held_by", "reads_mode"]
+__all__ = ["Subject", "depends_on_mode", "held_by"]
 
 
 class Subject:
@@ -30,7 +30,6 @@ class Subject:
         own: of each of these, by ``id``, which tensors it and its children hold.
         tensors: the name of each tensor that they hold, by ``id``.
         namespaces: where its code finds functions.
-        in_own_mode: leaves, by ``id``, that code has put into a mode of their own before it called them.
         seen_inside: which ``torch.autograd.Function`` is part of the graph.
         reads_mode: whether its classes read ``training``, be it to compute with, which Python does not tell, or put
             modules into a mode of their own.
@@ -45,7 +44,6 @@ class Subject:
         self.tensors = _names_of_tensors(self.modules)
         self.namespaces = namespaces_of(model)
         self.seen_inside = Judged()
-        self.in_own_mode: set[int] = set()
         found = (value for names in self.namespaces for value in names.values())
         codes = [one for value in found if isinstance(value, FunctionType) for one in _codes(value.__code__)]
         reading = [code for code in codes if "training" in code.co_names]
@@ -58,7 +56,7 @@ def held_by(module: nn.Module) -> list[int]:
     return [id(tensor) for tensor in (*module.parameters(), *module.buffers())]
 
 
-def reads_mode(module: nn.Module) -> bool:
+def depends_on_mode(module: nn.Module) -> bool:
     """Whether what a layer computes depends on its mode."""
     code = getattr(type(module).forward, "__code__", None)
     return code is not None and _names_mode(code)

@@ -18,6 +18,8 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.overrides import BaseTorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from fx_oto.core.layouts import is_sparse
+
 __all__ = [
     "Dice",
     "evaluating",
@@ -194,8 +196,8 @@ def unwritten(model: nn.Module, training: bool = False) -> Iterator[None]:
 @contextmanager
 def without_zeros(model: nn.Module) -> Iterator[None]:
     """Give parameters that are zero everywhere other numbers for a while: nothing is seen of what they multiply."""
-    zeros = [one for one in model.parameters() if type(one) is nn.Parameter and one.is_floating_point()]
-    before = [(one, one.data) for one in zeros if one.layout is torch.strided and not one.any()]
+    plain = (one for one in model.parameters() if type(one) is nn.Parameter and not (one.is_meta or is_sparse(one)))
+    before = [(one, one.data) for one in plain if one.is_floating_point() and not one.any()]
     try:
         for one, data in before:
             generator = torch.Generator(data.device).manual_seed(0)
