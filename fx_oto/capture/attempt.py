@@ -18,6 +18,7 @@ from fx_oto.capture.groups import Group, groups_of, resized
 from fx_oto.capture.memory import Memory
 from fx_oto.capture.names import AnyNames
 from fx_oto.capture.precision import Precision
+from fx_oto.capture.ranks import depends_on_ranks
 from fx_oto.capture.rebuilt import Rebuilt
 from fx_oto.capture.refusals import ON_VALUES, NotCapturedError, NotHashedError
 from fx_oto.capture.run import CaptureRun
@@ -161,6 +162,8 @@ class Attempt:
             for training in modes if run.branches else ():
                 check_branches(run, training)
         handed = any(run.handed for run in runs)
+        # Before anything is rewritten: captures are compared.
+        by_ranks = self.subject.reads_ranks and depends_on_ranks(runs, self.inputs, self._runs)
         precision = Precision(self.model, self.inputs, runs, self._runs_of)
         sizes = Sizes(self.model, self.inputs, self._runs, runs, handed)
         by_values = not self.options.may_fix and any(run.calls_functions_whole for run in runs)
@@ -169,6 +172,8 @@ class Attempt:
         if (found := self._as_larger(sizes.ones)) is not None:
             return found
         is_cast = precision.rewrite()
+        for run in runs if by_ranks else ():
+            run.fix_ranks()
         gm, merged = self._joined(runs)
         with_modes_of(gm, self.model)
         both = self.both_modes and (merged or not all(run.is_plain for run in runs))

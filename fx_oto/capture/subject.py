@@ -33,6 +33,7 @@ class Subject:
         seen_inside: which ``torch.autograd.Function`` is part of the graph.
         reads_mode: whether its classes read ``training``, be it to compute with, which Python does not tell, or put
             modules into a mode of their own.
+        reads_ranks: whether they may ask how many dimensions a tensor has.
         tells_modes_apart: whether they ask what ``training`` is, as in ``training is True``, which only a bool is.
     """
 
@@ -48,6 +49,7 @@ class Subject:
         codes = [one for value in found if isinstance(value, FunctionType) for one in _codes(value.__code__)]
         reading = [code for code in codes if "training" in code.co_names]
         self.reads_mode = bool(reading) or any({"train", "eval"} & set(code.co_names) for code in codes)
+        self.reads_ranks = any(map(_may_read_rank, codes))
         self.tells_modes_apart = any(map(_tells_modes_apart, reading))
 
 
@@ -72,6 +74,11 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
     for inside in code.co_consts:
         if isinstance(inside, CodeType):
             yield from _codes(inside)
+
+
+def _may_read_rank(code: CodeType) -> bool:
+    names = set(code.co_names)
+    return bool(names & {"dim", "ndim", "ndimension"} or ("len" in names and names & {"shape", "size"}))
 
 
 def _tells_modes_apart(code: CodeType) -> bool:

@@ -225,20 +225,27 @@ class Writer(Sheet):
                 f"the graph was captured where dimension {dim} of {source.name} was {size}, on which {difference} "
                 "depends; trace it on such inputs"
             )
-            after = source
-            for function, args, value in (
-                (torch.Tensor.size, (source, dim), size),
-                (operator.eq, (None, size), True),
-                (torch._assert, (None, text), None),
-            ):
-                with self.graph.inserting_after(after):
-                    given = tuple(after if one is None else one for one in args)
-                    after = (
-                        self.graph.call_method("size", given)
-                        if function is torch.Tensor.size
-                        else self.graph.call_function(function, given)
-                    )
-                after.meta["val"] = value
+            self._check(source, ("size", dim), size, text)
+
+    def fix_ranks(self) -> None:
+        """Let the graph check how many dimensions the inputs have."""
+        for tensor in self.given_tensors():
+            source = self.places.get(id(self.fakes.of(tensor)))
+            if isinstance(source, Node) and not source._erased:
+                text = (
+                    f"the graph was captured where {source.name} had {tensor.ndim} dimensions, and the model's code "
+                    "does something else where there are more, or fewer; trace it on such inputs"
+                )
+                self._check(source, ("dim",), tensor.ndim, text)
+        self.rewritten = True
+
+    def _check(self, source: Node, asked: tuple[Any, ...], value: int, text: str) -> None:
+        """Check what a method of a value returns: its name, and arguments."""
+        with self.graph.inserting_before(source.next):
+            found = self.graph.call_method(asked[0], (source, *asked[1:]))
+            same = self.graph.call_function(operator.eq, (found, value))
+            check = self.graph.call_function(torch._assert, (same, text))
+        found.meta["val"], same.meta["val"], check.meta["val"] = value, True, None
 
     def module(self) -> GraphModule:
         """The graph with what it refers to, in the model's present modes."""
