@@ -125,10 +125,10 @@ class Sizes:
         """Decisions that the graphs do not check any more."""
         for told, (_, decided) in self._decided.items():
             left = [where for text, where in decided.items() if text not in checks]
-            if left != list(decided.values()):
-                new = replace(told, decided=next(iter(left), ""))
+            new = replace(told, decided=left[0] if left else "")
+            if new != told:
                 self.found = tuple(new if one is told else one for one in self.found)
-                self.notes = [(one, note) for one, note in self.notes if one is not told]
+                self.notes = [(one, note) for one, note in self.notes if left or one is not told]
 
     def doubt(self, groups: Collection[Group]) -> None:
         """Sizes of which the graphs check that they are not too small."""

@@ -169,8 +169,7 @@ def _erase(check: Node) -> None:
     waiting = [check]
     while waiting:
         node = waiting.pop()
-        if node.users or node.op == "placeholder":
-            continue
-        waiting += node.all_input_nodes if node is check or node.meta.get("is_number") else ()
-        if node is check or node.meta.get("is_number"):
+        is_number = node is check or (node.meta.get("is_number") and node.op != "placeholder")
+        if is_number and not node.users and not node._erased:
+            waiting += node.all_input_nodes
             node.graph.erase_node(node)
