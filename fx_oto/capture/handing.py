@@ -68,6 +68,7 @@ class Handing(Branching):
                 return again(*_mapped(given, lambda one: self._number_in(one, whole)))
             if not (anything or (self.options.op_level and asks_values(error))):
                 self.forget_after(last)
+                self.handed = True  # code may catch it, and so decide by a size
                 raise
             value = self.really(node, module, (args, kwargs), error, last)
         finally:

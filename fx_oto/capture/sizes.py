@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 
@@ -181,12 +180,12 @@ class Sizes:
             others = self._captured(group, far)
             if others is not None:
                 self._is_same(trial, others, group, far)
-        if trial.taken is not None and group.size > 1 and any(map(_counts, self._runs)):
+        if trial.taken is not None and group.size > 1:
             self._look_below(group)
         return trial
 
     def _look_below(self, group: Group) -> None:
-        """Find out whether code goes another way at 1, and up to where: it asks ``if len(x) == 1`` of plain numbers."""
+        """Find out whether code goes another way at 1, and up to where: ``if len(x) == 1`` leaves no trace."""
         if (others := self._captured(group, 1)) is None or (difference := self._unlike(others, group, 1)) is None:
             return
         low, least = 1, group.size
@@ -296,9 +295,3 @@ class Sizes:
             return None
         same = len(others[0].graph.nodes) == len(self._runs[0].graph.nodes)
         return others[0] if same else None
-
-
-def _counts(run: CaptureRun) -> bool:
-    """Whether code was given plain numbers, or sequences, which may be as long as a size."""
-    values = (node.meta.get("val") for node in run.graph.nodes)
-    return bool(run.events) or any(isinstance(one, tuple | list) and not isinstance(one, torch.Size) for one in values)
