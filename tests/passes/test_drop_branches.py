@@ -289,7 +289,7 @@ def test_how_a_branch_is_joined(name, bias):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("kind", ["dropout", "functional dropout", "stochastic depth", "both"])
+@pytest.mark.parametrize("kind", ["dropout", "functional dropout", "stochastic depth", "both", "functional, twice"])
 def test_what_is_drawn_for_a_bias_is_drawn_as_before(kind, bias):
     def branch(net, x):
         y = plain(net, x)
@@ -299,8 +299,11 @@ def test_what_is_drawn_for_a_bias_is_drawn_as_before(kind, bias):
             y = net.f["drop"](y)
         return drop_path(y, net.training) if kind in ("both", "stochastic depth") else y
 
+    def twice(x, y):
+        return x.sin() + F.dropout(y, 0.5, net.training) + y
+
     x = torch.randn(5, 9, 4, dtype=torch.float64)
-    net = Net(branch, pair(bias) | {"drop": nn.Dropout(0.5)}, 0).double()
+    net = Net(branch, pair(bias) | {"drop": nn.Dropout(0.5)}, 0, twice if "twice" in kind else None).double()
     _, gm, _ = prepared(net, x, "f.up", fraction=0.0, random=True)
     small = fx_oto.compress(gm)
     assert "f.up.weight" not in dict(small.named_parameters())
@@ -355,13 +358,44 @@ def test_two_branches_that_are_all_there_is():
         fx_oto.compress(gm)
 
 
-def test_what_is_read_at_its_size_stays():
-    net = Net(plain, pair(), 0, lambda x, y: x + F.softmax(y, -1)).double()
-    model, gm, _ = prepared(net, x := torch.randn(3, 4, dtype=torch.float64), "f.up")
+@pytest.mark.parametrize("name", ["softmax", "matmul"])
+def test_what_is_read_at_its_size_stays(name):
+    """A product of square matrices is of the same size as either, and no sum."""
+    last = {"softmax": lambda x, y: x + F.softmax(y, -1), "matmul": lambda x, y: x @ y}[name]
+    x = torch.randn(3, 6, 4, dtype=torch.float64)
+    model, gm, _ = prepared(Net(plain, pair(), 0, last).double(), x, "f.up", fraction=0.0)
     small = fx_oto.compress(gm)
     torch.testing.assert_close(small(x), model(x))
     assert small.get_submodule("f.up").out_features == 1
     assert fx_oto.partition(gm).depth.may_go(range(len(fx_oto.partition(gm).families))) == frozenset()
+
+
+def by_two_in_turn(n, x, y):
+    first, second = n.f["other"](x), n.f["other"](x.sin())
+    made = n.f["out"](y).relu()
+    return (second + y) * (first + made)
+
+
+READ = {
+    "further down": lambda n, x, y: n.f["other"](x).relu() + n.f["out"](y),
+    "and as it is": lambda n, x, y: n.f["other"](x).tanh() + n.f["out"](y) + y,
+    "and at its size": lambda n, x, y: x + F.softmax(y, -1) + n.f["out"](y),
+    "in turn": by_two_in_turn,
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_is_left_of_a_branch_is_read_by_layers(name):
+    """Of its bias, one row for all examples, another layer makes one row."""
+    net = Net(plain, pair() | {"out": nn.Linear(6, 6), "other": nn.Linear(6, 6)}, 0).double()
+    net.last = lambda x, y: READ[name](net, x, y)
+    model, gm, _ = prepared(net, x := torch.randn(3, 4, dtype=torch.float64), "f.up")
+    small = fx_oto.compress(gm)
+    found, given, rows = Comparison(model, gm, small, 1e-10, 3), ExampleInputs.of(x), []
+    small.get_submodule("f.out").register_forward_hook(lambda module, read, made: rows.append(len(made)))
+    for sized in (resized(given, {}), rebatched(given, 5)):
+        found.compare(sized, masked=True)
+    assert set(rows) == {1}
 
 
 class Lumber(nn.Module):

@@ -74,24 +74,26 @@ class Writer:
         like: a node whose value has the full size.
         early: nodes that come after ``like``: what is known of them is written in their place, so that random numbers
             are drawn in the same order.
-        made: what was written already, for the same ``like``.
+        made: what was written already; what has the full size, by that size.
     """
 
     def __init__(self, graph: Graph, before: Node, like: Node, made: dict[Any, Node], early: Collection[Node]) -> None:
-        self.graph, self._last, self._like, self._made, self._early = graph, before, like, made, early
-        self._before = before
+        self.graph, self._end, self._like, self._made, self._early = graph, before, like, made, early
+        self._place = self._before = before
 
     def of(self, known: Known) -> Node:
         """The node that computes a known value."""
         assert known.write is not None
-        key = (known, self._like if known.whole else None)
+        # Not by ``like`` itself, of which two readers have two: what is drawn for the value is drawn once.
+        key = (known, self._like.meta["val"].shape if known.whole else None)
         if key not in self._made:
-            for parent in known.parents:
-                if parent.write is not None:
-                    self.of(parent)
-            self._before = known.node if known.node in self._early else self._last
+            place = self._place
+            self._place = known.node if known.node in self._early else place
+            parents = [self.of(parent) for parent in known.parents if parent.write is not None]
+            # Not before what it is computed from: that may have been written for another reader, further down.
+            self._before = self._place if all(one < self._place for one in parents) else self._end
             self._made[key] = known.write(self)
-            self._before = self._last
+            self._place = self._before = place
         return self._made[key]
 
     def full(self, known: Known) -> Node:
