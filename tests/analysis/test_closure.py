@@ -112,6 +112,12 @@ def test_a_part_that_goes_as_one_does_not_excuse_the_others(s):
     assert s.classes(grid.view(5, 6)) == " ".join(["aaabbb"] * 5)
 
 
+def test_a_single_label_is_no_part(s):
+    grid = s.grid(5, 2, 3)
+    s.settle(Rectangle(grid), Rectangle(grid[0, :1, :1]))
+    assert s.classes(grid.view(5, 6)) == "aaaaaa bbbbbb cccccc dddddd eeeeee"
+
+
 def test_a_grid_that_holds_other_labels_as_well_is_no_part(s):
     grid, other = s.grid(5, 2, 3), s.grid(2, 2)
     s.settle(Rectangle(grid), Rectangle(other), Rectangle(torch.cat([grid[0, :, :2], other])))
@@ -227,6 +233,23 @@ def test_where_whole_groups_go_the_shared_axis_is_kept(s):
     assert s.classes(torch.cat([conv.inputs, conv.outputs], 1)) == "aaa bbb ccc ddd eee fff ggg hhh"
     assert s.classes(shared) == "--"
     assert s.reasons(shared) == {WHY}
+
+
+def test_what_whole_groups_keep_whole_counts_as_nothing_left(s):
+    """The axis that 8 groups share is a row of a grid, too: of its columns that leaves none, of its rows the other."""
+    shared = s.grid(2)
+    grid = torch.stack([shared, s.grid(2)])
+    s.settle(grouped(s, (8, 2), (8, 1), shared), Rectangle(grid))
+    assert s.classes(grid) == "-- aa"
+
+
+def test_positions_along_a_shared_axis_that_is_kept_whole_count_as_nothing_left(s):
+    """3 groups, and 2 + 2 positions of which those of the inputs stay with the axis, so 2: groups go."""
+    shared = s.grid(2)
+    s.freeze(shared)
+    conv = grouped(s, (3, 2), (3, 2), shared)
+    s.settle(conv)
+    assert s.classes(torch.cat([conv.inputs, conv.outputs], 1)) == "aaaa bbbb cccc"
 
 
 def test_of_as_many_groups_as_positions_positions_go(s):

@@ -607,6 +607,26 @@ CASES = {
         IMAGE,
         8,
     ),
+    "sigmoid before groups": (
+        Net(lambda m, x: m.b(m.g(torch.sigmoid(m.a(x)))), a=conv(3, 8), g=conv(8, 8, groups=2), b=conv(8, 4)),
+        IMAGE,
+        8,
+    ),
+    "sigmoid before single channels": (
+        Net(lambda m, x: m.b(m.g(torch.sigmoid(m.a(x)))), a=conv(3, 8), g=conv(8, 8, groups=8), b=conv(8, 4)),
+        IMAGE,
+        8,
+    ),
+    "sigmoid before groups whose weights are never zero": (
+        Net(
+            lambda m, x: m.b(F.conv2d(torch.sigmoid(m.a(x)), m.w.exp(), padding=1, groups=2)),
+            a=conv(3, 8),
+            w=param(8, 4, 3, 3),
+            b=conv(8, 4),
+        ),
+        IMAGE,
+        0,
+    ),
     "sigmoid before padding": (two(lambda m, x: torch.sigmoid(x)), IMAGE, 8),
     "constant before a folded layer": (
         Net(lambda m, x: m.b(m.a(x) + 1), a=nn.Linear(5, 8), b=nn.Linear(8, 4, bias=False)),

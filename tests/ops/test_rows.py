@@ -57,6 +57,7 @@ CODE = {
     "gather": lambda h, i, j: h.gather(0, column(i, h[i])),
     "take_along_dim": lambda h, i, j: torch.take_along_dim(h, j[:, None], 0),
     "index_select": lambda h, i, j: h.index_select(-2, i),
+    "rows of a grid": lambda h, i, j: torch.stack([h, 2 * h], 1)[i[:, None], (j % 2)[None]].mean(1),
     "rows are written": lambda h, i, j: written(h, torch.arange(2), h[2:4]),
     "rows are masked": lambda h, i, j: written(h, h.sum(1) > 1, 0.0),
     "rows are added": lambda h, i, j: torch.zeros_like(h).index_put((j,), h[i], accumulate=True),
@@ -78,6 +79,7 @@ def test_channels_are_cut(name):
 KEPT = {
     "along the channels": lambda h, i, j: torch.zeros_like(h).scatter(1, torch.arange(WIDTH).expand_as(h), h),
     "fewer channels": lambda h, i, j: torch.zeros_like(h).scatter_add(0, column(j, h[i])[:, :3], h[i][:, :3]),
+    "channels are written": lambda h, i, j: written(h.T, i[:2] % WIDTH, 1.0).T,
     "places between others": lambda h, i, j: written(h[:, :, None], (slice(None), torch.arange(3)), 0.0)[..., 0],
 }
 

@@ -44,6 +44,21 @@ def reference_step(x, after, rate, lam, amplify, hat, epsilon, small=0.0):
     return trial
 
 
+def test_on_the_border_of_its_half_space_a_zig_stays():
+    """Of ‖x‖² = 4 the step leaves ⟨x̃, x⟩ = 2."""
+    moments = moments_of(torch.tensor([[2.0, 0.0]]), torch.zeros(1, 2), rate=1.0)
+    for epsilon, projected in ((0.5, False), (0.51, True)):
+        assert dual_step(moments, lam=1.0, amplify=2.0, hat=10.0, epsilon=epsilon).project.item() is projected
+
+
+def test_a_zig_of_the_small_norm_is_not_small_yet():
+    """λ_min is 1, λ_max 2 and λ_g in the middle; of a smaller one λ_g is three times λ_min."""
+    moments = moments_of(torch.tensor([[2.0, 0.0]]), torch.tensor([[-1.0, 1.0]]))
+    for small, expected in ((2.0, 1.5), (2.1, 3.0)):
+        shrink = dual_step(moments, lam=0.1, amplify=3.0, hat=100.0, epsilon=0.0, small=small).shrink
+        assert shrink.item() * 2 == pytest.approx(expected)
+
+
 def entries_of(family, zig):
     return [(slot.tensor, slot.dim, index) for slot in family.variables for index in slot.index[zig].tolist()]
 
@@ -251,6 +266,22 @@ def test_half_of_the_redundant_groups_are_projected_by_the_middle_of_the_window(
     assert optimizer.group_sparsity > 0.3
     train(gm, optimizer, steps // 2, seed=3)
     assert optimizer.group_sparsity == math.ceil(0.6 * optimizer.zigs.num_zigs) / optimizer.zigs.num_zigs
+
+
+@pytest.mark.parametrize(
+    ("steps", "stride", "epsilon"), [(200, 1, 1 - 12.5 / 200), (300, 4, 1 - 12.5 * 4 / 300), (12, 1, 0.0)]
+)
+def test_epsilon_follows_from_the_window(steps, stride, epsilon):
+    """By it λ alone projects a ZIG once a fifth of the mean norm is left, of which it takes 1 / 0.08 of the window."""
+    base, options = BASES["SGD"]
+    ends = []
+    for given in (None, epsilon, (1 + epsilon) / 2):
+        gm = prepared()
+        settings = {"start_step": 0, "end_step": steps, "stride": stride, "epsilon": given, **options}
+        train(gm, fx_oto.DHSPG(gm, base, target_group_sparsity=0.5, **settings), steps // 2)
+        ends.append(torch.cat([p.detach().flatten() for p in gm.parameters()]))
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-9, atol=1e-12)
+    assert not torch.equal(ends[0], ends[2])
 
 
 @pytest.mark.parametrize("periods", [1, 3])

@@ -227,7 +227,7 @@ def expand(call: OpCall, p: Propagation) -> None:
     if p.is_weight(source):
         p.put_weight(out)
     layers = [layer.map(lambda t: t[(None,) * lead]) for layer in p.layers(source)]
-    created = [d for d in range(out.ndim) if old[d] == 1 and out.size(d) > 1]
+    created = [d for d in range(out.ndim) if old[d] == 1]
     if op_name(p.fx_node) in _SPREADING:
         created = []
     p.put(out, layers + _fresh(p, out, created, UNKNOWN))
