@@ -133,6 +133,16 @@ def _always(node: Node) -> bool | None:
     return below if node.target is operator.lt or below is None else not below
 
 
+def _dtype(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    (tensor,) = args
+    dtype = func(tensor)
+    if id(tensor) in run.subject.tensors:
+        run.types_asked.append((tensor, dtype))
+    elif id(tensor) in run.places:
+        run.types_asked.append((run.node_of_tensor(tensor), dtype))
+    return dtype
+
+
 def _set_requires_grad(run: Recorder, func: Any, args: Any, kwargs: Any) -> None:
     tensor, wanted = args
     node = run.create("call_method", "requires_grad_", (run.node_of_tensor(tensor), bool(wanted)))
@@ -251,6 +261,7 @@ ANSWERS: dict[str, Callable[[Recorder, Any, Any, Any], Any]] = {
     "nbytes": _bytes,
     "new": _new,
     "__len__": _length,
+    "dtype": _dtype,
     "unbind": _unbind,
     "requires_grad": _requires_grad,
     "grad_fn": _grad_fn,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -124,6 +124,7 @@ class Attempt:
         options: how code is met that a capture has no other answer to.
         both_modes: whether training is captured, or evaluation alone.
         constants: tensors that are no module's, and what makes objects again, by their name in the graph.
+        own_types: whether the inputs have the types that they were given with.
     """
 
     subject: Subject
@@ -131,6 +132,7 @@ class Attempt:
     options: Options
     both_modes: bool
     constants: dict[str, Tensor | Rebuilt] = field(default_factory=dict)
+    own_types: bool = True
     _fakes: Recording | None = None
 
     @property
@@ -151,7 +153,7 @@ class Attempt:
             return self._on_these_inputs()
         except TraceError as error:  # over one row batch norms fail in training, or code leaves them in evaluation
             in_training = not isinstance(error, NotCapturedError) or error.in_training
-            if in_training and (found := self._as_larger(self._batch_of_one())) is not None:
+            if in_training and (found := self._captured_on(self._larger_batch())) is not None:
                 return found
             raise
 
@@ -165,11 +167,13 @@ class Attempt:
         # Before anything is rewritten: captures are compared.
         by_ranks = self.subject.reads_ranks and depends_on_ranks(runs, self.inputs, self._runs)
         precision = Precision(self.model, self.inputs, runs, self._runs_of)
+        if self.own_types and (found := self._captured_on(precision.elsewhere, own_types=False)) is not None:
+            return found
         sizes = Sizes(self.model, self.inputs, self._runs, runs, handed)
         by_values = not self.options.may_fix and any(run.calls_functions_whole for run in runs)
         if by_values and any(one.fixed for one in sizes.found):
             raise FixedByValuesError
-        if (found := self._as_larger(sizes.ones)) is not None:
+        if sizes.ones and (found := self._captured_on(resized(self.inputs, sizes.ones))) is not None:
             return found
         is_cast = precision.rewrite()
         for run in runs if by_ranks else ():
@@ -194,17 +198,19 @@ class Attempt:
         notes = list(dict.fromkeys([*(note for run in runs for note in run.notes), *(note for _, note in sizes.notes)]))
         return Captured(gm, capture, tape, self.both_modes, notes)
 
-    def _batch_of_one(self) -> dict[Group, int]:
-        """A batch of 1, and another in its place."""
-        return {one: one.others()[0] for one in groups_of(self.inputs) if one.is_batch and one.size == 1}
+    def _larger_batch(self) -> ExampleInputs | None:
+        """The inputs with another batch in the place of one of 1, if that is theirs."""
+        ones = {one: one.others()[0] for one in groups_of(self.inputs) if one.is_batch and one.size == 1}
+        return resized(self.inputs, ones) if ones else None
 
-    def _as_larger(self, ones: Mapping[Group, int]) -> Captured | None:
-        """A capture on inputs whose sizes of 1 are larger, if its graph takes those of 1, too."""
-        if not ones:
+    def _captured_on(self, inputs: ExampleInputs | None, own_types: bool = True) -> Captured | None:
+        """A capture on other inputs, if its graph takes those that were given, too."""
+        if inputs is None:
             return None
-        larger, options = resized(self.inputs, ones), replace(self.options, in_own_mode=frozenset())
+        options = replace(self.options, in_own_mode=frozenset())
+        own_types = own_types and self.own_types
         try:
-            found = Attempt(self.subject, larger, options, self.both_modes, self.constants).result()
+            found = Attempt(self.subject, inputs, options, self.both_modes, self.constants, own_types).result()
             check_capture(found.gm, self.model, self.inputs, self.both_modes)
             tape = analysed_tape(found.gm, self.inputs)
         except (NotCapturedError, NotHashedError, FixedByValuesError, TraceError, InputError):
@@ -253,7 +259,9 @@ class Attempt:
         return [evaluation, training]
 
     def _runs_of(self, model: nn.Module, inputs: ExampleInputs) -> list[CaptureRun]:
-        """A copy of the model, captured in the same way."""
+        """The model on other inputs, or a copy of it, captured in the same way."""
+        if model is self.model:
+            return self._runs(inputs)
         if self.options.opaque:  # parts of the model itself
             raise NotCapturedError("what is called as a whole is no part of a copy")
         with unchanged(model) as put_back:

@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 # Read-only properties and methods whose answers say nothing of sizes, and are the same for a fake tensor.
-_OF_FORM = ("ndim", "dim", "ndimension", "dtype", "device", "layout", "names", "has_names", "get_device", "result_type")
+_OF_FORM = ("ndim", "dim", "ndimension", "device", "layout", "names", "has_names", "get_device", "result_type")
 _QUESTIONS = tuple(
     name for name in dir(torch.Tensor) if name.startswith("is_") and name not in ("is_nonzero", "is_set_to", "is_leaf")
 )

@@ -7,7 +7,10 @@ the same in both captures.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from fx_oto.capture.sheet import Sheet
 from fx_oto.core.context import ExampleInputs
-from fx_oto.core.fx_utils import clone_module
+from fx_oto.core.fx_utils import clone_module, tensor_leaves
 
 __all__ = ["Precision", "limit_of"]
 
@@ -40,6 +43,9 @@ class Precision:
         inputs: what the runs were given.
         runs: one for each mode.
         again: captures another model on other inputs, in the same way.
+
+    Attributes:
+        elsewhere: inputs of another type, of which code does something else; None if it does not.
     """
 
     def __init__(
@@ -49,38 +55,66 @@ class Precision:
         runs: list[Any],
         again: Callable[[nn.Module, ExampleInputs], list[Any]],
     ) -> None:
-        self._found: list[tuple[Sheet, dict[tuple[Node, _Path], tuple[Node, str]]]] = []
+        self._found: list[tuple[Sheet, dict[tuple[Node, _Path], _Source]]] = []
+        self.elsewhere: ExampleInputs | None = None
         mine = next((one.dtype for one in model.parameters() if one.is_floating_point()), None)
-        if mine not in _OTHERS or not any(_names(run.graph, mine) for run in runs):
+        if mine not in _OTHERS:
             return
-
-        def cast(tensor: Tensor) -> Tensor:
-            return tensor.to(_OTHERS[mine]) if tensor.dtype == mine else tensor
-
-        try:
-            others = again(clone_module(model, _once(cast)), inputs.mapped(cast))
-        except Exception:  # of whatever kind: that a copy fails says nothing of the model
-            return
-        for run, other in zip(runs, others, strict=False):
-            self._found.append((run, _places(run.graph, other.graph)))
+        types = {mine: _OTHERS[mine], _OTHERS[mine]: mine}
+        others = inputs.mapped(lambda tensor: tensor.to(types.get(tensor.dtype, tensor.dtype)))
+        tried: list[list[Any]] = []
+        if any(_names(run.graph, mine) for run in runs):
+            with suppress(Exception):  # of whatever kind: that a copy fails says nothing of the model
+                tried.append(again(clone_module(model, _once(mine)), others))
+        is_other = any(one is not other for one, other in zip(*map(_tensors, (inputs, others)), strict=True))
+        if is_other and any(run.types_asked for run in runs):
+            with suppress(Exception):  # as of a model that does not cast its inputs
+                tried.append(again(model, others))
+                pairs = zip(runs, tried[-1], strict=False)
+                is_same = all(_differing(run.graph, other.graph) is not None for run, other in pairs)
+                self.elsewhere = None if is_same else others
+        for number, run in enumerate(runs):
+            self._found.append((run, _places(run, [others[number] for others in tried if number < len(others)])))
 
     def rewrite(self) -> bool:
         """Let the graphs ask for the types; returns whether they do."""
         for run, places in self._found:
-            for (node, path), (source, limit) in places.items():
+            for (node, path), source in places.items():
                 with run.graph.inserting_before(node):
-                    asked = run.graph.call_function(getattr, (source, "dtype"))
-                    asked.meta["val"] = source.meta["val"].dtype
-                    if limit:
-                        dtype, asked = asked, run.graph.call_function(limit_of, (asked, limit))
-                        asked.meta["val"], asked.meta["is_wrapped"] = limit_of(dtype.meta["val"], limit), True
+                    value = source.value if isinstance(source.value, Node) else run.read(source.value)
+                    asked = run.graph.call_function(getattr, (value, "dtype"))
+                    asked.meta["val"] = value.meta["val"].dtype
+                    if source.limit:
+                        dtype, asked = asked, run.graph.call_function(limit_of, (asked, source.limit))
+                        asked.meta["val"] = limit_of(dtype.meta["val"], source.limit)
+                        asked.meta["is_wrapped"] = True
                 node.args, node.kwargs = _put((node.args, dict(node.kwargs)), path, asked)
         return any(places for _, places in self._found)
 
 
-def _once(cast: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """As parameters, of which nothing but the form is asked; a shared one once."""
+@dataclass(frozen=True)
+class _Source:
+    """Whose type is at a place, or what limit of it.
+
+    Attributes:
+        value: a node, or a tensor that the model holds.
+        limit: the name of the limit; empty for the type itself.
+    """
+
+    value: Node | Tensor
+    limit: str
+
+
+def _tensors(inputs: ExampleInputs) -> list[Tensor]:
+    return tensor_leaves((inputs.args, inputs.kwargs))
+
+
+def _once(mine: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """A cast of tensors of a type: as parameters, of which nothing but the form is asked; a shared one once."""
     known: dict[int, Tensor] = {}
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(_OTHERS[mine]) if tensor.dtype == mine else tensor
 
     def one(tensor: Tensor) -> Tensor:
         if id(tensor) not in known:
@@ -100,29 +134,59 @@ def _names(graph: Graph, dtype: torch.dtype) -> bool:
     return any(leaf is dtype or (isinstance(leaf, float) and leaf in limits) for leaf in leaves)
 
 
-def _places(mine: Graph, theirs: Graph) -> dict[tuple[Node, _Path], tuple[Node, str]]:
-    """Where the other capture has another type or limit, and of which node's value it is; empty if more differs.
+def _places(mine: Sheet, others: list[Sheet]) -> dict[tuple[Node, _Path], _Source]:
+    """Where other captures have another type or limit, and whose it is: that of what has those types in all of them.
 
-    Of the values that have those types in the two captures it is one that the node reads, else the nearest before it.
+    Of such values it is the one that code has asked for its type last, else one that the node reads, else the nearest
+    before it.
     """
+    differing = [(other, found) for other in others if (found := _differing(mine.graph, other.graph)) is not None]
+    others = [other for other, _ in differing]
+    types: dict[Node, dict[_Path, list[Any]]] = defaultdict(dict)
+    limits: dict[tuple[Node, _Path], str] = {}
+    for number, (_, found) in enumerate(differing):
+        for (node, path), (one, other, limit) in found.items():
+            types[node].setdefault(path, [one] * (1 + len(others)))[1 + number] = other
+            limits[node, path] = limit
+    values = dict(zip(mine.graph.nodes, zip(*(run.graph.nodes for run in (mine, *others)), strict=True), strict=True))
+    asked = _asked(mine, others)
+    places = {}
+    latest: dict[Any, Node] = {}  # the nearest value before a node, by its types
+    for node in mine.graph.nodes:
+        if node in types:
+            own = {_types_of(values[read]): read for read in reversed(node.all_input_nodes)}
+            known = latest | own | dict(asked[: mine.types_asked_before.get(node, 0)])
+            for path, wanted in types[node].items():
+                if (value := known.get(tuple(wanted))) is not None:
+                    places[node, path] = _Source(value, limits[node, path])
+        latest[_types_of(values[node])] = node
+    return places
+
+
+def _asked(mine: Sheet, others: list[Sheet]) -> list[tuple[Any, Node | Tensor]]:
+    """The values that code asked for their types, with those in all captures, in order."""
+    runs = [run.types_asked for run in (mine, *others)]
+    if len(set(map(len, runs))) > 1:
+        return []
+    found = [(tuple(dtype for _, dtype in one), one[0][0]) for one in zip(*runs, strict=True)]
+    return [(None if isinstance(value, Node) and value._erased else types, value) for types, value in found]
+
+
+def _differing(mine: Graph, theirs: Graph) -> dict[tuple[Node, _Path], tuple[torch.dtype, torch.dtype, str]] | None:
+    """Where two graphs have other types, or their limits; None if more differs."""
     left, right = list(mine.nodes), list(theirs.nodes)
     twins = dict(zip(left, right, strict=False))
-    found: dict[tuple[Node, _Path], tuple[Node, str]] = {}
-    latest: dict[Any, Node] = {}  # the nearest value before a node, by its types in the two captures
+    found = {}
     for node, twin in twins.items():
         if len(left) != len(right) or (node.op, node.target) != (twin.op, twin.target):
-            return {}
+            return None
         for path, one, other in _leaves((node.args, dict(node.kwargs)), (twin.args, dict(twin.kwargs)), ()):
             if isinstance(one, Node) and twins.get(one) is other:
                 continue
             if (types := _types(one, other)) is not None:
-                own = {_types_of(read, twins): read for read in reversed(node.all_input_nodes)}
-                if (source := (latest | own).get(types[:2])) is not None:
-                    found[node, path] = source, types[2]
-                    continue
-            if isinstance(one, Node) or isinstance(other, Node) or (one != other and type(one) is not float):
-                return {}
-        latest[_types_of(node, twins)] = node
+                found[node, path] = types
+            elif isinstance(one, Node) or isinstance(other, Node) or (one != other and type(one) is not float):
+                return None
     return found
 
 
@@ -139,9 +203,9 @@ def _types(one: Any, other: Any) -> tuple[torch.dtype, torch.dtype, str] | None:
     return None
 
 
-def _types_of(node: Node, twins: dict[Node, Node]) -> Any:
+def _types_of(nodes: tuple[Node, ...]) -> Any:
     """The type of a node's value in each capture; None of what is no tensor."""
-    values = node.meta.get("val"), twins[node].meta.get("val")
+    values = [node.meta.get("val") for node in nodes]
     return tuple(value.dtype if isinstance(value, Tensor) else None for value in values)
 
 

@@ -89,6 +89,8 @@ class Sheet(TorchFunctionMode):
         asked: whether code decided by the training mode.
         events: nodes of numbers that code was given as plain ones, and those, in order.
         in_own_mode: layers, by ``id``, that code has put into another mode than the run's before it called them.
+        types_asked: nodes that code asked for their types, or tensors that the model holds, and those types.
+        types_asked_before: how many of these there were when a node was made, if any.
         branches: nodes that code decided by, and the answer that it was given, for each element of a tensor.
         counts_rows: whether code was given the plain number of rows that were selected.
         notes: what its user should know of the capture.
@@ -122,6 +124,8 @@ class Sheet(TorchFunctionMode):
         self.is_plain = True
         self.rewritten = self.counts_rows = False
         self.events: list[tuple[Node, Any]] = []
+        self.types_asked: list[tuple[Node | Tensor, torch.dtype]] = []
+        self.types_asked_before: dict[Node, int] = {}
         self.branches: list[tuple[Node, bool]] = []
         self.in_own_mode: set[int] = set()
         self.notes: list[str] = []
@@ -144,6 +148,8 @@ class Sheet(TorchFunctionMode):
             node.stack_trace = f'  File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}\n'
         if any(source in self.by_values for source in node.all_input_nodes):
             self.by_values.add(node)
+        if self.types_asked:
+            self.types_asked_before[node] = len(self.types_asked)
         return node
 
     def _user_frame(self) -> Any:
@@ -217,12 +223,19 @@ class Sheet(TorchFunctionMode):
     def attribute(self, name: str, tensor: Tensor) -> Node:
         """The node that reads a tensor that the model holds."""
         if name not in self._attributes:
-            node = self.create("get_attr", name, ())
-            node.meta["val"] = self.fakes.of(tensor)
-            self.held[name] = tensor
-            self._attributes[name] = node
+            node = self._attributes[name] = self._read(name, tensor)
             self.places.setdefault(id(node.meta["val"]), node)
         return self._attributes[name]
+
+    def _read(self, name: str, tensor: Tensor) -> Node:
+        node = self.create("get_attr", name, ())
+        node.meta["val"] = self.fakes.of(tensor)
+        self.held[name] = tensor
+        return node
+
+    def read(self, tensor: Tensor) -> Node:
+        """A new node that reads a tensor that the model holds."""
+        return self._read(self.subject.tensors[id(tensor)], tensor)
 
     def reads(self, name: str) -> bool:
         """Whether the graph reads a tensor that the model holds."""

@@ -10,6 +10,7 @@ from support.saved import saved
 from support.vision import without_compiled_library
 from torch import nn
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves
 
 import fx_oto
 from fx_oto.capture import precision
@@ -177,3 +178,88 @@ def test_language_models(name):
     for kind in (torch.bfloat16, torch.float16):
         expected = copy.deepcopy(model).to(kind)(**inputs)[0]
         torch.testing.assert_close(copy.deepcopy(small).to(kind)(**inputs)[0], expected, rtol=2e-2, atol=2e-2)
+
+
+class CastsToParameter(Net):
+    def forward(self, x):
+        return super().forward(x.to(self.a.weight.dtype))
+
+
+class CastsToFirstParameter(Net):
+    def forward(self, x):
+        kind = next(self.parameters()).dtype
+        return super().forward(x if x.dtype == kind else x.type(kind))
+
+    def between(self, x):
+        return x.relu()
+
+
+class CastsLikeParameter(Net):
+    def forward(self, x):
+        return super().forward(x.to(self.b.bias))
+
+
+class CastsBack(Net):
+    def forward(self, x):
+        before = x.dtype
+        return super().forward(x.to(self.a.weight.dtype)).to(before)
+
+
+class CastsBackTwice(Net):
+    def forward(self, x):
+        before = x.dtype
+        x = super().forward(x.to(dtype=self.a.weight.dtype) * torch.ones(8, dtype=self.b.weight.dtype))
+        return x.to(before), x.new_zeros(2, dtype=before), torch.full((2,), torch.finfo(before).eps, dtype=before)
+
+
+CASTING = [CastsToParameter, CastsToFirstParameter, CastsLikeParameter, CastsBack, CastsBackTwice]
+for kind in CASTING[:1] + CASTING[2:]:
+    kind.between = UpAndDown.between
+
+
+@pytest.mark.parametrize("kind", CASTING)
+@pytest.mark.parametrize("model_type", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("input_type", [torch.float64, torch.float32, torch.float16])
+def test_inputs_of_another_type(kind, model_type, input_type):
+    """A model that casts its inputs takes those of any type, whichever the example had."""
+    torch.manual_seed(0)
+    model = kind()
+    gm, small = halved(model, ROWS)
+    for training in (False, True):
+        x = torch.cat([ROWS, ROWS]).to(input_type)
+        expected = copy.deepcopy(model).to(model_type).train(training)(x)
+        for graph in (gm, small):
+            found = copy.deepcopy(graph).to(model_type).train(training)(x)
+            for one, other in zip(tree_leaves(found), tree_leaves(expected), strict=True):
+                assert one.dtype == other.dtype
+                torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2)
+
+
+class KeepsTypeOfInput(Net):
+    def between(self, x):
+        return x.relu()
+
+    def forward(self, x):
+        before = x.dtype
+        return super().forward(x.float()).to(before)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.uint8])
+def test_inputs_of_another_type_for_a_model_of_one(kind):
+    model = KeepsTypeOfInput()
+    gm, small = halved(model, ROWS)
+    x = (ROWS * 20).abs().to(kind)
+    for graph in (gm, small):
+        assert graph(x).dtype == kind
+        torch.testing.assert_close(graph(x), model(x), rtol=1e-5, atol=1 if kind == torch.uint8 else 1e-3)
+
+
+def test_images_for_a_cast_transformer():
+    without_compiled_library()
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = transformers.ViTModel(transformers.ViTConfig(image_size=16, patch_size=8, **sizes)).eval()
+    images = torch.randn(2, 3, 16, 16)
+    _, small = halved(model, {"pixel_values": images})
+    expected = model.to(torch.bfloat16)(images)[0]
+    torch.testing.assert_close(small.to(torch.bfloat16)(pixel_values=images)[0], expected, rtol=2e-2, atol=2e-2)
