@@ -345,3 +345,47 @@ class ThirdOfBias(nn.Module):
 )
 def test_sizes_of_weights_are_no_inputs_sizes(third):
     assert exact(ThirdOfBias(third), TOKENS, OTHERS) == 12
+
+
+class Windows(nn.Module):
+    """Attention in windows of 2 × 2, some of which are masked: their number is known by the mask alone, as in Swin."""
+
+    def __init__(self, masked):
+        super().__init__()
+        self.masked, self.a, self.qkv, self.b = masked, nn.Linear(4, 12), nn.Linear(12, 36), nn.Linear(12, 3)
+        self.table = nn.Parameter(torch.randn(9, 2))
+        self.register_buffer("index", torch.arange(16) % 9)
+
+    def forward(self, x):
+        h = self.a(x)
+        batch, height, width, channels = h.shape
+        h = h.view(batch, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, channels)
+        q, k, v = (one.view(one.shape[0], -1, 2, 6).transpose(1, 2) for one in self.qkv(h).chunk(3, -1))
+        bias = self.table[self.index].view(4, 4, -1).permute(2, 0, 1).contiguous()
+        scores = self.masked(q @ k.transpose(-1, -2) + bias.unsqueeze(0), self.mask(x), h)
+        h = (scores.softmax(-1) @ v).transpose(1, 2).reshape(-1, 4, 12)
+        return self.b(h.mean(1)).view(batch, -1, 3)
+
+    def mask(self, x):
+        rows = x.new_zeros(x.shape[1], x.shape[2])
+        rows[-2:] = 1
+        rows = rows.view(x.shape[1] // 2, 2, x.shape[2] // 2, 2).transpose(1, 2).reshape(-1, 4)
+        return (rows.unsqueeze(1) - rows.unsqueeze(2)).masked_fill(rows.unsqueeze(1) > 0, -100.0)
+
+
+def by_number_of_windows(scores, mask, h):
+    batch, steps, _ = h.shape
+    scores = scores.view(batch // mask.shape[0], mask.shape[0], 2, steps, steps) + mask.unsqueeze(1).unsqueeze(0)
+    return scores.view(-1, 2, steps, steps)
+
+
+def by_steps(scores, mask, h):
+    scores = scores.view(-1, mask.shape[0], 2, 4, 4) + mask[None, :, None]
+    return scores.reshape(-1, 2, 4, 4)
+
+
+@pytest.mark.parametrize("masked", [by_number_of_windows, by_steps])
+@pytest.mark.parametrize("examples", [torch.randn(2, 4, 4, 4), torch.randn(2, 4, 8, 4)])
+def test_heads_go_whatever_the_number_of_windows(masked, examples):
+    others = [torch.randn(3, 4, 4, 4), torch.randn(1, 6, 4, 4), torch.randn(2, 8, 6, 4)]
+    assert exact(Windows(masked), examples, others) >= 12 + 2

@@ -22,12 +22,13 @@ from torch.fx.node import map_arg
 from fx_oto.analysis.engine import Propagation
 from fx_oto.analysis.labels import Layer
 from fx_oto.analysis.tape import OpCall
-from fx_oto.core.fx_utils import op_name
+from fx_oto.core.fx_utils import behind, op_name
 
 __all__ = ["cut_moves", "entries_of", "spelled_out"]
 
 _GIVEN = {"view", "reshape", "_unsafe_view", "view_as", "reshape_as", "unflatten"}
 _TURNING = ("transpose", "permute", "flatten", "movedim", "moveaxis", "swapaxes", "swapdims", "squeeze", "unsqueeze")
+_TOGETHER = {"add", "sub", "mul", "div", "truediv", "iadd", "isub", "imul", "itruediv", "add_", "sub_", "mul_", "div_"}
 _SLIDING = ("conv", "pool", "getitem", "slice", "narrow", "select", "view", "reshape", "unflatten", "unfold")
 
 
@@ -231,17 +232,24 @@ def _turned_into(node: Node, value: Tensor, dim: int) -> list[int]:
 
 def _is_settled(node: Any, back: int) -> bool:
     """Return whether a dimension, counted from the last, has a size that inputs do not change, as after pooling."""
-    while isinstance(node, Node) and node.op != "placeholder":
+    waiting = [node]
+    for node in waiting:
+        if not isinstance(node, Node) or node.op == "placeholder":
+            continue
         value, name = node.meta["val"], _name(node)
         if "adaptive" in name or node.op == "get_attr":
             return True
         size = value.shape[back]
         below = [read for read in node.all_input_nodes if _has(read, value.ndim, back, size)]
-        if any(word in name for word in _SLIDING) and (size == 1 or not below or "view" in name or "shape" in name):
-            return False
-        if not below:
-            return bool(size == 1)
-        node = below[0]
+        cut = any(word in name for word in _SLIDING) and (size == 1 or not below or "view" in name or "shape" in name)
+        if (cut or not below) and all(one.op != "placeholder" for one in behind(node)):  # computed from parameters
+            return True
+        if cut:
+            continue
+        if not below and size == 1:
+            return True
+        # Of two that are added torch refuses one of another size, so it is enough that one of them has a settled one.
+        waiting += [read for read in (below if name in _TOGETHER else below[:1]) if read not in waiting]
     return False
 
 
