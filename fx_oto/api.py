@@ -16,7 +16,7 @@ from fx_oto.core.parts import with_all_parameters
 from fx_oto.core.patterns import patterns_in
 from fx_oto.core.records import PassRecord
 from fx_oto.core.warn import warn
-from fx_oto.deploy.comparing import check_around
+from fx_oto.deploy.comparing import check_around, other_weights
 from fx_oto.deploy.write_back import write_back
 from fx_oto.framework.pipeline import Pipeline
 from fx_oto.framework.stages import Stage
@@ -187,6 +187,7 @@ def compress(  # noqa: PLR0913 - options are keyword arguments
             and parts that hand tensors to each other, those of the whole models, and warn where they differ.
         fold_batchnorm: compute BatchNorm by the weights of the layers before it, for inference; see ``FoldBatchNorm``.
         into: the model that was given to ``prepare``, to get a copy of it instead, of its own class: ``write_back``.
+            The weights are those of the prepared GraphModule, and so of that model; of another one a warning tells.
         on_pass: called with the ``PassRecord`` of each pass after it.
         optimizer: arguments of ``DHSPG``, such as ``lr=0.1, target_group_sparsity=0.7``.
 
@@ -244,11 +245,19 @@ def compress(  # noqa: PLR0913 - options are keyword arguments
         if training.unfinished:
             warn(f"{training.unfinished} Now the group sparsity is {partition(gm).group_sparsity():.4f}")
     small = Pipeline(tuple(_stages(gm, fold_batchnorm, verify)), on_pass).run(gm)
-    if into is None:
-        return small
-    new = write_back(small, into)
+    return small if into is None else _written(gm, small, into, verify)
+
+
+def _written(gm: GraphModule, small: GraphModule, model: nn.Module, verify: bool) -> nn.Module:
+    """The compact graph of ``gm`` written back into a copy of the model."""
+    new, model = write_back(small, model), unwrapped(model)
+    if name := other_weights(gm, model):
+        warn(
+            f"{name!r} of the model that into gives holds other numbers than gm, whose weights are compressed: to "
+            "compress an average or a checkpoint, load its state into the model that was given to prepare first"
+        )
     if verify:
-        check_around(unwrapped(into), new, small)
+        check_around(model, new, small)
     return new
 
 

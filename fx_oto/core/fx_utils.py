@@ -311,6 +311,13 @@ def check_has_numbers(model: nn.Module, doing: str) -> None:
         )
 
 
+def order_in_memory(tensor: Tensor) -> list[int]:
+    """The dimensions in the order in which they lie in memory: 0, 2, 3, 1 of a ``channels_last`` image."""
+    strides = tensor.stride()
+    order = sorted(range(tensor.ndim), key=lambda dim: -strides[dim])
+    return order if tensor.permute(order).is_contiguous() else list(range(tensor.ndim))
+
+
 def tensor_leaves(value: Any) -> list[Tensor]:
     """The tensors in a value of any structure, in order."""
     if isinstance(value, Tensor):  # as most are

@@ -53,6 +53,10 @@ class Original:
         names = frozenset(name for name in _all_tensors(model) if not name.startswith(f"{MASKS}."))
         return cls(reference_to(model), names, _plain(modules), own, _placed(model))
 
+    def is_of(self, model: nn.Module) -> bool:
+        """Whether it was this very model, or parts of it, that was captured."""
+        return self.model is not None and vars(self.model)["_modules"] is vars(model)["_modules"]
+
     @property
     def model(self) -> nn.Module | None:
         """The model, as long as there is one."""
@@ -130,6 +134,14 @@ class Original:
         """Take off a copy of the model for good what others have put on the model since, see ``as_captured``."""
         for path, module in copy.named_modules():
             list(_hidden(vars(module), *self.own.get(path, (frozenset(), False))))
+
+    def drop_forwards_of_others(self, copy: nn.Module) -> None:
+        """Take off a copy the replaced ``forward`` methods that would run the model that it was copied from."""
+        for path, module in copy.named_modules():
+            forward, was_replaced = vars(module).get("forward"), self.own.get(path, (frozenset(), False))[1]
+            is_its_own = getattr(forward, "__self__", None) is module or module in getattr(forward, "args", ())
+            if forward is not None and not was_replaced and not is_its_own:
+                del module.__dict__["forward"]
 
     @contextmanager
     def as_captured(self, *models: nn.Module) -> Iterator[None]:

@@ -18,7 +18,7 @@ from fx_oto.core.preserve import Dice, evaluating, unwritten
 from fx_oto.core.warn import warn
 from fx_oto.deploy.calls import Call, Made, Value
 
-__all__ = ["Difference", "check_around", "compared", "first_difference", "lowest_tolerance", "outputs"]
+__all__ = ["Difference", "check_around", "compared", "first_difference", "lowest_tolerance", "other_weights", "outputs"]
 
 _ROUGH = 1e-3  # less than any size makes that code computes with, and more than rounding does to a whole model
 
@@ -112,6 +112,17 @@ def check_around(model: nn.Module, new: nn.Module, small: GraphModule) -> None:
                 "code may ask for sizes of what parts in a tuple hand to each other, such as x.shape[1]: name these "
                 "parts one by one. Where it chooses by thresholds, rounding may have chosen otherwise"
             )
+
+
+def other_weights(gm: nn.Module, model: nn.Module) -> str:
+    """The name of a parameter that holds other numbers in a model than in the GraphModule; empty if there is none."""
+    mine = dict(gm.named_parameters(remove_duplicate=False))
+    for name, other in model.named_parameters(remove_duplicate=False):
+        one = mine.get(name, other)
+        has_numbers = one is not other and one.shape == other.shape and not one.is_meta and not other.is_meta
+        if has_numbers and not torch.equal(one, other.to(one.device, one.dtype)):
+            return name
+    return ""
 
 
 def _unlike(expected: list[Tensor], new: nn.Module, inputs: ExampleInputs, training: bool) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fx_oto.core.errors import FileError
+from fx_oto.core.fx_utils import order_in_memory
 from fx_oto.deploy.values import Reader, a_dict, a_list, a_text, an_integer, written
 
 __all__ = ["Collected", "made_tensors"]
@@ -60,7 +61,7 @@ class Collected:
         if key not in self._memory:
             self._check_apart(name, tensor, start)
             self._memory[key] = len(self.described)
-            order, plain = _order(tensor), _plain(tensor)
+            order, plain = order_in_memory(tensor), _plain(tensor)
             self.stored[name] = plain
             self.described.append(
                 {
@@ -95,13 +96,6 @@ def _check(name: str, tensor: Tensor) -> None:
         what = "on the meta device" if tensor.is_meta else "quantized" if tensor.is_quantized else str(tensor.layout)
         what = what if kind is Tensor else f"of the class {kind.__name__}"
         raise FileError(f"{name!r} is {what}: files hold plain tensors alone. Make it one first, or use torch.save")
-
-
-def _order(tensor: Tensor) -> list[int]:
-    """The dimensions in the order in which they lie in memory: 0, 2, 3, 1 of a ``channels_last`` image."""
-    strides = tensor.stride()
-    order = sorted(range(tensor.ndim), key=lambda dim: -strides[dim])
-    return order if tensor.permute(order).is_contiguous() else list(range(tensor.ndim))
 
 
 def _plain(tensor: Tensor) -> Tensor:

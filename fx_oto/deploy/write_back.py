@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -81,9 +82,10 @@ def write_back(small: GraphModule, model: nn.Module, build: Build | None = None)
     plan = Context.of(small).parts
     dice = Dice()
     try:
-        if plan is not None:
-            return whole_again(_Writer(small, in_parts(model, plan), build).written(), model)
-        return _Writer(small, model, build).written()
+        with torch.inference_mode(False):  # under which no tensor could be trained later
+            if plan is not None:
+                return whole_again(_Writer(small, in_parts(model, plan), build).written(), model)
+            return _Writer(small, model, build).written()
     finally:
         dice.put_back()
 
@@ -157,6 +159,8 @@ class _Writer:
         self.small, self.model = small, model
         self.recipe = None if plan_of(model) else recipe_of(model, build)  # nothing builds parts alone
         self.inputs = Context.of(small).inputs
+        original = Context.of(small).get(SlicingPlan).original
+        self.original = original if original is not None and original.is_of(model) else None
         # In half precision, a norm over too few channels would pass for the right one.
         self.wide, self.wide_inputs = small, self.inputs
         if any(tensor.dtype in HALF for _, tensor in all_tensors(small)):
@@ -177,6 +181,8 @@ class _Writer:
     def _captured(self) -> GraphModule:
         """The graph of the user's code, in which numbers remember the attributes that they come from."""
         twin = copied_over(self.model, {id(tensor): tensor for _, tensor in all_tensors(self.model)})
+        if self.original is not None:
+            self.original.strip(twin)
         self.attributes.plant(twin)
         watch_calls(twin)
         code = trace(twin, self.inputs)
@@ -194,7 +200,9 @@ class _Writer:
             pass
         while True:
             result = self._made()
-            difference = compared(result, self.small, self.inputs, Context.of(self.small).capture.takes_any_batch)
+            with self._as_captured(result):
+                any_batch = Context.of(self.small).capture.takes_any_batch
+                difference = compared(result, self.small, self.inputs, any_batch)
             if difference.fits:
                 return self._reported(result, difference)
             self._give_way(result, difference)
@@ -202,6 +210,8 @@ class _Writer:
     def _adapt(self) -> bool:
         """Find what does not fit in a copy, and change the plan; returns whether it was changed."""
         model, self.added = widened(self._copy()), set(self.plan.constants)
+        if self.original is not None:
+            self.original.strip(model)
         set_attributes(model, self.plan.values, self.read)
         replay = Replay(self.code, self.wide, model, self.attributes, self.expected)
         misfits = list(replay.misfits(self.plan.values))
@@ -222,6 +232,8 @@ class _Writer:
 
     def _copy(self) -> nn.Module:
         model = compact_copy(self.model, self.small)
+        if self.original is not None:
+            self.original.drop_forwards_of_others(model)
         for path, constant in self.plan.constants.items():
             add_constant(model.get_submodule(path), constant)
         return model
@@ -286,6 +298,15 @@ class _Writer:
         leave_out(model, self.small, list(self.plan.graphs))
         return model
 
+    def _as_captured(self, result: nn.Module) -> AbstractContextManager[None]:
+        """Run a copy without what others have put on the model since; a graph in the place of a ``forward`` is ours."""
+        if self.original is None:
+            return nullcontext()
+        own = {
+            path: (hooks, replaced or path in self.plan.graphs) for path, (hooks, replaced) in self.original.own.items()
+        }
+        return replace(self.original, own=own).as_captured(result)
+
     def _give_way(self, result: nn.Module, difference: Difference) -> None:
         """Put a graph in the place of the first module that returns something else than the compact graph.
 
@@ -293,7 +314,8 @@ class _Writer:
             SlicingError: even the graph of the whole model does not fit.
         """
         wide = widened(copy.deepcopy(result))
-        call = first_difference(wide, self.calls, self.expected, self.wide_inputs, self.plan.graphs)
+        with self._as_captured(wide):
+            call = first_difference(wide, self.calls, self.expected, self.wide_inputs, self.plan.graphs)
         misfit = Misfit(self._first_node(call), difference.text)
         if "" in self.plan.graphs:
             raise SlicingError(self._text(misfit, "neither does the graph of the whole model"))

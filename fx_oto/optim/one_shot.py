@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from fx_oto.core.errors import InputError, SettingsError
 from fx_oto.core.fx_utils import check_has_numbers, is_sharded
 from fx_oto.core.preserve import evaluating
+from fx_oto.core.warn import warn
 from fx_oto.optim.allocation import Allocation, check_allocation, with_batch_statistics
 from fx_oto.optim.choice import Choice
 from fx_oto.optim.limits import PerFamily, Rules, Uniform
@@ -138,9 +142,34 @@ def _observed(rows: Rows, gm: GraphModule, data: Iterable[Any], loss: LossOfBatc
 
 
 def _estimate_statistics(gm: GraphModule, data: Iterable[Any], loss: LossOfBatch | None) -> None:
-    """Batch normalizations' running statistics, anew, as means over the batches."""
-    with evaluating(gm):
-        update_bn(((batch,) for batch in data), _Run(gm, loss))
+    """Batch normalizations' running statistics, anew, as means over the batches; as they were if there are none."""
+    if not any(one.track_running_stats for one in gm.modules() if isinstance(one, _BatchNorm)):
+        return
+    batches = iter(data)
+    for first in batches:
+        with evaluating(gm), _settings_kept(gm):
+            update_bn(((batch,) for batch in chain([first], batches)), _Run(gm, loss))
+        return
+    if loss is not None:
+        warn(
+            "data could be read once only, so running statistics of batch normalizations were not estimated anew: give "
+            "a list of batches, or a loader that can be read again"
+        )
+
+
+@contextmanager
+def _settings_kept(gm: GraphModule) -> Iterator[None]:
+    """Put running statistics back as they were, and the momentum in any case, if a batch fails."""
+    norms = [one for one in gm.modules() if isinstance(one, _BatchNorm)]
+    before = [(one, one.momentum, [buffer.clone() for buffer in one.buffers()]) for one in norms]
+    try:
+        yield
+    except BaseException:
+        for one, momentum, buffers in before:
+            one.momentum = momentum
+            for buffer, value in zip(one.buffers(), buffers, strict=True):
+                buffer.copy_(value)
+        raise
 
 
 class _Run(nn.Module):

@@ -353,6 +353,8 @@ class GroupSparseOptimizer(Optimizer, ABC):
 
         There it is found by whatever knows of optimizers' states, as ``torch.distributed.checkpoint.state_dict`` does.
         """
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
         own = {
             "settings": self._settings(),
             "step": self._steps,
@@ -361,7 +363,10 @@ class GroupSparseOptimizer(Optimizer, ABC):
             "trajectory": self.trajectory.state(),
             **self.own_state(),
         }
-        return states.joined(self.base.state_dict(), own)
+        state = states.joined(self.base.state_dict(), own)
+        for hook in self._optimizer_state_dict_post_hooks.values():
+            state = hook(self, state) or state
+        return state
 
     def _settings(self) -> dict[str, Any]:
         """What a state must have been saved with."""
@@ -382,8 +387,10 @@ class GroupSparseOptimizer(Optimizer, ABC):
         Raises:
             SettingsError: the state is not that of such an optimizer, or of this model.
         """
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = hook(self, state_dict) or state_dict
         base, own = states.parted(state_dict, type(self).__name__)
-        states.check_own(own, self._settings(), len(self.zigs.families))
+        states.check_own(own, self._settings(), [len(family) for family in self.zigs.families])
         self.base.load_state_dict(base)
         self.param_groups, self.state = self.base.param_groups, self.base.state
         self._steps = own["step"]
@@ -393,3 +400,5 @@ class GroupSparseOptimizer(Optimizer, ABC):
         self.trajectory.steps, self.trajectory.gone = self._steps, self._rows.gone
         self.load_own_state(own)
         self._attach()
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)

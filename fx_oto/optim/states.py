@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fx_oto.core.errors import SettingsError
@@ -33,12 +34,24 @@ def parted(state: dict[str, Any], kind: str) -> tuple[dict[str, Any], dict[str, 
     return {**state, "param_groups": groups}, first[_KEY]
 
 
-def check_own(own: dict[str, Any], settings: dict[str, Any], families: int) -> None:
-    """A state that is taken up must be that of such an optimizer with these settings, and of this model."""
-    if len(own["phases"]) != families:
+def check_own(own: dict[str, Any], settings: dict[str, Any], families: Sequence[int]) -> None:
+    """A state that is taken up must be that of such an optimizer with these settings, and of this model.
+
+    Args:
+        own: what ``joined`` was given.
+        settings: those of the optimizer.
+        families: how many ZIGs each of the model's families has.
+    """
+    found = [len(phase) for phase in own["phases"]]
+    if len(found) != len(families):
         raise SettingsError(
-            f"this state has {len(own['phases'])} families, the model has {families}: it is another model's"
+            f"this state has {len(found)} families, the model has {len(families)}: it is another model's"
         )
+    for number, (one, mine) in enumerate(zip(found, families, strict=True)):
+        if one != mine:
+            raise SettingsError(
+                f"this state has {one} ZIGs in family {number}, the model has {mine}: it is another model's"
+            )
     if own["settings"] != settings:
         raise SettingsError(
             f"this state was saved by an optimizer with {own['settings']}, this one has {settings}: to resume, build "

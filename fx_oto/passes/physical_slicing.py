@@ -20,6 +20,7 @@ from fx_oto.core.fx_utils import (
     check_has_numbers,
     clone_module,
     last_node,
+    order_in_memory,
     signature_of,
     tensor_leaves,
     tensor_names,
@@ -27,6 +28,7 @@ from fx_oto.core.fx_utils import (
     without_code,
 )
 from fx_oto.core.masks import MASKS
+from fx_oto.core.original import Original
 from fx_oto.core.preserve import evaluating, written_like
 from fx_oto.core.tables import Tabular, counted, table
 from fx_oto.core.warn import warn
@@ -56,6 +58,7 @@ class SlicingPlan(Tabular):
             shape ``(tokens,)``. The compact model counts them anew, from 0.
         gone: by name, the ZIGs of each family of which all are zero, as root atoms: int64, shape ``(num_zigs,)``.
             One of each was kept, for a tensor cannot be empty; ``DropBranches`` takes out what is not needed.
+        original: the model that was captured, as it was then.
 
     Example:
         >>> import torch, fx_oto
@@ -82,6 +85,7 @@ class SlicingPlan(Tabular):
     kept_back: tuple[str, ...] = ()
     gone: Mapping[str, Tensor] = field(default_factory=dict)
     tokens: Mapping[TokenInput, Tensor] = field(default_factory=dict)
+    original: Original | None = None
 
     def left_of(self, name: str, tensor: Tensor) -> Tensor:
         """What is left of a tensor of the full model, such as a parameter or its gradient.
@@ -204,8 +208,10 @@ class PhysicalSlicing(Pass):
         kept, kept_back, gone = _kept_classes(gm, found)
         cuts = Cuts(found, kept[found.roots])
         left = {one: cuts.kept_labels(rows).nonzero().reshape(-1) for one, rows in found.tokens.items()}
-        plan = SlicingPlan(cuts.axes, cuts, kept_back, gone, left)
+        plan = SlicingPlan(cuts.axes, cuts, kept_back, gone, left, context.original)
         compact = _sliced_copy(gm, plan)
+        if context.original is not None:
+            context.original.drop_forwards_of_others(compact)
         with evaluating(compact):  # in training, reading a parametrized weight may write into buffers
             fold, full = lambda node, adjustment: _contribution(gm, cuts, node, adjustment), tensor_names(gm)
             rewrite(compact, cuts, fold, full)
@@ -360,7 +366,8 @@ def _select(tensor: Tensor, kept: dict[int, Tensor]) -> Tensor:
         return tensor.clone()
     (first, index), *rest = ((dim, one.to(tensor.device)) for dim, one in sorted(kept.items()))
     shape = [len(kept[dim]) if dim in kept else size for dim, size in enumerate(tensor.shape)]
-    cut = tensor.new_empty(shape)
+    order = order_in_memory(tensor)  # such as of channels last
+    cut = tensor.new_empty([shape[dim] for dim in order]).permute([order.index(dim) for dim in range(tensor.dim())])
     step = max(len(index) * _PIECE // max(tensor.numel(), 1), 1)
     for start in range(0, len(index), step):
         piece = tensor.index_select(first, index[start : start + step])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
-from types import SimpleNamespace
+from functools import partial
+from types import MethodType, SimpleNamespace
 
 import pytest
 import torch
@@ -485,3 +486,109 @@ def test_numbers_that_code_in_c_hides_make_a_graph():
 
     _, _, result = written(Block(Hidden()))
     assert [one.module for one in report_of(result).graphs] == ["inside"]
+
+
+def hooked(model):
+    """Hooks that only read, as for distillation, and one that is not the model's own."""
+    model.first.register_forward_hook(lambda module, args, output: None)
+    model.inside.qkv.register_forward_pre_hook(lambda module, args: None)
+    model.register_forward_hook(lambda module, args, output: output * 1)
+
+
+def under_autocast(model):
+    """As Accelerate does."""
+    model.forward = MethodType(torch.autocast("cpu", torch.bfloat16)(type(model).forward), model)
+
+
+def with_a_partial(model):
+    """As Accelerate does where it moves weights."""
+    model.first.forward = partial(lambda module, x: 3 * type(module).forward(module, x), model.first)
+
+
+def layer_wrapped(model):
+    forward = model.inside.out.forward
+    model.inside.out.forward = lambda *args: forward(*args) * 3
+
+
+def model_wrapped(model):
+    forward = model.forward
+    model.forward = lambda *args: forward(*args) * 3
+
+
+def gradients_asked(model):
+    model.first.register_forward_hook(lambda module, args, output: output.requires_grad_())
+
+
+def has_own_forward(module):
+    return "forward" in vars(module)
+
+
+@pytest.mark.parametrize(
+    "wrap", [hooked, under_autocast, with_a_partial, layer_wrapped, model_wrapped, gradients_asked]
+)
+@pytest.mark.parametrize("norm", [nn.LayerNorm, OwnLayerNorm])  # whose code becomes a graph
+def test_what_others_have_put_on_the_model_since_is_left_out_and_left_on(wrap, norm):
+    model = randomise(Block(Attention(), norm).eval())
+    inputs = TOKENS.float()
+    gm = fx_oto.prepare(model, inputs)
+    plain = copy.deepcopy(model)
+    wrap(model)
+    fx_oto.partition(gm).zero_(0.5)
+    result = fx_oto.compress(gm, into=model)
+    assert len(report_of(result).graphs) == (norm is OwnLayerNorm)
+    plain.load_state_dict(model.state_dict())
+    torch.testing.assert_close(fx_oto.compress(gm)(inputs), plain(inputs), rtol=1e-4, atol=1e-5)
+    for hooks in ("_forward_hooks", "_forward_pre_hooks"):
+        assert [len(vars(one)[hooks]) for one in (result, result.first, result.inside.qkv)] == [
+            len(vars(one)[hooks]) for one in (model, model.first, model.inside.qkv)
+        ]
+    if wrap in (layer_wrapped, model_wrapped):  # which would call the model itself
+        assert not any("forward" in vars(one) for one in (result, result.inside.out))
+        torch.testing.assert_close(result(inputs), plain(inputs), rtol=1e-4, atol=1e-5)
+    else:
+        assert [*map(has_own_forward, result.modules())][:2] == [*map(has_own_forward, model.modules())][:2]
+        torch.testing.assert_close(result(inputs), model(inputs), rtol=1e-2, atol=1e-2)
+
+
+def test_a_model_with_other_weights_is_told():
+    model = Block(Attention()).eval()
+    gm = fx_oto.prepare(model, TOKENS.float())
+    average = copy.deepcopy(model)
+    fx_oto.partition(gm).zero_(0.5)
+    with pytest.warns(UserWarning, match=r"'first.weight' of the model that into gives holds other numbers than gm"):
+        fx_oto.compress(gm, into=average)
+    average.load_state_dict(model.state_dict())
+    assert type(fx_oto.compress(gm, into=average)) is Block
+
+
+def test_in_inference_mode():
+    model = Convolutions().eval()
+    gm = fx_oto.prepare(model, IMAGES.float())
+    fx_oto.partition(gm).zero_(0.5)
+    with torch.inference_mode():
+        result = fx_oto.compress(gm, into=model)
+    torch.testing.assert_close(result(IMAGES.float()), model(IMAGES.float()))
+    result.train()(IMAGES.float()).sum().backward()
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_what_lies_in_memory_with_channels_last_stays_so(ndim):
+    kind = getattr(nn, f"Conv{ndim}d")
+    model = nn.Sequential(kind(3, 16, 3), nn.ReLU(), kind(16, 16, 3, groups=2), nn.ReLU(), kind(16, 4, 1)).eval()
+    layout = {2: torch.channels_last, 3: torch.channels_last_3d}.get(ndim)
+    inputs = torch.randn(2, 3, *[9] * ndim)
+    if layout is None:
+        for layer in (model[0], model[2]):
+            layer.weight.data = layer.weight.data.transpose(1, 2).contiguous().transpose(1, 2)
+    else:
+        model, inputs = model.to(memory_format=layout), inputs.to(memory_format=layout)
+    gm = fx_oto.prepare(model, inputs)
+    fx_oto.partition(gm).zero_(0.5)
+    small = fx_oto.compress(gm)
+    for result in (small, fx_oto.compress(gm, into=model)):
+        for name, parameter in result.named_parameters():
+            before = model.get_parameter(name)
+            order = sorted(range(before.dim()), key=lambda dim: -before.stride(dim))
+            assert before.is_contiguous() or parameter.permute(order).is_contiguous()
+            assert before.is_contiguous() or not parameter.is_contiguous() or 1 in parameter.shape
+        torch.testing.assert_close(result(inputs), model(inputs))

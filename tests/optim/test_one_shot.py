@@ -173,3 +173,67 @@ def test_a_loss_that_fails_changes_nothing():
 def test_nothing_to_compress_recommends_it():
     with pytest.raises(fx_oto.NothingToCompressError, match=r"fx_oto\.prune\(gm, target_macs=0\.5\)"):
         fx_oto.compress(prepared())
+
+
+class Once(torch.utils.data.IterableDataset):
+    """Images that can be read once."""
+
+    def __init__(self, images):
+        self.images = iter(images)
+
+    def __iter__(self):
+        return self.images
+
+
+def normed():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 3))
+    net(torch.randn(64, 1, 8, 8) * 3 + 2)
+    return net, fx_oto.prepare(net, torch.randn(2, 1, 8, 8))
+
+
+def statistics(net):
+    return {name: buffer.clone() for name, buffer in net.named_buffers()}
+
+
+@pytest.mark.parametrize("data", [(), [], iter(())])
+def test_without_data_running_statistics_stay(data):
+    net, gm = normed()
+    before = statistics(net)
+    fx_oto.prune(gm, target_group_sparsity=0.3, data=data)
+    kept = (net[0].weight != 0).flatten(1).any(1)
+    for name, buffer in statistics(net).items():
+        assert torch.equal(
+            buffer[kept] if buffer.dim() else buffer, before[name][kept] if buffer.dim() else before[name]
+        )
+    assert int(net[1].num_batches_tracked) == 1
+
+
+def test_data_that_can_be_read_once_is_told():
+    net, gm = normed()
+    before = statistics(net)
+    images = torch.randn(16, 1, 8, 8)
+    loader = torch.utils.data.DataLoader(Once(images), 8)
+    with pytest.warns(UserWarning, match="data could be read once only"):
+        fx_oto.prune(gm, target_group_sparsity=0.3, data=loader, loss=lambda gm, batch: gm(batch).square().mean())
+    assert int(net[1].num_batches_tracked) == int(before["1.num_batches_tracked"])
+    net, gm = normed()
+    generator = (images[i : i + 8] for i in (0, 8))
+    fx_oto.prune(gm, target_group_sparsity=0.3, data=generator, loss=lambda gm, batch: gm(batch).square().mean())
+    assert int(net[1].num_batches_tracked) == 2
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("good", [0, 1])
+def test_a_batch_that_fails_leaves_norms_as_they_were(momentum, good):
+    net, gm = normed()
+    net[1].momentum = momentum
+    before = statistics(net)
+    with pytest.raises(RuntimeError):
+        fx_oto.prune(gm, target_group_sparsity=0.3, data=[torch.randn(4, 1, 8, 8)] * good + [torch.randn(4, 1, 9, 9)])
+    assert net[1].momentum == momentum
+    kept = (net[0].weight != 0).flatten(1).any(1)
+    for name, buffer in statistics(net).items():
+        assert torch.equal(
+            buffer[kept] if buffer.dim() else buffer, before[name][kept] if buffer.dim() else before[name]
+        )

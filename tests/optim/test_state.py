@@ -108,3 +108,40 @@ def test_another_models_state_is_refused():
         optimizer.load_state_dict(state)
     with pytest.raises(fx_oto.SettingsError, match=r"this state was not saved by DHSPG: the key 'zigs' is missing"):
         optimizer.load_state_dict(optimizer.base.state_dict())
+
+
+def start_with(width, **base):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, width), torch.nn.ReLU(), torch.nn.Linear(width, 2))
+    gm = fx_oto.prepare(net, torch.randn(2, 4))
+    return gm, fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.05, target_group_sparsity=0.5, total_steps=9, **base)
+
+
+@pytest.mark.parametrize(("saved", "mine"), [(8, 16), (16, 8)])
+@pytest.mark.parametrize("steps", [2, 9])
+def test_the_state_of_another_width_is_refused_and_nothing_is_loaded(saved, mine, steps):
+    gm, other = start_with(saved, momentum=0.9)
+    for _ in range(steps):
+        other.zero_grad()
+        gm(torch.randn(3, 4)).square().mean().backward()
+        other.step()
+    gm, optimizer = start_with(mine, momentum=0.9)
+    before = optimizer.state_dict()["param_groups"][0]["zigs"]["step"]
+    with pytest.raises(fx_oto.SettingsError, match=rf"{saved} ZIGs in family 0, the model has {mine}"):
+        optimizer.load_state_dict(other.state_dict())
+    assert optimizer.state_dict()["param_groups"][0]["zigs"]["step"] == before
+    gm(torch.randn(3, 4)).square().mean().backward()
+    optimizer.step()
+
+
+def test_hooks_of_states_are_called_as_torchs_optimizers_do():
+    for optimizer in (torch.optim.SGD([torch.zeros(2, requires_grad=True)], lr=0.1), start_with(8)[1]):
+        seen = []
+        optimizer.register_state_dict_pre_hook(lambda mine, seen=seen: seen.append(("saves", mine)))
+        optimizer.register_state_dict_post_hook(lambda mine, state: {**state, "epoch": 3})
+        optimizer.register_load_state_dict_pre_hook(
+            lambda mine, state, seen=seen: seen.append(("loads", state["epoch"])) or {**state, "epoch": 4}
+        )
+        optimizer.register_load_state_dict_post_hook(lambda mine, seen=seen: seen.append(("loaded", mine)))
+        optimizer.load_state_dict(optimizer.state_dict())
+        assert seen == [("saves", optimizer), ("loads", 3), ("loaded", optimizer)]

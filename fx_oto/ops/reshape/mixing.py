@@ -233,16 +233,16 @@ def _turned_into(node: Node, value: Tensor, dim: int) -> list[int]:
 def _is_settled(node: Any, back: int) -> bool:
     """Return whether a dimension, counted from the last, has a size that inputs do not change, as after pooling."""
     waiting = [node]
-    for node in waiting:
-        if not isinstance(node, Node) or node.op == "placeholder":
+    for one in waiting:
+        if not isinstance(one, Node) or one.op == "placeholder":
             continue
-        value, name = node.meta["val"], _name(node)
-        if "adaptive" in name or node.op == "get_attr":
+        value, name = one.meta["val"], _name(one)
+        if "adaptive" in name or one.op == "get_attr":
             return True
         size = value.shape[back]
-        below = [read for read in node.all_input_nodes if _has(read, value.ndim, back, size)]
+        below = [read for read in one.all_input_nodes if _has(read, value.ndim, back, size)]
         cut = any(word in name for word in _SLIDING) and (size == 1 or not below or "view" in name or "shape" in name)
-        if (cut or not below) and all(one.op != "placeholder" for one in behind(node)):  # computed from parameters
+        if (cut or not below) and all(source.op != "placeholder" for source in behind(one)):  # computed from parameters
             return True
         if cut:
             continue
