@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from fx_oto.analysis.recording import fake_run, misfit
 from fx_oto.analysis.tape import Tape
 from fx_oto.capture.arguments import Arguments
-from fx_oto.capture.attempt import Attempt, Captured, FixedByValuesError, analysed_tape, note_writes
+from fx_oto.capture.attempt import Attempt, Captured, FixedByValuesError, analysed_tape
 from fx_oto.capture.elsewhere import check_memory, forget_sizes
 from fx_oto.capture.parts import Parts, parts_of
 from fx_oto.capture.refusals import NotCapturedError, NotHashedError, RandomError
@@ -91,7 +91,6 @@ def trace(model: nn.Module, example_inputs: Any, *, parts: Parts = ()) -> GraphM
         gm = _without_masks(graph_copy(model))
         earlier = Context.of(model) if "fx_oto" in model.meta else Context(inputs, Capture("GraphModule"))
         capture, records, tape = earlier.capture, earlier.records, analysed_tape(gm, inputs)
-        note_writes(tape, gm)
     else:
         with one_at_a_time, interrupts_held(), quiet_fakes(), uncollected(), uncompiled(), without_autocast():
             gm, capture, tape = _capture(model, inputs.copied())  # its code may write into them

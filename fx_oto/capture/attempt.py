@@ -12,7 +12,6 @@ from torch.fx import GraphModule
 
 from fx_oto.analysis.recording import Recording, fake_run, record_tape
 from fx_oto.analysis.tape import Tape
-from fx_oto.analysis.values import storage_of
 from fx_oto.capture.check import ROUNDS, check_branches, check_capture, not_the_same_without
 from fx_oto.capture.groups import Group, groups_of, resized
 from fx_oto.capture.memory import Memory
@@ -30,13 +29,13 @@ from fx_oto.capture.whole import GradientHook, LeafTracer, Part
 from fx_oto.capture.writer import holder_of
 from fx_oto.core.context import Capture, ExampleInputs
 from fx_oto.core.errors import InputError, TraceError
-from fx_oto.core.fx_utils import tensor_leaves, tensor_names, with_modes_of
+from fx_oto.core.fx_utils import tensor_leaves, with_modes_of
 from fx_oto.core.handed import HandedGraph
-from fx_oto.core.preserve import note_written, unchanged
+from fx_oto.core.preserve import unchanged
 from fx_oto.nn.leaves import LeafOp, OpaqueOp
 from fx_oto.nn.modes import FLAG, TrainingFlag, merge_modes
 
-__all__ = ["Attempt", "Captured", "FixedByValuesError", "analysed_tape", "note_writes"]
+__all__ = ["Attempt", "Captured", "FixedByValuesError", "analysed_tape"]
 
 
 def analysed_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
@@ -60,15 +59,6 @@ def analysed_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
             return record_tape(gm, resized(inputs, larger)).counted_as(tape)
         return record_tape(gm, inputs)
     return tape
-
-
-def note_writes(tape: Tape, model: nn.Module) -> None:
-    """Remember which parameters a model writes into, as its tape says, so that it can be run and left as it was."""
-    written = {storage_of(tensor) for call in tape.calls for tensor in call.written}
-    real = tensor_names(model)
-    for name, fake in tape.tensors.items():
-        if storage_of(fake) in written and isinstance(real.get(name), nn.Parameter):
-            note_written(real[name])
 
 
 # What else may be in a tensor, unlike what code makes of a number by chance.
@@ -192,7 +182,6 @@ class Attempt:
             if not merged:
                 raise
             raise _not_both(error) from error
-        note_writes(tape, self.model)
         check_capture(gm, self.model, self.inputs, both)
         capture = Capture("fx_oto", tuple(self._called_whole(gm, tape)), sizes.found)
         notes = list(dict.fromkeys([*(note for run in runs for note in run.notes), *(note for _, note in sizes.notes)]))

@@ -6,18 +6,17 @@ import gc
 import random
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.overrides import BaseTorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from fx_oto.core.contents import Content, Kept, Writes
 from fx_oto.core.layouts import is_sparse
 
 __all__ = [
@@ -25,8 +24,6 @@ __all__ = [
     "evaluating",
     "forget_parameters",
     "kept",
-    "memory_of",
-    "note_written",
     "on_cpu",
     "unchanged",
     "uncollected",
@@ -35,7 +32,6 @@ __all__ = [
     "without_backward_hooks",
     "without_fast_paths",
     "without_zeros",
-    "written_like",
 ]
 
 
@@ -151,44 +147,40 @@ def without_backward_hooks(model: nn.Module) -> Iterator[None]:
             held[name] = own
 
 
-# Parameters that the code of some model writes into, such as those that it keeps under a norm.
-_written = WeakTensorKeyDictionary()
-
-
-def note_written(parameter: Tensor) -> None:
-    """Remember that code which runs a model writes into one of its parameters."""
-    _written[parameter] = True
-
-
-def written_like(new: Tensor, old: Tensor) -> Tensor:
-    """A tensor that stands in another model for one of this: code writes into it if it does into that."""
-    if old in _written:
-        note_written(new)
-    return new
-
-
 @contextmanager
-def unwritten(model: nn.Module, training: bool = False) -> Iterator[None]:
+def unwritten(
+    model: nn.Module, training: bool = False, written: Collection[Tensor] | None = None
+) -> Iterator[Callable[[], list[Tensor]]]:
     """Run a model in one mode, without gradients, and leave it as it was.
 
-    What it writes into tensors, such as buffers, and sets on modules is undone. Of parameters it is in those of which
-    it is known, and in tables whose rows are kept under a norm by torch itself: of all of them a copy would be large.
+    What it writes into tensors, and sets on modules, is undone. Of buffers copies are made; of parameters, which are
+    large, when they are about to be written.
+
+    Args:
+        model: the model.
+        training: the mode.
+        written: the parameters that it writes into, if that is known: then calls take as long as ever.
+
+    Yields:
+        A function that tells the parameters that were written by now.
     """
     found = _changeable(model)
-    tables = [one.weight for one in model.modules() if isinstance(one, _TABLES) and one.max_norm is not None]
-    parameters = [one for one in model.parameters() if one in _written]
-    held = {id(one): one for one in (*model.buffers(), *tables, *parameters, *_plain_tensors(found))}.values()
-    before = [_Content(tensor) for tensor in held]
-    counted = tuple(tensor for tensor in held if not tensor.is_inference())
+    parameters = list(model.parameters())
+    held = {id(one): one for one in (*model.buffers(), *(written or ()), *_plain_tensors(found))}.values()
+    before = [Content(tensor) for tensor in held]
+    counted = tuple(tensor for tensor in (*held, *parameters) if not tensor.is_inference())
+    watch = Writes(parameters if written is None else ())
     try:
         with (
             unchanged(model, found=found),
             evaluating(model, training),
             torch.no_grad(),
             _unsafe_preserve_version_counter(counted),
+            nullcontext() if written is not None else watch,
         ):
-            yield
+            yield watch.found
     finally:
+        watch.put_back()
         for content in before:
             content.put_back()
 
@@ -217,20 +209,7 @@ def without_fast_paths() -> AbstractContextManager[object]:
     return BaseTorchFunctionMode()  # torch takes no fast path where a mode may watch
 
 
-def memory_of(tensor: Tensor) -> Tensor:
-    """A view of the same memory in which no element occurs twice, unlike an expanded tensor: it can be written."""
-    tensor = tensor.detach()
-    if tensor.layout != torch.strided:  # such as a sparse gradient
-        return tensor
-    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-        if size > 1 and stride == 0:
-            tensor = tensor.narrow(dim, 0, 1)
-    return tensor
-
-
 _BACKWARD = ("_backward_hooks", "_backward_pre_hooks")
-
-_TABLES = (nn.Embedding, nn.EmbeddingBag)
 
 # What every module has, and what of it is a registry.
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
@@ -287,7 +266,7 @@ def kept(module: nn.Module) -> Iterator[Callable[[], None]]:
         A function that restores the tensors and the random numbers at once; it can be called any number of times.
         Attributes of modules are restored at the end only.
     """
-    tensors = [_Kept(tensor) for tensor in (*module.parameters(), *module.buffers())]
+    tensors = [Kept(tensor) for tensor in (*module.parameters(), *module.buffers())]
     dice = Dice(of=module)
 
     @torch.no_grad()
@@ -301,48 +280,6 @@ def kept(module: nn.Module) -> Iterator[Callable[[], None]]:
             yield put_back
         finally:
             put_back()
-
-
-class _Content:
-    """A tensor, where its data lies, and a copy of it."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor, self.data = tensor, tensor.data
-        self._memory = memory_of(self.data)
-        self._content = self._memory.clone()
-
-    def put_back(self) -> None:
-        """Write the copy where the data was, which is the tensor's again."""
-        if self._moved():
-            self.tensor.data = self.data
-        self._memory.copy_(self._content)
-
-    def _moved(self) -> bool:
-        """Whether other data was set, as by ``model.half()``, or by ``tensor.data = …``."""
-        now, then = self.tensor.data, self.data
-        if isinstance(now, FakeTensor) or now.layout != torch.strided:  # which have no one place
-            return False
-        same = (now.device, now.dtype, now.shape) == (then.device, then.dtype, then.shape)
-        return not same or now.data_ptr() != then.data_ptr()
-
-
-class _Kept(_Content):
-    """A tensor and its gradient, and copies of their content."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        super().__init__(tensor)
-        self._requires_grad = tensor.requires_grad
-        self._grad = tensor.grad if tensor.is_leaf else None
-        self._of_grad = None if self._grad is None else _Content(self._grad)
-
-    def put_back(self) -> None:
-        """Put the tensor and its gradient back as they were."""
-        super().put_back()
-        if self._of_grad is not None:
-            self._of_grad.put_back()
-        if self.tensor.is_leaf:
-            self.tensor.requires_grad_(self._requires_grad)
-            self.tensor.grad = self._grad
 
 
 class Dice:

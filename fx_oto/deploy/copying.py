@@ -15,7 +15,6 @@ from torch.nn.modules.conv import _ConvNd
 from fx_oto.core.context import Context
 from fx_oto.core.errors import InputError
 from fx_oto.core.fx_utils import clone_module, deep_copy
-from fx_oto.core.preserve import written_like
 from fx_oto.nn.attention import FewerHeads
 from fx_oto.nn.norms import GroupNormOver, LayerNormOver, RMSNormOver
 from fx_oto.passes.drop_branches import DroppedBranches
@@ -86,7 +85,7 @@ def _copied(content: Tensor, like: Tensor) -> Tensor:
     data = content.detach().clone()
     if not isinstance(like, nn.Parameter):
         return data
-    return written_like(nn.Parameter(data, requires_grad=like.requires_grad), like)
+    return nn.Parameter(data, requires_grad=like.requires_grad)
 
 
 def _resize(model: nn.Module, small: GraphModule, tensors: dict[int, Tensor]) -> None:

@@ -353,8 +353,8 @@ class GroupSparseOptimizer(Optimizer, ABC):
 
         There it is found by whatever knows of optimizers' states, as ``torch.distributed.checkpoint.state_dict`` does.
         """
-        for hook in self._optimizer_state_dict_pre_hooks.values():
-            hook(self)
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
         own = {
             "settings": self._settings(),
             "step": self._steps,
@@ -364,8 +364,8 @@ class GroupSparseOptimizer(Optimizer, ABC):
             **self.own_state(),
         }
         state = states.joined(self.base.state_dict(), own)
-        for hook in self._optimizer_state_dict_post_hooks.values():
-            state = hook(self, state) or state
+        for after in self._optimizer_state_dict_post_hooks.values():
+            state = after(self, state) or state
         return state
 
     def _settings(self) -> dict[str, Any]:
@@ -387,8 +387,8 @@ class GroupSparseOptimizer(Optimizer, ABC):
         Raises:
             SettingsError: the state is not that of such an optimizer, or of this model.
         """
-        for hook in self._optimizer_load_state_dict_pre_hooks.values():
-            state_dict = hook(self, state_dict) or state_dict
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = before(self, state_dict) or state_dict
         base, own = states.parted(state_dict, type(self).__name__)
         states.check_own(own, self._settings(), [len(family) for family in self.zigs.families])
         self.base.load_state_dict(base)
@@ -400,5 +400,5 @@ class GroupSparseOptimizer(Optimizer, ABC):
         self.trajectory.steps, self.trajectory.gone = self._steps, self._rows.gone
         self.load_own_state(own)
         self._attach()
-        for hook in self._optimizer_load_state_dict_post_hooks.values():
-            hook(self)
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)

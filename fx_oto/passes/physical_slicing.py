@@ -29,7 +29,7 @@ from fx_oto.core.fx_utils import (
 )
 from fx_oto.core.masks import MASKS
 from fx_oto.core.original import Original
-from fx_oto.core.preserve import evaluating, written_like
+from fx_oto.core.preserve import evaluating
 from fx_oto.core.tables import Tabular, counted, table
 from fx_oto.core.warn import warn
 from fx_oto.framework.stages import Pass
@@ -357,7 +357,7 @@ def _cut_tensor(tensor: Tensor, name: str, plan: SlicingPlan) -> Tensor:
     data = plan.left_of(name, tensor.detach())
     if not isinstance(tensor, nn.Parameter):
         return data
-    return written_like(nn.Parameter(data, requires_grad=tensor.requires_grad), tensor)
+    return nn.Parameter(data, requires_grad=tensor.requires_grad)
 
 
 def _select(tensor: Tensor, kept: dict[int, Tensor]) -> Tensor:
