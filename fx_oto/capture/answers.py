@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 
-from fx_oto.capture.calls import INTEGERS, TENSORS, name_of, without_memory
+from fx_oto.capture.calls import INTEGERS, TENSORS, TYPES, name_of, without_memory
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Origin
 from fx_oto.capture.recorder import Recorder
@@ -133,14 +133,16 @@ def _always(node: Node) -> bool | None:
     return below if node.target is operator.lt or below is None else not below
 
 
-def _dtype(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    (tensor,) = args
-    dtype = func(tensor)
+def _type(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """What a tensor's type is, or something that it says."""
+    tensor = args[0] if args else kwargs["input"]
+    with without_modes():
+        dtype = tensor.dtype
     if id(tensor) in run.subject.tensors:
         run.types_asked.append((tensor, dtype))
     elif id(tensor) in run.places:
         run.types_asked.append((run.node_of_tensor(tensor), dtype))
-    return dtype
+    return func(*args, **kwargs)
 
 
 def _set_requires_grad(run: Recorder, func: Any, args: Any, kwargs: Any) -> None:
@@ -261,7 +263,6 @@ ANSWERS: dict[str, Callable[[Recorder, Any, Any, Any], Any]] = {
     "nbytes": _bytes,
     "new": _new,
     "__len__": _length,
-    "dtype": _dtype,
     "unbind": _unbind,
     "requires_grad": _requires_grad,
     "grad_fn": _grad_fn,
@@ -271,5 +272,6 @@ ANSWERS: dict[str, Callable[[Recorder, Any, Any, Any], Any]] = {
     "set requires_grad": _set_requires_grad,
     **dict.fromkeys(_VALUES, _ask_values),
     **dict.fromkeys(TENSORS, property_of_tensor),
+    **dict.fromkeys(TYPES, _type),
     **dict.fromkeys(("to", "float", "double", "half", "bfloat16", "cpu", "cuda", "type"), _cast),
 }

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from fx_oto.analysis.recording import misfit
-from fx_oto.capture.numbers import Origin
 from fx_oto.capture.sheet import Sheet
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import TraceError
@@ -182,7 +181,7 @@ class _Binder:
             _check(self.run, node, value, self.name)
             return value
         if type(value) in (int, float):
-            return self.run.number(value, Origin(_given, (node,), node))
+            return self.run.number_given(value, node, self.name)
         return self._container(value, node)
 
     def _container(self, value: Any, node: Node) -> Any:
@@ -211,7 +210,3 @@ class _Binder:
         bound = self.bind(value, node)
         node.meta["val"], node.meta["is_number"] = _plain(bound), True
         return bound
-
-
-def _given(value: Any) -> Any:
-    return value

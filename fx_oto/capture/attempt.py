@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fx_oto.analysis.recording import Recording, fake_run, record_tape
 from fx_oto.analysis.tape import Tape
 from fx_oto.capture.check import ROUNDS, check_branches, check_capture, not_the_same_without
+from fx_oto.capture.forms import Forms
 from fx_oto.capture.groups import Group, groups_of, resized
 from fx_oto.capture.memory import Memory
 from fx_oto.capture.names import AnyNames
 from fx_oto.capture.precision import Precision
-from fx_oto.capture.ranks import depends_on_ranks
 from fx_oto.capture.rebuilt import Rebuilt
 from fx_oto.capture.refusals import ON_VALUES, NotCapturedError, NotHashedError
 from fx_oto.capture.run import CaptureRun
@@ -114,7 +115,7 @@ class Attempt:
         options: how code is met that a capture has no other answer to.
         both_modes: whether training is captured, or evaluation alone.
         constants: tensors that are no module's, and what makes objects again, by their name in the graph.
-        own_types: whether the inputs have the types that they were given with.
+        types: those of the inputs that were given, where these are of others.
     """
 
     subject: Subject
@@ -122,7 +123,7 @@ class Attempt:
     options: Options
     both_modes: bool
     constants: dict[str, Tensor | Rebuilt] = field(default_factory=dict)
-    own_types: bool = True
+    types: tuple[torch.dtype, ...] = ()
     _fakes: Recording | None = None
 
     @property
@@ -149,25 +150,24 @@ class Attempt:
 
     def _on_these_inputs(self) -> Captured:
         runs = self._runs(self.inputs)
-        for run in runs:
-            modes = (False, True) if len(runs) == 1 and self.both_modes else (run.training,)
-            for training in modes if run.branches else ():
-                check_branches(run, training)
+        self._check_branches(runs)
         handed = any(run.handed for run in runs)
         # Before anything is rewritten: captures are compared.
-        by_ranks = self.subject.reads_ranks and depends_on_ranks(runs, self.inputs, self._runs)
-        precision = Precision(self.model, self.inputs, runs, self._runs_of)
-        if self.own_types and (found := self._captured_on(precision.elsewhere, own_types=False)) is not None:
+        types = tuple(tensor.dtype for tensor in self._given_tensors())
+        forms = Forms.of(runs, self.inputs, self._runs, self._runs_with_number, self.types or types)
+        found = None if self.types else self._captured_on(forms.of_other_types(self.inputs), types)
+        if found is not None:
             return found
+        precision = Precision(self.model, self.inputs, runs, self._runs_of)
         sizes = Sizes(self.model, self.inputs, self._runs, runs, handed)
         by_values = not self.options.may_fix and any(run.calls_functions_whole for run in runs)
         if by_values and any(one.fixed for one in sizes.found):
             raise FixedByValuesError
-        if sizes.ones and (found := self._captured_on(resized(self.inputs, sizes.ones))) is not None:
+        if sizes.ones and (found := self._captured_on([resized(self.inputs, sizes.ones)])) is not None:
             return found
         is_cast = precision.rewrite()
-        for run in runs if by_ranks else ():
-            run.fix_ranks()
+        for run in runs:
+            forms.fix(run)
         gm, merged = self._joined(runs)
         with_modes_of(gm, self.model)
         both = self.both_modes and (merged or not all(run.is_plain for run in runs))
@@ -187,25 +187,34 @@ class Attempt:
         notes = list(dict.fromkeys([*(note for run in runs for note in run.notes), *(note for _, note in sizes.notes)]))
         return Captured(gm, capture, tape, self.both_modes, notes)
 
-    def _larger_batch(self) -> ExampleInputs | None:
+    def _given_tensors(self) -> list[Tensor]:
+        return tensor_leaves((self.inputs.args, self.inputs.kwargs))
+
+    def _check_branches(self, runs: list[CaptureRun]) -> None:
+        for run in runs:
+            modes = (False, True) if len(runs) == 1 and self.both_modes else (run.training,)
+            for training in modes if run.branches else ():
+                check_branches(run, training)
+
+    def _larger_batch(self) -> list[ExampleInputs]:
         """The inputs with another batch in the place of one of 1, if that is theirs."""
         ones = {one: one.others()[0] for one in groups_of(self.inputs) if one.is_batch and one.size == 1}
-        return resized(self.inputs, ones) if ones else None
+        return [resized(self.inputs, ones)] if ones else []
 
-    def _captured_on(self, inputs: ExampleInputs | None, own_types: bool = True) -> Captured | None:
-        """A capture on other inputs, if its graph takes those that were given, too."""
-        if inputs is None:
-            return None
+    def _captured_on(self, others: Iterable[ExampleInputs], types: tuple[torch.dtype, ...] = ()) -> Captured | None:
+        """A capture on the first of other inputs of which the graph takes those that were given, too."""
+        found = (self._captured_on_one(inputs, types or self.types) for inputs in others)
+        return next((one for one in found if one is not None), None)
+
+    def _captured_on_one(self, inputs: ExampleInputs, types: tuple[torch.dtype, ...]) -> Captured | None:
         options = replace(self.options, in_own_mode=frozenset())
-        own_types = own_types and self.own_types
         try:
-            found = Attempt(self.subject, inputs, options, self.both_modes, self.constants, own_types).result()
+            found = Attempt(self.subject, inputs, options, self.both_modes, self.constants, types).result()
             check_capture(found.gm, self.model, self.inputs, self.both_modes)
             tape = analysed_tape(found.gm, self.inputs)
         except (NotCapturedError, NotHashedError, FixedByValuesError, TraceError, InputError):
             return None
-        names, tensors = names_of(self.model, self.inputs), tensor_leaves((self.inputs.args, self.inputs.kwargs))
-        given = dict(zip(names, tensors, strict=True))
+        given = dict(zip(names_of(self.model, self.inputs), self._given_tensors(), strict=True))
         sizes = [
             # Those that code decides by are like the larger one.
             one if one.decided else replace(one, size=given[one.dims[0][0]].size(one.dims[0][1]))
@@ -255,6 +264,9 @@ class Attempt:
             raise NotCapturedError("what is called as a whole is no part of a copy")
         with unchanged(model) as put_back:
             return Attempt(Subject(model, put_back), inputs, self.options, self.both_modes)._runs(inputs)
+
+    def _runs_with_number(self, given: tuple[int, float]) -> list[CaptureRun]:
+        return replace(self, options=replace(self.options, given=given))._runs(self.inputs)
 
     def _run(self, inputs: ExampleInputs, training: bool) -> CaptureRun:
         run = self._run_with(self.options, inputs, training)

@@ -24,6 +24,7 @@ __all__ = [
     "PLAIN",
     "TENSORS",
     "TURNING",
+    "TYPES",
     "autocast",
     "code_of",
     "holds_arrays",
@@ -43,8 +44,6 @@ _QUESTIONS = tuple(
     name for name in dir(torch.Tensor) if name.startswith("is_") and name not in ("is_nonzero", "is_set_to", "is_leaf")
 )
 _HELD = (
-    "element_size",
-    "itemsize",
     "storage",
     "untyped_storage",
     "data_ptr",
@@ -63,10 +62,12 @@ _OTHER_NAMES = (
     "retains_grad",
     "_has_compatible_shallow_copy_type",
 )
+# What says of which type a tensor is.
+TYPES = frozenset(("dtype", "is_floating_point", "is_complex", "is_signed", "element_size", "itemsize"))
 # What is not an op, but layers and arithmetic: as one node it could not be cut.
 INLINED = frozenset(("multi_head_attention_forward",))
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
-PLAIN = frozenset((*_OF_FORM, *_QUESTIONS, *_HELD, *_OTHER_NAMES))
+PLAIN = frozenset((*_OF_FORM, *_QUESTIONS, *_HELD, *_OTHER_NAMES)) - TYPES
 TURNING = frozenset(("squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdims_", "as_strided_"))
 TENSORS = frozenset(("T", "mT", "H", "mH", "real", "imag", "data"))
 LISTS = (tuple, list)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,12 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from fx_oto.capture.arguments import check_length, length
-from fx_oto.capture.calls import takes_list
+from fx_oto.capture.deciding import may_decide, may_split_otherwise
 from fx_oto.capture.groups import Group
 from fx_oto.capture.writer import Writer
 from fx_oto.core.fx_utils import source_line
 
-__all__ = ["Comparison", "Difference", "is_affine"]
+__all__ = ["Comparison", "Difference"]
 
 _FUNCTIONS: tuple[Callable[[Any], Any], ...] = (
     math.sqrt,
@@ -34,6 +34,7 @@ _FUNCTIONS: tuple[Callable[[Any], Any], ...] = (
     math.exp,
     math.floor,
     math.ceil,
+    math.isqrt,  # the side of a square, also of code that rounds math.sqrt
 )
 
 
@@ -188,7 +189,10 @@ class Comparison:
     def _computed(self, how: _OfHanded | _Product) -> Node:
         graph = self._run.graph
         if isinstance(how, _OfHanded):
-            return _called(graph, how.function, self._run.events[how.event][0])
+            node, plain = self._run.events[how.event]
+            kind = int if how.function is math.isqrt else type(plain)
+            is_as_given = type(node.meta["val"]) is kind or how.function is kind
+            return _called(graph, how.function, node if is_as_given else _called(graph, kind, node))
         number: Any = how.factor
         for group in how.groups:
             (place, dim), *_ = group.dims
@@ -197,6 +201,10 @@ class Comparison:
 
 
 _SLICE = ("start", "stop", "step")
+
+
+def _of_plain(function: Callable[[Any], Any], number: Any) -> Any:
+    return function(int(number) if function is math.isqrt else number)
 
 
 def _called(graph: Graph, function: Callable[..., Any], *args: Any) -> Node:
@@ -245,7 +253,7 @@ class _Pass:
         same = all(self._same(mine, theirs, path) for mine, theirs, path in both)
         if same:
             self._twins[left] = right
-            if _may_split_otherwise(left, right):
+            if may_split_otherwise(left, right):
                 self.counted.add(left)
                 self.decisions.append(Difference(left))
         return same
@@ -259,7 +267,7 @@ class _Pass:
         asked, other = left.args[0], right.args[0]
         if not (isinstance(asked, Node) and isinstance(other, Node)):
             return
-        if self._vary(asked, other) and _may_decide(asked, other):
+        if self._vary(asked, other) and may_decide(asked, other):
             self.decisions.append(Difference(left))
 
     def _vary(self, left: Node, right: Node) -> bool:
@@ -299,7 +307,7 @@ class _Pass:
 
     def _explains(self, way: _OfHanded | _Product, left: Any, right: Any) -> bool:
         if isinstance(way, _OfHanded):
-            return self._is_before(way.event) and bool(way.function(self._pairs[way.event][1]) == right)
+            return self._is_before(way.event) and _of_plain(way.function, self._pairs[way.event][1]) == right
         power = self._power(way)
         return bool(left * self._size**power == right * self._group.size**power)
 
@@ -322,7 +330,7 @@ class _Pass:
             return type(left)
         for function in _FUNCTIONS if mine > 0 and theirs > 0 else ():
             try:
-                found = function(mine), function(theirs)
+                found = _of_plain(function, mine), _of_plain(function, theirs)
             except OverflowError:  # exp of a length
                 continue
             if found == (left, right) and type(found[0]) is type(left):
@@ -342,63 +350,5 @@ class _Pass:
                 yield _Product(known.factor // size, (*known.groups, one))
 
 
-def _may_split_otherwise(left: Node, right: Node) -> bool:
-    """Whether what is split into as many parts as before may come in more, or fewer, at a third size.
-
-    That matters where the last part is read; of a single one, where code counts how many there are.
-    """
-    parts: Any = left.meta.get("val")
-    if not isinstance(parts, tuple | list) or not all(isinstance(part, Tensor) for part in parts):
-        return False
-    if takes_list(left):
-        return False
-    if not any(user.target is length if len(parts) == 1 else _reads(user, len(parts) - 1) for user in left.users):
-        return False
-    pairs = list(zip(_values(left.all_input_nodes), _values(right.all_input_nodes), strict=True))
-    whole = [(mine, theirs) for mine, theirs in pairs if isinstance(mine, Tensor)]
-    if len(whole) != 1 or not (dims := _split_along(whole[0][0], parts)):
-        return False
-    mine, theirs = (tensor.shape for tensor in whole[0])
-    numbers = [(one, other) for one, other in pairs if not isinstance(one, Tensor)]
-    return any(mine[dim] != theirs[dim] for dim in dims) or any(one != other for one, other in numbers)
-
-
-def _reads(user: Node, part: int) -> bool:
-    """Whether a node reads this part of its argument, or all."""
-    return user.target is not operator.getitem or bool(user.args[1] == part)
-
-
-def _split_along(whole: Tensor, parts: Sequence[Tensor]) -> list[int]:
-    """The dimensions along which a tensor may have been split into parts: of a single part, any."""
-    if any(part.ndim != whole.ndim for part in parts):  # unbound: another size is another number of parts
-        return []
-    sizes = list(zip(whole.shape, *(part.shape for part in parts), strict=True))
-    cut = [dim for dim, (size, *of_parts) in enumerate(sizes) if any(one != size for one in of_parts)]
-    return [dim for dim in cut or range(whole.ndim) if len(cut) < 2 and sizes[dim][0] == sum(sizes[dim][1:])]
-
-
-def _may_decide(left: Node, right: Node) -> bool:
-    """Whether what code asked may be answered otherwise at some size, though it was not at two."""
-    if left.target not in _COMPARISONS:
-        return True
-    same = [a == b for a, b in zip(_values(left.args), _values(right.args), strict=False)]
-    follow = left.target in (operator.eq, operator.ne) and not any(same)  # both sides follow the size
-    return not ((follow or all(same)) and is_affine(left))
-
-
-def is_affine(node: Node) -> bool:
-    """Whether it is made of sizes by sums and differences: what is alike at two sizes then always is."""
-    numbers = [read for read in node.all_input_nodes if read.meta.get("is_number")]
-    plain = node.target in (*_COMPARISONS, operator.add, operator.sub, operator.neg, "size")
-    return plain and all(map(is_affine, numbers))
-
-
-_COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
-
-
 def _value(node: Node) -> Any:
     return node.meta["val"]
-
-
-def _values(args: Any) -> list[Any]:
-    return [one.meta.get("val") if isinstance(one, Node) else one for one in args]

@@ -45,7 +45,10 @@ class Group:
         # A multiple is taken by most models; what holds at multiples alone, such as ``size // 4 * 4 == size``, does not
         # at a neighbour, which comes next where the first one leaves a doubt.
         near, (far, farther) = (self.size + 1, self.size + 2), (3 * self.size, 2 * self.size)
-        return (*near, far, farther) if self.is_batch else (far, *near, farther)
+        if self.is_batch:
+            return (*near, far, farther)
+        # Of 16, or 1 + 16, patches of a square image code may ask for the side: four times as many are a square, too.
+        return (far, *near, farther, 4 * self.size, 4 * self.size - 3)
 
     def far(self) -> int:
         """A multiple beyond the lengths in which code cuts its work, such as ``range(0, length, 512)``."""

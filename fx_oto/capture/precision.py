@@ -43,9 +43,6 @@ class Precision:
         inputs: what the runs were given.
         runs: one for each mode.
         again: captures another model on other inputs, in the same way.
-
-    Attributes:
-        elsewhere: inputs of another type, of which code does something else; None if it does not.
     """
 
     def __init__(
@@ -56,7 +53,6 @@ class Precision:
         again: Callable[[nn.Module, ExampleInputs], list[Any]],
     ) -> None:
         self._found: list[tuple[Sheet, dict[tuple[Node, _Path], _Source]]] = []
-        self.elsewhere: ExampleInputs | None = None
         mine = next((one.dtype for one in model.parameters() if one.is_floating_point()), None)
         if mine not in _OTHERS:
             return
@@ -70,9 +66,6 @@ class Precision:
         if is_other and any(run.types_asked for run in runs):
             with suppress(Exception):  # as of a model that does not cast its inputs
                 tried.append(again(model, others))
-                pairs = zip(runs, tried[-1], strict=False)
-                is_same = all(_differing(run.graph, other.graph) is not None for run, other in pairs)
-                self.elsewhere = None if is_same else others
         for number, run in enumerate(runs):
             self._found.append((run, _places(run, [others[number] for others in tried if number < len(others)])))
 

@@ -46,6 +46,7 @@ class Options:
         length: the plain number of rows that were selected, where code asks for one, to see what becomes of it.
         other_number: another number in the place of one that is read from a tensor, to see what becomes of it.
         steered: where what is chosen, and so counted, is to be something else: see ``Steered``.
+        given: which of the numbers among the inputs is another one, and which one, to see what becomes of it.
         in_own_mode: layers, by ``id``, whose code is run: a ``forward`` puts them into a mode before it calls them.
     """
 
@@ -60,6 +61,7 @@ class Options:
     length: int | None = None
     other_number: Callable[[Any], Any] | None = None
     steered: int = 0
+    given: tuple[int, float] | None = None
     in_own_mode: frozenset[int] = frozenset()
 
 
@@ -89,6 +91,7 @@ class Sheet(TorchFunctionMode):
         asked: whether code decided by the training mode.
         events: nodes of numbers that code was given as plain ones, and those, in order.
         in_own_mode: layers, by ``id``, that code has put into another mode than the run's before it called them.
+        numbers_given: the nodes of numbers among the inputs, those, and what they are called.
         types_asked: nodes that code asked for their types, or tensors that the model holds, and those types.
         types_asked_before: how many of these there were when a node was made, if any.
         branches: nodes that code decided by, and the answer that it was given, for each element of a tensor.
@@ -124,6 +127,7 @@ class Sheet(TorchFunctionMode):
         self.is_plain = True
         self.rewritten = self.counts_rows = False
         self.events: list[tuple[Node, Any]] = []
+        self.numbers_given: list[tuple[Node, float, str]] = []
         self.types_asked: list[tuple[Node | Tensor, torch.dtype]] = []
         self.types_asked_before: dict[Node, int] = {}
         self.branches: list[tuple[Node, bool]] = []
@@ -182,6 +186,10 @@ class Sheet(TorchFunctionMode):
     @abstractmethod
     def number(self, value: Any, origin: Origin) -> Any:
         """A number that remembers its origin."""
+
+    @abstractmethod
+    def number_given(self, value: float, node: Node, name: str) -> Any:
+        """A number among the inputs, which remembers its node."""
 
     @abstractmethod
     def differs_by_values(self, node: Node) -> bool:

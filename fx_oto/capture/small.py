@@ -14,7 +14,8 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from fx_oto.capture.check import does_the_same, modes_of
-from fx_oto.capture.comparison import Difference, is_affine
+from fx_oto.capture.comparison import Difference
+from fx_oto.capture.deciding import is_affine
 from fx_oto.capture.groups import Group, resized
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.interpreter import PlainInterpreter, run_graph

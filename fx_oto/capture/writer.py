@@ -38,6 +38,10 @@ _OPPOSITES: dict[Any, Any] = {
 }
 
 
+_WHERE = "the graph was captured where"
+_ELSE = "the model's code does something else"
+
+
 class Writer(Sheet):
     """Writes the graph of one run of a model.
 
@@ -48,6 +52,13 @@ class Writer(Sheet):
     def number(self, value: Any, origin: Origin) -> Any:
         """A number that remembers its origin."""
         return remembered(self, value, origin)
+
+    def number_given(self, value: float, node: Node, name: str) -> Any:
+        """A number among the inputs, or another one in its place."""
+        if self.options.given is not None and self.options.given[0] == len(self.numbers_given):
+            value = self.options.given[1]
+        self.numbers_given.append((node, value, name))
+        return self.number(value, Origin(_itself, (node,), node))
 
     def nodes(self, value: Any) -> Any:
         """See ``Sheet.nodes``."""
@@ -188,18 +199,24 @@ class Writer(Sheet):
                 self.places = {key: one for key, one in places.items() if one is not None}
                 self._attributes = {key: one for key, one in self._attributes.items() if one is not node}
 
+    def decides_otherwise(self, other: Writer) -> bool:
+        """Whether code decided something that this graph checks otherwise in another capture."""
+        mine, theirs = self.checked, other.checked
+        return any(isinstance(one, tuple) and len(one) == 3 and theirs.get(one, mine[one]) != mine[one] for one in mine)
+
     def name_of_input(self, number: int) -> str:
         """The name of the node of an input, which is the tensor of that number among them."""
-        return self._input(number).name
+        return self.node_of_input(number).name
 
-    def _input(self, number: int) -> Node:
+    def node_of_input(self, number: int) -> Node:
+        """The node of an input, which is the tensor of that number among them."""
         source = self.places[id(self.fakes.of(self.given_tensors()[number]))]
         assert isinstance(source, Node)
         return source
 
     def size_of_input(self, number: int, dim: int) -> Node:
         """A new node that reads a size of an input."""
-        source = self._input(number)
+        source = self.node_of_input(number)
         node = self.graph.call_method("size", (source, dim))
         node.meta["val"] = source.meta["val"].shape[dim]
         return node
@@ -221,31 +238,49 @@ class Writer(Sheet):
             source = self.places.get(id(self.fakes.of(tensors[number])))
             if not isinstance(source, Node) or source._erased:
                 continue
-            text = difference.check or (
-                f"the graph was captured where dimension {dim} of {source.name} was {size}, on which {difference} "
-                "depends; trace it on such inputs"
-            )
-            self._check(source, ("size", dim), size, text)
+            text = f"dimension {dim} of {source.name} was {size}, on which {difference} depends"
+            with self.graph.inserting_before(source.next):
+                found = self._known(self.graph.call_method("size", (source, dim)), size)
+                self._check(found, size, difference.check or text)
 
-    def fix_ranks(self) -> None:
-        """Let the graph check how many dimensions the inputs have."""
-        for tensor in self.given_tensors():
+    def fix_forms(self, ranks: bool, types: Mapping[int, Collection[torch.dtype]], numbers: Collection[int]) -> None:
+        """Let the graph check what its code goes by.
+
+        Args:
+            ranks: whether that is how many dimensions the inputs have.
+            types: with which types it does something else, of tensors by their number among the inputs.
+            numbers: those among the inputs that have to be what they were.
+        """
+        for number, tensor in enumerate(self.given_tensors()):
             source = self.places.get(id(self.fakes.of(tensor)))
-            if isinstance(source, Node) and not source._erased:
-                text = (
-                    f"the graph was captured where {source.name} had {tensor.ndim} dimensions, and the model's code "
-                    "does something else where there are more, or fewer; trace it on such inputs"
-                )
-                self._check(source, ("dim",), tensor.ndim, text)
-        self.rewritten = True
+            if not isinstance(source, Node) or source._erased:
+                continue
+            with self.graph.inserting_before(source.next):
+                if ranks:
+                    text = f"{source.name} had {tensor.ndim} dimensions, and {_ELSE} where there are more, or fewer"
+                    self._check(self._known(self.graph.call_method("dim", (source,)), tensor.ndim), tensor.ndim, text)
+                for other in types.get(number, ()):
+                    found = self._known(self.graph.call_function(getattr, (source, "dtype")), tensor.dtype)
+                    self._check(
+                        found, other, f"{source.name} was of {tensor.dtype}, and {_ELSE} with {other}", operator.ne
+                    )
+        for number in numbers:
+            node, value, name = self.numbers_given[number]
+            with self.graph.inserting_before(node.next):
+                self._check(node, value, f"{name} was {value!r}, and {_ELSE} with other numbers")
+        self.rewritten = self.rewritten or ranks or bool(types or numbers)
+        self.numbers_given = []
+        self.drop_unread_numbers()
 
-    def _check(self, source: Node, asked: tuple[Any, ...], value: int, text: str) -> None:
-        """Check what a method of a value returns: its name, and arguments."""
-        with self.graph.inserting_before(source.next):
-            found = self.graph.call_method(asked[0], (source, *asked[1:]))
-            same = self.graph.call_function(operator.eq, (found, value))
-            check = self.graph.call_function(torch._assert, (same, text))
-        found.meta["val"], same.meta["val"], check.meta["val"] = value, True, None
+    def _known(self, node: Node, value: Any) -> Node:
+        node.meta["val"] = value
+        return node
+
+    def _check(self, found: Node, value: Any, text: str, compare: Any = operator.eq) -> None:
+        """Check a value."""
+        same = self._known(self.graph.call_function(compare, (found, value)), True)
+        told = text if text.startswith(_WHERE) else f"{_WHERE} {text}; trace it on such inputs"
+        self._known(self.graph.call_function(torch._assert, (same, told)), None)
 
     def module(self) -> GraphModule:
         """The graph with what it refers to, in the model's present modes."""
@@ -258,10 +293,14 @@ class Writer(Sheet):
 
     def drop_unread_numbers(self) -> None:
         """Take back the nodes of numbers that nobody reads, and that are no events."""
-        kept = {node for node, _ in (*self.events, *self.branches)}
+        kept = {node for node, *_ in (*self.events, *self.branches, *self.numbers_given)}
         for node in reversed(list(self.graph.nodes)):
             if not node.users and node.meta.get("is_number") and node.op.startswith("call_") and node not in kept:
                 self.graph.erase_node(node)
+
+
+def _itself(value: Any) -> Any:
+    return value
 
 
 def _is_same(left: Tensor, right: Tensor) -> bool:

@@ -161,12 +161,12 @@ def latency(
     with ExitStack() as untouched:
         for name, model in named.items():
             check_has_numbers(model, f"latency, of {name!r},")
-            with unwritten(model) as written:  # to look for that takes time
+            with unwritten(model) as written:  # a first run to warm up: to look for that takes time
                 _run(model, inputs)()
                 found = written()
             untouched.enter_context(unwritten(model, written=found))
         runs = [_run(model, inputs) for model in named.values()]
-        seconds = in_turns(runs, rounds, warmup, show=progress)
+        seconds = in_turns(runs, rounds, max(warmup - 1, 0), show=progress)
     first = statistics.median(seconds[0])
     return LatencyComparison(
         tuple(

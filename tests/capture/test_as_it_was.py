@@ -369,3 +369,84 @@ def test_inside_of_autocast_the_model_is_captured_as_it_is():
     assert found.dtype == torch.bfloat16
     assert {node.meta["val"].dtype for node in gm.graph.nodes if node.op == "call_module"} == {torch.float32}
     assert gm(torch.randn(2, 4)).dtype == torch.float32
+
+
+class Momentum(nn.Module):
+    """Two encoders, of which one follows the other: as MoCo and BYOL do, or ActNorm where it begins."""
+
+    def __init__(self, follow, modes, divides=False):
+        super().__init__()
+        self.query = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8))
+        self.key = copy.deepcopy(self.query)
+        for parameter in self.key.parameters():
+            parameter.requires_grad_(False).mul_(1.5)
+        self.register_buffer("began", torch.tensor(0))
+        self.follow, self.modes, self.divides = follow, modes, divides
+
+    def forward(self, x):
+        if self.divides:
+            assert 8 % x.shape[0] == 0
+        with torch.no_grad():
+            if self.training in self.modes:
+                self.follow(self)
+            target = self.key(x)
+        return self.query(x) - target
+
+    def pairs(self):
+        return zip(self.query.parameters(), self.key.parameters(), strict=True)
+
+
+def sets_data(model):
+    for query, key in model.pairs():
+        key.data = key.data * 0.9 + query.data * 0.1
+
+
+def copies_into_data(model):
+    for query, key in model.pairs():
+        key.data.copy_(key.data * 0.9 + query.data * 0.1)
+
+
+def changes_in_place(model):
+    for query, key in model.pairs():
+        key.mul_(0.9).add_(query, alpha=0.1)
+
+
+def changes_a_part(model):
+    for query, key in model.pairs():
+        key[1:].lerp_(query[1:], 0.1)
+
+
+def begins(model):
+    if model.began.item() == 0:
+        for query, key in model.pairs():
+            key.data.copy_(query.data)
+        model.began.fill_(1)
+
+
+def same(found, expected):
+    return found.keys() <= expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+@pytest.mark.parametrize("follow", [sets_data, copies_into_data, changes_in_place, changes_a_part, begins])
+@pytest.mark.parametrize("modes", [(True,), (True, False)], ids=["training", "both"])
+@pytest.mark.parametrize("divides", [False, True])
+def test_parameters_that_forward_writes(follow, modes, divides):
+    torch.manual_seed(0)
+    model, x = Momentum(follow, modes, divides).double(), torch.randn(4, 6, dtype=torch.float64)
+    before, versions = copy.deepcopy(model.state_dict()), [one._version for one in model.parameters()]
+    places = [one.data_ptr() for one in model.parameters()]
+    gm = fx_oto.prepare(model, x)
+    assert same(model.state_dict(), before)
+    assert [one._version for one in model.parameters()] == versions
+    assert [one.data_ptr() for one in model.parameters()] == places
+    fx_oto.partition(gm).zero_(0.5, torch.Generator().manual_seed(0))
+    before = copy.deepcopy(model.state_dict())
+    other = copy.deepcopy(gm)  # whose parameters nobody has seen
+    small, of_other = fx_oto.compress(gm), fx_oto.compress(other)
+    assert same(model.state_dict(), before)
+    assert same({name: one for name, one in other.state_dict().items() if name in before}, before)
+    assert same(small.state_dict(), of_other.state_dict())
+    if follow is not begins:  # which a second run of the graph would refuse
+        fx_oto.latency([gm, small], x, rounds=1)
+    fx_oto.cost(small, x)
+    assert same(model.state_dict(), before)
