@@ -72,6 +72,7 @@ class Forms:
         for number in sorted({number for run in runs for number in _asked_for_types(run)}):
             own = runs[0].given_tensors()[number].dtype
             others = [one for one in _TYPES if one not in (own, given[number])]
+            others = [one for one in others if not (own.is_floating_point and one == torch.int64)]  # bytes are like it
             if told_apart := [one for one in others if differs(_with_type(inputs, number, one))]:
                 types[number] = told_apart
         numbers = [

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from math import isqrt
 from typing import Any
 
 import torch
@@ -48,7 +49,9 @@ class Group:
         if self.is_batch:
             return (*near, far, farther)
         # Of 16, or 1 + 16, patches of a square image code may ask for the side: four times as many are a square, too.
-        return (far, *near, farther, 4 * self.size, 4 * self.size - 3)
+        rest = next((rest for rest in (0, 1) if isqrt(self.size - rest) ** 2 == self.size - rest), None)
+        squares = () if rest is None else (4 * (self.size - rest) + rest,)
+        return (far, *near, farther, *squares)
 
     def far(self) -> int:
         """A multiple beyond the lengths in which code cuts its work, such as ``range(0, length, 512)``."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fx_oto.analysis.engine import FIXED, Propagation
 from fx_oto.analysis.labels import UNKNOWN, Layer, align, compress
@@ -356,6 +356,9 @@ def _probe(call: OpCall, values: list[Tensor]) -> Tensor:
         results = results.expand(len(_PROBES), *results.shape[1:])
     agree = (results == results[0]).all(0)
     known = torch.where(agree, results[0], UNKNOWN)
+    known = torch.where(agree | results.isfinite().any(0), known, math.inf)  # x / 0, whatever x is
+    if len(values) == 1 and all(math.isfinite(one) for one in tree_leaves(call.args[1:]) if type(one) is float):
+        known = torch.where(known.isinf() & values[0].isfinite(), math.inf, known)  # the logarithm of 0
     if not any(value.isnan().any() for value in values):  # what is no number, although all is known
         known = torch.where(results[0].isnan(), math.inf, known)
     return compress(known)

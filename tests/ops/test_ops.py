@@ -728,3 +728,62 @@ def test_masks_alone_have_the_effect_of_zero_groups(name):
             zero(i, torch.arange(len(family) // 2))
         outputs.append(gm.eval()(*given.args, **given.kwargs))
     assert relative_error(*outputs) <= 1e-10
+
+
+class Divided(nn.Module):
+    """Features by learned numbers of each channel, which would divide by zero once one is zero."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.w, self.v = nn.Parameter(torch.rand(8, 5)), nn.Parameter(torch.rand(8) + 0.1)
+        self.function, self.a, self.o = function, nn.Linear(5, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.o(self.function(self, self.a(x).tanh(), x))
+
+
+def cosine(m, h):
+    return torch.cos(h * m.w[:, 0])
+
+
+DIVISIONS = {
+    "input": lambda m, h, x: x.sum(1, keepdim=True) / m.v,
+    "input in place": lambda m, h, x: x.sum(1, keepdim=True).repeat(1, 8).div_(m.v),
+    "norm": lambda m, h, x: F.layer_norm(h, (8,)) / m.v,
+    "wavelet": lambda m, h, x: torch.exp(-(((x[:, :1] - m.w[:, 0]) / m.v) ** 2)),
+    "difference": lambda m, h, x: F.linear(x, torch.sin(m.w) / (2 * (m.v * 2 - m.v))[:, None]),
+    "logarithm": lambda m, h, x: cosine(m, h) * m.v.log(),
+    "other logarithm": lambda m, h, x: cosine(m, h) + m.v.log2().sin(),
+    "root": lambda m, h, x: cosine(m, h) * m.v.rsqrt(),
+    "reciprocal": lambda m, h, x: cosine(m, h) * m.v.reciprocal(),
+    "sigmoid": lambda m, h, x: torch.sigmoid(x[:, :1] / m.v),
+    "addcdiv": lambda m, h, x: torch.addcdiv(cosine(m, h), x[:, :1], m.v),
+}
+
+
+@pytest.mark.parametrize("name", DIVISIONS)
+def test_what_would_be_divided_by_zero_stays(name):
+    torch.manual_seed(0)
+    model, x = Divided(DIVISIONS[name]).double().eval(), torch.rand(3, 5, dtype=torch.float64)
+    gm = fx_oto.prepare(model, x)
+    found = fx_oto.partition(gm)
+    assert all(slot.tensor != "v" for family in found.families for slot in family.variables)
+    if found.num_zigs:
+        found.zero_(0.5)
+        assert model(x).isfinite().all()
+        torch.testing.assert_close(fx_oto.compress(gm)(x), model(x))
+
+
+def test_what_is_infinite_by_a_mask_goes_as_ever():
+    """Scores of minus infinity are no division."""
+
+    def masked(m, h, x):
+        scores = (h * m.v).unsqueeze(1).expand(-1, 4, -1).masked_fill(torch.eye(4, 8, dtype=torch.bool), float("-inf"))
+        return scores.amax(1) * m.w[:, 0]
+
+    model, x = Divided(masked).double().eval(), torch.rand(3, 5, dtype=torch.float64)
+    gm = fx_oto.prepare(model, x)
+    found = fx_oto.partition(gm)
+    assert found.num_zigs == 8
+    found.zero_(0.5)
+    torch.testing.assert_close(fx_oto.compress(gm)(x), model(x))
