@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
 from fx_oto.capture.recorder import Recorder
 from fx_oto.capture.subject import Subject
@@ -14,7 +16,9 @@ from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import op_name
 from fx_oto.nn.modes import IN_PLACE
 
-__all__ = ["Assigned"]
+__all__ = ["Assigned", "tensors_kept"]
+
+_REGISTRIES = frozenset(vars(nn.Module()))
 
 
 class Assigned:
@@ -109,3 +113,13 @@ def _note(path: str, before: Any, after: Any) -> str:
         f"the model sets {path} from {before} to {after} when it is called, which its graph does not: what depends "
         "on that stays as it is now. A buffer that is added to keeps its value"
     )
+
+
+def tensors_kept(subject: Subject) -> Iterator[str]:
+    """The attributes in which a run has left tensors that it has made."""
+    for path, module in subject.modules.items():
+        if id(module) in subject.leaves:
+            continue
+        for name, value in vars(module).items():
+            if name not in _REGISTRIES and any(isinstance(leaf, FakeTensor) for leaf in tree_leaves(value)):
+                yield f"{path}.{name}".lstrip(".")

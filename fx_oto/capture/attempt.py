@@ -25,6 +25,7 @@ from fx_oto.capture.run import CaptureRun
 from fx_oto.capture.sheet import Options
 from fx_oto.capture.sizes import Sizes, names_of
 from fx_oto.capture.small import keep_small_out, let_ones_in
+from fx_oto.capture.states import note_of_state
 from fx_oto.capture.subject import Subject
 from fx_oto.capture.whole import GradientHook, LeafTracer, Part
 from fx_oto.capture.writer import holder_of
@@ -184,7 +185,9 @@ class Attempt:
             raise _not_both(error) from error
         check_capture(gm, self.model, self.inputs, both)
         capture = Capture("fx_oto", tuple(self._called_whole(gm, tape)), sizes.found)
-        notes = list(dict.fromkeys([*(note for run in runs for note in run.notes), *(note for _, note in sizes.notes)]))
+        kept = list(dict.fromkeys(name for run in runs for name in run.keeps))
+        told = [note for run in runs for note in run.notes] + [note for _, note in sizes.notes]
+        notes = list(dict.fromkeys([*told, *note_of_state(kept, self.model, self.inputs, self.both_modes)]))
         return Captured(gm, capture, tape, self.both_modes, notes)
 
     def _given_tensors(self) -> list[Tensor]:

@@ -24,7 +24,7 @@ from fx_oto.core.interpreter import PlainInterpreter, run_graph
 from fx_oto.core.preserve import Dice, evaluating, unwritten, without_fast_paths, without_zeros
 from fx_oto.core.warn import warn
 
-__all__ = ["ROUNDS", "check_branches", "check_capture", "does_the_same", "modes_of", "not_the_same_without"]
+__all__ = ["ROUNDS", "agree", "check_branches", "check_capture", "does_the_same", "modes_of", "not_the_same_without"]
 
 ROUNDS = 16  # of other choices
 
@@ -68,7 +68,7 @@ def _check_in(training: bool, gm: GraphModule, model: nn.Module, inputs: Example
             f"in {mode}, the graph of {type(model).__name__} fails where the model runs ({type(error).__name__}: "
             f"{error}); please report this model"
         ) from error
-    if not _equal(expected, found) and _equal(expected, _run(model, model, inputs, training)):
+    if not agree(expected, found) and agree(expected, _run(model, model, inputs, training)):
         raise TraceError(
             f"in {mode}, the graph of {type(model).__name__} does not return what the model returns, on the example "
             "inputs; please report this model. Parts that were captured wrongly can be marked with "
@@ -89,7 +89,7 @@ def _note_fast_path(model: nn.Module, inputs: ExampleInputs, spelled_out: list[T
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, of nested tensors
-        same = _equal(spelled_out, _run(model, model, inputs, training=False, fast=True))
+        same = agree(spelled_out, _run(model, model, inputs, training=False, fast=True))
     if not same:
         warn(
             "in evaluation without gradients, nn.TransformerEncoder returns zeros where an example is padded; the "
@@ -149,7 +149,7 @@ def check_branches(run: CaptureRun, training: bool) -> None:
                 found = _run(gm, model, inputs, training, within=Steered(number), call=watch.call)
             except Exception as error:
                 raise not_the_same_without(run) from error
-            if not _equal(expected, found):
+            if not agree(expected, found):
                 break
             if watch.has_seen_all:
                 return
@@ -218,7 +218,8 @@ def _run(
         dice.put_back()
 
 
-def _equal(expected: list[Tensor], found: list[Tensor]) -> bool:
+def agree(expected: list[Tensor], found: list[Tensor]) -> bool:
+    """Whether a model has returned the same, but for rounding."""
     return len(expected) == len(found) and all(map(_close, expected, found))
 
 

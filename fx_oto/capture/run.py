@@ -23,7 +23,7 @@ from fx_oto.analysis.tape import Tape
 from fx_oto.capture import caches
 from fx_oto.capture.answers import ANSWERS, property_of_tensor
 from fx_oto.capture.arguments import Arguments
-from fx_oto.capture.assigned import Assigned
+from fx_oto.capture.assigned import Assigned, tensors_kept
 from fx_oto.capture.calls import (
     INLINED,
     PLAIN,
@@ -46,7 +46,7 @@ from fx_oto.capture.whole import (
     Part,
     parts_in,
 )
-from fx_oto.core.errors import TraceError
+from fx_oto.core.errors import InputError, TraceError
 from fx_oto.core.fx_utils import last_node, raised_at
 from fx_oto.core.preserve import Dice, evaluating, forget_parameters, without_backward_hooks
 from fx_oto.nn.leaves import LeafOp, leaf_of
@@ -119,6 +119,9 @@ class CaptureRun(Recorder):
     Args:
         training: the mode.
         *args: see ``Sheet``.
+
+    Attributes:
+        keeps: attributes of modules in which tensors were left.
     """
 
     def __init__(self, training: bool, *args: Any) -> None:
@@ -126,6 +129,7 @@ class CaptureRun(Recorder):
         self._dice: Dice | None = None
         self._names = {id(module): name for name, module in self.modules.items()}
         self._in_module = ""
+        self.keeps: list[str] = []
 
     def run(self) -> CaptureRun:
         """Run the model.
@@ -135,7 +139,12 @@ class CaptureRun(Recorder):
             NotHashedError: it uses sizes as keys at a place that is not in ``hashable``.
         """
         caches.empty(self._globals.values())
-        forget_parameters(self.model)
+        if folding := forget_parameters(self.model):
+            raise InputError(
+                f"train() and eval() of the module {folding[0]!r} write into its parameters, as where weights are "
+                "merged, but a graph shares these and does not follow: merge them for good before prepare, or keep "
+                "them apart in both modes, as merge_weights=False does in loralib"
+            )
         dice = Dice(torchs=False)  # from torch's, the graph draws
         self._dice = dice if self.options.watchful else None
         try:
@@ -189,6 +198,7 @@ class CaptureRun(Recorder):
         output = self.nodes(result)
         self.is_at_output = False
         assigned.write(self)
+        self.keeps = list(tensors_kept(self.subject))
         self.graph.output(output)
         node = last_node(self.graph)
         node.meta["val"] = torch.fx.node.map_arg(output, lambda one: one.meta["val"])

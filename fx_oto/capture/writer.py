@@ -38,6 +38,10 @@ _OPPOSITES: dict[Any, Any] = {
 }
 
 
+_UNREGISTERED = (
+    "the model computes with a parameter that is none of its own, as that of a layer in a plain list: to the graph it "
+    "is a constant, which nobody trains. Keep layers in nn.ModuleList or nn.ModuleDict, parameters in nn.ParameterList"
+)
 _WHERE = "the graph was captured where"
 _ELSE = "the model's code does something else"
 
@@ -110,16 +114,21 @@ class Writer(Sheet):
         tensor = self.fakes.real.get(id(tensor), tensor)
         if isinstance(tensor, FakeTensor) and tensor.fake_mode is self.fakes.torchs:
             raise TraceError("a tensor comes from code in which torch's functions cannot be seen")
-        return self.attribute(self.subject.tensors.get(id(tensor)) or self._constant(tensor), tensor)
+        if (name := self.subject.tensors.get(id(tensor))) is None:
+            name, tensor = self._constant(tensor)
+        return self.attribute(name, tensor)
 
-    def _constant(self, tensor: Tensor) -> str:
+    def _constant(self, tensor: Tensor) -> tuple[str, Tensor]:
         with without_modes():
+            if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
+                self.notes.append(_UNREGISTERED)
+                tensor = nn.Parameter(tensor.detach(), requires_grad=False)
             for name, other in self.constants.items():
-                if other is tensor or (isinstance(other, Tensor) and _is_same(other, tensor)):
-                    return name
+                if isinstance(other, Tensor) and (other is tensor or _is_same(other, tensor)):
+                    return name, other
         name = f"_tensor_constant{len(self.constants)}"
         self.constants[name] = tensor
-        return name
+        return name, tensor
 
     def _mode(self, flag: Flag) -> Node:
         """The node that tells the mode when the graph runs."""

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
@@ -265,6 +265,20 @@ def is_fully_sharded(module: nn.Module) -> bool:
 def tensor_names(module: nn.Module) -> dict[str, Tensor]:
     """Parameters, then buffers, by name; a tensor under several names is listed under its first."""
     return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def check_held(gm: nn.Module, names: Iterable[str]) -> None:
+    """A GraphModule must still hold the parameters and buffers that the analysis found.
+
+    Raises:
+        InputError: one is gone.
+    """
+    held = tensor_names(gm)
+    if lost := next((name for name in names if name not in held), None):
+        raise InputError(
+            f"{lost!r} is not what prepare found: it is gone, as where a layer was replaced, or parametrized, since. "
+            "Nothing was changed: call fx_oto.prepare on the model as it is now"
+        )
 
 
 def is_sharded(tensor: Tensor) -> bool:

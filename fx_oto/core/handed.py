@@ -84,6 +84,13 @@ class _Op:
 
 
 @dataclass(frozen=True)
+class _Layout:
+    """Stands for a memory format or a layout, which the protocol of pickle that ``torch.save`` uses does not take."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class _Applied:
     """Stands for what calls a ``torch.autograd.Function``, which is a function of its own."""
 
@@ -128,6 +135,8 @@ def _spelled(value: Any) -> Any:
         return _Read(value.name)
     if isinstance(value, OpOverload | OpOverloadPacket):
         return _Op(str(value))
+    if isinstance(value, torch.memory_format | torch.layout):
+        return _Layout(str(value).removeprefix("torch."))
     if custom := getattr(value, "applies", None):
         return _Applied(*custom)
     return value
@@ -136,6 +145,8 @@ def _spelled(value: Any) -> Any:
 def _meant(value: Any) -> Any:
     if isinstance(value, _Op):
         return named_op(value.name)
+    if isinstance(value, _Layout):
+        return getattr(torch, value.name)
     return value.make(value.custom) if isinstance(value, _Applied) else value
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "forget_parameters",
     "kept",
     "on_cpu",
+    "tensors_put_back",
     "unchanged",
     "uncollected",
     "unwritten",
@@ -124,13 +125,25 @@ def unchanged(
         put_back()
 
 
-def forget_parameters(model: nn.Module) -> None:
-    """Make modules drop what they cached from their parameters in evaluation, as they do when training begins."""
-    changing = [module for module in model.modules() if type(module).train is not nn.Module.train]
-    if changing:
-        with evaluating(model, True):
-            for module in changing:
+def forget_parameters(model: nn.Module) -> list[str]:
+    """Make modules drop what they cached from their parameters in evaluation, as they do when training begins.
+
+    Returns:
+        The names of modules of which ``train`` and ``eval`` write into parameters: these are as they were.
+    """
+    changing = [(path, one) for path, one in model.named_modules() if type(one).train is not nn.Module.train]
+    folding = []
+    for path, module in changing:
+        watch = Writes(module.parameters())
+        try:
+            with evaluating(model, True), watch:
+                module.train(False)
                 module.train(True)
+            if watch.found():
+                folding.append(path)
+        finally:
+            watch.put_back()
+    return folding
 
 
 @contextmanager
@@ -181,6 +194,18 @@ def unwritten(
             yield watch.found
     finally:
         watch.put_back()
+        for content in before:
+            content.put_back()
+
+
+@contextmanager
+def tensors_put_back(model: nn.Module) -> Iterator[None]:
+    """Undo what is written into buffers, and into tensors that modules hold; what is set on modules stays."""
+    held = {id(one): one for one in (*model.buffers(), *_plain_tensors(_changeable(model)))}.values()
+    before = [Content(tensor) for tensor in held]
+    try:
+        yield
+    finally:
         for content in before:
             content.put_back()
 

@@ -18,6 +18,7 @@ from fx_oto.core.context import Context, ExampleInputs, inputs_now
 from fx_oto.core.errors import InputError, NothingToCompressError, SlicingError
 from fx_oto.core.fx_utils import (
     check_has_numbers,
+    check_held,
     clone_module,
     last_node,
     order_in_memory,
@@ -201,6 +202,7 @@ class PhysicalSlicing(Pass):
             InputError: a parameter holds NaN or infinite values, or is on the meta device.
         """
         found = context.get(Dependencies)
+        check_held(gm, (axis.tensor for axis in found.axes))
         check_has_numbers(gm, "slicing")
         if context.original is not None:
             context.original.check_shared(gm)

@@ -16,7 +16,7 @@ from fx_oto.analysis.dependencies import Reason
 from fx_oto.core.context import Context
 from fx_oto.core.doors import above
 from fx_oto.core.errors import MissingResultError, SettingsError
-from fx_oto.core.fx_utils import check_has_numbers, tensor_names
+from fx_oto.core.fx_utils import check_has_numbers, check_held, tensor_names
 from fx_oto.core.masks import is_mask, masks_of
 from fx_oto.core.patterns import patterns_in
 from fx_oto.core.picture import Picture
@@ -327,6 +327,7 @@ class Partition(Tabular):
         if self.module is None:
             raise MissingResultError("this partition is bound to no module: obtain it with fx_oto.partition(gm)")
         if doing is not None:
+            check_held(self.module, (slot.tensor for family in self.families for slot in family.variables))
             check_has_numbers(self.module, doing)
         return self.module
 

@@ -363,3 +363,28 @@ def test_the_file_is_an_ordinary_safetensors_file(tmp_path):
     assert plan["versions"] == {"fx_oto": fx_oto.__version__, "torch": torch.__version__}
     assert [node["op"] for node in plan["graph"]] == ["placeholder", *["call_module"] * 3, "output"]
     assert str(tmp_path) not in json.dumps(plan)
+
+
+class Laid(nn.Module):
+    """Spells layouts out, as packing sequences does inside of torch."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.rnn, self.last = nn.Linear(4, 8), nn.GRU(8, 8, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x, lengths):
+        h = self.first(x).contiguous(memory_format=torch.contiguous_format)
+        h = h + torch.zeros_like(h, memory_format=torch.preserve_format) + torch.zeros(8, layout=torch.strided)
+        packed = nn.utils.rnn.pack_padded_sequence(h, lengths, batch_first=True, enforce_sorted=False)
+        return self.last(nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True)[0])
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_layouts_in_a_graph_are_pickled(protocol, tmp_path):
+    inputs = torch.randn(3, 6, 4), torch.tensor([6, 4, 3])
+    model = Laid()
+    gm = fx_oto.prepare(model, inputs)
+    fx_oto.partition(gm).zero_(0.5)
+    for graph in (gm, fx_oto.compress(gm)):
+        torch.save(graph, tmp_path / "graph.pt", pickle_protocol=protocol)
+        assert torch.equal(torch.load(tmp_path / "graph.pt", weights_only=False)(*inputs), graph(*inputs))

@@ -164,3 +164,20 @@ def test_a_buffer_that_code_assigns_anew(trained, read):
             fx_oto.compress(gm)
         gm = fx_oto.prepare(net, X)
     torch.testing.assert_close(fx_oto.compress(gm).eval()(X), net.eval()(X))
+
+
+@pytest.mark.parametrize("change", ["parametrized", "replaced"])
+@pytest.mark.parametrize("asked", ["zero_", "zeros", "compress"])
+def test_a_parameter_that_is_gone_is_named(change, asked):
+    net, gm = pruned()
+    if change == "parametrized":
+        nn.utils.parametrizations.spectral_norm(net.a)
+    else:
+        gm.a = net.a = nn.Identity()
+    run = {
+        "zero_": lambda: fx_oto.partition(gm).zero_(0.5),
+        "zeros": lambda: fx_oto.partition(gm).zeros(),
+        "compress": lambda: fx_oto.compress(gm),
+    }
+    with pytest.raises(fx_oto.InputError, match=r"'a\.(weight|bias)' is not what prepare found: it is gone"):
+        run[asked]()
