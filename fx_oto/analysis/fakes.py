@@ -77,6 +77,7 @@ class Fakes(TorchDispatchMode):
         self._stand_ins: dict[int, FakeTensor] = {}
         self.real: dict[int, Tensor] = {}
         self.literals: dict[int, Tensor] = {}
+        self._replaced: list[Tensor] = []
         self._forms: dict[Any, list[_Form]] = {}
         self.named = {name: self.of(tensor) for name, tensor in named.items()}
 
@@ -92,6 +93,12 @@ class Fakes(TorchDispatchMode):
                 found = self.like(tensor, tensor.device)
             self._stand_ins[id(tensor)], self.real[id(found)] = found, tensor
         return found
+
+    def put_in_place(self, new: Tensor, old: Tensor) -> None:
+        """Let what stands in for a tensor stand in for another from now on, as well."""
+        fake = self.of(old)
+        self._stand_ins[id(new)], self.real[id(fake)] = fake, new
+        self._replaced.append(old)  # or another tensor would get its id
 
     def like(self, value: Any, device: torch.device) -> FakeTensor:
         """A new tensor of the form of another, real or not."""

@@ -122,7 +122,9 @@ class Writer(Sheet):
         with without_modes():
             if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
                 self.notes.append(_UNREGISTERED)
-                tensor = nn.Parameter(tensor.detach(), requires_grad=False)
+                frozen = nn.Parameter(tensor.detach(), requires_grad=False)
+                self.fakes.put_in_place(frozen, tensor)
+                tensor = frozen
             for name, other in self.constants.items():
                 if isinstance(other, Tensor) and (other is tensor or _is_same(other, tensor)):
                     return name, other
