@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fx_oto.analysis.fakes import tensors_in
 from fx_oto.analysis.tape import OpCall, Tape
@@ -116,9 +116,14 @@ class Constants:
         return all(not tensors_in([one.meta["val"]]) and self._is_of_sizes(one) for one in node.all_input_nodes)
 
     def _is_literal(self, call: OpCall) -> bool:
-        """Whether a call makes a tensor of the number in ``x[:, 3] = 0``."""
+        """Whether a call makes a tensor of numbers that code writes out, as in ``x[:, [3, 1]]`` and ``x[:, 3] = 0``."""
         name, args = called(self._nodes[call.node])
-        return call.name == "lift_fresh" and not call.out.ndim and name == "setitem" and not isinstance(args[2], Node)
+        if call.name != "lift_fresh" or name not in ("getitem", "setitem"):
+            return False
+        entries = args[1] if isinstance(args[1], tuple) else [args[1]]
+        written = [one for one in entries if isinstance(one, list | tuple | range)] if call.out.ndim else list(args[2:])
+        read = [one for one in tree_leaves(written) if isinstance(one, Node)]
+        return bool(written) and all(self.without_inputs(one.name) for one in read)
 
     def without_inputs(self, name: str) -> bool:
         """Whether a node reads nothing but constants and sizes that are fixed; nodes are judged in order, each once."""

@@ -56,6 +56,7 @@ MOVED = {
     "slice of another dimension": lambda m, x: x[:, :, 1:],
     "list": lambda m, x: x[:, [5, 0, 7, 5]],
     "index in a buffer": lambda m, x: x[:, m.order],
+    "index of several dimensions": lambda m, x: x[:, [[0, 7, 5], [3, 4, 5]]],
     "narrow": lambda m, x: x.narrow(1, 2, 5),
     "narrow to everything": lambda m, x: x.narrow(1, 0, 8),
     "narrow of another dimension": lambda m, x: x.narrow(2, 1, 2),
@@ -181,13 +182,6 @@ def test_what_is_no_rectangle_and_is_read_is_refused():
     gm = written(lambda m, x: x.view(2, 2, 4, 3).relu(), SHAPE)
     with pytest.raises(SlicingError, match=r"'relu' .*what is left of it is no rectangle, but 'output' reads it"):
         rewrite(gm, labelled(gm, {1, 2}), unfolded, {})
-
-
-def test_an_index_of_several_dimensions_is_refused():
-    gm = written(lambda m, x: x[:, [[0, 1], [2, 3]]], SHAPE)
-    cuts = labelled(gm, {8})
-    with pytest.raises(SlicingError, match="it indexes a cut dimension by a tensor of several dimensions"):
-        rewrite(gm, cuts, unfolded, {})
 
 
 def test_names_of_arguments():

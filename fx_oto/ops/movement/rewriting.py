@@ -126,11 +126,13 @@ def _select(edit: Editor, node: Node, source: Node, entries: Sequence[Any]) -> N
     """
     read, left, dim = source, _left_of(edit, node, source, entries), 0
     for at, entry in enumerate(entries):
-        if isinstance(left[at], Tensor):
-            index = edit.constant(f"kept_{dim}", left[at], node, node)
-            with edit.graph.inserting_before(node):
-                read = edit.graph.call_function(torch.index_select, (read, dim, index))
-            left[at] = slice(None)
+        places = left[at]
+        if isinstance(places, Tensor):
+            left[at] = edit.constant(f"kept_{dim}", places, node, node)
+            if places.ndim == 1:
+                with edit.graph.inserting_before(node):
+                    read = edit.graph.call_function(torch.index_select, (read, dim, left[at]))
+                left[at] = slice(None)
         dim += consumed(entry)
     if read is not source and all(entry == slice(None) for entry in left):
         edit.put(read, node)
@@ -146,8 +148,6 @@ def _left_of(edit: Editor, node: Node, source: Node, entries: Sequence[Any]) -> 
         if dim in cut and entry is not None and entry != slice(None) and not cut_too:
             line = torch.arange(edit.shape(source)[dim])
             positions = line[edit.plain(entry),]  # a tuple: lists in lists are one index
-            if positions.ndim > 1:
-                raise edit.refuse(node, "it indexes a cut dimension by a tensor of several dimensions")
             left[at] = _left(positions, cut[dim], _shares_memory(positions, line))
         dim += consumed(entry)
     return left
@@ -158,9 +158,12 @@ def _left(positions: Tensor, kept: Tensor, is_view: bool) -> Any:
 
     A view stays one, and a copy a copy: code may write into it, or rely on how it lies in memory.
     """
-    places = torch.searchsorted(kept, positions[torch.isin(positions, kept)])  # kept is in order
+    stay = torch.isin(positions, kept)
+    places = torch.searchsorted(kept, positions[stay])  # kept is in order
     if positions.ndim == 0:
         return int(places)
+    if positions.ndim > 1:  # of which a rectangle is left
+        return places.view([int(stay.movedim(dim, 0).flatten(1).any(1).sum()) for dim in range(stay.ndim)])
     start, length = int(places[:1].sum()), len(places)
     run = is_view and torch.equal(places, torch.arange(start, start + length))
     return slice(start, start + length) if run else places

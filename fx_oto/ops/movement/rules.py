@@ -302,10 +302,10 @@ def index(call: OpCall, p: Propagation) -> None:
     """Indexing by tensors: along the dimensions that they index, what is taken must be the same in every call."""
     source = call.args[0]
     real = [p.constant(t) for t in call.inputs[1:]]
-    if len(real) > 1 or any(content is None for content in real):
+    if len(real) > 1 or any(content is None or (_is_mask(content) and content.ndim > 1) for content in real):
         read = _indexed(call)
         if any(not read.isdisjoint(layer.dims) for layer in p.layers(source)):
-            p.keep_along(source, read, "it is indexed by several tensors, or by one that depends on data")
+            p.keep_along(source, read, "it is indexed by several tensors, a mask of several dimensions, or by data")
     for tensor in call.inputs[1:]:
         p.freeze_value(tensor, "it tells which elements are taken")
     constants = iter(real)
