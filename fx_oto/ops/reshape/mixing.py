@@ -29,6 +29,8 @@ __all__ = ["cut_moves", "entries_of", "spelled_out"]
 _GIVEN = {"view", "reshape", "_unsafe_view", "view_as", "reshape_as", "unflatten"}
 _TURNING = ("transpose", "permute", "flatten", "movedim", "moveaxis", "swapaxes", "swapdims", "squeeze", "unsqueeze")
 _TOGETHER = {"add", "sub", "mul", "div", "truediv", "iadd", "isub", "imul", "itruediv", "add_", "sub_", "mul_", "div_"}
+_EXPANDING = {"expand", "broadcast_to"}
+_SPREADING = {*_EXPANDING, "repeat", "tile", "repeat_interleave"}
 _SLIDING = ("conv", "pool", "getitem", "slice", "narrow", "select", "view", "reshape", "unflatten", "unfold")
 
 
@@ -186,7 +188,7 @@ def _of_dim(p: Propagation, node: Any, dim: int) -> _Size:
 def _traced(p: Propagation, node: Node, dim: int) -> _Size | None:
     """The size of a dimension, from where it was turned, flattened or reshaped; None if it was not."""
     size = node.meta["val"].size(dim)
-    while (source := _read_by(node)) is not None:
+    while (spread := _spread(p, node, dim)) is None and (source := _read_by(node)) is not None:
         value, name = source.meta["val"], op_name(node)
         if (lost := _lost(node)) is not None:
             dim, node = dim + (dim >= lost), source
@@ -205,7 +207,41 @@ def _traced(p: Propagation, node: Node, dim: int) -> _Size | None:
             return None
         else:
             node = source
-    return None
+    return spread
+
+
+def _spread(p: Propagation, node: Node, dim: int) -> _Size | None:
+    """The size of a dimension of what a node spreads, of which code tells how many times; None of any other node."""
+    # What (B, T, 12) expands to, (B, 3, T, 12), has 3 T 12 elements for each example, on all inputs: as (B 3, T, -1)
+    # it ends in 12 again. Were 3 a size that may be another one, 12 might be mixed with it.
+    name, ndim = op_name(node), node.meta["val"].ndim
+    if name == "stack":
+        parts = node.args[0] if node.args else node.kwargs["tensors"]
+        new = int([*node.args[1:], node.kwargs.get("dim", 0)][0]) % ndim  # type: ignore[call-overload]
+        if not isinstance(parts, tuple | list):
+            return None
+        return _Size(Fraction(len(parts))) if dim == new else _read(p, (parts[0], dim - (dim > new)))
+    if name not in _SPREADING or (source := _read_by(node)) is None:
+        return None
+    place = dim - (ndim - source.meta["val"].ndim)
+    before = _read(p, (source, place)) if place >= 0 else _Size()
+    if (given := _times_each(node) if name == "repeat_interleave" else entries_of(node)) is None:
+        return None
+    told = _read(p, given[dim - ndim]) if dim - ndim >= -len(given) else _Size()
+    if told is None or before is None or name in _EXPANDING:
+        return told or before
+    return told * before
+
+
+def _times_each(node: Node) -> list[Any] | None:
+    """How often ``repeat_interleave`` repeats along each dimension; None if that is another number for each element."""
+    ndim, kwargs = node.meta["val"].ndim, node.kwargs
+    named = [kwargs[key] for key in ("repeats", "dim") if key in kwargs]
+    times, along = [*node.args[{"input", "self"}.isdisjoint(kwargs) :], *named, None][:2]
+    number = times.meta["val"] if isinstance(times, Node) else times
+    if not isinstance(number, int) or not isinstance(along, int):
+        return None
+    return [times if dim == along % ndim else 1 for dim in range(ndim)]
 
 
 def _lost(node: Node) -> int | None:
@@ -296,7 +332,9 @@ def entries_of(node: Node) -> list[Any]:
         other: Any = node.args[1] if len(node.args) > 1 else node.kwargs["other"]
         return [(other, dim) for dim in range(other.meta["val"].ndim)]
     first = (op_name(node) == "unflatten" and "dim" not in node.kwargs) + {"input", "self"}.isdisjoint(node.kwargs)
-    given: Any = node.args[first:] or [node.kwargs[key] for key in ("shape", "size", "sizes") if key in node.kwargs]
+    given: Any = node.args[first:] or [
+        node.kwargs[key] for key in ("shape", "size", "sizes", "repeats", "dims") if key in node.kwargs
+    ]
     if len(given) == 1 and isinstance(given[0], tuple | list):
         return list(given[0])
     if len(given) == 1 and isinstance(given[0], Node) and not isinstance(given[0].meta["val"], int):
