@@ -121,7 +121,7 @@ def _asked_for_types(run: CaptureRun) -> Iterator[int]:
 def _with_type(inputs: ExampleInputs, number: int, dtype: torch.dtype) -> ExampleInputs:
     """Inputs of which one tensor, given by its number among them, is of another type."""
     numbers = iter(range(number + 1))
-    return inputs.mapped(lambda tensor: tensor.detach().to(dtype) if next(numbers, None) == number else tensor)
+    return inputs.mapped(lambda one: torch.real(one.detach()).to(dtype) if next(numbers, None) == number else one)
 
 
 def _goes_by(runs: _Runs, others: _Runs | None) -> bool:

@@ -8,9 +8,9 @@ the same in both captures.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,10 +22,11 @@ from fx_oto.capture.sheet import Sheet
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.fx_utils import clone_module, tensor_leaves
 
-__all__ = ["Precision", "limit_of"]
+__all__ = ["Precision", "complex_of", "limit_of", "real_of"]
 
 _OTHERS = {torch.float32: torch.float64, torch.float64: torch.float32}
 _OTHERS |= {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+_OTHERS |= {torch.complex64: torch.complex128, torch.complex128: torch.complex64, torch.complex32: torch.complex64}
 _LIMITS = ("min", "max", "eps", "tiny", "smallest_normal")
 _Path = tuple[Any, ...]
 
@@ -33,6 +34,16 @@ _Path = tuple[Any, ...]
 def limit_of(dtype: torch.dtype, name: str) -> float:
     """A number of ``torch.finfo``, as a node of a graph."""
     return float(getattr(torch.finfo(dtype), name))
+
+
+def complex_of(dtype: torch.dtype) -> torch.dtype:
+    """The type of numbers whose real and imaginary parts are of a type, as a node of a graph."""
+    return dtype.to_complex()
+
+
+def real_of(dtype: torch.dtype) -> torch.dtype:
+    """The type of the real and imaginary parts of numbers of a type, as a node of a graph."""
+    return dtype.to_real()
 
 
 class Precision:
@@ -53,15 +64,18 @@ class Precision:
         again: Callable[[nn.Module, ExampleInputs], list[Any]],
     ) -> None:
         self._found: list[tuple[Sheet, dict[tuple[Node, _Path], _Source]]] = []
-        mine = next((one.dtype for one in model.parameters() if one.is_floating_point()), None)
-        if mine not in _OTHERS:
+        by_kind = sorted(model.parameters(), key=Tensor.is_complex)  # which stay as they are where real ones are cast
+        mine = next((one.dtype for one in by_kind if one.dtype in _OTHERS), None)
+        if mine is None:
             return
         types = {mine: _OTHERS[mine], _OTHERS[mine]: mine}
+        types |= {complex_of(one): complex_of(other) for one, other in types.items()}
         others = inputs.mapped(lambda tensor: tensor.to(types.get(tensor.dtype, tensor.dtype)))
         tried: list[list[Any]] = []
-        if any(_names(run.graph, mine) for run in runs):
+        for form in (_without_memory, _with_strides) if any(_names(run.graph, mine) for run in runs) else ():
             with suppress(Exception):  # of whatever kind: that a copy fails says nothing of the model
-                tried.append(again(clone_module(model, _once(mine)), others))
+                tried.append(again(clone_module(model, _once(mine, form)), others))
+                break
         is_other = any(one is not other for one, other in zip(*map(_tensors, (inputs, others)), strict=True))
         if is_other and any(run.types_asked for run in runs):
             with suppress(Exception):  # as of a model that does not cast its inputs
@@ -77,54 +91,68 @@ class Precision:
                     value = source.value if isinstance(source.value, Node) else run.read(source.value)
                     asked = run.graph.call_function(getattr, (value, "dtype"))
                     asked.meta["val"] = value.meta["val"].dtype
-                    if source.limit:
-                        dtype, asked = asked, run.graph.call_function(limit_of, (asked, source.limit))
-                        asked.meta["val"] = limit_of(dtype.meta["val"], source.limit)
-                        asked.meta["is_wrapped"] = True
+                    for function, *args in source.made_by:
+                        asked = _called(run.graph, function, asked, *args)
                 node.args, node.kwargs = _put((node.args, dict(node.kwargs)), path, asked)
         return any(places for _, places in self._found)
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Whose type is at a place, or what limit of it.
+    """Whose type is at a place, or what is made of it.
 
     Attributes:
         value: a node, or a tensor that the model holds.
-        limit: the name of the limit; empty for the type itself.
+        made_by: the functions that make it of the type, in order, each with its further arguments.
     """
 
     value: Node | Tensor
-    limit: str
+    made_by: tuple[tuple[Any, ...], ...] = ()
+
+    def limited(self, name: str) -> _Source:
+        """A limit of the type; without a name, the type itself."""
+        return replace(self, made_by=(*self.made_by, (limit_of, name))) if name else self
+
+
+def _called(graph: Graph, function: Callable[..., Any], dtype: Node, *args: Any) -> Node:
+    node = graph.call_function(function, (dtype, *args))
+    node.meta["val"], node.meta["is_wrapped"] = function(dtype.meta["val"], *args), True
+    return node
 
 
 def _tensors(inputs: ExampleInputs) -> list[Tensor]:
     return tensor_leaves((inputs.args, inputs.kwargs))
 
 
-def _once(mine: torch.dtype) -> Callable[[Tensor], Tensor]:
+def _once(mine: torch.dtype, form: Callable[[Tensor, torch.dtype], Tensor]) -> Callable[[Tensor], Tensor]:
     """A cast of tensors of a type: as parameters, of which nothing but the form is asked; a shared one once."""
     known: dict[int, Tensor] = {}
 
-    def cast(tensor: Tensor) -> Tensor:
-        return tensor.to(_OTHERS[mine]) if tensor.dtype == mine else tensor
-
     def one(tensor: Tensor) -> Tensor:
+        dtype = _OTHERS[mine] if tensor.dtype == mine else tensor.dtype
         if id(tensor) not in known:
-            known[id(tensor)] = without_memory(tensor) if isinstance(tensor, nn.Parameter) else cast(tensor)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            made = form(tensor.detach(), dtype) if is_parameter else tensor.to(dtype)
+            known[id(tensor)] = nn.Parameter(made, tensor.requires_grad) if is_parameter else made
         return known[id(tensor)]
-
-    def without_memory(parameter: nn.Parameter) -> nn.Parameter:
-        return nn.Parameter(cast(parameter.new_empty(())).expand(parameter.shape), parameter.requires_grad)
 
     return one
 
 
-def _names(graph: Graph, dtype: torch.dtype) -> bool:
-    """Whether a graph spells the type, or one of its limits."""
-    limits = {limit_of(dtype, name) for name in _LIMITS}
+def _without_memory(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.new_empty((), dtype=dtype).expand(tensor.shape)
+
+
+def _with_strides(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of which ``view_as_complex``, and whatever else depends on strides, can be called."""
+    return torch.empty_like(tensor, dtype=dtype)
+
+
+def _names(graph: Graph, mine: torch.dtype) -> bool:
+    """Whether a graph spells the type, that of its complex numbers or of their parts, or one of its limits."""
+    spelled = {mine, complex_of(mine), real_of(mine), *(limit_of(mine, name) for name in _LIMITS)}
     leaves = (leaf for node in graph.nodes for leaf in tree_leaves((node.args, dict(node.kwargs))))
-    return any(leaf is dtype or (isinstance(leaf, float) and leaf in limits) for leaf in leaves)
+    return any(isinstance(leaf, torch.dtype | float) and leaf in spelled for leaf in leaves)
 
 
 def _places(mine: Sheet, others: list[Sheet]) -> dict[tuple[Node, _Path], _Source]:
@@ -150,10 +178,29 @@ def _places(mine: Sheet, others: list[Sheet]) -> dict[tuple[Node, _Path], _Sourc
             own = {_types_of(values[read]): read for read in reversed(node.all_input_nodes)}
             known = latest | own | dict(asked[: mine.types_asked_before.get(node, 0)])
             for path, wanted in types[node].items():
-                if (value := known.get(tuple(wanted))) is not None:
-                    places[node, path] = _Source(value, limits[node, path])
+                if (source := _source(tuple(wanted), known)) is not None:
+                    places[node, path] = source.limited(limits[node, path])
         latest[_types_of(values[node])] = node
     return places
+
+
+def _source(wanted: tuple[torch.dtype, ...], known: Mapping[Any, Node | Tensor]) -> _Source | None:
+    """What has these types, or those of its complex numbers or of their parts; None if nothing has."""
+    if wanted in known:
+        return _Source(known[wanted])
+    for function, is_of in ((complex_of, _is_real), (real_of, _is_complex)):
+        for types, value in known.items():
+            if types and all(map(is_of, types)) and tuple(map(function, types)) == wanted:
+                return _Source(value, ((function,),))
+    return None
+
+
+def _is_real(dtype: torch.dtype | None) -> bool:
+    return dtype is not None and dtype.is_floating_point
+
+
+def _is_complex(dtype: torch.dtype | None) -> bool:
+    return dtype is not None and dtype.is_complex
 
 
 def _asked(mine: Sheet, others: list[Sheet]) -> list[tuple[Any, Node | Tensor]]:

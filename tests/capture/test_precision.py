@@ -121,6 +121,75 @@ def run(gm, x):
     return found
 
 
+class Spectral(nn.Module):
+    """Computes with a spectrum; what is handed is given the model, what it is of, and the spectrum."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.a, self.b, self.between = nn.Linear(8, 16), nn.Linear(16, 4), between
+        self.pairs = nn.Parameter(torch.randn(16, 16, 2))
+
+    def weight(self):
+        return torch.view_as_complex(self.pairs)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.b(torch.fft.irfft(self.between(self, x, torch.fft.rfft(x, dim=0)), dim=0, n=x.size(0)))
+
+
+SPECTRA = {
+    "a complex parameter": lambda m, x, f: f @ m.weight().to(f.dtype),
+    "by keyword": lambda m, x, f: f @ m.weight().conj().to(dtype=f.dtype),
+    "a real one": lambda m, x, f: f @ m.pairs[..., 0].to(f.dtype),
+    "made": lambda m, x, f: f * torch.ones(f.shape, dtype=f.dtype) + torch.zeros(f.shape, dtype=f.dtype),
+    "the type of its parts": lambda m, x, f: f.abs().to(f.real.dtype) * f * torch.ones(16, dtype=f.dtype.to_real()),
+    "the type of complex numbers": lambda m, x, f: f @ m.pairs[..., 0].to(x.dtype.to_complex()),
+    "no complex number before": lambda m, x, f: torch.full(f.shape, 0.5, dtype=x.dtype.to_complex()) * f,
+    "one of two types": lambda m, x, f: (
+        f @ m.pairs[..., 1].to(torch.complex64 if x.dtype == torch.float32 else torch.complex128)
+    ),
+    "a limit": lambda m, x, f: f * (f.abs() + torch.finfo(f.dtype).eps).log() + torch.finfo(x.dtype.to_complex()).eps,
+    "by mode": lambda m, x, f: (f * 2 if m.training else f) @ m.weight().to(f.dtype),
+}
+
+
+@pytest.mark.parametrize("what", SPECTRA)
+@pytest.mark.parametrize(("before", "after"), [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_types_of_complex_numbers_are_cast_as_well(what, before, after, tmp_path):
+    torch.manual_seed(0)
+    model = Spectral(SPECTRA[what]).to(before)
+    gm, small = halved(model, ROWS.to(before))
+    x = torch.cat([ROWS, ROWS]).to(after)
+    for training in (False, True):
+        expected = copy.deepcopy(model).to(after).train(training)(x)
+        for graph in (gm, small, saved(small, tmp_path)):
+            found = copy.deepcopy(graph).to(after).train(training)(x)
+            assert found.dtype == expected.dtype == after
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+class Complex(nn.Module):
+    """All of whose parameters are complex, as is its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = (nn.Parameter(torch.randn(8, 8, dtype=torch.complex64)) for _ in range(2))
+
+    def forward(self, z):
+        z = z @ self.a * torch.ones(8, dtype=z.dtype.to_real())
+        return z @ self.b.to(z.dtype) + torch.zeros(8, dtype=z.dtype)
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
+def test_a_complex_model_is_cast():
+    z = torch.complex(ROWS, ROWS.flip(0))
+    gm = fx_oto.prepare(Complex(), z)
+    for training in (False, True):
+        found = copy.deepcopy(gm).to(torch.complex128).train(training)
+        spelled = {value.dtype for _, value in run(found, z.to(torch.complex128)) if isinstance(value, torch.Tensor)}
+        assert spelled == {torch.complex128, torch.float64}
+
+
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_files_keep_it(kind, tmp_path):
     _, small = halved(kind(), ROWS)
