@@ -96,13 +96,13 @@ def _parts_of(value: Any) -> tuple[Rebuilt, list[Any]]:
         raise TraceError(f"a graph cannot hold an object of class {type(value).__name__}, of which there is one only")
     make, args, *rest = found
     state, items, pairs = (*rest[:3], None, None, None)[:3]
-    fixed = tuple(takewhile(callable, args))
+    fixed = list(takewhile(callable, args))
     parts = [tuple(args[len(fixed) :]), state, list(items or ()), list(pairs or ())]
     while parts[1:] and not parts[-1]:
         parts.pop()
     if make.__name__ == "__newobj__" and fixed[0].__init__ is object.__init__:  # to call the class is the same
-        make, fixed = fixed[0], ()
-    return Rebuilt(make, fixed), parts
+        make, *fixed = fixed
+    return Rebuilt(make, tuple(fixed)), parts
 
 
 def _is_its_fields(value: Any) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,9 +21,11 @@ from fx_oto.capture.names import AnyNames, is_plain
 from fx_oto.capture.whole import LeafTracer
 from fx_oto.core.errors import FileError
 from fx_oto.core.fx_utils import described, last_node
+from fx_oto.deploy.records import made_record, written_record
 from fx_oto.deploy.values import Reader, UnwritableError, a_dict, a_list, a_text, given_names, written
 from fx_oto.deploy.whitelist import attribute_is_known, method_is_known, name_of_function
 from fx_oto.nn.modes import written_in
+from fx_oto.nn.outputs import named_tuple
 
 __all__ = ["made_graph", "written_graph"]
 
@@ -50,8 +51,8 @@ def written_graph(graph: Graph) -> list[dict[str, Any]]:
 
 def _written(node: Node) -> dict[str, Any]:
     try:
-        args, kwargs = written(tuple(node.args)), written(dict(node.kwargs))
-        target = _target(node)
+        target, named = _target(node), 2 if node.target is named_tuple else 0  # of which the target says the first two
+        args, kwargs = written(tuple(node.args[named:])), written(dict(node.kwargs))
     except UnwritableError as error:
         raise FileError(f"{described(node)} cannot be written: no file holds {error}; {_REMEDY}") from error
     return {"name": node.name, "op": node.op, "target": target, "args": args, "kwargs": kwargs}
@@ -66,15 +67,12 @@ def _target(node: Node) -> Any:
     target: Any = node.target
     if known := name_of_function(target):
         return {"function": known}
+    if (record := written_record(target, node.args)) is not None:
+        return record
     names = given_names(target)
     if names is None:
         raise UnwritableError(f"a call of {target!r:.80}, which has no name that it could be found by")
-    return {"output" if _is_record(target) else "given": names}
-
-
-def _is_record(kind: Any) -> bool:
-    """Whether a class is a dataclass or named tuple, of which code makes outputs."""
-    return isinstance(kind, type) and (dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"))
+    return {"given": names}
 
 
 def made_graph(nodes: Any, held: nn.Module, reader: Reader, model: nn.Module | None) -> Graph:
@@ -113,7 +111,8 @@ def _put(graph: Graph, name: str, entry: dict[str, Any], held: nn.Module, reader
     _check_texts((args, kwargs))
     target: Any = entry.get("target")
     if op == "call_function":
-        target = _function(target, reader, model)
+        target, first = _function(target, reader, model)
+        args = (*first, *args)
         _check_call(name, target, args)
     elif op == "call_method":
         _check_method(name, target)
@@ -149,26 +148,14 @@ def _check_texts(value: Any) -> None:
         _check_texts([value.start, value.stop, value.step])
 
 
-def _function(target: Any, reader: Reader, model: nn.Module | None) -> Any:
+def _function(target: Any, reader: Reader, model: nn.Module | None) -> tuple[Any, tuple[Any, ...]]:
+    """What a node calls, and the first arguments that the file does not say."""
     if not isinstance(target, dict):
         raise FileError(f"{target!r:.60} is no function")
-    if "output" not in target:
-        found = reader.read(target)
-        return as_function(found) if isinstance(found, type) and issubclass(found, Function) else found
-    name = a_text(target["output"])
-    found = reader.given.get(name) or _record(name, model)
-    if found is None:  # its fields, in a plain dictionary
-        return dict
-    return found
-
-
-def _record(name: str, model: nn.Module | None) -> Any:
-    """The dataclass or named tuple of that name, if the code of the user's model knows it."""
-    if model is None:
-        return None
-    homes = {type(one).__module__ for one in model.modules()} & sys.modules.keys()
-    known = [value for home in homes for value in list(vars(sys.modules[home]).values())]
-    return next((value for value in known if _is_record(value) and given_names(value) == name), None)
+    if "output" in target:
+        return made_record(target, reader, model)
+    found = reader.read(target)
+    return (as_function(found) if isinstance(found, type) and issubclass(found, Function) else found), ()
 
 
 def _check_call(name: str, target: Any, args: tuple[Any, ...]) -> None:

@@ -40,8 +40,9 @@ def load(
     Args:
         path: the file.
         model: of the user's own class, uncompressed and with any weights. Needed if the graph calls modules of other
-            classes than torch's and fx_oto's: they are taken from it. If it is given, outputs that are dataclasses are
-            made again as such; else they are dictionaries.
+            classes than torch's and fx_oto's: they are taken from it. If it is given, outputs that are dataclasses and
+            named tuples are made again as such; else dataclasses are dictionaries, and named tuples have the same
+            name and fields, and nothing else of their class.
         functions: the functions, operators and ``torch.autograd.Function`` classes of the user's own that the graph
             calls.
         device: where the tensors go. What the graph makes on the device on which it was saved, it makes there, too.

@@ -20,9 +20,11 @@ from fx_oto.capture.statements import StatementCall
 from fx_oto.capture.whole import GradientHook, MethodCall
 from fx_oto.core.errors import FileError
 from fx_oto.core.handed import is_torchs_own, new_parametrized
+from fx_oto.deploy.records import made_record, written_record
 from fx_oto.deploy.tensors import Collected
 from fx_oto.deploy.values import Reader, UnwritableError, a_dict, a_list, a_text, an_integer, written
 from fx_oto.deploy.whitelist import BUILT, class_named, name_of_class
+from fx_oto.nn.outputs import named_tuple
 
 __all__ = ["made_modules", "written_modules"]
 
@@ -88,7 +90,7 @@ def _written_class(module: nn.Module, kind: type[nn.Module], path: str) -> dict[
         if issubclass(kind, refused):
             raise FileError(f"the module {path!r} cannot be written: {why}; {_PICKLE}")
     if isinstance(module, Rebuilt):
-        return {"class": "built", "attributes": [["make", _name_of_built(module, path)]]}
+        return {"class": "built", "attributes": [["make", _written_built(module, path)]]}
     name = name_of_class(kind)
     if name is not None:
         _check_hooks(module, path)
@@ -99,16 +101,19 @@ def _written_class(module: nn.Module, kind: type[nn.Module], path: str) -> dict[
     return {"foreign": foreign, "attributes": list(_attributes(module, path, strict=False))}
 
 
-def _name_of_built(module: Rebuilt, path: str) -> str:
+def _written_built(module: Rebuilt, path: str) -> str | dict[str, Any]:
     make, *fixed = module._recipe
     name = next((name for name, built in BUILT.items() if built is make), None)
-    if name is None or fixed:
+    if name is not None and not fixed:
+        return name
+    record = written_record(make, tuple(fixed)) or {}
+    if "fields" not in record or (fixed and make is not named_tuple):
         what = next((one for one in (*fixed, make) if isinstance(one, type)), make)
         raise FileError(
             f"the module {path!r} cannot be written: it makes an object of the class {what.__name__}, which no file "
             f"names. Let the model return a tensor, tuple, dict or dataclass; {_PICKLE}"
         )
-    return name
+    return record
 
 
 def _check_hooks(module: nn.Module, path: str) -> None:
@@ -157,7 +162,7 @@ class _Maker:
 
     def made(self, entry: dict[str, Any], before: Sequence[nn.Module]) -> nn.Module:
         if entry.get("class") == "built":
-            return Rebuilt(BUILT[str(entry["attributes"][0][1])], ()).train(self._flag(entry.get("training")))
+            return self._built(entry["attributes"][0][1]).train(self._flag(entry.get("training")))
         users = None if "foreign" not in entry else self._users(entry)
         kind = _without_parametrization(users) if users else self._kind(a_text(entry.get("class")))
         names = tuple(map(a_text, a_list(entry.get("parametrized"))))
@@ -172,6 +177,11 @@ class _Maker:
         if isinstance(module, nn.RNNBase):
             module._init_flat_weights()
         return module
+
+    def _built(self, made: Any) -> Rebuilt:
+        if isinstance(made, dict):
+            return Rebuilt(*made_record(made, self.reader, self.model))
+        return Rebuilt(BUILT[a_text(made)], ())
 
     def _kind(self, name: str) -> type[nn.Module]:
         kind = class_named(name) if name else nn.Module

@@ -81,6 +81,27 @@ ODD = [
 ]
 
 
+def named(plan, name, fields):
+    node(plan, "call_function").update(target={"output": name, "fields": fields})
+
+
+def built(plan, name, fields):
+    plan["modules"][0].update({"class": "built", "attributes": [["make", {"output": name, "fields": fields}]]})
+
+
+NAMED = ("a named tuple", "a field", "a named tuple that is built", "a field of what is built")
+# Names that are none of code's there.
+OF_NO_CODE = [*((what, "self") for what in ("an attribute", *NAMED)), *((what, "__class__") for what in NAMED[::2])]
+
+
+@pytest.mark.parametrize(
+    "fields", [None, "ab", ["a", "a"], ["a", 5], ["a", None], ["a", "_b"], ["a", "_cls"], {"a": 1}, [["a"]]]
+)
+@pytest.mark.parametrize("change", [named, built])
+def test_fields_that_no_named_tuple_has(file, change, fields):
+    assert loaded(changed(file, lambda plan: change(plan, "x.Pair", fields))) is None
+
+
 @pytest.mark.parametrize("name", ODD)
 @pytest.mark.parametrize(
     ("what", "change"),
@@ -96,12 +117,16 @@ ODD = [
         "a class": lambda plan, name: plan["modules"][0].update({"class": name or "x"}),
         "an attribute": lambda plan, name: plan["modules"][0]["attributes"].append([name, 1]),
         "a function": lambda plan, name: node(plan, "call_function").update(target={"function": name}),
+        "a named tuple": lambda plan, name: named(plan, f"x.{name}", ["a", "b"]),
+        "a field": lambda plan, name: named(plan, "x.Pair", ["a", name]),
+        "a named tuple that is built": lambda plan, name: built(plan, f"x.{name}", ["a", "b"]),
+        "a field of what is built": lambda plan, name: built(plan, "x.Pair", ["a", name]),
         "a type": lambda plan, name: plan["tensors"][0].update(dtype={"dtype": name}),
         "a device": lambda plan, name: plan.update(device=name or "x"),
     }.items(),
 )
 def test_names_that_would_be_code(file, what, change, name):
-    if (what, name) != ("an attribute", "self"):  # which is none of code's
+    if (what, name) not in OF_NO_CODE:
         assert loaded(changed(file, lambda plan: change(plan, name))) is None, what
 
 
