@@ -152,8 +152,8 @@ class Work:
         macs: multiply-adds on the example inputs.
         axes: atoms along each tracked axis that it runs over, shape ``(n,)`` each.
         operands: labels of what it multiplies, each with the dimensions in whose length its cost is proportional.
-        summed: position in ``axes`` of the one that it sums over, if torch only multiplies where a single index of it
-            is left; else None.
+        summed: position in ``axes`` of the one whose operand's last dimension it sums over, if torch only multiplies
+            where a single index of that is left; else None.
         node: name of the FX node that makes it.
     """
 

@@ -317,7 +317,8 @@ class Propagation:
             macs: its multiply-adds.
             layers: along the axes that it runs over, each axis once.
             others: that it runs over as well, along one of their dimensions, if it is that one which is cut.
-            summed: the one of ``layers`` that it sums over, if torch only multiplies where one index of it is left.
+            summed: the one of ``layers`` over whose last dimension it sums, if torch only multiplies where one index of
+                that is left.
         """
         self._contracting.add(self.node)
         macs, layers = self._tape.on_example(self.node, macs), tuple(layers)

@@ -271,7 +271,7 @@ class Player(Propagation):
         if op_name(self.fx_node) != "einsum" or call.name != "bmm":
             return None
         left = call.args[0]
-        return next((layer for layer in self.layers(left) if layer.dims == (left.ndim - 1,)), None)
+        return next((layer for layer in self.layers(left) if left.ndim - 1 in layer.dims), None)
 
     def _check_outdated(self, values: Iterable[Any]) -> None:
         """What is read must not have changed behind its layers."""

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from fx_oto.analysis.dependencies import Axis, Dependencies, Reason
+from fx_oto.analysis.dependencies import Axis, Dependencies, Reason, Work
+from fx_oto.analysis.labels import compress, varying
 from fx_oto.core.context import Context
 from fx_oto.core.fx_utils import tensor_names
 from fx_oto.core.patterns import check_matched, matches, patterns_in
@@ -81,6 +82,7 @@ class _Partitioner:
         self.atoms, self.classes = atoms, found.roots[atoms]
         self.axis = found.axis_of(atoms)
         self.reasons = dict(found.reasons) | self._excluded(gm, unprunable) if unprunable else dict(found.reasons)
+        self.runs: list[list[Tensor]] = []
 
     def _excluded(self, gm: nn.Module, patterns: tuple[str, ...]) -> dict[int, Reason]:
         names = [*tensor_names(gm), *(name for name, _ in gm.named_modules() if name)]
@@ -102,8 +104,23 @@ class _Partitioner:
         driven[self.classes[variable]] = True
         frozen = torch.zeros_like(driven)
         frozen[list(self.reasons)] = True
+        self.runs = [self._run_over(work, driven & ~frozen) for work in self.found.works]
         families = self._families(driven & ~frozen)
         return Partition(tuple(families), tuple(self._frozen_axes(frozen)), *self._prices(families))
+
+    def _run_over(self, work: Work, prunable: Tensor) -> list[Tensor]:
+        """The classes along each axis that a contraction runs over, 0 where nothing can go, laid as its operand is.
+
+        Values of attention, heads × width, are an axis of their product with the scores if positions of the width can
+        go: if heads can, these are an axis of the scores, and counted there.
+        """
+        axes = []
+        for i, (labels, dims) in enumerate(work.operands):
+            roots = self.found.roots[labels]
+            line = compress(torch.where(prunable[roots], roots, 0))
+            if i < len(work.axes) or (len(varying(line)) == 1 and varying(line)[0] in dims):
+                axes.append(line)
+        return axes
 
     def _prices(self, families: list[Family]) -> tuple[Price, Price]:
         """The cost of parameters and of contractions, by the families that have a part in their axes."""
@@ -118,10 +135,9 @@ class _Partitioner:
             if axis.tensor in names
         ]
         works = self.found.works
-        runs = [
-            (i, k, member[self.found.roots[along]]) for i, work in enumerate(works) for k, along in enumerate(work.axes)
-        ]
-        summed = [(i, work.summed) for i, work in enumerate(works) if work.summed is not None]
+        runs = [(i, k, member[line.reshape(-1)]) for i, axes in enumerate(self.runs) for k, line in enumerate(axes)]
+        over = [(i, work.summed) for i, work in enumerate(works) if work.summed is not None]
+        summed = [(i, k) for i, k in over if varying(self.runs[i][k]) == (self.runs[i][k].ndim - 1,)]
         return (
             Price.of([self.tensors[name].numel() for name in names], parameters, sizes),
             Price.of([work.macs for work in works], runs, sizes, summed),
@@ -150,11 +166,11 @@ class _Partitioner:
     def _work(self) -> Tensor:
         """A number for each class that tells apart in which axes of which contractions it has how many indices."""
         number = torch.zeros(len(self.found.roots), dtype=torch.int64)
-        along = [atoms for work in self.found.works for atoms in work.axes]
+        along = [line.reshape(-1) for axes in self.runs for line in axes]
         if along:
             weights = torch.randint(1 << 40, (len(along),), generator=torch.Generator().manual_seed(1))
-            lengths = torch.tensor([len(atoms) for atoms in along])
-            number.index_add_(0, self.found.roots[torch.cat(along)], weights.repeat_interleave(lengths))
+            lengths = torch.tensor([len(roots) for roots in along])
+            number.index_add_(0, torch.cat(along), weights.repeat_interleave(lengths))
         return number
 
     def _family(self, classes: Tensor, signature: Tensor, atoms: Tensor) -> Family:

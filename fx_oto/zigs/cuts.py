@@ -91,9 +91,12 @@ class Cuts:
         """Multiply-adds that are saved: each contraction runs over what is left of each of its axes."""
         saved = 0
         for work in self.found.works:
-            if work.summed is not None and int(self.keep[work.axes[work.summed]].sum()) == 1:
-                saved += work.macs
-                continue
+            if work.summed is not None:
+                labels, _ = work.operands[work.summed]
+                left, full = self._lengths(labels, (labels.ndim - 1,))
+                if left == 1 < full:
+                    saved += work.macs
+                    continue
             lengths = [self._lengths(*operand) for operand in work.operands]
             saved += work.macs - work.macs * math.prod(left for left, _ in lengths) // math.prod(n for _, n in lengths)
         return saved

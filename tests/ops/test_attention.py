@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -383,6 +385,27 @@ def test_every_head_loses_the_same_part_of_its_width(name):
     assert sizes == [*[width] * (1 if together else 2), WIDTH, 32]
     rows = sum(p.size(0) for n, p in result.small.named_parameters() if "weight" in n and _projects(n))
     assert rows == 3 * WIDTH * (width - width // 2) // width
+
+
+ALIKE = ATTENTIONS | {f"grouped, {name}": partial(Grouped, repeat) for name, repeat in GROUPED.items()}
+
+
+@pytest.mark.parametrize("attention", ["heads", "head_dim"])
+@pytest.mark.parametrize("name", ALIKE)
+def test_what_is_reached_is_what_the_compact_model_computes(name, attention):
+    """Of 0.9, one position of each head's width is left, over which ``einsum`` does not sum."""
+    torch.manual_seed(0)
+    model, x = Transformer(ALIKE[name]()), torch.randn(2, 7, 5)
+    gm, full = fx_oto.prepare(model, x, attention=attention), fx_oto.cost(model, x)
+    state = {name: tensor.clone() for name, tensor in gm.state_dict().items()}
+    for fraction in (0.3, 0.6, 0.9):
+        zigs = fx_oto.partition(gm).zero_(fraction, torch.Generator().manual_seed(0))
+        compact = fx_oto.cost(small := fx_oto.compress(gm, verify=False), x)
+        assert (zigs.macs.total, zigs.macs.left(zigs.removed())) == (full.macs, compact.macs)
+        assert fx_oto.report(small).records[-1].macs == (full.macs, compact.macs)
+        gm.load_state_dict(state)
+    reached = fx_oto.prune(gm, target_macs=0.6)
+    assert reached["macs"] == fx_oto.cost(fx_oto.compress(gm, verify=False), x).macs / full.macs <= 0.6
 
 
 def _projects(name):

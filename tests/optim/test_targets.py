@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import random
 import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from support.networks import CARN, DemoNet, StackedUnets
-from support.random_networks import by_seed
+from support.random_networks import by_plan, by_seed
+from support.random_tokens import TOKENS
 from support.training import IMAGE, make_net, prepared, train
 from torch import nn
 
@@ -84,6 +86,29 @@ def test_prices_are_those_of_the_compact_model():
             assert zigs.params.left(zigs.removed()) <= compact.params, seed  # what is folded becomes a bias
             compared += 1
     assert compared > 10
+
+
+@pytest.mark.parametrize("attention", ["heads", "head_dim"])
+def test_prices_of_tokens_are_those_of_the_compact_model(attention):
+    """Cut at random again and again; what no output depends on goes, whether a mask follows it or not."""
+    image, compared = torch.randn(2, 4, 6, 6), 0
+    for seed in range(8):
+        torch.manual_seed(seed)
+        choose = random.Random(seed)
+        plan = [(choose.choice(sorted(TOKENS)), choose.randrange(999)) for _ in range(choose.randint(1, 7))]
+        gm = fx_oto.prepare(by_plan([], plan), image, attention=attention)
+        state = {name: tensor.clone() for name, tensor in gm.state_dict().items()}
+        for fraction in (0.3, 0.6, 0.9):
+            gm.load_state_dict(state)
+            zigs = fx_oto.partition(gm).zero_(fraction, torch.Generator().manual_seed(seed))
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                compact = fx_oto.cost(fx_oto.compress(gm, verify=False), image)
+            if not caught:
+                assert zigs.macs.left(zigs.removed()) == compact.macs, plan
+                assert zigs.params.left(zigs.removed()) <= compact.params, plan  # what is folded becomes a bias
+                compared += 1
+    assert compared > 15
 
 
 def test_groups_that_take_part_in_less_work_are_priced_apart():
