@@ -496,3 +496,29 @@ def test_a_users_module_is_not_known_by_the_name_of_its_class():
     assert small.get_submodule("down").in_features == 1
     for training in (True, False):
         torch.testing.assert_close(small.train(training)(x), model.train(training)(x), rtol=1e-10, atol=1e-12)
+
+
+class Unread(nn.Module):
+    """A layer whose result nobody reads, or only one of its calls."""
+
+    def __init__(self, twice):
+        super().__init__()
+        self.first, self.again, self.last, self.twice = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3), twice
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        y = self.again(x)
+        if self.twice:
+            self.again(x + y)
+        return self.last(y if self.twice else x)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_what_nobody_reads_goes_though_a_mask_follows_it(twice):
+    x = torch.randn(2, 4, dtype=torch.float64)
+    model, gm, _ = prepared(Unread(twice).double(), x)
+    small, zigs = fx_oto.compress(gm), fx_oto.partition(gm)
+    Comparison(model, gm, small, 1e-10, 3).compare(resized(ExampleInputs.of(x), {}), masked=True)
+    cost = fx_oto.cost(small, x)
+    assert (zigs.params.left(zigs.removed()), zigs.macs.left(zigs.removed())) == (cost.params, cost.macs)
+    assert sum(node.target == "again" for node in small.graph.nodes) == twice

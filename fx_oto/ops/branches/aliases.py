@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from fx_oto.core.fx_utils import op_name, tensor_leaves
+from fx_oto.core.masks import is_mask
 from fx_oto.nn.modes import says_in_place, written_in
 from fx_oto.nn.modules import is_opaque, is_torchs
 
@@ -122,7 +123,7 @@ def is_effect(node: Node, gm: GraphModule) -> bool:
     if node.op == "placeholder" or _target(node) is not None:
         return True
     if node.op == "call_module":
-        return not is_torchs(type(gm.get_submodule(str(node.target)))) and is_opaque(node, gm)
+        return not is_mask(node) and not is_torchs(type(gm.get_submodule(str(node.target)))) and is_opaque(node, gm)
     if node.op != "call_function":
         return False
     made = tensor_leaves(node.meta.get("val")) or isinstance(node.meta.get("val"), Tensor | int | float | bool)
