@@ -35,6 +35,7 @@ from fx_oto.cli.subject import build_inputs, build_model
 from fx_oto.cli.values import assignments
 from fx_oto.core.context import Context
 from fx_oto.core.errors import FxOtoError, InputError, NothingToCompressError, SettingsError
+from fx_oto.core.picture import check_picture
 from fx_oto.core.tables import wrapped
 from fx_oto.demo.measure import Measured
 from fx_oto.optim.dhspg import DHSPG
@@ -135,6 +136,7 @@ def compress(options: argparse.Namespace) -> Compression:
     elif options.dry_run is not None:
         partition(gm).zero_(options.dry_run, torch.Generator().manual_seed(options.seed))
     small = _cut(gm, options).eval()
+    saved = options.output and save(small, inputs, options.output)  # first of all: a training may have gone before
     if options.draw is not None:
         plot_widths(gm, small).save(options.draw)
     return Compression(
@@ -145,7 +147,7 @@ def compress(options: argparse.Namespace) -> Compression:
         measured=measure(model, small, inputs, timed=not options.no_latency),
         target=target,
         reached=None if optimizer is None else optimizer.reached(),
-        saved=options.output and save(small, inputs, options.output),
+        saved=saved,
     )
 
 
@@ -167,6 +169,8 @@ def _check(options: argparse.Namespace) -> tuple[str, float] | None:
         raise SettingsError("a model on --device meta has no numbers, so it cannot be compressed: use inspect")
     if options.output is not None:
         check_output(options.output)
+    if options.draw is not None:
+        check_picture(options.draw, "--draw")
     return given[0] if given else None
 
 

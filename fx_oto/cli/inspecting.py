@@ -24,6 +24,7 @@ from fx_oto.api import prepare
 from fx_oto.cli.subject import build_inputs, build_model
 from fx_oto.core.context import Capture, Context
 from fx_oto.core.fx_utils import holder
+from fx_oto.core.picture import check_picture
 from fx_oto.core.tables import counted, macs_text, table, terminal_width, wrapped
 from fx_oto.reports.costs import Cost, cost
 from fx_oto.viz.couplings import families_touching
@@ -125,6 +126,8 @@ class Inspection:
 
 def inspect(options: argparse.Namespace) -> Inspection:
     """Carry out the command."""
+    if options.draw is not None:
+        check_picture(options.draw, "--draw")
     model, inputs = build_model(options), build_inputs(options)
     gm = prepare(model, inputs, unprunable=options.unprunable, attention=options.attention)
     zigs = partition(gm)

@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_map
 
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.differences import relative_error
-from fx_oto.core.errors import InputError, VerificationError
+from fx_oto.core.errors import FxOtoError, InputError, VerificationError
 from fx_oto.core.fx_utils import tensor_leaves
+from fx_oto.core.paths import check_file
 from fx_oto.core.preserve import evaluating
 
 __all__ = ["Saved", "check_output", "save"]
@@ -62,10 +63,7 @@ def check_output(path: Path) -> None:
     """
     if path.suffix not in (".pt2", ".pt", ".safetensors"):
         raise InputError(f"--output {path}: expected a file ending in .pt2 (program), .pt or .safetensors (state_dict)")
-    if path.is_dir():
-        raise InputError(f"--output {path}: this is a folder; name a file")
-    if not path.parent.is_dir():
-        raise InputError(f"--output {path}: no folder {path.parent} exists")
+    check_file(path, "--output")
     if path.suffix == ".safetensors":
         try:
             import safetensors  # noqa: F401
@@ -78,10 +76,19 @@ def save(model: nn.Module, inputs: ExampleInputs, path: Path) -> Saved:
 
     Raises:
         InputError: torch.export cannot take it.
-        VerificationError: the program that was written does not return the model's outputs; it is removed.
+        VerificationError: the program that was written does not return the model's outputs; it is removed. In both
+            cases its tensors are written, for a training may have gone before.
     """
-    if path.suffix == ".pt2":
+    if path.suffix != ".pt2":
+        return _save_tensors(model, path)
+    try:
         return _save_program(model, inputs, path)
+    except FxOtoError as error:
+        instead = _save_tensors(model, path.with_name(f"{path.stem}-tensors.pt"))
+        raise type(error)(f"{error}; the tensors of the compact model are in {instead.path} instead") from error
+
+
+def _save_tensors(model: nn.Module, path: Path) -> Saved:
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     if path.suffix == ".safetensors":
         from safetensors.torch import save_file
@@ -105,7 +112,7 @@ def _save_program(model: nn.Module, inputs: ExampleInputs, path: Path) -> Saved:
         path.unlink()
         raise VerificationError(
             f"the program written to {path}, loaded again, differs from the compact model by {error:.1e} of the "
-            "output; it was removed. Save the tensors instead (a .pt file), and please report this model"
+            "output; it was removed; please report this model"
         )
     return Saved(str(path), path.stat().st_size, "program", dynamic, error)
 
@@ -125,9 +132,7 @@ def _export(model: nn.Module, inputs: ExampleInputs) -> tuple[ExportedProgram, b
         return _exported(model, inputs, None), False
     except Exception as error:
         found = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise InputError(
-            f"torch.export cannot take the compact model ({found}): save its tensors instead, in a .pt file"
-        ) from error
+        raise InputError(f"torch.export cannot take the compact model ({found})") from error
 
 
 def _exported(model: nn.Module, inputs: ExampleInputs, batch: Any) -> ExportedProgram:

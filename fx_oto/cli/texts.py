@@ -46,6 +46,7 @@ _FILES = """A .pt2 file holds the whole compact model in eval mode, as torch.exp
 without your code, on any batch size where that could be exported (else on that of the example inputs; it
 says which), and cannot be trained further:
     model = torch.export.load("small.pt2").module()
+What cannot be exported is written as tensors, into small-tensors.pt.
 A .pt or .safetensors file holds the compact model's state_dict, tensors by name and nothing else: load it into
 a model that you build with these widths."""
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fx_oto.core.errors import MissingPackageError, SettingsError
+from fx_oto.core.paths import check_file
 from fx_oto.core.preserve import uncollected
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Picture", "drawing", "new_figure"]
+__all__ = ["Picture", "check_picture", "drawing", "new_figure"]
 
 _STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that widths are the same everywhere
@@ -71,14 +72,7 @@ class Picture:
             SettingsError: the suffix names no format.
         """
         path = Path(path)
-        kind = path.suffix.removeprefix(".").lower()
-        known = self.figure.canvas.get_supported_filetypes()
-        if kind not in known:
-            raise SettingsError(
-                f"a picture cannot be saved as {path.name!r}: expected a suffix such as .png, .svg or .pdf, found "
-                f"{path.suffix or 'none'!r}; matplotlib knows {', '.join(sorted(known))}"
-            )
-        path.write_bytes(self._render(kind, dpi))
+        path.write_bytes(self._render(_kind(path), dpi))
         return path
 
     def to_svg(self) -> str:
@@ -100,6 +94,36 @@ class Picture:
         with drawing():
             self.figure.savefig(buffer, format=kind, dpi=dpi, metadata=_TIMELESS.get(kind))
         return buffer.getvalue()
+
+
+def check_picture(path: Path, option: str) -> None:
+    """Check that a picture can be drawn and written there, before long work.
+
+    Args:
+        path: of the file.
+        option: by which it was given, as errors say it.
+
+    Raises:
+        InputError: no file can be written there.
+        MissingPackageError: matplotlib is not installed.
+        SettingsError: the suffix names no format.
+    """
+    check_file(path, option)
+    with drawing():
+        _kind(path)
+
+
+def _kind(path: Path) -> str:
+    """The format that the suffix of a path names."""
+    from matplotlib.backend_bases import FigureCanvasBase  # noqa: PLC0415 - an extra
+
+    kind, known = path.suffix.removeprefix(".").lower(), FigureCanvasBase.get_supported_filetypes()
+    if kind not in known:
+        raise SettingsError(
+            f"a picture cannot be saved as {path.name!r}: expected a suffix such as .png, .svg or .pdf, found "
+            f"{path.suffix or 'none'!r}; matplotlib knows {', '.join(sorted(known))}"
+        )
+    return kind
 
 
 @contextmanager

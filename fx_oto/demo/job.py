@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from torch import nn
 from torch.fx import GraphModule
 
 import fx_oto
+from fx_oto.core.errors import SettingsError
+from fx_oto.core.paths import check_folder
+from fx_oto.core.picture import drawing
 from fx_oto.core.progress import progress
 from fx_oto.core.tables import macs_text, table
 from fx_oto.demo.data import Images, digits, fashion_mnist
@@ -68,8 +72,11 @@ class Outcome:
 
 def demo(options: argparse.Namespace) -> Outcome:
     """Carry out the command."""
+    _check(options)
     images = digits() if options.data == "digits" else fashion_mnist(options.root)
-    epochs = options.epochs or (30 if options.data == "digits" else 3)
+    if options.batch > len(images.train):
+        raise SettingsError(f"--batch {options.batch}: there are {len(images.train):,} images to train on")
+    epochs = (30 if options.data == "digits" else 3) if options.epochs is None else options.epochs
     torch.manual_seed(options.seed)
     model = ResidualNet(options.width)
     twin = copy.deepcopy(model) if options.baseline else None
@@ -88,6 +95,25 @@ def demo(options: argparse.Namespace) -> Outcome:
         _train(twin, torch.optim.SGD(twin.parameters(), **sgd), images, epochs, options, "baseline")
         columns = {"without DHSPG": twin, **columns}
     return _measured(columns, images, options.target, optimizer.group_sparsity, options.quiet)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse wrong options before any work.
+
+    Raises:
+        InputError: there is no place for the pictures.
+        SettingsError: a number cannot be used.
+    """
+    for name in ("epochs", "width", "batch"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise SettingsError(f"--{name} must be at least 1; found {value}")
+    if not 0 < options.lr < math.inf:
+        raise SettingsError(f"--lr must be a number above 0; found {options.lr:g}")
+    if options.draw is not None:
+        check_folder(options.draw, "--draw")
+        with drawing():
+            pass  # matplotlib is there
 
 
 def _draw(folder: Path, gm: GraphModule, small: GraphModule) -> None:

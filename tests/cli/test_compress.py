@@ -164,19 +164,31 @@ def test_inputs_of_no_common_batch_are_exported_as_they_are(capsys, folder):
 def test_a_program_that_differs_is_removed(refused, folder, monkeypatch):
     monkeypatch.setattr("fx_oto.cli.saving.relative_error", lambda *_: 0.5)
     text = "the program written to small.pt2, loaded again, differs from the compact model by 5.0e-01 of the output; it"
-    assert text in refused(*DRY, "small.pt2")
+    found = refused(*DRY, "small.pt2")
+    assert text in found
+    assert "; the tensors of the compact model are in small-tensors.pt instead" in found
     assert not (folder / "small.pt2").exists()
+    assert torch.load(folder / "small-tensors.pt")["stem.weight"].shape == (8, 3, 3, 3)
 
 
-def test_what_cannot_be_exported_is_said(refused, monkeypatch):
+def test_what_cannot_be_exported_is_said(refused, folder, monkeypatch):
     def refuse(*_, **__):
         raise RuntimeError("not today")
 
     monkeypatch.setattr("torch.export.export", refuse)
-    text = (
-        "torch.export cannot take the compact model (RuntimeError: not today): save its tensors instead, in a .pt file"
-    )
+    text = "torch.export cannot take the compact model (RuntimeError: not today); the tensors of the compact model are"
     assert text in refused(*DRY, "small.pt2")
+    assert torch.load(folder / "small-tensors.pt")["stem.weight"].shape == (8, 3, 3, 3)
+
+
+def test_what_was_trained_is_written_before_pictures(folder, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no picture today")
+
+    monkeypatch.setattr("fx_oto.cli.compressing.plot_widths", fail)
+    with pytest.raises(RuntimeError, match="no picture today"):
+        main([*DRY, "small.pt", "--draw", "widths.svg"])
+    assert torch.load(folder / "small.pt")["stem.weight"].shape == (8, 3, 3, 3)
 
 
 def test_safetensors_may_be_missing(refused, folder, monkeypatch):

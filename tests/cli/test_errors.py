@@ -170,6 +170,34 @@ def test_trainings_that_cannot_be_done(refused, options, text):
     assert text in refused(*COMPRESS, *TRAIN, "--total-steps", "10", *rest, *options)
 
 
+@pytest.mark.parametrize(
+    ("draw", "text"),
+    [
+        ("no/w.png", "--draw no/w.png: no folder no exists"),
+        ("w.xyz", "a picture cannot be saved as 'w.xyz': expected a suffix such as .png, .svg or .pdf, found '.xyz'"),
+        (".", "--draw .: this is a folder; name a file"),
+    ],
+)
+def test_a_place_for_pictures_is_looked_for_before_any_work(refused, draw, text):
+    nothing = ["net.py:nothing_of_this_name", "--input", "1,3,32,32"]
+    assert text in refused("inspect", *nothing, "--draw", draw)
+    assert text in refused("compress", *nothing, *TRAIN, "--total-steps", "9", "--target-macs", ".5", "--draw", draw)
+
+
+def test_what_is_not_writable_is_refused_before_any_work(refused, folder, monkeypatch):
+    (folder / "w.png").write_bytes(b"")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    for options in (["--draw", "w.png"], ["--draw", "new.png"], ["--output", "small.pt"]):
+        text = f"{' '.join(options)}: nothing can be written there: permission is denied"
+        assert text in refused("compress", "net.py:nothing", "--input", "1", "--dry-run", ".5", *options)
+
+
+def test_pictures_without_matplotlib_are_refused_before_any_work(refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "pictures need matplotlib" in refused("inspect", "net.py:nothing", "--input", "1", "--draw", "w.png")
+    assert "pictures need matplotlib" in refused("demo", "--draw", "pictures")
+
+
 def test_the_traceback_on_request(refused):
     options = [*TRAIN, "--total-steps", "10", "--target-macs", "0.5", "--train", "net.py:train_badly"]
     assert 'raise KeyError("labels")' in refused(*COMPRESS, *options, "--traceback")

@@ -72,6 +72,32 @@ def test_errors_are_one_line(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: expected train-images-idx3-ubyte.gz")
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--epochs", "0"], "--epochs must be at least 1; found 0"),
+        (["--width", "0"], "--width must be at least 1; found 0"),
+        (["--batch", "-3"], "--batch must be at least 1; found -3"),
+        (["--batch", "129"], "--batch 129: there are 128 images to train on"),
+        (["--lr", "-1"], "--lr must be a number above 0; found -1"),
+        (["--lr", "nan"], "--lr must be a number above 0; found nan"),
+        (["--target", "2"], "target_group_sparsity must be a number between 0 and 1, both excluded; found 2.0"),
+    ],
+)
+def test_numbers_that_cannot_be_used(folder, capsys, options, text):
+    assert main(["demo", "--data", "fashion-mnist", "--root", str(folder), *options]) == 2
+    assert capsys.readouterr().err == f"error: {text}\n"
+
+
+def test_pictures_need_a_folder(tmp_path, capsys, monkeypatch):
+    (tmp_path / "taken").write_text("")
+    assert main(["demo", "--root", str(tmp_path), "--draw", str(tmp_path / "taken" / "new")]) == 2
+    assert f"expected a folder, but {tmp_path / 'taken'} is a file" in capsys.readouterr().err
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert main(["demo", "--root", str(tmp_path), "--draw", str(tmp_path / "new")]) == 2
+    assert f"nothing can be written into {tmp_path}: permission is denied" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no Fashion-MNIST folder is at hand")
 def test_the_real_files_are_read():
     images = fashion_mnist(SHARED)
