@@ -40,6 +40,7 @@ class Choice:
     Attributes:
         alone: for each family, whether it was left alone from the beginning.
         limits: how many ZIGs of each family may go.
+        rules: what may go, as it was given.
         waits: whether a choice is put off until families that are frozen for a while are trained again.
 
     Raises:
@@ -56,7 +57,7 @@ class Choice:
         rules: Rules,
     ) -> None:
         self._gm, self._zigs, self._target = gm, zigs, target
-        self._saliency, self._allocation, self._rules = saliency, allocation, rules
+        self._saliency, self._allocation, self.rules = saliency, allocation, rules
         self.alone = self._left_alone()
         self.limits = of_first_rank(lambda: limits_for(target, zigs, self.alone, rules))
         self.waits = self._warned = False
@@ -119,10 +120,10 @@ class Choice:
         return True
 
     def _limits(self, alone: Sequence[bool], must: bool) -> Limits:
-        return limits_for(self._target, self._zigs, alone, self._rules, must)
+        return limits_for(self._target, self._zigs, alone, self.rules, must)
 
     def _left_alone(self) -> list[bool]:
-        return left_alone(self._gm, self._zigs.families, self._rules.unprunable, self._rules.prune_frozen)
+        return left_alone(self._gm, self._zigs.families, self.rules.unprunable, self.rules.prune_frozen)
 
     def _newly_frozen(self) -> list[str]:
         """The families that were to be pruned from the beginning, and hold what is not trained now."""

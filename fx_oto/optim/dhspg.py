@@ -300,9 +300,15 @@ class DHSPG(GroupSparseOptimizer):
 
         Where ``torch.distributed`` is used, there is a place for them at any step: its checkpoints fill what is there.
         """
-        window = Period(0, -(-(self.schedule.end - self.schedule.start) // self.schedule.periods), 1.0)
-        wanted = self._inside() or (is_distributed() and self._stride(window) > 1)
+        wanted = self._inside() or (is_distributed() and self._stride(self._longest()) > 1)
         return {"speeds": self._speeds, "before": self._rows.before_by_name() if wanted else {}}
+
+    def settings(self) -> dict[str, str]:
+        """With the stride, inside of which a state may be saved."""
+        return {**super().settings(), "stride": f"stride={self._stride(self._longest())}"}
+
+    def _longest(self) -> Period:
+        return Period(0, -(-(self.schedule.end - self.schedule.start) // self.schedule.periods), 1.0)
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Take up ``state``, what ``own_state()`` has returned.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any
 
@@ -47,6 +47,15 @@ class Rules:
         """Take globs as a user gives them: each alone, or several that stand for one set of families."""
         sets = tuple(map(patterns_in, (uniform,) if isinstance(uniform, str) else uniform))
         return cls(uniform=sets, unprunable=patterns_in(unprunable), prune_frozen=prune_frozen, **others)
+
+    def settings(self) -> dict[str, str]:
+        """Each by its name, in words that are the same wherever globs stand for the same sets: ``"round_to=8"``."""
+        found: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}
+        found["uniform"] = sorted(sorted(patterns) for patterns in self.uniform)
+        found["unprunable"] = sorted(self.unprunable)
+        return {
+            name: f"{name}={dict(value) if isinstance(value, Mapping) else value!r}" for name, value in found.items()
+        }
 
 
 @dataclass(frozen=True)

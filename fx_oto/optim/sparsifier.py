@@ -356,7 +356,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
         own = {
-            "settings": self._settings(),
+            "settings": self.settings(),
             "step": self._steps,
             "phases": self._rows.phases(),
             **self._choice.state(self._rows),
@@ -368,10 +368,15 @@ class GroupSparseOptimizer(Optimizer, ABC):
             state = after(self, state) or state
         return state
 
-    def _settings(self) -> dict[str, Any]:
-        """What a state must have been saved with."""
-        schedule = [self.schedule.start, self.schedule.end, self.schedule.periods]
-        return {"optimizer": type(self).__name__, "target": [self.target.name, self.target.left], "window": schedule}
+    def settings(self) -> dict[str, str]:
+        """What a state must have been saved with, as it is to be said."""
+        window = {"start_step": self.schedule.start, "end_step": self.schedule.end, "periods": self.schedule.periods}
+        return {
+            "optimizer": type(self).__name__,
+            "target": self.target.setting,
+            **{name: f"{name}={value}" for name, value in window.items()},
+            **self._choice.rules.settings(),
+        }
 
     def own_state(self) -> dict[str, Any]:
         """What a subclass adds to the state."""
@@ -384,13 +389,16 @@ class GroupSparseOptimizer(Optimizer, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from ``state_dict``; the model's own state dict is restored apart.
 
+        Target, window, limits and stride must be those that it was saved with. How ZIGs are chosen and driven out from here on
+        is this optimizer's: ``saliency``, ``allocation``, ``lam`` and the like.
+
         Raises:
             SettingsError: the state is not that of such an optimizer, or of this model.
         """
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
         base, own = states.parted(state_dict, type(self).__name__)
-        states.check_own(own, self._settings(), [len(family) for family in self.zigs.families])
+        states.check_own(own, self.settings(), [len(family) for family in self.zigs.families])
         self.base.load_state_dict(base)
         self.param_groups, self.state = self.base.param_groups, self.base.state
         self._steps = own["step"]

@@ -34,12 +34,12 @@ def parted(state: dict[str, Any], kind: str) -> tuple[dict[str, Any], dict[str, 
     return {**state, "param_groups": groups}, first[_KEY]
 
 
-def check_own(own: dict[str, Any], settings: dict[str, Any], families: Sequence[int]) -> None:
+def check_own(own: dict[str, Any], settings: dict[str, str], families: Sequence[int]) -> None:
     """A state that is taken up must be that of such an optimizer with these settings, and of this model.
 
     Args:
         own: what ``joined`` was given.
-        settings: those of the optimizer.
+        settings: those of the optimizer, by name, as they are said.
         families: how many ZIGs each of the model's families has.
     """
     found = [len(phase) for phase in own["phases"]]
@@ -52,8 +52,11 @@ def check_own(own: dict[str, Any], settings: dict[str, Any], families: Sequence[
             raise SettingsError(
                 f"this state has {one} ZIGs in family {number}, the model has {mine}: it is another model's"
             )
-    if own["settings"] != settings:
+    differ = [name for name in settings if own["settings"].get(name) != settings[name]]
+    if differ:
+        theirs = ", ".join(own["settings"].get(name, f"no {name}") for name in differ)
+        mine = ", ".join(settings[name] for name in differ)
         raise SettingsError(
-            f"this state was saved by an optimizer with {own['settings']}, this one has {settings}: to resume, build "
-            "it with the same target and the same steps"
+            f"this state was saved by an optimizer with {theirs}, this one has {mine}: to resume, build it with the "
+            "same target, steps, limits and stride"
         )

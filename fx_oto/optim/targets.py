@@ -41,6 +41,11 @@ class Target:
         """The fraction that is left once ``removed[i]`` ZIGs of family i are gone."""
         return self.quantity.left(removed) / self.quantity.total
 
+    @property
+    def setting(self) -> str:
+        """As it was given to an optimizer: ``"target_macs=0.5"``."""
+        return f"{_option(self.name)}={1 - self.left if self.name == 'group sparsity' else self.left:g}"
+
     def describe(self, left: float) -> str:
         """A fraction left, in the words of the target."""
         return in_words(self.name, 1 - left if self.name == "group sparsity" else left)
@@ -103,9 +108,8 @@ def limits_for(target: Target, zigs: Partition, alone: Sequence[bool], rules: Ru
         return limits
     if not must:
         return limits
-    asked = 1 - target.left if target.name == "group sparsity" else target.left
     raise SettingsError(
-        f"{_option(target.name)}={asked:g} cannot be reached: with the minimum kept of each family and the other "
+        f"{target.setting} cannot be reached: with the minimum kept of each family and the other "
         f"limits, what can be reached is {target.describe(reachable)}; change the target, min_kept, "
         "max_group_sparsity or round_to"
         + (f" ({sum(alone)} families are left alone: unprunable, or with requires_grad=False)" if any(alone) else "")

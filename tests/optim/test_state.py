@@ -134,6 +134,44 @@ def test_the_state_of_another_width_is_refused_and_nothing_is_loaded(saved, mine
     optimizer.step()
 
 
+@pytest.mark.parametrize(
+    ("saved", "mine", "text"),
+    [
+        ({}, {"unprunable": ["0"]}, r"with unprunable=\[\], this one has unprunable=\['0'\]: to resume, build it with"),
+        ({"min_kept": 1}, {"min_kept": {"0": 2}}, r"with min_kept=1, this one has min_kept=\{'0': 2\}:"),
+        ({"max_group_sparsity": 0.6}, {}, r"with max_group_sparsity=0.6, this one has max_group_sparsity=1.0:"),
+        ({}, {"round_to": 4}, r"with round_to=1, this one has round_to=4:"),
+        ({}, {"uniform": "*"}, r"with uniform=\[\], this one has uniform=\[\['\*'\]\]:"),
+        ({}, {"prune_frozen": True}, r"with prune_frozen=False, this one has prune_frozen=True:"),
+        ({}, {"target_macs": 0.6}, r"with target_macs=0.5, this one has target_macs=0.6:"),
+        ({}, {"end_step": 7, "periods": 2}, r"with end_step=3, periods=1, this one has end_step=7, periods=2:"),
+        ({"stride": 2}, {}, r"with stride=2, this one has stride=1:"),
+    ],
+)
+def test_a_state_is_resumed_within_the_limits_that_it_was_saved_with(saved, mine, text):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
+    gm = fx_oto.prepare(net, torch.randn(2, 8))
+    common = {"lr": 0.05, "target_macs": 0.5, "total_steps": 9}
+    other = fx_oto.DHSPG(gm, **{**common, **saved})
+    for _ in range(3):  # into the window
+        gm(torch.randn(3, 8)).square().mean().backward()
+        other.step()
+    optimizer = fx_oto.DHSPG(gm, **{**common, **mine})
+    with pytest.raises(fx_oto.SettingsError, match=text):
+        optimizer.load_state_dict(other.state_dict())
+    assert not any(len(active) for active in optimizer._rows.active)
+    fx_oto.DHSPG(gm, **{**common, **saved}).load_state_dict(other.state_dict())
+
+
+def test_globs_that_stand_for_the_same_are_the_same():
+    def made(**limits):
+        return start_with(8, **limits)[1]
+
+    state = made(unprunable=["2", "2.bias"], uniform=[("0", "0.weight")], saliency="magnitude").state_dict()
+    made(unprunable=("2.bias", "2"), uniform=(["0.weight", "0"],), allocation="global").load_state_dict(state)
+
+
 def test_hooks_of_states_are_called_as_torchs_optimizers_do():
     for optimizer in (torch.optim.SGD([torch.zeros(2, requires_grad=True)], lr=0.1), start_with(8)[1]):
         seen = []
