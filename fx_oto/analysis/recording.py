@@ -350,6 +350,14 @@ def _explain(error: Exception, recorder: _Recorder | None, gm: nn.Module, inputs
     return misfit(error, at, gm, inputs)
 
 
+def _in_words(error: Exception) -> str:
+    """What an error says, with its kind where the text alone tells little, or is empty."""
+    text, kind = str(error).split("\n\nWhile executing")[0].strip(), type(error).__name__
+    if not text:
+        return kind
+    return f"{kind}: {text}" if isinstance(error, AssertionError | KeyError) else text
+
+
 def misfit(error: Exception, where: str, model: nn.Module, inputs: ExampleInputs) -> InputError:
     """The error that a model does not run on its example inputs: where, why, what they are, and what to give."""
     given = tensor_leaves((inputs.args, inputs.kwargs))
@@ -362,7 +370,7 @@ def misfit(error: Exception, where: str, model: nn.Module, inputs: ExampleInputs
         hint = f"give tensors such as torch.randn{numbers}"
     elif isinstance(error, TypeError) and "missing" in str(error):
         hint = "give every argument of forward: a tuple of them, or a dict by name"
-    reason = str(error).split("\n\nWhile executing")[0].strip()
+    reason = _in_words(error)
     return InputError(f"the model does not run on the example inputs{where}: {reason}; found {shapes}; {hint}")
 
 

@@ -240,6 +240,11 @@ class Context:
         provider = f"the pass {known!r}" if known else f"an analysis whose class says provides = ({kind.__name__},)"
         if kind in self.dropped:
             by = self.dropped[kind]
+            if any(record.name == by and record.cuts for record in self.records):
+                return (
+                    f", because the pass {by!r} has cut this model, and what was known is of the one before: to prune "
+                    "it further, call fx_oto.prepare(model, example_inputs) on it, and give what that returns"
+                )
             return (
                 f", because the pass {by!r} changed the graph and dropped it: run {provider} again, or let the class "
                 f"of {by!r} say that it stays true, preserves = ({kind.__name__},)"

@@ -117,3 +117,8 @@ class PassRecord:
         old, new = self.before.shapes, self.after.shapes
         names = [*old, *(name for name in new if name not in old)]
         return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
+
+    @property
+    def cuts(self) -> bool:
+        """Whether a parameter or buffer has another shape since."""
+        return any(None not in shapes for shapes in self.resized.values())

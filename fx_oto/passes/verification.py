@@ -95,7 +95,7 @@ class Verification(Analysis):
 
     Raises:
         VerificationError: when it runs: the outputs differ; names the first node that does. Or gradients do; names
-            their parameters.
+            their parameters. Or all outputs are NaN or infinite, so that nothing could be compared.
 
     Example:
         >>> import torch, fx_oto
@@ -140,6 +140,8 @@ class Verification(Analysis):
                 if is_given:
                     raise
                 break  # the model itself takes no other batch
+            if is_given:
+                self._check_finite(expected)
             dice.put_back()  # a model that draws numbers of a shape that is left as it was draws the same
             error, tolerance = worst_of(expected, self._outputs(gm, inputs), least)
             if not error <= tolerance:
@@ -150,6 +152,22 @@ class Verification(Analysis):
             worst = max(worst, (error, tolerance))
             dice.put_back()
         return VerificationReport(*worst)
+
+    def _check_finite(self, outputs: list[Tensor]) -> None:
+        """Some number must be there to compare.
+
+        Raises:
+            VerificationError: all are NaN or infinite.
+        """
+        floats = [one for one in outputs if one.numel() and (one.is_floating_point() or one.is_complex())]
+        if not floats or any(bool(one.isfinite().any()) for one in floats):
+            return
+        buffers = (pair for pair in self.reference.named_buffers() if pair[1].is_floating_point())
+        named = next((f" {name!r} holds NaN: restore a checkpoint." for name, one in buffers if one.isnan().any()), "")
+        raise VerificationError(
+            "every number that the full model returns on the example inputs is NaN or infinite, so nothing could be "
+            f"compared.{named or ' Prepare it with example inputs on which it returns numbers.'}"
+        )
 
     def _compared_gradients(self, gm: GraphModule, context: Context, dice: Dice) -> int:
         """Compare those in training mode; in evaluation as well where training is random, fails, or is all rounding."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -145,6 +146,64 @@ def test_not_a_number(net):
         fx_oto.compress(gm)
 
 
+@pytest.mark.parametrize("name", ["1.running_mean", "1.running_var"])
+def test_statistics_that_are_not_numbers_leave_nothing_to_compare(net, name):
+    gm = fx_oto.prepare(copy.deepcopy(net), IMAGE)
+    fx_oto.partition(gm).zero_(0.5)
+    gm.get_buffer(name).fill_(math.nan)
+    with pytest.raises(fx_oto.VerificationError, match=rf"is NaN or infinite, so nothing .* '{name}' holds NaN"):
+        fx_oto.compress(gm)
+
+
+class Logarithm(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x).clamp_max(-1).log()
+
+
+def test_outputs_that_are_nowhere_a_number_leave_nothing_to_compare():
+    gm = fx_oto.prepare(Logarithm(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)).eval(), torch.randn(2, 8))
+    fx_oto.partition(gm).zero_(0.5)
+    with pytest.raises(
+        fx_oto.VerificationError, match=r"nothing could be compared\. Prepare it with example inputs on"
+    ):
+        fx_oto.compress(gm)
+    fx_oto.compress(gm, verify=False)
+
+
+def test_of_outputs_that_are_numbers_in_part_these_are_compared():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+
+        def forward(self, x):
+            h = self.body(x)
+            return h.clamp_max(-1).log(), h
+
+    gm = fx_oto.prepare(Both().eval(), torch.randn(2, 8))
+    fx_oto.partition(gm).zero_(0.5)
+    assert fx_oto.compress(gm)(torch.randn(3, 8))[0].isnan().all()
+
+
+@pytest.mark.parametrize(
+    "doing",
+    [
+        fx_oto.partition,
+        lambda gm: fx_oto.DHSPG(gm, lr=0.1, target_macs=0.5, total_steps=9),
+        lambda gm: fx_oto.prune(gm, target_macs=0.5),
+        fx_oto.compress,
+    ],
+)
+def test_a_compact_model_is_prepared_before_it_is_pruned_further(net, doing):
+    gm = fx_oto.prepare(copy.deepcopy(net), IMAGE)
+    fx_oto.partition(gm).zero_(0.5)
+    small = fx_oto.compress(gm)
+    text = r"'physical-slicing' has cut this model, .* call fx_oto.prepare\(model, example_inputs\) on it"
+    with pytest.raises(fx_oto.MissingResultError, match=text):
+        doing(small)
+    fx_oto.prune(fx_oto.prepare(small, IMAGE), target_macs=0.5)
+
+
 WANTING_NUMBERS = {
     "zero_": lambda gm: fx_oto.partition(gm).zero_(0.5),
     "zero_zigs_": lambda gm: fx_oto.partition(gm).zero_zigs_(0, torch.tensor([1])),
@@ -277,6 +336,29 @@ def test_inputs_that_the_model_itself_refuses(model, inputs, message, caplog, ca
         fx_oto.prepare(model(), inputs)
     assert all(record.levelname == "DEBUG" for record in caplog.records)
     assert capfd.readouterr().err == ""
+
+
+class Asserts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.widths = nn.Linear(8, 4), {8: 1}
+
+    def forward(self, x, width=9):
+        assert x.shape[1] == width
+        return self.body(x)
+
+
+class LooksUp(Asserts):
+    def forward(self, x, width=9):
+        return self.body(x) * self.widths[width]
+
+
+@pytest.mark.parametrize(("model", "kind"), [(Asserts, "AssertionError"), (LooksUp, "KeyError: 9")])
+def test_the_kind_of_an_error_that_says_little_is_told(model, kind):
+    with pytest.raises(
+        fx_oto.InputError, match=rf"example inputs at .*test_errors\.py:\d+ \(.*\): {kind}; found \(2, 8\)"
+    ):
+        fx_oto.prepare(model(), torch.randn(2, 8))
 
 
 @pytest.mark.filterwarnings("ignore::fx_oto.FxOtoWarning")
