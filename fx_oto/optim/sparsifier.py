@@ -389,8 +389,8 @@ class GroupSparseOptimizer(Optimizer, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from ``state_dict``; the model's own state dict is restored apart.
 
-        Target, window, limits and stride must be those that it was saved with. How ZIGs are chosen and driven out from here on
-        is this optimizer's: ``saliency``, ``allocation``, ``lam`` and the like.
+        Target, window, limits and stride must be those that it was saved with. How ZIGs are chosen and driven out from
+        here on is this optimizer's: ``saliency``, ``allocation``, ``lam`` and the like.
 
         Raises:
             SettingsError: the state is not that of such an optimizer, or of this model.
