@@ -55,8 +55,8 @@ def check_own(own: dict[str, Any], settings: dict[str, str], families: Sequence[
     differ = [name for name in settings if own["settings"].get(name) != settings[name]]
     if differ:
         theirs = ", ".join(own["settings"].get(name, f"no {name}") for name in differ)
-        mine = ", ".join(settings[name] for name in differ)
+        ours = ", ".join(settings[name] for name in differ)
         raise SettingsError(
-            f"this state was saved by an optimizer with {theirs}, this one has {mine}: to resume, build it with the "
+            f"this state was saved by an optimizer with {theirs}, this one has {ours}: to resume, build it with the "
             "same target, steps, limits and stride"
         )

@@ -217,7 +217,8 @@ def _spread(p: Propagation, node: Node, dim: int) -> _Size | None:
     name, ndim = op_name(node), node.meta["val"].ndim
     if name == "stack":
         parts = node.args[0] if node.args else node.kwargs["tensors"]
-        new = int([*node.args[1:], node.kwargs.get("dim", 0)][0]) % ndim  # type: ignore[call-overload]
+        given: Any = [*node.args[1:], node.kwargs.get("dim", 0)][0]
+        new = int(given) % ndim
         if not isinstance(parts, tuple | list):
             return None
         return _Size(Fraction(len(parts))) if dim == new else _read(p, (parts[0], dim - (dim > new)))
