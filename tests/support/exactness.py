@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -20,6 +22,7 @@ from support.sizes import Sized, beside, fresh, rebatched, resized, takes, tenso
 
 CHECK = "the graph was captured where "
 SLICED = ("spells out", "stays the last")
+WAYS = ((0.75, 3),)  # what is zero besides: a fraction of each family, and the seed by which it is chosen
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
@@ -89,6 +92,8 @@ def compress_half(
 ) -> Compressed:
     """Set half of each family to zero, compress, and compare with the group-sparse eager model at many sizes.
 
+    Before, it is cut in other ways, and compared on the example: padding may go or stay, a first channel or a last.
+
     Those are the example's, other batches, and other lengths, heights and widths that the eager model takes; in
     evaluation and in training mode, where that is not random; outputs, gradients of what was kept, and buffers. At a
     size at which the graph was not captured it may say so, if ``Capture.sizes`` does. Asserts as well that the output
@@ -108,6 +113,8 @@ def compress_half(
     given = ExampleInputs.of(_in(dtype, inputs))
     calibrate(model, given.args, given.kwargs)
     gm = fx_oto.prepare(model, given, **options)
+    for way in WAYS[: max(sizes - 1, 0)]:
+        _cut(model, gm, given, TOLERANCE[dtype], *way)
     zigs = fx_oto.partition(gm).zero_(0.5, torch.Generator().manual_seed(1))
     small = fx_oto.compress(gm)
     found = Comparison(model, gm, small, TOLERANCE[dtype], min(sizes, 3))
@@ -128,6 +135,19 @@ def compress_half(
     _train_once(small, next(batch for batch in reversed(batches) if batch.places not in refused).inputs)
     left = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
     return Compressed(gm, small, zigs.num_zigs, found.error, left, tuple(found.equal), tuple(found.checked))
+
+
+def _cut(model: nn.Module, gm: GraphModule, given: ExampleInputs, tolerance: float, fraction: float, seed: int) -> None:
+    """Compare outputs on the example once other groups are zero; the weights are left as they were."""
+    weights = deepcopy(model.state_dict())
+    fx_oto.partition(gm).zero_(fraction, torch.Generator().manual_seed(seed))
+    with warnings.catch_warnings():  # a part may be zero altogether, by chance
+        warnings.filterwarnings("ignore", "every channel of node", fx_oto.FxOtoWarning)
+        small = fx_oto.compress(gm)
+    seen = [see(one, given, training=False, gradients=False).outputs for one in (model, small)]
+    error = relative_error(*seen)
+    assert error <= tolerance, f"outputs: {error:.1e}, cut by {fraction} with seed {seed}"
+    model.load_state_dict(weights)
 
 
 def _in(dtype: torch.dtype, inputs: object) -> object:
