@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +19,17 @@ from fx_oto.capture.sheet import Sheet
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import TraceError
 
-__all__ = ["Arguments", "annotate", "check_length", "is_none", "is_so", "length"]
+__all__ = [
+    "Arguments",
+    "annotate",
+    "check_length",
+    "content_of",
+    "is_none",
+    "is_so",
+    "keys_in_order",
+    "length",
+    "sorted_keys",
+]
 
 _FIXED = (bool, str, type(None))
 _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
@@ -51,10 +62,17 @@ def annotate(graph: Graph) -> None:
 
 @dataclass(frozen=True)
 class Arguments:
-    """The arguments of a model's ``forward`` by name, as the example inputs give them."""
+    """The arguments of a model's ``forward`` by name, as the example inputs give them.
+
+    Attributes:
+        signature: of ``forward``.
+        given: the arguments.
+        containers: once they are bound, the name, the containers in it as code gets them, and what is in them.
+    """
 
     signature: inspect.Signature
     given: dict[str, Any]
+    containers: list[tuple[str, Any, Any]] = field(default_factory=list)
 
     @classmethod
     def of(cls, model: nn.Module, inputs: ExampleInputs) -> Arguments:
@@ -92,7 +110,7 @@ class Arguments:
         handed: dict[str, Any] = {}
         for name, node in placeholders.items():
             value = self.given.get(name, self.signature.parameters[name].default)
-            bound = _Binder(run, name).bind(value, node, name in self.given)
+            bound = _Binder(run, name, self.containers).bind(value, node, name in self.given)
             node.meta["val"] = _plain(bound)
             if name in self.given:
                 handed[name] = bound
@@ -145,8 +163,23 @@ def check_length(run: Sheet, node: Node, count: int, name: str) -> None:
 
 def _check_keys(run: Sheet, node: Node, keys: list[Any], name: str) -> None:
     found = run.create("call_function", sorted_keys, (node,))
-    found.meta["val"], found.meta["is_wrapped"] = sorted(keys, key=repr), True
+    found.meta["val"], found.meta["is_wrapped"], found.meta["in_order"] = sorted(keys, key=repr), True, keys
     _check(run, found, sorted(keys, key=repr), f"what is in {name}")
+
+
+def content_of(container: Any) -> dict[Any, Any]:
+    """What is in a list, dictionary, set or object now, by key, number or name."""
+    held = {("attribute", name): value for name, value in getattr(container, "__dict__", {}).items()}
+    if isinstance(container, dict):
+        return held | {("key", key): value for key, value in container.items()}
+    if isinstance(container, set):
+        return held | {("element", one): one for one in container}
+    return held | dict(enumerate(container if isinstance(container, list | deque) else ()))
+
+
+def keys_in_order(value: Any) -> list[Any]:
+    """The keys of a dictionary in its own order, as a node of a graph."""
+    return list(value)
 
 
 def sorted_keys(value: Any) -> list[Any]:
@@ -160,6 +193,7 @@ class _Binder:
 
     run: Sheet
     name: str
+    containers: list[tuple[str, Any, Any]]
 
     def bind(self, value: Any, node: Node, given: bool = True) -> Any:
         """The argument as code gets it.
@@ -182,28 +216,45 @@ class _Binder:
             return value
         if type(value) in (int, float):
             return self.run.number_given(value, node, self.name)
-        return self._container(value, node)
+        made = self._container(value, node)
+        if made is not value and not isinstance(made, tuple):
+            self.containers.append((self.name, made, content_of(made)))
+        return made
 
     def _container(self, value: Any, node: Node) -> Any:
         if isinstance(value, dict):
-            _check_keys(self.run, node, list(value), self.name)
-        if type(value) is dict:
-            return {key: self._part(one, node, operator.getitem, key) for key, one in value.items()}
-        if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
-            check_length(self.run, node, len(value), self.name)
-            parts = [self._part(one, node, operator.getitem, i) for i, one in enumerate(value)]
-            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-        if isinstance(value, dict):
-            made = copy.copy(value)
-            for key, one in value.items():
-                made[key] = self._part(one, node, operator.getitem, key)
-            return made
+            return self._dict(value, node)
+        if isinstance(value, set | frozenset):
+            return self._set(value, node)
+        if isinstance(value, tuple | list | deque) and not isinstance(value, torch.Size):
+            return self._sequence(value, node)
         if hasattr(value, "__dict__") and not isinstance(value, type | torch.dtype | nn.Module) and not callable(value):
             made = copy.copy(value)
             for key, one in vars(value).items():
                 made.__dict__[key] = self._part(one, node, getattr, key)
             return made
         return value
+
+    def _dict(self, value: dict[Any, Any], node: Node) -> Any:
+        _check_keys(self.run, node, list(value), self.name)
+        made = {} if type(value) is dict else copy.copy(value)
+        for key, one in value.items():
+            made[key] = self._part(one, node, operator.getitem, key)
+        return made
+
+    def _sequence(self, value: Any, node: Node) -> Any:
+        check_length(self.run, node, len(value), self.name)
+        parts = [self._part(one, node, operator.getitem, i) for i, one in enumerate(value)]
+        if isinstance(value, deque):
+            return deque(parts, value.maxlen)
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+
+    def _set(self, value: Any, node: Node) -> Any:
+        if any(isinstance(one, Tensor) for one in value):
+            raise TraceError(f"{self.name} is a set of tensors, in which no graph finds one: give a list")
+        if all(map(_is_plain, value)):
+            _check(self.run, node, frozenset(value), self.name)
+        return copy.copy(value)
 
     def _part(self, value: Any, parent: Node, read: Callable[..., Any], key: Any) -> Any:
         node = self.run.create("call_function", read, (parent, key))

@@ -32,6 +32,7 @@ from fx_oto.capture.calls import (
     name_of,
     without_memory,
 )
+from fx_oto.capture.containers import announce_changes
 from fx_oto.capture.custom import custom_functions
 from fx_oto.capture.modes import active
 from fx_oto.capture.names import AnyNames
@@ -190,13 +191,15 @@ class CaptureRun(Recorder):
                 module.__dict__["training"] = flag
         assigned = Assigned(self.subject)
         with self.unseen():
-            args, kwargs = Arguments.of(self.model, self.inputs).bind(self)
+            arguments = Arguments.of(self.model, self.inputs)
+            args, kwargs = arguments.bind(self)
         active.run, self.fakes.above = self, self._aten
         result = self.model._call_impl(*args, **kwargs)
         self.depth += 1
         self.is_at_output = True
         output = self.nodes(result)
         self.is_at_output = False
+        announce_changes(self, arguments.containers)
         assigned.write(self)
         self.keeps = list(tensors_kept(self.subject))
         self.graph.output(output)

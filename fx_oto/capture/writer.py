@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.graph_module import _assign_attr
 from torch.utils._pytree import tree_leaves
 
+from fx_oto.capture.arguments import keys_in_order, sorted_keys
 from fx_oto.capture.calls import LISTS, is_numpys
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Flag, Float, Int, Origin, remembered
@@ -22,7 +23,7 @@ from fx_oto.capture.refusals import NotHashedError
 from fx_oto.capture.seen import SeenList, SeenTuple
 from fx_oto.capture.sheet import Sheet
 from fx_oto.core.errors import TraceError
-from fx_oto.core.fx_utils import source_line
+from fx_oto.core.fx_utils import behind, source_line
 from fx_oto.core.handed import HandedGraph
 from fx_oto.nn.modes import FLAG, TrainingFlag
 
@@ -282,6 +283,19 @@ class Writer(Sheet):
         self.rewritten = self.rewritten or ranks or bool(types or numbers)
         self.numbers_given = []
         self.drop_unread_numbers()
+
+    def fix_orders(self, names: Collection[str]) -> None:
+        """Let the graph check in which order the entries of dictionaries come that are in some arguments."""
+        for node in [one for one in self.graph.nodes if one.target is sorted_keys]:
+            keys, inputs = node.meta["in_order"], [one for one in behind(node) if one.op == "placeholder"]
+            (name,) = (str(one.target).lstrip("*") for one in inputs)
+            if name in names and len(keys) > 1:
+                with self.graph.inserting_before(node):
+                    found = self._known(self.graph.call_function(keys_in_order, node.args), keys)
+                    self._check(
+                        found, keys, f"what is in {name} came in the order {keys}, and {_ELSE} in another order"
+                    )
+                found.meta["is_wrapped"] = self.rewritten = True
 
     def _known(self, node: Node, value: Any) -> Node:
         node.meta["val"] = value

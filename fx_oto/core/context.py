@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map, tree_map_only
 
 from fx_oto.core.errors import InputError, MissingResultError
 from fx_oto.core.fx_utils import tensor_leaves
@@ -79,8 +79,8 @@ class ExampleInputs:
         return ExampleInputs(*tree_map_only(Tensor, change, (self.args, self.kwargs)))
 
     def copied(self) -> ExampleInputs:
-        """A copy with tensors of its own, which a model may write into."""
-        return self.mapped(lambda tensor: tensor.detach().clone())
+        """A copy with tensors, containers and objects of its own, which a model may write into."""
+        return ExampleInputs(*tree_map(_copied, (self.args, self.kwargs)))
 
     @property
     def samples(self) -> int:
@@ -97,6 +97,20 @@ class ExampleInputs:
             return by_way_of_dense(lambda dense: torch.cat([dense, dense]), tensor)
 
         return self.mapped(twice)
+
+
+def _copied(value: Any) -> Any:
+    """A tensor, a set, or an object of Python's with what is in it; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, set):
+        return copy.copy(value)
+    if callable(value) or isinstance(value, type | nn.Module) or type(getattr(value, "__dict__", None)) is not dict:
+        return value
+    made = copy.copy(value)
+    if made is not value:  # of which there is one only
+        made.__dict__.update(tree_map(_copied, vars(value)))
+    return made
 
 
 @dataclass(frozen=True)

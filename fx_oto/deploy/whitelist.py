@@ -23,7 +23,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from fx_oto.capture.arguments import is_none, is_so, length, sorted_keys
+from fx_oto.capture.arguments import is_none, is_so, keys_in_order, length, sorted_keys
 from fx_oto.capture.precision import complex_of, limit_of, real_of
 from fx_oto.core.handed import named_op
 from fx_oto.nn import attention, modes, norms, products
@@ -47,7 +47,7 @@ _OPERATORS = (
 _MATH = "ceil cos exp floor gcd isqrt lcm log log2 log10 pow prod sin sqrt trunc"
 _BUILTINS = "abs bool complex dict float getattr int len list max min round sum tuple"
 _OURS: tuple[Callable[..., Any], ...] = (
-    *(is_none, is_so, length, sorted_keys, times_each, times_ratio),
+    *(is_none, is_so, keys_in_order, length, sorted_keys, times_each, times_ratio),
     *(complex_of, limit_of, real_of),
     *(modes.by_mode, modes.holds_in, modes.written_in),
     *(norms.batch_norm_over, norms.group_norm_over, norms.layer_norm_over, norms.mean_over, norms.rms_norm_over),
