@@ -10,11 +10,11 @@ from torch.fx import GraphModule
 
 from fx_oto.analysis.engine import Attention
 from fx_oto.capture import Parts, trace, unwrapped
-from fx_oto.core.context import Context
+from fx_oto.core.context import Context, Untraced
 from fx_oto.core.errors import MissingResultError, SettingsError
-from fx_oto.core.parts import with_all_parameters
 from fx_oto.core.patterns import patterns_in
 from fx_oto.core.records import PassRecord
+from fx_oto.core.unused import with_parameters
 from fx_oto.core.warn import warn
 from fx_oto.deploy.comparing import check_around, other_weights
 from fx_oto.deploy.write_back import write_back
@@ -110,7 +110,8 @@ def prepare(  # noqa: PLR0913 - options are keyword arguments
         on_pass: called with the ``PassRecord`` of each pass of the default pipeline after it, such as ``print``.
 
     Returns:
-        A GraphModule that behaves as the model in both training modes, or as its parts.
+        A GraphModule that behaves as the model in both training modes, or as its parts. It holds the parameters that
+        the graph does not use as well, such as those of a head that only a loss calls: they are trained, and not cut.
 
     Raises:
         MissingResultError: there are no example inputs, and the model was not traced by ``fx_oto.trace``.
@@ -145,8 +146,8 @@ def prepare(  # noqa: PLR0913 - options are keyword arguments
             f"{', '.join(name for name, given in ignored.items() if given)} cannot be used with passes=…: they are "
             "options of fx_oto.default_pipeline, of which such a pipeline can be made"
         )
-    gm = passes.run(gm)
-    return with_all_parameters(gm, unwrapped(model)) if parts else gm
+    unused = Context.of(gm).get(Untraced).shapes
+    return with_parameters(passes.run(gm), unwrapped(model), unused)
 
 
 @overload

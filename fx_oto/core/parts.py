@@ -10,8 +10,6 @@ from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
-from torch.fx import GraphModule
-from torch.fx.graph_module import _assign_attr
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
 
 __all__ = [
@@ -22,7 +20,6 @@ __all__ = [
     "plan_of",
     "reference_to",
     "whole_again",
-    "with_all_parameters",
 ]
 
 _PLAN, _WHOLE = "_fx_oto_plan", "_fx_oto_whole"
@@ -135,15 +132,6 @@ def whole_again(twin: nn.Module, model: nn.Module) -> nn.Module:
     own = {name: vars(model)[name] for name in ("forward", *_hooks()) if name in vars(model)}
     twin.__dict__.update(copy.deepcopy(own, {id(model): twin}))
     return twin
-
-
-def with_all_parameters(gm: GraphModule, model: nn.Module) -> GraphModule:
-    """Let a graph of parts hold all parameters of the model, which are trained with those of the parts."""
-    held = dict(gm.named_parameters(remove_duplicate=False))
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name not in held:
-            _assign_attr(parameter, gm, name)
-    return gm
 
 
 def plan_of(model: nn.Module) -> PartPlan | None:

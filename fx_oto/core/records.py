@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch.fx import GraphModule
 
-from fx_oto.core.fx_utils import tensor_names
+from fx_oto.core.unused import parameters_of_graph
 
 __all__ = ["PassRecord", "Snapshot"]
 
@@ -43,8 +43,9 @@ class Snapshot:
     @classmethod
     def of(cls, gm: GraphModule, macs: int | None) -> Snapshot:
         """Take a snapshot of ``gm``, which has ``macs`` multiply-adds."""
-        params = sum(parameter.numel() for parameter in gm.parameters())
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensor_names(gm).items()}
+        used = parameters_of_graph(gm)
+        params = sum(parameter.numel() for parameter in used.values())
+        shapes = {name: tuple(tensor.shape) for name, tensor in (used | dict(gm.named_buffers())).items()}
         return cls(len(gm.graph.nodes), params, macs, _FREED.sub("", gm.code).strip(), shapes)
 
 

@@ -15,10 +15,21 @@ from fx_oto.core.context import Context, ExampleInputs
 from fx_oto.core.differences import lowest_tolerance, relative_error, tensors_in, tolerance_of, worst_of
 from fx_oto.core.fx_utils import is_random, raised_at
 from fx_oto.core.preserve import Dice, evaluating, unwritten
+from fx_oto.core.unused import may_read, names_of
 from fx_oto.core.warn import warn
 from fx_oto.deploy.calls import Call, Made, Value
+from fx_oto.passes.physical_slicing import SlicingPlan
 
-__all__ = ["Difference", "check_around", "compared", "first_difference", "lowest_tolerance", "other_weights", "outputs"]
+__all__ = [
+    "Difference",
+    "check_around",
+    "compared",
+    "first_difference",
+    "lowest_tolerance",
+    "other_weights",
+    "outputs",
+    "warn_of_unused",
+]
 
 _ROUGH = 1e-3  # less than any size makes that code computes with, and more than rounding does to a whole model
 
@@ -112,6 +123,26 @@ def check_around(model: nn.Module, new: nn.Module, small: GraphModule) -> None:
                 "code may ask for sizes of what parts in a tuple hand to each other, such as x.shape[1]: name these "
                 "parts one by one. Where it chooses by thresholds, rounding may have chosen otherwise"
             )
+
+
+def warn_of_unused(model: nn.Module, small: GraphModule) -> None:
+    """Warn if a model holds parameters that its ``forward`` did not use, as what they are given may be smaller now."""
+    context = Context.of(small)
+    plan = context.get(SlicingPlan)
+    if context.parts is not None or not plan.kept:
+        return
+    known = {axis.tensor for axis in plan.cuts.found.axes}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    used = {id(one) for name, one in parameters.items() if name in known}
+    sizes = {axis.size for axis in plan.cuts.found.axes if (axis.tensor, axis.dim) in plan.kept}
+    if found := may_read({name: one for name, one in parameters.items() if id(one) not in used}, sizes):
+        warn(
+            f"forward did not use these parameters on the example inputs: {names_of(found)}. They are as large as they "
+            "were. What forward returns has kept its channels; code that combines them with what forward computes in "
+            "between, such as a branch behind an optional argument, or a loss that calls a head, fails where that has "
+            "fewer now. If there is such code, prepare a module whose forward runs it, or keep whole what it reads: "
+            "prepare(…, unprunable=…)"
+        )
 
 
 def other_weights(gm: nn.Module, model: nn.Module) -> str:

@@ -20,7 +20,7 @@ from fx_oto.core.parts import in_parts, plan_of, whole_again
 from fx_oto.core.preserve import Dice
 from fx_oto.deploy.attributes import Attribute, Attributes, Values, set_attributes
 from fx_oto.deploy.calls import CALL, Call, calls_of, watch_calls
-from fx_oto.deploy.comparing import Difference, compared, first_difference
+from fx_oto.deploy.comparing import Difference, compared, first_difference, warn_of_unused
 from fx_oto.deploy.configuring import configured
 from fx_oto.deploy.copying import HALF, add_constant, all_tensors, compact_copy, copied_over, leave_out, widened
 from fx_oto.deploy.equations import solve
@@ -85,7 +85,9 @@ def write_back(small: GraphModule, model: nn.Module, build: Build | None = None)
         with torch.inference_mode(False):  # under which no tensor could be trained later
             if plan is not None:
                 return whole_again(_Writer(small, in_parts(model, plan), build).written(), model)
-            return _Writer(small, model, build).written()
+            new = _Writer(small, model, build).written()
+            warn_of_unused(model, small)
+            return new
     finally:
         dice.put_back()
 

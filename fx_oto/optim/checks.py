@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fx_oto.core.context import Context
 from fx_oto.core.errors import SettingsError, TrainingError
 from fx_oto.core.fx_utils import tensor_names
+from fx_oto.core.unused import may_read, names_of, parameters_of_graph
 from fx_oto.core.warn import warn
 from fx_oto.optim.limits import check_patterns
 from fx_oto.optim.shards import local
@@ -20,6 +22,7 @@ from fx_oto.zigs.families import Family
 from fx_oto.zigs.partition import Partition
 
 __all__ = [
+    "beside",
     "build_base",
     "check_covered",
     "check_gradients",
@@ -28,6 +31,7 @@ __all__ = [
     "is_rehearsal",
     "left_alone",
     "signature_of",
+    "warn_of_beside",
     "warn_of_idle",
 ]
 
@@ -79,12 +83,36 @@ def check_keywords(kind: str, base: Any, given: Collection[str], own: Collection
 def warn_of_idle(idle: Collection[str], everything: int) -> None:
     """Say which parameters the training leaves alone, if it does train others."""
     if 0 < len(idle) < everything:
-        names = ", ".join(map(repr, list(idle)[:3])) + (f" and {len(idle) - 3} more" if len(idle) > 3 else "")
         warn(
-            f"these parameters had no gradient before the pruning window started: {names}. If you replaced a layer "
-            "after prepare(), call prepare() again and create a new optimizer; to keep them fixed, call "
+            f"these parameters had no gradient before the pruning window started: {names_of(idle)}. If you replaced "
+            "a layer after prepare(), call prepare() again and create a new optimizer; to keep them fixed, call "
             "requires_grad_(False) first"
         )
+
+
+def beside(gm: nn.Module, families: Sequence[Family]) -> dict[str, Tensor]:
+    """The parameters of the model that its graph does not use, and that may be combined with what is cut.
+
+    Of parts of a model, which hand to other code what stays whole, there are none.
+    """
+    if Context.of(gm).parts is not None:
+        return {}
+    used, tensors = parameters_of_graph(gm), tensor_names(gm)
+    sizes = {tensors[slot.tensor].size(slot.dim) for family in families for slot in family.slots}
+    return may_read({name: one for name, one in gm.named_parameters() if name not in used}, sizes)
+
+
+def warn_of_beside(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Say which parameters are trained though the graph does not use them; returns those still to be looked at."""
+    trained = [name for name, one in parameters.items() if one.grad is not None]
+    if trained:
+        warn(
+            f"these parameters have a gradient, though forward did not use them on the example inputs: "
+            f"{names_of(trained)}. They are trained, but not cut. What forward returns keeps its channels; if other "
+            "code gives them what forward computes in between, that may have fewer once it is compressed. Then prepare "
+            "a module whose forward runs that code, or keep whole what it reads: prepare(…, unprunable=…)"
+        )
+    return {} if trained else parameters
 
 
 def check_covered(gm: nn.Module, families: Sequence[Family], base: Optimizer) -> None:

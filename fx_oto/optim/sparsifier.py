@@ -19,6 +19,7 @@ from fx_oto.core.errors import InputError, SettingsError
 from fx_oto.core.fx_utils import tensor_names
 from fx_oto.core.progress import StepsBar, log_step
 from fx_oto.core.tables import counted
+from fx_oto.core.unused import parameters_of_graph
 from fx_oto.framework.trajectory import Trajectory
 from fx_oto.optim import checks, states
 from fx_oto.optim.allocation import Allocation, check_allocation
@@ -137,7 +138,8 @@ class GroupSparseOptimizer(Optimizer, ABC):
         if earlier is not None and len(earlier.gone) == len(families):
             self._rows.keep_gone(earlier.gone)
         self._steps = 0
-        self._idle = {name: p for name, p in gm.named_parameters() if p.requires_grad}
+        self._idle = {name: p for name, p in parameters_of_graph(gm).items() if p.requires_grad}
+        self._beside = checks.beside(gm, families)
         self._loss: Tensor | float | None = None
         asked, end = self.target.describe(self.target.left), self.schedule.end
         self.trajectory = Trajectory(self.zigs.num_zigs, asked, end=end, total=total_steps)
@@ -276,6 +278,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
             return loss
         self._attach()
         now = self._steps
+        self._beside = checks.warn_of_beside(self._beside)
         if now <= self.schedule.start:
             self._idle = {name: p for name, p in self._idle.items() if p.grad is None and p.requires_grad}
             self._choice.look_for_frozen(now, self.schedule.start)
@@ -288,7 +291,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
             if now == period.start or self._choice.waits:
                 self._choose(period, now)
             if now == self.schedule.start:
-                checks.warn_of_idle(self._idle, sum(p.requires_grad for p in self._gm.parameters()))
+                checks.warn_of_idle(self._idle, sum(p.requires_grad for p in parameters_of_graph(self._gm).values()))
             self.prune(self._rows, period, now)
         self._rows.keep_zero()
         if period is not None and now + 1 == period.end:

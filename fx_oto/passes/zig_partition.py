@@ -16,6 +16,7 @@ from fx_oto.analysis.labels import compress, varying
 from fx_oto.core.context import Context
 from fx_oto.core.fx_utils import tensor_names
 from fx_oto.core.patterns import check_matched, matches, patterns_in
+from fx_oto.core.unused import parameters_of_graph
 from fx_oto.framework.stages import Analysis
 from fx_oto.ops.branches import BranchDepth
 from fx_oto.zigs.families import Family, FrozenAxis, Slot
@@ -77,7 +78,7 @@ class _Partitioner:
     def __init__(self, gm: GraphModule, found: Dependencies, unprunable: tuple[str, ...]) -> None:
         self.found = found
         self.tensors = tensor_names(gm)
-        self.parameters = dict(gm.named_parameters())
+        self.parameters = parameters_of_graph(gm)
         atoms = torch.arange(1, found.num_axis_atoms)
         self.atoms, self.classes = atoms, found.roots[atoms]
         self.axis = found.axis_of(atoms)

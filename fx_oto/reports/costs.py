@@ -15,6 +15,7 @@ from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import InputError
 from fx_oto.core.preserve import unwritten
 from fx_oto.core.tables import MACS, Tabular, macs_text, table
+from fx_oto.core.unused import parameters_of_graph
 
 __all__ = ["Cost", "cost"]
 
@@ -27,7 +28,7 @@ class Cost(Tabular):
     MACs per sample, here and in all other results; attributes and JSON those of the whole batch.
 
     Attributes:
-        params: elements of all parameters, each parameter counted once.
+        params: elements of all parameters, each counted once; of a GraphModule, of those that it computes with.
         macs: multiply-adds of the whole batch, in convolutions, matrix products, attention and recurrences; half of
             the FLOPs that ``torch.utils.flop_counter`` counts.
         samples: in the batch: the length of the first dimension of the first input.
@@ -81,4 +82,6 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
         inputs = inputs.copied()
         with unwritten(model), counter:  # its code asks for values
             model(*inputs.args, **inputs.kwargs)
-    return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2, inputs.samples)
+    return Cost(
+        sum(p.numel() for p in parameters_of_graph(model).values()), counter.get_total_flops() // 2, inputs.samples
+    )

@@ -13,6 +13,7 @@ from torch import nn
 from fx_oto.analysis.dependencies import Reason
 from fx_oto.core.context import Context, Untraced
 from fx_oto.core.patterns import check_matched, matches
+from fx_oto.core.unused import parameters_of_graph
 from fx_oto.zigs.explanation import AxisExplanation, Cause, Explanation
 from fx_oto.zigs.families import FrozenAxis
 from fx_oto.zigs.partition import Partition
@@ -42,10 +43,12 @@ def explain(partition: Partition, module: nn.Module, patterns: Sequence[str] = (
 
 
 def _parameters(module: nn.Module) -> list[tuple[list[str], tuple[int, ...]]]:
-    """Every name of each parameter, the first in front, and its shape."""
+    """Every name of each parameter of the graph, the first in front, and its shape."""
     names: dict[int, tuple[list[str], tuple[int, ...]]] = {}
+    used = {id(parameter) for parameter in parameters_of_graph(module).values()}
     for name, parameter in module.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), ([], tuple(parameter.shape)))[0].append(name)
+        if id(parameter) in used:
+            names.setdefault(id(parameter), ([], tuple(parameter.shape)))[0].append(name)
     return list(names.values())
 
 

@@ -13,6 +13,7 @@ from fx_oto.core.fx_utils import holder, tensor_names
 from fx_oto.core.patterns import check_matched, matches
 from fx_oto.core.picture import Picture
 from fx_oto.core.tables import counted
+from fx_oto.core.unused import parameters_of_graph
 from fx_oto.viz.folding import Folding, check_fold, grouped, labelled
 from fx_oto.viz.layout import interval_lanes
 from fx_oto.viz.style import FROZEN, darker, family_colour
@@ -65,7 +66,7 @@ def _described(family: Family, price: float) -> str:
 
 def _parameters(module: nn.Module, partition: Partition) -> list[str]:
     """Every parameter, and every buffer that a family reaches."""
-    own = {name for name, _ in module.named_parameters()}
+    own = set(parameters_of_graph(module))
     own |= {slot.tensor for family in partition.families for slot in family.slots}
     return [name for name in tensor_names(module) if name in own]
 

@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from fx_oto.analysis.dependencies import Dependencies
 from fx_oto.core.fx_utils import tensor_names
+from fx_oto.core.unused import parameters_of_graph
 from fx_oto.ops.branches.finding import find_branches
 from fx_oto.ops.branches.gone import Gone
 from fx_oto.ops.branches.results import Branches
@@ -47,7 +48,7 @@ class BranchDepth:
         """The fraction of each parameter that stays; shape ``(params,)``."""
         if ("params", gone) not in self._left:
             held = self._without(gone).held
-            stays = [float(id(one) in held) for one in self._gm.parameters()]
+            stays = [float(id(one) in held) for one in parameters_of_graph(self._gm).values()]
             self._left["params", gone] = torch.tensor(stays, dtype=torch.float64)
         return self._left["params", gone]
 
