@@ -22,7 +22,7 @@ from fx_oto.framework.pipeline import Pipeline
 from fx_oto.framework.stages import Stage
 from fx_oto.framework.trajectory import Trajectory
 from fx_oto.optim.dhspg import DHSPG
-from fx_oto.passes.dependency_analysis import DependencyAnalysis
+from fx_oto.passes.dependency_analysis import DependencyAnalysis, token_ids
 from fx_oto.passes.drop_branches import DropBranches
 from fx_oto.passes.fold_batchnorm import FoldBatchNorm
 from fx_oto.passes.mask_insertion import MaskInsertion
@@ -66,7 +66,7 @@ def default_pipeline(
     return Pipeline(
         (
             # which indices of which axes must go together
-            DependencyAnalysis(attention, prune_vocabulary, tuple(keep_tokens)),
+            DependencyAnalysis(attention, prune_vocabulary, token_ids(keep_tokens)),
             ZIGPartition(patterns_in(unprunable)),  # families of groups that can go
             MaskInsertion(),  # one switch for each group
         ),
@@ -128,6 +128,21 @@ def prepare(  # noqa: PLR0913 - options are keyword arguments
         >>> fx_oto.partition(gm).group_sparsity()
         0.0
     """
+    keep_tokens = token_ids(keep_tokens)
+    ignored = {"unprunable": bool(unprunable), "attention": attention != "heads", "on_pass": on_pass is not None}
+    ignored |= {"prune_vocabulary": prune_vocabulary, "keep_tokens": bool(keep_tokens)}
+    if passes is None:
+        tokens: Any = {"prune_vocabulary": prune_vocabulary, "keep_tokens": keep_tokens}
+        passes = default_pipeline(unprunable, attention, on_pass, **tokens)
+    elif not isinstance(passes, Pipeline):
+        raise SettingsError(
+            f"passes must be a fx_oto.Pipeline, such as fx_oto.default_pipeline(); found {passes!r:.60}"
+        )
+    elif any(ignored.values()):
+        raise SettingsError(
+            f"{', '.join(name for name, given in ignored.items() if given)} cannot be used with passes=…: they are "
+            "options of fx_oto.default_pipeline, of which such a pipeline can be made"
+        )
     if example_inputs is None:
         if not isinstance(model, GraphModule) or "fx_oto" not in model.meta:
             raise MissingResultError(
@@ -136,16 +151,6 @@ def prepare(  # noqa: PLR0913 - options are keyword arguments
         gm = trace(model, Context.of(model).inputs)
     else:
         gm = trace(model, example_inputs, parts=parts)
-    ignored = {"unprunable": bool(unprunable), "attention": attention != "heads", "on_pass": on_pass is not None}
-    ignored |= {"prune_vocabulary": prune_vocabulary, "keep_tokens": bool(keep_tokens)}
-    if passes is None:
-        tokens: Any = {"prune_vocabulary": prune_vocabulary, "keep_tokens": keep_tokens}
-        passes = default_pipeline(unprunable, attention, on_pass, **tokens)
-    elif any(ignored.values()):
-        raise SettingsError(
-            f"{', '.join(name for name, given in ignored.items() if given)} cannot be used with passes=…: they are "
-            "options of fx_oto.default_pipeline, of which such a pipeline can be made"
-        )
     unused = Context.of(gm).get(Untraced).shapes
     return with_parameters(passes.run(gm), unwrapped(model), unused)
 
@@ -212,6 +217,7 @@ def compress(  # noqa: PLR0913 - options are keyword arguments
         >>> fx_oto.compress(gm).get_submodule("0")
         Linear(in_features=4, out_features=4, bias=True)
     """
+    keep_tokens = token_ids(keep_tokens)
     if fold_batchnorm and into is not None:
         raise SettingsError(
             "fold_batchnorm leaves out layers that the model which is given by into has: compress without one of them"

@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fx_oto.core.context import Context
-from fx_oto.core.errors import FxOtoError, PassError
+from fx_oto.core.errors import FxOtoError, PassError, SettingsError
 from fx_oto.core.preserve import on_cpu, uncollected
 from fx_oto.core.records import PassRecord
 from fx_oto.core.tables import Tabular, table
@@ -36,6 +36,7 @@ class Pipeline(Tabular):
     Raises:
         PassError: something is not a pass, two different passes have one name, or a method is given a name that is not
             that of exactly one pass here.
+        SettingsError: ``on_pass`` cannot be called.
 
     Example:
         >>> import fx_oto
@@ -63,6 +64,8 @@ class Pipeline(Tabular):
                     f"{type(stage).__qualname__}. Give one of them another name"
                 )
         object.__setattr__(self, "stages", stages)
+        if self.on_pass is not None and not callable(self.on_pass):
+            raise SettingsError(f"on_pass must take a PassRecord, as print does; found {self.on_pass!r}")
 
     def __iter__(self) -> Iterator[Stage]:
         return iter(self.stages)

@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from fx_oto.core.errors import SettingsError
 from fx_oto.core.fx_utils import is_sharded
+from fx_oto.optim.arguments import number_of
 from fx_oto.optim.limits import Limits
 from fx_oto.optim.selection import Ranked, select
 from fx_oto.optim.targets import Target
@@ -104,7 +105,13 @@ def _losses(gm: GraphModule, zigs: Partition, ranked: Sequence[Ranked], allocati
 
     def evaluate(gm: GraphModule) -> float:
         with with_batch_statistics(gm), torch.no_grad():
-            return float(allocation(gm))
+            found = allocation(gm)
+        if (loss := number_of(found)) is None:
+            raise SettingsError(
+                "allocation must return the loss of some mini-batches, a number or a tensor of one element; found "
+                f"{found!r:.80}"
+            )
+        return loss
 
     order = [-one.indices.argsort().double() for one in ranked]
     found = sensitivity(gm, evaluate, fractions=_FRACTIONS, saliency=lambda _: order, progress=False)

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from fx_oto.core.context import Context
 from fx_oto.core.errors import SettingsError, TrainingError
 from fx_oto.core.fx_utils import tensor_names
+from fx_oto.core.tables import counted
 from fx_oto.core.unused import may_read, names_of, parameters_of_graph
 from fx_oto.core.warn import warn
 from fx_oto.optim.limits import check_patterns
@@ -45,7 +46,11 @@ def build_base(base: type[Optimizer] | Optimizer, gm: nn.Module, kwargs: dict[st
     if isinstance(base, torch.optim.LBFGS) or base is torch.optim.LBFGS:
         raise SettingsError("LBFGS takes several steps in one, which cannot be corrected: use another base")
     if not isinstance(base, Optimizer):
-        return base(gm.parameters(), **kwargs)
+        try:
+            return base(gm.parameters(), **kwargs)
+        except ValueError as error:  # an argument, or parameters that it does not take: Muon takes matrices alone
+            name = getattr(base, "__name__", str(base))
+            raise SettingsError(f"{name} cannot be built over the parameters of gm: {error}") from error
     if kwargs:
         raise SettingsError(f"base is an optimizer instance; pass {', '.join(sorted(kwargs))} when you create it")
     return base
@@ -133,8 +138,8 @@ def check_covered(gm: nn.Module, families: Sequence[Family], base: Optimizer) ->
     others = held - {id(p) for p in gm.parameters()}
     if others:
         warn(
-            f"the base optimizer also holds {len(others)} tensors that are no parameters of gm: they are trained, but "
-            "not pruned; if they should be, prepare the model that holds them"
+            f"the base optimizer also holds {counted(len(others), 'tensor', 'tensors')} beside the parameters of gm: "
+            "trained, but not pruned; if that is meant to be pruned as well, prepare the model that holds it"
         )
 
 

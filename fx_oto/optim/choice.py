@@ -18,7 +18,7 @@ from fx_oto.optim.checks import check_unchanged, left_alone
 from fx_oto.optim.limits import Limits, Rules
 from fx_oto.optim.ranks import of_first_rank
 from fx_oto.optim.rows import Rows
-from fx_oto.optim.saliency import MEANS, Criterion, ZIGStatistics, magnitude
+from fx_oto.optim.saliency import MEANS, Criterion, ZIGStatistics, magnitude, scores_of
 from fx_oto.optim.selection import ranked, select
 from fx_oto.optim.targets import Target, limits_for
 from fx_oto.zigs.partition import Partition
@@ -161,17 +161,10 @@ class Choice:
                 "compares it with a copy of itself is at its minimum, and says of no ZIG whether it is needed: add "
                 "another one, such as that of the labels, or train with dropout"
             )
-        scores = list(self._saliency(zigs))
-        sizes = [tuple(score.shape) for score in scores]
-        fit = sizes == [(len(family),) for family in families]
-        if fit:  # they come from the device in one piece
-            scores = list(torch.cat([score.detach() for score in scores]).cpu().split([len(f) for f in families]))
-        if not fit or any(score.isnan().any() for score in scores):
-            raise SettingsError(
-                f"saliency must return a tensor of {len(families)} families' scores, one number for each ZIG and no "
-                f"NaN; expected shapes {[(len(f),) for f in families][:4]}…, found {sizes[:4]}…"
-            )
-        return scores
+        scores = torch.cat([score.detach() for score in scores_of(self._saliency, zigs)]).cpu()  # in one piece
+        if scores.isnan().any():
+            raise SettingsError("saliency must return a number for each ZIG, found NaN")
+        return list(scores.split([len(family) for family in families]))
 
     def state(self, rows: Rows) -> dict[str, Any]:
         """What a checkpoint needs, in tensors of the same shapes at any step."""

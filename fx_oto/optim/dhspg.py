@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from fx_oto.core.errors import SettingsError
 from fx_oto.core.warn import warn
+from fx_oto.optim.arguments import checked
 from fx_oto.optim.ranks import is_distributed
 from fx_oto.optim.rows import Rows
 from fx_oto.optim.schedule import Period
@@ -223,13 +224,16 @@ class DHSPG(GroupSparseOptimizer):
         stride: int | None = None,
         **settings: Any,
     ) -> None:
-        _check("amplify", amplify, amplify > 1, "above 1")
-        _check("hat", hat, hat > 1, "above 1")
-        _check(
-            "epsilon", epsilon, epsilon is None or 0 <= epsilon < 1, "in [0, 1), or None to choose it from the window"
-        )
-        _check("lam", lam, lam is None or lam > 0, "above 0, or None to choose it from the gradients")
-        _check("stride", stride, stride is None or stride > 0, "at least 1, or None to choose it from the window")
+        checked("amplify", amplify, lambda one: one > 1, "above 1")
+        checked("hat", hat, lambda one: one > 1, "above 1")
+        if epsilon is not None:
+            text = "in [0, 1), or None to choose it from the window"
+            checked("epsilon", epsilon, lambda one: 0 <= one < 1, text)
+        if lam is not None:
+            checked("lam", lam, lambda one: one > 0, "above 0, or None to choose it from the gradients")
+        if stride is not None:
+            text = "at least 1 (int), or None to choose it from the window"
+            checked("stride", stride, lambda one: one > 0, text, int)
         self.lam, self.amplify, self.hat, self.epsilon = lam, amplify, hat, epsilon
         self.stride = stride
         super().__init__(gm, base, **settings)
@@ -351,8 +355,3 @@ def _moments(rows: Rows, moved: list[Tensor], rates: dict[int, Any]) -> Moments:
             yield torch.stack((square, dot * inverse, gradient, dot, square * rate))
 
     return Moments(*rows.sums(5, parts()))
-
-
-def _check(name: str, value: float | None, holds: bool, expected: str) -> None:
-    if not holds:
-        raise SettingsError(f"{name} must be {expected}; found {value}")

@@ -45,7 +45,9 @@ class Rules:
         cls, *, uniform: Uniform = (), unprunable: Iterable[str] = (), prune_frozen: bool = False, **others: Any
     ) -> Rules:
         """Take globs as a user gives them: each alone, or several that stand for one set of families."""
-        sets = tuple(map(patterns_in, (uniform,) if isinstance(uniform, str) else uniform))
+        alone = isinstance(uniform, str) or not isinstance(uniform, Iterable)
+        given: list[Any] = [uniform] if alone else list(uniform)
+        sets = tuple(map(patterns_in, given))
         return cls(uniform=sets, unprunable=patterns_in(unprunable), prune_frozen=prune_frozen, **others)
 
     def settings(self) -> dict[str, str]:

@@ -134,11 +134,23 @@ def _observed(rows: Rows, gm: GraphModule, data: Iterable[Any], loss: LossOfBatc
                 for p, _ in before:
                     p.grad = None
                 with torch.enable_grad():
-                    loss(gm, batch).backward()
+                    _backward(loss(gm, batch))
                 yield rows.statistics({})
     finally:
         for p, gradient in before:
             p.grad = gradient
+
+
+def _backward(loss: Any) -> None:
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
+        loss.backward()
+        return
+    found = f"one of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{loss!r:.80}"
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        found = "one that depends on no parameter that is trained"
+    raise SettingsError(
+        f"loss(gm, batch) must return a tensor of one element, of which gradients can be taken; found {found}"
+    )
 
 
 def _estimate_statistics(gm: GraphModule, data: Iterable[Any], loss: LossOfBatch | None) -> None:

@@ -204,13 +204,21 @@ class Rows:
         gone = [torch.cat(pair).sort().values for pair in zip(self.gone, leaving, strict=True)]
         self.restore([mine[~flag] for mine, flag in zip(self.active, flags, strict=True)], gone)
 
-    def project(self, module: nn.Module) -> None:
+    def project(self, module: nn.Module | Mapping[str, Tensor]) -> None:
         """Set the ZIGs that are gone to zero in a module that has the model's parameters under their names.
+
+        Args:
+            module: the module, or a state dict of one.
 
         Raises:
             SettingsError: a parameter is missing, or has another shape.
         """
-        tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers())
+        if isinstance(module, nn.Module):
+            tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers())
+        elif isinstance(module, Mapping):
+            tensors = {name: one for name, one in module.items() if isinstance(one, Tensor)}
+        else:
+            raise SettingsError(f"project expects a module or a state dict, found {type(module).__name__}")
         wanted = self.named()
         first = next(iter(wanted))
         prefixes = sorted((name.removesuffix(first) for name in tensors if name.endswith(first)), key=len)

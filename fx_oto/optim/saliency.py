@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from fx_oto.core.errors import SettingsError
 from fx_oto.zigs.families import Family
 
-__all__ = ["CRITERIA", "MEANS", "Criterion", "ZIGStatistics", "criterion", "magnitude"]
+__all__ = ["CRITERIA", "MEANS", "Criterion", "ZIGStatistics", "criterion", "magnitude", "scores_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +154,28 @@ def criterion(saliency: str | Criterion) -> Criterion:
             f"returns a tensor of scores for each (larger = more redundant); found {saliency!r}"
         )
     return CRITERIA[saliency]
+
+
+def scores_of(saliency: Callable[[Sequence[ZIGStatistics]], Any], zigs: Sequence[ZIGStatistics]) -> list[Tensor]:
+    """The scores that a saliency returns: of each family a tensor of shape ``(zigs,)``.
+
+    Raises:
+        SettingsError: it returns something else.
+    """
+    given, sizes = saliency(zigs), [tuple(family.alive.shape) for family in zigs]
+    is_one = isinstance(given, Tensor) and not given.ndim
+    scores: list[Any] = list(given) if isinstance(given, Iterable) and not is_one else [given]
+    found = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in scores]
+    if found == sizes:
+        return scores
+    raise SettingsError(
+        "saliency must return a tensor of scores for each family, one number for each ZIG; expected tensors of shapes "
+        f"{_few(sizes)}, found {_few(found)}"
+    )
+
+
+def _few(items: Sequence[Any]) -> str:
+    return ", ".join(map(str, items[:4])) + (" …" if len(items) > 4 else "")
 
 
 def _normalised(parts: Sequence[Tensor]) -> list[Tensor]:

@@ -76,6 +76,11 @@ class Schedule:
             raise SettingsError(f"periods must be at least 1, found {periods}")
         return cls(first, last, min(periods, last - first))
 
+    def settings(self) -> dict[str, str]:
+        """Each by its name, as it is said to a user: ``"periods=3"``."""
+        found = {"start_step": self.start, "end_step": self.end, "periods": self.periods}
+        return {name: f"{name}={value}" for name, value in found.items()}
+
     def period(self, step: int) -> Period | None:
         """The period that a step belongs to; None outside the window."""
         if not self.start <= step < self.end:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -15,13 +14,12 @@ from torch.fx import GraphModule
 from torch.optim import Optimizer
 
 from fx_oto.core.context import Context
-from fx_oto.core.errors import InputError, SettingsError
 from fx_oto.core.fx_utils import tensor_names
 from fx_oto.core.progress import StepsBar, log_step
 from fx_oto.core.tables import counted
 from fx_oto.core.unused import parameters_of_graph
 from fx_oto.framework.trajectory import Trajectory
-from fx_oto.optim import checks, states
+from fx_oto.optim import arguments, checks, states
 from fx_oto.optim.allocation import Allocation, check_allocation
 from fx_oto.optim.choice import Choice
 from fx_oto.optim.limits import Limits, PerFamily, Rules, Uniform
@@ -90,6 +88,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
         **base_kwargs: Any,
     ) -> None:
         own = [name for name in type(self).__signature__.parameters if name not in ("gm", "base_kwargs")]
+        arguments.check_not_wrapped(base, GroupSparseOptimizer)
         checks.check_keywords(type(self).__name__, base, base_kwargs, own)
         context = Context.of(gm)
         if context.original is not None:
@@ -99,9 +98,8 @@ class GroupSparseOptimizer(Optimizer, ABC):
         checks.check_unchanged(self.zigs, tensor_names(gm))
         periods = self._PERIODS if periods is None else periods
         self.schedule = Schedule.of(total_steps, start_step, end_step, periods, self._END_AT)
-        self.saliency_batches = self._BATCHES if saliency_batches is None else saliency_batches
-        if self.saliency_batches < 1:
-            raise SettingsError(f"saliency_batches must be at least 1, found {saliency_batches}")
+        batches = self._BATCHES if saliency_batches is None else saliency_batches
+        self.saliency_batches = arguments.checked("saliency_batches", batches, lambda n: n > 0, "at least 1 (int)", int)
         self.target = find_target(
             gm,
             self.zigs,
@@ -216,21 +214,19 @@ class GroupSparseOptimizer(Optimizer, ABC):
         """Keep the ``loss`` of the coming step for ``report``; not needed if ``step`` is given a closure.
 
         Raises:
-            InputError: it is neither a number nor a tensor.
+            InputError: it is neither a number nor a tensor of one element.
         """
-        if not isinstance(loss, Real | Tensor):
-            raise InputError(f"the loss must be a number or a tensor of one element, found {loss!r}")
-        self._loss = loss
+        self._loss = arguments.as_loss(loss)
 
     @torch.no_grad()
-    def project(self, module: nn.Module) -> None:
+    def project(self, module: nn.Module | Mapping[str, Tensor]) -> None:
         """Set to zero what this optimizer has made zero, in the model or any copy of it, in place.
 
         For weights that do not come from the last step: a checkpoint, or an average such as that of ``AveragedModel``,
         in which ZIGs that are zero now are not, or not quite.
 
         Args:
-            module: has the model's parameters under their names, perhaps inside of a wrapper.
+            module: has the model's parameters under their names, perhaps inside of a wrapper; or a state dict of such.
 
         Raises:
             SettingsError: a parameter is missing, or has another shape; nothing is changed.
@@ -373,13 +369,8 @@ class GroupSparseOptimizer(Optimizer, ABC):
 
     def settings(self) -> dict[str, str]:
         """What a state must have been saved with, as it is to be said."""
-        window = {"start_step": self.schedule.start, "end_step": self.schedule.end, "periods": self.schedule.periods}
-        return {
-            "optimizer": type(self).__name__,
-            "target": self.target.setting,
-            **{name: f"{name}={value}" for name, value in window.items()},
-            **self._choice.rules.settings(),
-        }
+        found = {"optimizer": type(self).__name__, "target": self.target.setting}
+        return {**found, **self.schedule.settings(), **self._choice.rules.settings()}
 
     def own_state(self) -> dict[str, Any]:
         """What a subclass adds to the state."""
@@ -392,8 +383,8 @@ class GroupSparseOptimizer(Optimizer, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from ``state_dict``; the model's own state dict is restored apart.
 
-        Target, window, limits and stride must be those that it was saved with. How ZIGs are chosen and driven out from
-        here on is this optimizer's: ``saliency``, ``allocation``, ``lam`` and the like.
+        Target, window, limits and stride must be those that it was saved with; ``saliency``, ``lam`` and the like, by
+        which ZIGs are chosen and driven out from here on, may be others.
 
         Raises:
             SettingsError: the state is not that of such an optimizer, or of this model.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fx_oto.core.errors import SettingsError
@@ -18,12 +18,15 @@ def joined(state: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return {**state, "param_groups": [{**first, _KEY: own}, *others]}
 
 
-def parted(state: dict[str, Any], kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def parted(state: Mapping[str, Any], kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The base's state alone, and what ``joined`` has put into it.
 
     Raises:
-        SettingsError: there is nothing, so that it was not saved by an optimizer of this ``kind``.
+        SettingsError: it is no state, or there is nothing, so that it was not saved by an optimizer of this ``kind``.
     """
+    if not isinstance(state, Mapping):
+        found = type(state).__name__
+        raise SettingsError(f"load_state_dict expects what state_dict() of {kind} returns, found {found}")
     first, *others = state.get("param_groups") or [{}]
     if _KEY not in first:
         raise SettingsError(

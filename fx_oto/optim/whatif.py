@@ -16,10 +16,11 @@ from fx_oto.core.errors import InputError, SettingsError
 from fx_oto.core.fx_utils import check_has_numbers, tensor_names
 from fx_oto.core.preserve import evaluating, kept, unchanged
 from fx_oto.core.progress import progress as progress_bar
+from fx_oto.optim.arguments import number_of
 from fx_oto.optim.checks import check_unchanged
 from fx_oto.optim.limits import check_patterns
 from fx_oto.optim.rows import Rows
-from fx_oto.optim.saliency import Criterion, criterion
+from fx_oto.optim.saliency import Criterion, criterion, scores_of
 from fx_oto.reports.sensitivity import Sensitivity, Trial
 from fx_oto.zigs.families import Family
 from fx_oto.zigs.partition import Partition, partition
@@ -152,14 +153,8 @@ def _order(gm: GraphModule, zigs: Partition, saliency: str | Criterion) -> list[
     zeros = zigs.zeros()
     with torch.no_grad():
         gone = [zero.nonzero().flatten() for zero in zeros]
-        scores = [mine.detach().double().cpu() for mine in score(Rows(gm, zigs.families, gone).statistics({}))]
-    sizes = [tuple(mine.shape) for mine in scores]
-    if sizes != [(len(family),) for family in zigs.families]:
-        expected = [(len(family),) for family in zigs.families]
-        raise SettingsError(
-            f"saliency must return a tensor of scores for each family, one for each ZIG; expected shapes "
-            f"{expected[:4]}, found {sizes[:4]}"
-        )
+        found = scores_of(score, Rows(gm, zigs.families, gone).statistics({}))
+        scores = [mine.detach().double().cpu() for mine in found]
     return [
         _Order(mine.masked_fill(zero, math.inf).argsort(descending=True, stable=True), int(zero.sum()))
         for mine, zero in zip(scores, zeros, strict=True)
@@ -194,7 +189,7 @@ def _metrics(value: Any) -> dict[str, float]:
         value = {f"value {i}": one for i, one in enumerate(value)}
     elif not isinstance(value, Mapping):
         value = {"value": value}
-    metrics = {str(name): _number(one) for name, one in value.items()}
+    metrics = {str(name): number_of(one) for name, one in value.items()}
     wrong = [name for name, one in metrics.items() if one is None]
     if wrong or not metrics:
         found = ", ".join(f"{name}: {type(value[name]).__name__}" for name in value if str(name) in wrong) or "nothing"
@@ -203,12 +198,6 @@ def _metrics(value: Any) -> dict[str, float]:
             f"'accuracy': 0.9}}; found {found}"
         )
     return {name: one for name, one in metrics.items() if one is not None}
-
-
-def _number(value: Any) -> float | None:
-    if hasattr(value, "item") and math.prod(getattr(value, "shape", (0,))) == 1:  # of torch and NumPy
-        value = value.item()
-    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
 
 
 def _in_words(zigs: Partition, run: tuple[int, int] | None) -> str:

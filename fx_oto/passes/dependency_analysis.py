@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import Any, ClassVar, get_args
 
 from torch.fx import GraphModule
 
@@ -18,13 +19,26 @@ from fx_oto.core.warn import warn
 from fx_oto.framework.stages import Analysis
 from fx_oto.ops.table import rule_for
 
-__all__ = ["DependencyAnalysis"]
+__all__ = ["DependencyAnalysis", "token_ids"]
 
 _NO_TOKENS = (
     "prune_vocabulary needs an input of token ids that nothing reads but embeddings: here no integers of the example "
     "inputs are looked up, or other code reads them as well, as to compare them with a padding token. Give such code "
     "what it needs as an input of its own, such as attention_mask or position_ids, or leave prune_vocabulary out"
 )
+
+
+def token_ids(given: Any) -> tuple[int, ...]:
+    """Ids of tokens as a user gives them: integers in a sequence, an array or a tensor.
+
+    Raises:
+        SettingsError: they are something else.
+    """
+    try:
+        return tuple(operator.index(one) for one in given)
+    except TypeError as error:
+        text = f"keep_tokens must be ids of tokens, such as (0, 101, 102); found {given!r:.80}"
+        raise SettingsError(text) from error
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,7 @@ class DependencyAnalysis(Analysis):
         if self.attention not in get_args(Attention):
             choices = " or ".join(map(repr, get_args(Attention)))
             raise SettingsError(f"attention must be {choices}, found {self.attention!r}")
+        object.__setattr__(self, "keep_tokens", token_ids(self.keep_tokens))
         if self.keep_tokens and not self.prune_vocabulary:
             raise SettingsError("keep_tokens is for prune_vocabulary=True: without it every token is kept")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import networkx as nx
@@ -134,8 +134,11 @@ class Partition(Tabular):
 
         Returns:
             The partition itself.
+
+        Raises:
+            SettingsError: there is no such family, or no such ZIG in it.
         """
-        return self._zero({family: zigs})
+        return self._zero({family: self._positions(family, zigs)})
 
     def mask_(self, family: int, zigs: Tensor) -> Partition:
         """Hide these ZIGs of a family: the GraphModule returns what it would without them, and no parameter changes.
@@ -151,6 +154,7 @@ class Partition(Tabular):
 
         Raises:
             MissingResultError: no mask acts on the family, or the partition is bound to no module.
+            SettingsError: there is no such family, or no such ZIG in it.
 
         Example:
             >>> import torch, fx_oto
@@ -162,7 +166,7 @@ class Partition(Tabular):
             True
         """
         module = self._bound()
-        masks = masks_of(module)
+        zigs, masks = self._positions(family, zigs), masks_of(module)
         known = (
             {node.args[1] for node in module.graph.nodes if is_mask(node)} if isinstance(module, GraphModule) else ()
         )
@@ -322,6 +326,26 @@ class Partition(Tabular):
                 index = slot.index[mine].reshape(-1).to(tensors[slot.tensor].device)
                 tensors[slot.tensor].index_fill_(slot.dim, index, 0)
         return self
+
+    def _positions(self, family: Any, zigs: Any) -> Tensor:
+        """Positions of ZIGs in a family, if they are."""
+        count = len(self.families)
+        if isinstance(family, bool) or not isinstance(family, Integral) or int(family) not in range(count):
+            named = (f"; {family!r} is at {i}" for i, one in enumerate(self.families) if one.name == family)
+            raise SettingsError(
+                f"family must be a position in fx_oto.partition(gm).families, an integer below {count}; found "
+                f"{family!r}{next(named, '')}"
+            )
+        name, size, given = self.families[family].name, len(self.families[family]), torch.as_tensor(zigs)
+        if given.dtype == torch.bool and given.shape == (size,):
+            given = given.nonzero().flatten()
+        if given.numel() and (given.is_floating_point() or given.dtype == torch.bool):
+            raise SettingsError(f"zigs must be positions in the family {name!r}, as integers; found {given.dtype}")
+        if given.numel() and not -size <= given.min() <= given.max() < size:
+            raise SettingsError(
+                f"zigs must be positions in the family {name!r}, below {size}; found {given.min()} to {given.max()}"
+            )
+        return given.long()
 
     def _bound(self, doing: str | None = None) -> nn.Module:
         if self.module is None:

@@ -163,9 +163,7 @@ class Logarithm(nn.Sequential):
 def test_outputs_that_are_nowhere_a_number_leave_nothing_to_compare():
     gm = fx_oto.prepare(Logarithm(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)).eval(), torch.randn(2, 8))
     fx_oto.partition(gm).zero_(0.5)
-    with pytest.raises(
-        fx_oto.VerificationError, match=r"nothing could be compared\. Prepare it with example inputs on"
-    ):
+    with pytest.raises(fx_oto.VerificationError, match=r"nothing could be compared\. Prepare it with example inputs"):
         fx_oto.compress(gm)
     fx_oto.compress(gm, verify=False)
 
@@ -185,15 +183,15 @@ def test_of_outputs_that_are_numbers_in_part_these_are_compared():
     assert fx_oto.compress(gm)(torch.randn(3, 8))[0].isnan().all()
 
 
-@pytest.mark.parametrize(
-    "doing",
-    [
-        fx_oto.partition,
-        lambda gm: fx_oto.DHSPG(gm, lr=0.1, target_macs=0.5, total_steps=9),
-        lambda gm: fx_oto.prune(gm, target_macs=0.5),
-        fx_oto.compress,
-    ],
-)
+PRUNING = [
+    fx_oto.partition,
+    lambda gm: fx_oto.DHSPG(gm, lr=0.1, target_macs=0.5, total_steps=9),
+    lambda gm: fx_oto.prune(gm, target_macs=0.5),
+    fx_oto.compress,
+]
+
+
+@pytest.mark.parametrize("doing", PRUNING)
 def test_a_compact_model_is_prepared_before_it_is_pruned_further(net, doing):
     gm = fx_oto.prepare(copy.deepcopy(net), IMAGE)
     fx_oto.partition(gm).zero_(0.5)
@@ -344,7 +342,8 @@ class Asserts(nn.Module):
         self.body, self.widths = nn.Linear(8, 4), {8: 1}
 
     def forward(self, x, width=9):
-        assert x.shape[1] == width
+        if x.shape[1] != width:
+            raise AssertionError  # as an assert without a text
         return self.body(x)
 
 
@@ -355,9 +354,7 @@ class LooksUp(Asserts):
 
 @pytest.mark.parametrize(("model", "kind"), [(Asserts, "AssertionError"), (LooksUp, "KeyError: 9")])
 def test_the_kind_of_an_error_that_says_little_is_told(model, kind):
-    with pytest.raises(
-        fx_oto.InputError, match=rf"example inputs at .*test_errors\.py:\d+ \(.*\): {kind}; found \(2, 8\)"
-    ):
+    with pytest.raises(fx_oto.InputError, match=rf"inputs at .*test_errors\.py:\d+ \(.*\): {kind}; found \(2"):
         fx_oto.prepare(model(), torch.randn(2, 8))
 
 

@@ -453,6 +453,10 @@ def test_functions_become_passes():
 def test_options_of_the_default_pipeline_are_not_lost_in_another_one():
     with pytest.raises(fx_oto.SettingsError, match=r"unprunable, on_pass cannot be used with passes=…: they are"):
         fx_oto.prepare(make_net(), IMAGE, passes=default_pipeline(), unprunable=["0"], on_pass=print)
+    with pytest.raises(fx_oto.SettingsError, match=r"passes must be a fx_oto.Pipeline, such as .*; found \[Verif"):
+        fx_oto.prepare(make_net(), IMAGE, passes=[fx_oto.Verification(None)])
+    with pytest.raises(fx_oto.SettingsError, match=r"on_pass must take a PassRecord, as print does; found 3"):
+        fx_oto.prepare(make_net(), IMAGE, on_pass=3)
 
 
 def test_a_partition_prints_itself():

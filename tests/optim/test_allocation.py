@@ -135,6 +135,13 @@ def test_a_loss_that_is_not_finite_is_refused(value):
         reach(gm, allocation=lambda gm: value, target_group_sparsity=0.5)
 
 
+@pytest.mark.parametrize("value", [None, "small", torch.ones(2)])
+def test_a_loss_that_is_no_number_is_refused(value):
+    gm = prepared()
+    with pytest.raises(fx_oto.SettingsError, match=r"allocation must return the loss .*, a number or .*; found"):
+        reach(gm, allocation=lambda gm: value, target_group_sparsity=0.5)
+
+
 @pytest.mark.parametrize("allocation", ["loss", 3, "Uniform"])
 def test_an_allocation_that_is_unknown(allocation):
     with pytest.raises(fx_oto.SettingsError, match=r"allocation must be 'uniform' or 'global', or a callable .*found"):

@@ -157,6 +157,21 @@ def test_settings_that_cannot_work_change_nothing(settings, error, message):
     assert all(torch.equal(value, before[key]) for key, value in gm.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (lambda gm: 0.5, "found 0.5"),
+        (lambda gm: None, "found None"),
+        (lambda gm: next(gm.parameters()).mean().detach(), "found one that depends on no parameter that is trained"),
+        (lambda gm: next(gm.parameters()).flatten()[:3], r"found one of shape \(3,\)"),
+    ],
+)
+def test_what_is_no_loss_is_refused(value, found):
+    gm = prepared()
+    with pytest.raises(fx_oto.SettingsError, match=rf"loss\(gm, batch\) must return a tensor of one element.*{found}"):
+        fx_oto.prune(gm, target_macs=0.5, data=list(batches(2)), loss=lambda gm, batch: value(gm))
+
+
 def test_a_loss_that_fails_changes_nothing():
     gm = prepared()
     before = copy.deepcopy(gm.state_dict())

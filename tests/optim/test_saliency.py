@@ -108,8 +108,12 @@ def test_a_callable_decides():
 @pytest.mark.parametrize(
     ("saliency", "message"),
     [
-        (lambda zigs: [torch.zeros(3)], r"number for each ZIG and no NaN; expected shapes \[\(12,\), \(20,\)\]"),
-        (lambda zigs: [z.norm * float("nan") for z in zigs], r"one number for each ZIG and no NaN"),
+        (lambda zigs: [torch.zeros(3)], r"for each ZIG; expected tensors of shapes \(12,\), \(20,\), found \(3,\)"),
+        (lambda zigs: [z.norm * float("nan") for z in zigs], r"a number for each ZIG, found NaN"),
+        (lambda zigs: None, r"expected tensors of shapes \(12,\), \(20,\), found NoneType"),
+        (lambda zigs: 0.5, r"expected tensors of shapes \(12,\), \(20,\), found float"),
+        (lambda zigs: torch.tensor(0.5), r"expected tensors of shapes \(12,\), \(20,\), found \(\)"),
+        (lambda zigs: [0.5, zigs[0].norm], r"expected tensors of shapes \(12,\), \(20,\), found float, \(12,\)"),
         ("random", r"saliency must be one of otov2, magnitude, .* found 'random'"),
     ],
 )

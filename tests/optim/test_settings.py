@@ -43,8 +43,15 @@ import fx_oto
         ({"amplify": 1.0}, r"amplify must be above 1; found 1.0"),
         ({"hat": 1.0}, r"hat must be above 1; found 1.0"),
         ({"epsilon": -0.1}, r"epsilon must be in \[0, 1\), or None to choose it from the window; found -0.1"),
-        ({"stride": 0}, r"stride must be at least 1, .*; found 0"),
-        ({"saliency_batches": 0}, r"saliency_batches must be at least 1, found 0"),
+        ({"stride": 0}, r"stride must be at least 1 \(int\), or None .*; found 0"),
+        ({"saliency_batches": 0}, r"saliency_batches must be at least 1 \(int\); found 0"),
+        ({"saliency_batches": 2.5}, r"saliency_batches must be at least 1 \(int\); found 2.5"),
+        ({"stride": 2.5}, r"stride must be at least 1 \(int\), or None .*; found 2.5"),
+        ({"lam": "small"}, r"lam must be above 0, .*; found 'small'"),
+        ({"epsilon": "none"}, r"epsilon must be in \[0, 1\), .*; found 'none'"),
+        ({"hat": None}, r"hat must be above 1; found None"),
+        ({"uniform": True}, r"patterns of names must be strings such as .*, found True"),
+        ({"uniform": [3]}, r"patterns of names must be strings such as .*, found 3"),
         ({"min_kept": 1.0}, r"min_kept must be a count \(int\) or a fraction in \[0, 1\) \(float\), found 1.0"),
         (
             {"min_kept": {"nowhere": 3}},
@@ -96,13 +103,17 @@ def test_bases_that_cannot_be_wrapped():
     refuse(gm, mine, fx_oto.SettingsError, r"base is an optimizer instance; pass lr when you create it", lr=0.2)
     refuse(gm, torch.optim.LBFGS, fx_oto.SettingsError, r"LBFGS takes several steps in one")
     refuse(gm, torch.optim.LBFGS(gm.parameters()), fx_oto.SettingsError, r"LBFGS takes several steps in one")
+    refuse(gm, torch.optim.SGD, fx_oto.SettingsError, r"SGD cannot be built over .*: Invalid learning rate: -1", lr=-1)
+    inner = fx_oto.HESSO(gm, lr=0.1, target_macs=0.6, total_steps=9)
+    for base in (inner, fx_oto.HESSO):
+        refuse(gm, base, fx_oto.SettingsError, r"base is HESSO, which drives groups to zero itself: pass the optimizer")
     refuse(gm, torch.optim.SGD, fx_oto.SettingsError, r"'learning_rate' is neither an argument", learning_rate=0.1)
 
 
 def test_a_base_that_holds_other_parameters_too_is_announced():
     gm, head = prepared(), nn.Linear(5, 2).double()
     base = torch.optim.SGD([*gm.parameters(), *head.parameters()], lr=0.1)
-    with pytest.warns(fx_oto.FxOtoWarning, match=r"also holds 2 tensors that are no parameters of gm") as warned:
+    with pytest.warns(fx_oto.FxOtoWarning, match=r"also holds 2 tensors beside the parameters of gm") as warned:
         optimizer = fx_oto.DHSPG(gm, base, target_group_sparsity=0.5, start_step=1, end_step=4)
     assert warned[0].filename == __file__
     before = head.weight.clone()
@@ -312,8 +323,41 @@ def test_slips_of_the_pen(options, message):
 
 def test_a_loss_that_is_none():
     optimizer = fx_oto.DHSPG(prepared(), lr=0.1, target_group_sparsity=0.5, total_steps=20)
-    with pytest.raises(fx_oto.InputError, match=r"the loss must be a number or a tensor of one element, found 'a'"):
-        optimizer.note_loss("a")
+    for loss, found in (("a", "'a'"), (None, "None"), (torch.zeros(3), r"a tensor of shape \(3,\)")):
+        with pytest.raises(fx_oto.InputError, match=rf"must be a number or a tensor of one element, found {found}"):
+            optimizer.note_loss(loss)
+    optimizer.note_loss(torch.zeros(1, 1))
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+def test_an_optimizer_of_matrices_trains_what_has_no_others():
+    refuse(prepared(), torch.optim.Muon, fx_oto.SettingsError, r"Muon cannot be built over .*: Muon only supports 2D")
+    net = nn.Sequential(nn.Linear(8, 16, bias=False), nn.ReLU(), nn.Linear(16, 4, bias=False))
+    gm = fx_oto.prepare(net, torch.randn(2, 8))
+    optimizer = fx_oto.DHSPG(gm, torch.optim.Muon, lr=0.01, target_group_sparsity=0.5, total_steps=20)
+    for _ in range(20):
+        optimizer.zero_grad()
+        gm(torch.randn(4, 8)).square().mean().backward()
+        optimizer.step()
+    assert optimizer.group_sparsity == 0.5
+
+
+def test_an_optimizer_of_sparse_gradients_trains_what_has_no_others():
+    def trained(sparse):
+        net = nn.Sequential(nn.Embedding(30, 8, sparse=sparse), nn.Linear(8, 4))
+        gm = fx_oto.prepare(net, torch.randint(30, (2, 5)))
+        base = torch.optim.SparseAdam([net[0].weight], lr=0.01)
+        net[1].requires_grad_(False)
+        optimizer = fx_oto.DHSPG(gm, base, target_group_sparsity=0.5, total_steps=20, prune_frozen=True)
+        for _ in range(20):
+            optimizer.zero_grad()
+            gm(torch.randint(30, (2, 5))).square().mean().backward()
+            optimizer.step()
+        return optimizer.group_sparsity
+
+    assert trained(sparse=True) == 0.5
+    with pytest.raises(RuntimeError, match="SparseAdam does not support dense gradients"):
+        trained(sparse=False)
 
 
 def swap_last(net):

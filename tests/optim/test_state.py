@@ -108,6 +108,8 @@ def test_another_models_state_is_refused():
         optimizer.load_state_dict(state)
     with pytest.raises(fx_oto.SettingsError, match=r"this state was not saved by DHSPG: the key 'zigs' is missing"):
         optimizer.load_state_dict(optimizer.base.state_dict())
+    with pytest.raises(fx_oto.SettingsError, match=r"load_state_dict expects what state_dict\(\) of DHSPG returns"):
+        optimizer.load_state_dict(None)
 
 
 def start_with(width, **base):

@@ -69,6 +69,45 @@ def test_what_came_back_is_counted_and_kept():
     assert sum(layer.out_features for layer in small.modules() if isinstance(layer, nn.Linear)) == 32 + 24 + 3 - 26
 
 
+@pytest.mark.parametrize("doing", ["mask_", "zero_zigs_"])
+def test_zigs_are_named_by_positions(doing):
+    gm = prepared()[1]
+    zigs = fx_oto.partition(gm)
+    before = copy.deepcopy(gm.state_dict())
+    for family, which, text in (
+        ("2.weight", [0], "an integer below 2; found '2.weight'; '2.weight' is at 1"),
+        ("stem", [0], "an integer below 2; found 'stem'$"),
+        (2, [0], "an integer below 2; found 2"),
+        (-1, [0], "an integer below 2; found -1"),
+        (0, [3, 32], "positions in the family '0.weight', below 32; found 3 to 32"),
+        (0, [0.5], "positions in the family '0.weight', as integers; found torch.float32"),
+        (0, torch.ones(31) > 0, "positions in the family '0.weight', as integers; found torch.bool"),
+    ):
+        with pytest.raises(fx_oto.SettingsError, match=text):
+            getattr(zigs, doing)(family, which)
+    getattr(zigs, doing)(0, [])
+    assert all(torch.equal(value, before[key]) for key, value in gm.state_dict().items())
+    assert not any(hidden.any() for hidden in zigs.masked())
+    getattr(zigs, doing)(1, torch.arange(24) < 3)
+    found = zigs.masked() if doing == "mask_" else zigs.zeros()
+    assert found[1].nonzero().flatten().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_state_dict_is_projected_as_a_module_is(prefix):
+    net, gm, optimizer = prepared()
+    train(optimizer, net, 40)
+    state = {prefix + name: torch.rand_like(value) + 1 for name, value in net.state_dict().items()} | {"steps": 3}
+    optimizer.project(state)
+    del state["steps"]
+    net.load_state_dict({name.removeprefix(prefix): value for name, value in state.items()})
+    assert fx_oto.partition(gm).group_sparsity() == 0.5
+    assert is_exact(fx_oto.compress(gm), net)
+    for what, text in (({}, "this dict has no such parameter"), (3, "project expects a module or a state dict, found")):
+        with pytest.raises(fx_oto.SettingsError, match=text):
+            optimizer.project(what)
+
+
 def test_averaged_weights_are_projected():
     net, gm, optimizer = prepared()
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9))

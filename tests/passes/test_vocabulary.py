@@ -311,6 +311,12 @@ def test_settings():
     for tokens in ([TOKENS], [-1]):
         with pytest.raises(fx_oto.SettingsError, match=f"keep_tokens must be ids of the {TOKENS} tokens of 'tokens'"):
             fx_oto.prepare(Model(), ids(2, 5), prune_vocabulary=True, keep_tokens=tokens)
+    for tokens in (["a"], [1.5], 5, "12", torch.tensor([0.5]), None):
+        with pytest.raises(fx_oto.SettingsError, match=r"keep_tokens must be ids of tokens, such as .*; found"):
+            fx_oto.prepare(Model(), ids(2, 5), prune_vocabulary=True, keep_tokens=tokens)
+    for tokens in (torch.tensor([1, 3]), torch.tensor([1, 3]).numpy(), iter((1, 3))):
+        gm = fx_oto.prepare(Model(), ids(2, 5), prune_vocabulary=True, keep_tokens=tokens)
+        assert "keep_tokens=(1, 3)" in fx_oto.report(gm).records[0].options
     with pytest.raises(fx_oto.SettingsError, match="keep_tokens is for prune_vocabulary=True"):
         fx_oto.prepare(Model(), ids(2, 5), keep_tokens=[1])
     pipeline = fx_oto.default_pipeline(prune_vocabulary=True)
