@@ -327,9 +327,9 @@ def check_has_numbers(model: nn.Module, doing: str) -> None:
 
 def order_in_memory(tensor: Tensor) -> list[int]:
     """The dimensions in the order in which they lie in memory: 0, 2, 3, 1 of a ``channels_last`` image."""
-    strides = tensor.stride()
-    order = sorted(range(tensor.ndim), key=lambda dim: -strides[dim])
-    return order if tensor.permute(order).is_contiguous() else list(range(tensor.ndim))
+    strides, dims = tensor.stride(), list(range(tensor.ndim))
+    order = dims if tensor.is_contiguous() else sorted(dims, key=lambda dim: -strides[dim])
+    return order if tensor.permute(order).is_contiguous() else dims
 
 
 def tensor_leaves(value: Any) -> list[Tensor]:

@@ -200,12 +200,16 @@ def unwritten(
 
 @contextmanager
 def tensors_put_back(model: nn.Module) -> Iterator[None]:
-    """Undo what is written into buffers, and into tensors that modules hold; what is set on modules stays."""
+    """Undo what is written into buffers, and into tensors that modules hold, and which buffers; all else stays."""
     held = {id(one): one for one in (*model.buffers(), *_plain_tensors(_changeable(model)))}.values()
     before = [Content(tensor) for tensor in held]
+    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     try:
         yield
     finally:
+        for registry, content_of in buffers:
+            registry.clear()
+            registry.update(content_of)
         for content in before:
             content.put_back()
 
