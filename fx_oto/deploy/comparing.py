@@ -15,6 +15,7 @@ from fx_oto.core.context import Context, ExampleInputs
 from fx_oto.core.differences import lowest_tolerance, relative_error, tensors_in, tolerance_of, worst_of
 from fx_oto.core.fx_utils import is_random, raised_at
 from fx_oto.core.preserve import Dice, evaluating, unwritten
+from fx_oto.core.tables import counted
 from fx_oto.core.unused import may_read, names_of
 from fx_oto.core.warn import warn
 from fx_oto.deploy.calls import Call, Made, Value
@@ -31,6 +32,7 @@ __all__ = [
     "warn_of_unused",
 ]
 
+_TENSORS = "tensor", "tensors"
 _ROUGH = 1e-3  # less than any size makes that code computes with, and more than rounding does to a whole model
 
 
@@ -90,7 +92,9 @@ def _compared(
         return Difference(float("inf"), f"in {mode} it fails{f' at {at}' if at else ''}: {error}")
     lowest = lowest_tolerance(small)
     if len(expected) != len(found):
-        return Difference(float("inf"), f"in {mode} it returns {len(found)} tensors in the place of {len(expected)}")
+        return Difference(
+            float("inf"), f"in {mode} it returns {counted(len(found), *_TENSORS)} in the place of {len(expected)}"
+        )
     worst = 0.0
     for one, other in zip(expected, found, strict=True):
         difference, allowed = relative_error(one, other), max(tolerance_of(one), lowest)
@@ -162,7 +166,7 @@ def _unlike(expected: list[Tensor], new: nn.Module, inputs: ExampleInputs, train
     except Exception as failure:
         return f"fails ({failure})"
     if len(found) != len(expected):
-        return f"returns {len(found)} tensors in the place of {len(expected)}"
+        return f"returns {counted(len(found), *_TENSORS)} in the place of {len(expected)}"
     error, allowed = worst_of(expected, found, _ROUGH)
     return "" if error <= allowed else f"returns something else, by {error:.1e} (allowed: {allowed:.0e}),"
 

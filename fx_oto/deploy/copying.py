@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from fx_oto.core.context import Context
 from fx_oto.core.errors import InputError
 from fx_oto.core.fx_utils import clone_module, deep_copy
+from fx_oto.core.parameters import parameter_like
 from fx_oto.nn.attention import FewerHeads
 from fx_oto.nn.norms import GroupNormOver, LayerNormOver, RMSNormOver
 from fx_oto.passes.drop_branches import DroppedBranches
@@ -83,9 +84,7 @@ def compact_copy(model: nn.Module, small: GraphModule) -> nn.Module:
 
 def _copied(content: Tensor, like: Tensor) -> Tensor:
     data = content.detach().clone()
-    if not isinstance(like, nn.Parameter):
-        return data
-    return nn.Parameter(data, requires_grad=like.requires_grad)
+    return parameter_like(data, like) if isinstance(like, nn.Parameter) else data
 
 
 def _resize(model: nn.Module, small: GraphModule, tensors: dict[int, Tensor]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fx_oto.core.errors import SettingsError
+from fx_oto.core.tables import counted
 
 __all__ = ["check_own", "joined", "parted"]
 
@@ -48,12 +49,14 @@ def check_own(own: dict[str, Any], settings: dict[str, str], families: Sequence[
     found = [len(phase) for phase in own["phases"]]
     if len(found) != len(families):
         raise SettingsError(
-            f"this state has {len(found)} families, the model has {len(families)}: it is another model's"
+            f"this state has {counted(len(found), 'family', 'families')}, the model has {len(families)}: it is another "
+            "model's"
         )
     for number, (one, mine) in enumerate(zip(found, families, strict=True)):
         if one != mine:
             raise SettingsError(
-                f"this state has {one} ZIGs in family {number}, the model has {mine}: it is another model's"
+                f"this state has {counted(one, 'ZIG', 'ZIGs')} in family {number}, the model has {mine}: it is another "
+                "model's"
             )
     differ = [name for name in settings if own["settings"].get(name) != settings[name]]
     if differ:

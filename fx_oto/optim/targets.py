@@ -11,12 +11,15 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fx_oto.core.errors import SettingsError
+from fx_oto.core.tables import counted
 from fx_oto.optim.latency import Latency
 from fx_oto.optim.limits import Limits, Rules
 from fx_oto.zigs.partition import Partition
 from fx_oto.zigs.prices import Price, Quantity
 
 __all__ = ["Target", "find_target", "fractions", "in_words", "limits_for", "reached"]
+
+_ALONE = "family is left alone", "families are left alone"
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def limits_for(target: Target, zigs: Partition, alone: Sequence[bool], rules: Ru
         f"{target.setting} cannot be reached: with the minimum kept of each family and the other "
         f"limits, what can be reached is {target.describe(reachable)}; change the target, min_kept, "
         "max_group_sparsity or round_to"
-        + (f" ({sum(alone)} families are left alone: unprunable, or with requires_grad=False)" if any(alone) else "")
+        + (f" ({counted(sum(alone), *_ALONE)}: unprunable, or with requires_grad=False)" if any(alone) else "")
     )
 
 

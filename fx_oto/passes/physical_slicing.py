@@ -30,6 +30,7 @@ from fx_oto.core.fx_utils import (
 )
 from fx_oto.core.masks import MASKS
 from fx_oto.core.original import Original
+from fx_oto.core.parameters import parameter_like
 from fx_oto.core.preserve import evaluating
 from fx_oto.core.tables import Tabular, counted, table
 from fx_oto.core.warn import warn
@@ -357,9 +358,7 @@ def _sliced_copy(gm: GraphModule, plan: SlicingPlan) -> GraphModule:
 
 def _cut_tensor(tensor: Tensor, name: str, plan: SlicingPlan) -> Tensor:
     data = plan.left_of(name, tensor.detach())
-    if not isinstance(tensor, nn.Parameter):
-        return data
-    return nn.Parameter(data, requires_grad=tensor.requires_grad)
+    return parameter_like(data, tensor) if isinstance(tensor, nn.Parameter) else data
 
 
 def _select(tensor: Tensor, kept: dict[int, Tensor]) -> Tensor:

@@ -57,11 +57,14 @@ def family_entries(partition: Partition, families: Sequence[int], limit: int) ->
         for i in families[:most]
     ]
     rest = len(families) - len(entries)
-    return [*entries, *([Entry(Mark(0, text="…"), f"{rest:,} more families: see partition(gm)")] if rest > 0 else [])]
+    if rest > 0:
+        entries.append(Entry(Mark(0, text="…"), f"{counted(rest, 'more family', 'more families')}: see partition(gm)"))
+    return entries
 
 
 def _described(family: Family, price: float) -> str:
-    return f"{holder(family.name)}: {len(family):,} groups of {round(price):,} parameters"
+    parameters = counted(round(price), "parameter", "parameters")
+    return f"{holder(family.name)}: {counted(len(family), 'group', 'groups')} of {parameters}"
 
 
 def _parameters(module: nn.Module, partition: Partition) -> list[str]:
@@ -150,12 +153,13 @@ class _Table:
 
     def _notes(self) -> list[Entry]:
         notes = [
-            Entry(Mark(0, (FROZEN,), _letter(i)), f"kept whole: {cause} ({count} axes)")
+            Entry(Mark(0, (FROZEN,), _letter(i)), f"kept whole: {cause} ({counted(count, 'axis', 'axes')})")
             for i, (cause, count) in enumerate(self.causes.most_common(len(_LETTERS)))
         ]
         rest = sum(count for _, count in self.causes.most_common()[len(_LETTERS) :])
         return notes + (
-            [Entry(Mark(0, (FROZEN,), _letter(99)), f"kept whole: see explain() ({rest} axes)")] * bool(rest)
+            [Entry(Mark(0, (FROZEN,), _letter(99)), f"kept whole: see explain() ({counted(rest, 'axis', 'axes')})")]
+            * bool(rest)
         )
 
     def _subtitle(self) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fx_oto.analysis.dependencies import Reason
 from fx_oto.core.patterns import matches
+from fx_oto.core.tables import counted
 
 __all__ = ["Family", "FrozenAxis", "Slot", "shortened", "zero_variables"]
 
@@ -77,7 +78,7 @@ class Family:
         return len(self.classes)
 
     def __str__(self) -> str:
-        return f"{self.name}: {len(self)} ZIGs in {shortened(self.slots)}"
+        return f"{self.name}: {counted(len(self), 'ZIG', 'ZIGs')} in {shortened(self.slots)}"
 
     @property
     def variables(self) -> tuple[Slot, ...]:

@@ -265,7 +265,8 @@ class Partition(Tabular):
 
     def _repr_html_(self) -> str:
         prunable, frozen = self._tables("html")
-        kept = f"{len(self.frozen)} axes are kept whole, in part or altogether; explain() sums up why"
+        axes = counted(len(self.frozen), "axis is", "axes are")
+        kept = f"{axes} kept whole, in part or altogether; explain() sums up why"
         return f"<p><b>{self._summary}</b></p>\n{prunable}\n{foldable(frozen, len(self.frozen), kept)}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -77,6 +77,16 @@ def test_the_exporter_that_traces(kind, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_the_exporter_that_traces_with_dynamic_axes(tmp_path):
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    batch = {"x": {0: "batch"}, "y": {0: "batch"}}
+    names = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": batch}
+    torch.onnx.export(compact(NETWORKS[0](), IMAGES).eval(), (IMAGES,), tmp_path / "small.onnx", dynamo=False, **names)
+    found = onnx.load(tmp_path / "small.onnx").graph
+    assert [one.type.tensor_type.shape.dim[0].dim_param for one in (*found.input, *found.output)] == ["batch"] * 2
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_a_scripted_model_refuses_what_the_graph_refuses():
     scripted = torch.jit.script(compact(DecidesBySize(), IMAGES).eval())
     with pytest.raises(torch.jit.Error, match="the graph was captured where this was True"):

@@ -592,3 +592,18 @@ def test_what_lies_in_memory_with_channels_last_stays_so(ndim):
             assert before.is_contiguous() or parameter.permute(order).is_contiguous()
             assert before.is_contiguous() or not parameter.is_contiguous() or 1 in parameter.shape
         torch.testing.assert_close(result(inputs), model(inputs))
+
+
+def test_what_code_notes_on_parameters_is_kept():
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    net[0].weight._no_weight_decay = True
+    net[2].bias._optim = {"lr": 1e-3, "steps": [1, 2], "dtype": torch.float32}
+    net[2].weight.owner, net[2].weight.scale = net, torch.ones(3)  # which would hold on to the whole model
+    gm = fx_oto.prepare(net, torch.randn(2, 8))
+    fx_oto.partition(gm).zero_(0.5)
+    expected = {"0.weight": {"_no_weight_decay": True}, "2.bias": copy.deepcopy(net[2].bias._optim)}
+    for small in (fx_oto.compress(gm), fx_oto.compress(gm, into=net)):
+        noted = {name: vars(p) for name, p in small.named_parameters() if vars(p)}
+        assert noted == {**expected, "2.bias": {"_optim": expected["2.bias"]}}
+        small.get_parameter("2.bias")._optim["steps"].append(3)
+        assert net[2].bias._optim == expected["2.bias"]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from support.vision import torchvision_models
 from torch import nn
+from torch.fx import GraphModule
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import fx_oto
@@ -37,12 +38,13 @@ def check(net, gm, optimizer, sparsity=0.5):
     return small
 
 
-def check_report(compact, net):
-    """What a callback has compressed is the user's model; its report has losses."""
+def check_compact(compact, net, own):
+    """What a callback has compressed is the user's model, of its class if asked to; its report has losses."""
     x = X.to(next(net.parameters()).dtype)
     tolerance = 1e-5 if x.dtype == torch.float32 else 5e-2
     torch.testing.assert_close(compact.eval()(x), net.eval()(x), rtol=tolerance, atol=tolerance)
-    assert any(loss is not None for _, _, loss in fx_oto.report(compact).training.rows())
+    assert isinstance(compact, type(net) if own else GraphModule)
+    assert own or any(loss is not None for _, _, loss in fx_oto.report(compact).training.rows())
 
 
 def same(left, right):
@@ -76,7 +78,7 @@ def transformers():
     return pytest.importorskip("transformers", reason="transformers is not installed")
 
 
-def huggingface(transformers, folder, resume=None, project=False, **settings):
+def huggingface(transformers, folder, resume=None, project=False, own=False, **settings):
     model = WithLoss()
     gm = fx_oto.prepare(model.net, X[:4])
     optimizer = fx_oto.DHSPG(gm, torch.optim.AdamW, lr=1e-2, target_group_sparsity=0.5, total_steps=40)
@@ -90,10 +92,10 @@ def huggingface(transformers, folder, resume=None, project=False, **settings):
     )
     from fx_oto.integrations.huggingface import CompressionCallback
 
-    callback = CompressionCallback(gm, optimizer, project)
+    callback = CompressionCallback(gm, optimizer, project, into=model.net if own else None)
     trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=resume)
-    check_report(callback.compact, model.net)
+    check_compact(callback.compact, model.net, own)
     return model.net, gm, optimizer
 
 
@@ -110,6 +112,11 @@ def test_hugging_faces_trainer_with_the_best_model_at_the_end(transformers, tmp_
     check(*huggingface(transformers, tmp_path, project=True, **best))
 
 
+@pytest.mark.parametrize("precision", [{}, {"bf16": True}])
+def test_hugging_faces_trainer_ends_with_the_users_own_class(transformers, tmp_path, precision):
+    check(*huggingface(transformers, tmp_path, own=True, **precision))
+
+
 @pytest.fixture
 def lightning():
     torchvision_models()
@@ -118,7 +125,7 @@ def lightning():
     return found
 
 
-def with_lightning(lightning, precision="32-true", folder=None, resume=None, **settings):
+def with_lightning(lightning, precision="32-true", folder=None, resume=None, own=False, **settings):
     net = make_net()
     gm = fx_oto.prepare(net, X[:4])
     optimizer = fx_oto.DHSPG(gm, torch.optim.AdamW, lr=1e-2, target_group_sparsity=0.5, total_steps=40)
@@ -144,7 +151,7 @@ def with_lightning(lightning, precision="32-true", folder=None, resume=None, **s
 
     from fx_oto.integrations.lightning import CompressionCallback
 
-    callback = CompressionCallback(gm, optimizer)
+    callback = CompressionCallback(gm, optimizer, into=net if own else None)
     saving = lightning.pytorch.callbacks.ModelCheckpoint(
         dirpath=folder, every_n_train_steps=8, save_top_k=-1, filename="{step}"
     )
@@ -155,8 +162,12 @@ def with_lightning(lightning, precision="32-true", folder=None, resume=None, **s
     )  # fmt: skip
     given = {} if resume is None else {"ckpt_path": str(resume), "weights_only": False}
     trainer.fit(Module(), DataLoader(TensorDataset(X, Y), batch_size=32), **given)
-    check_report(callback.compact, net)
+    check_compact(callback.compact, net, own)
     return net, gm, optimizer
+
+
+def test_lightning_ends_with_the_users_own_class(lightning):
+    check(*with_lightning(lightning, "bf16-mixed", own=True))
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])

@@ -110,6 +110,15 @@ def test_bases_that_cannot_be_wrapped():
     refuse(gm, torch.optim.SGD, fx_oto.SettingsError, r"'learning_rate' is neither an argument", learning_rate=0.1)
 
 
+def test_a_single_tensor_and_a_single_family_are_told_as_such():
+    gm, other = prepared(), torch.ones(3, requires_grad=True)
+    base = torch.optim.SGD([*gm.parameters(), other], lr=0.1)
+    with pytest.warns(fx_oto.FxOtoWarning, match=r"also holds 1 tensor beside the parameters of gm"):
+        fx_oto.DHSPG(gm, base, target_group_sparsity=0.5, total_steps=4)
+    text = r"cannot be reached.* \(1 family is left alone: unprunable"
+    refuse(gm, torch.optim.SGD, fx_oto.SettingsError, text, lr=0.1, target_group_sparsity=0.9, unprunable=["0"])
+
+
 def test_a_base_that_holds_other_parameters_too_is_announced():
     gm, head = prepared(), nn.Linear(5, 2).double()
     base = torch.optim.SGD([*gm.parameters(), *head.parameters()], lr=0.1)

@@ -104,7 +104,7 @@ def test_another_models_state_is_refused():
     net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     other = fx_oto.prepare(net, torch.randn(2, 4))
     state = fx_oto.DHSPG(other, torch.optim.SGD, lr=0.05, target_group_sparsity=0.5, total_steps=9).state_dict()
-    with pytest.raises(fx_oto.SettingsError, match=r"this state has 1 families, the model has 2"):
+    with pytest.raises(fx_oto.SettingsError, match=r"this state has 1 family, the model has 2"):
         optimizer.load_state_dict(state)
     with pytest.raises(fx_oto.SettingsError, match=r"this state was not saved by DHSPG: the key 'zigs' is missing"):
         optimizer.load_state_dict(optimizer.base.state_dict())

@@ -215,7 +215,7 @@ def test_a_partition_shows_who_makes_and_who_reads_each_family(resnet):
 def test_a_partition_gives_the_causes_of_what_is_kept(resnet):
     found = _texts(fx_oto.partition(resnet).draw())
     assert "kept whole: it is part of the model's output (op output) (2 axes)" in found
-    assert "kept whole: it is the model's input 'x' (1 axes)" in found
+    assert "kept whole: it is the model's input 'x' (1 axis)" in found
 
 
 def test_patterns_choose_families(resnet):
