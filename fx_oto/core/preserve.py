@@ -203,7 +203,8 @@ def tensors_put_back(model: nn.Module) -> Iterator[None]:
     """Undo what is written into buffers, and into tensors that modules hold, and which buffers; all else stays."""
     held = {id(one): one for one in (*model.buffers(), *_plain_tensors(_changeable(model)))}.values()
     before = [Content(tensor) for tensor in held]
-    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    registries: list[Any] = [module._buffers for module in model.modules()]
+    buffers = [(one, dict(one)) for one in registries if isinstance(one, dict)]  # of a scripted module it is none
     try:
         yield
     finally:
