@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from fx_oto.analysis.fakes import Fakes, StandIns, ValuesAskedError, asks_values, tensors_in
+from fx_oto.analysis.misfits import misfit
 from fx_oto.analysis.tape import FUSED, OpCall, Tape, macs_of_all
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import InputError, RuleError
@@ -38,7 +39,7 @@ from fx_oto.nn.norms import WholeNorms
 from fx_oto.nn.products import WholeProducts
 from fx_oto.nn.recurrence import WholeRecurrence, packed_call, takes_packed
 
-__all__ = ["Recording", "fake_run", "laid_out", "misfit", "one_by_one", "record_tape", "tape_of_steps", "whole_calls"]
+__all__ = ["Recording", "fake_run", "laid_out", "one_by_one", "record_tape", "tape_of_steps", "whole_calls"]
 
 
 _PACKING = ("_pack_padded_sequence", "_pad_packed_sequence")
@@ -348,38 +349,6 @@ def _explain(error: Exception, recorder: _Recorder | None, gm: nn.Module, inputs
     node = recorder.current if recorder is not None else None
     at = f" at node {node.name!r} ({source_line(node) or 'no source line'})" if node is not None else ""
     return misfit(error, at, gm, inputs)
-
-
-def _in_words(error: Exception) -> str:
-    """What an error says, with its kind where the text alone tells little, or is empty."""
-    text, kind = str(error).split("\n\nWhile executing")[0].strip(), type(error).__name__
-    if not text:
-        return kind
-    return f"{kind}: {text}" if isinstance(error, AssertionError | KeyError) else text
-
-
-def misfit(error: Exception, where: str, model: nn.Module, inputs: ExampleInputs) -> InputError:
-    """The error that a model does not run on its example inputs: where, why, what they are, and what to give."""
-    given = tensor_leaves((inputs.args, inputs.kwargs))
-    shapes = ", ".join(f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in given) or _kinds(inputs)
-    mine, theirs = {t.device for t in tensor_names(model).values()}, {t.device for t in given}
-    hint = "give inputs of the shape and type that model(*inputs) accepts"
-    if mine and theirs and mine != theirs:
-        hint = f"the model is on {_list(mine)}, the inputs are on {_list(theirs)}: move one to the other's device"
-    elif numbers := inputs.numbers:
-        hint = f"give tensors such as torch.randn{numbers}"
-    elif isinstance(error, TypeError) and "missing" in str(error):
-        hint = "give every argument of forward: a tuple of them, or a dict by name"
-    reason = _in_words(error)
-    return InputError(f"the model does not run on the example inputs{where}: {reason}; found {shapes}; {hint}")
-
-
-def _kinds(inputs: ExampleInputs) -> str:
-    return ", ".join(sorted({f"{type(leaf).__name__}s" for leaf in tree_leaves(inputs.args)})) or "no tensor"
-
-
-def _list(devices: set[Any]) -> str:
-    return ", ".join(sorted(map(str, devices)))
 
 
 def _real_values(gm: GraphModule, inputs: ExampleInputs) -> dict[str, tuple[Any, int]]:

@@ -12,7 +12,8 @@ from torch.fx import GraphModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from fx_oto.analysis.recording import fake_run, misfit
+from fx_oto.analysis.misfits import misfit
+from fx_oto.analysis.recording import fake_run
 from fx_oto.analysis.tape import Tape
 from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.attempt import Attempt, Captured, FixedByValuesError, analysed_tape

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from fx_oto.analysis.recording import misfit
+from fx_oto.analysis.misfits import misfit
 from fx_oto.capture.sheet import Sheet
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import TraceError

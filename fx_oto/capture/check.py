@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fx_oto.analysis.fakes import asks_values
-from fx_oto.analysis.recording import misfit
+from fx_oto.analysis.misfits import misfit
 from fx_oto.capture.refusals import ON_VALUES, NotCapturedError
 from fx_oto.capture.run import CaptureRun
 from fx_oto.capture.steering import Steered

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
 
-from fx_oto.analysis.recording import misfit
+from fx_oto.analysis.misfits import misfit
 from fx_oto.capture.calls import PLAIN, name_of
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import InputError, SettingsError

@@ -352,8 +352,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
 
         There it is found by whatever knows of optimizers' states, as ``torch.distributed.checkpoint.state_dict`` does.
         """
-        for before in self._optimizer_state_dict_pre_hooks.values():
-            before(self)
+        states.call_before_saving(self)
         own = {
             "settings": self.settings(),
             "step": self._steps,
@@ -362,10 +361,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
             "trajectory": self.trajectory.state(),
             **self.own_state(),
         }
-        state = states.joined(self.base.state_dict(), own)
-        for after in self._optimizer_state_dict_post_hooks.values():
-            state = after(self, state) or state
-        return state
+        return states.called_after_saving(self, states.joined(self.base.state_dict(), own))
 
     def settings(self) -> dict[str, str]:
         """What a state must have been saved with, as it is to be said."""
@@ -389,8 +385,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
         Raises:
             SettingsError: the state is not that of such an optimizer, or of this model.
         """
-        for before in self._optimizer_load_state_dict_pre_hooks.values():
-            state_dict = before(self, state_dict) or state_dict
+        state_dict = states.called_before_loading(self, state_dict)
         base, own = states.parted(state_dict, type(self).__name__)
         states.check_own(own, self.settings(), [len(family) for family in self.zigs.families])
         self.base.load_state_dict(base)
@@ -402,5 +397,4 @@ class GroupSparseOptimizer(Optimizer, ABC):
         self.trajectory.steps, self.trajectory.gone = self._steps, self._rows.gone
         self.load_own_state(own)
         self._attach()
-        for after in self._optimizer_load_state_dict_post_hooks.values():
-            after(self)
+        states.call_after_loading(self)

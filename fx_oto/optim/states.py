@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch.optim import Optimizer
+
 from fx_oto.core.errors import SettingsError
 from fx_oto.core.tables import counted
 
-__all__ = ["check_own", "joined", "parted"]
+__all__ = [
+    "call_after_loading",
+    "call_before_saving",
+    "called_after_saving",
+    "called_before_loading",
+    "check_own",
+    "joined",
+    "parted",
+]
 
 _KEY = "zigs"
 
@@ -66,3 +76,32 @@ def check_own(own: dict[str, Any], settings: dict[str, str], families: Sequence[
             f"this state was saved by an optimizer with {theirs}, this one has {ours}: to resume, build it with the "
             "same target, steps, limits and stride"
         )
+
+
+# The hooks of a torch optimizer, which it calls in methods that ours has of its own.
+
+
+def call_before_saving(optimizer: Optimizer) -> None:
+    """Call the hooks of ``register_state_dict_pre_hook``."""
+    for hook in optimizer._optimizer_state_dict_pre_hooks.values():
+        hook(optimizer)
+
+
+def called_after_saving(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """The state that the hooks of ``register_state_dict_post_hook`` make of a state."""
+    for hook in optimizer._optimizer_state_dict_post_hooks.values():
+        state = hook(optimizer, state) or state
+    return state
+
+
+def called_before_loading(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """The state that the hooks of ``register_load_state_dict_pre_hook`` make of a state."""
+    for hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
+        state = hook(optimizer, state) or state
+    return state
+
+
+def call_after_loading(optimizer: Optimizer) -> None:
+    """Call the hooks of ``register_load_state_dict_post_hook``."""
+    for hook in optimizer._optimizer_load_state_dict_post_hooks.values():
+        hook(optimizer)
