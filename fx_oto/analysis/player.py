@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from fx_oto.analysis.aliases import Part, meet, overwritten, part_of, taken
 from fx_oto.analysis.boundaries import Boundaries
 from fx_oto.analysis.closure import settle
 from fx_oto.analysis.dependencies import Axis, Dependencies, Gather, Reason
-from fx_oto.analysis.engine import Propagation, Rule
+from fx_oto.analysis.engine import FIXED, Propagation, Rule
 from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer, laid_along
 from fx_oto.analysis.sizes import PLACE, indexed_at
 from fx_oto.analysis.tables import untrained_tables
@@ -22,7 +23,7 @@ from fx_oto.core.errors import FxOtoError
 from fx_oto.core.fx_utils import behind, is_random, op_name, tensor_leaves
 from fx_oto.core.layouts import is_sparse
 from fx_oto.nn.leaves import OpaqueOp
-from fx_oto.nn.modes import by_mode, written_in
+from fx_oto.nn.modes import by_mode, called, written_in
 
 __all__ = ["Player"]
 
@@ -41,6 +42,7 @@ class Player(Propagation):
         super().__init__(*args)
         self._boundaries = Boundaries(self, self._gm, self._tape)
         self._untrained: list[Tensor] = []
+        self._parts: dict[int, tuple[Part, ...] | None] = {}
 
     def run(self) -> Dependencies:
         """Play the tape, settle the deferred choices, and report."""
@@ -199,11 +201,17 @@ class Player(Propagation):
         for target, layers in zip(written, before, strict=True):
             self._note_write(target, layers)
         self._values.share(call.outputs)
+        self._note_made(call)
+
+    def _note_made(self, call: OpCall) -> None:
+        """What a call has returned, or written into, is drawn if it draws, or reads what is."""
         is_choice = call.func is by_mode  # of which evaluation takes the last
         sources = tensor_leaves(call.args[-1]) if is_choice else call.inputs
         is_drawn = (call.may_draw and not is_choice) or any(self._values[source].is_drawn for source in sources)
         for out in call.outputs:
             self._values[out].made_by, self._values[out].is_drawn = call, is_drawn
+        for alias in (one for target in call.written if is_drawn for one in self._values.sharing(target)):
+            self._values[alias].is_drawn = True
 
     def _keep_sparse(self, call: OpCall) -> None:
         """Rules speak of elements that lie where labels say: a sparse tensor may only be multiplied with others."""
@@ -221,7 +229,72 @@ class Player(Propagation):
         if node.target is written_in:
             by_chance = node.args[0] and any(map(is_random, behind(node) - behind(node.args[3])))
             self.put(target, before if by_chance else self._agreed(before, self.layers(target)))
-        self._values.write(target, before)
+        self._keep_steps(target)
+        if not self._values.says_the_same(target, before):
+            self._write_through(target)
+
+    def _write_through(self, target: Tensor) -> None:
+        """What shares memory with a tensor is what has been written into that; where this is not told, it is outdated.
+
+        Of ``x``, ``(4, 16)``, and ``y = x[:, 8:]``, then ``y.cos_()``, what is removed of ``x`` is zero along the first
+        8 channels, and one along the others.
+        """
+        aliases = self._values.sharing(target)
+        whole = aliases[0]
+        told = [one for one in aliases if self._values.is_line(one) and self._values[one].outdated_by is None]
+        parts = {id(one): self._part(one, whole) for one in told}
+        here = parts.get(id(target)) if id(whole) in parts else None
+        layers = self.layers(whole) if here is None or whole is target else self._layers_with(target, whole, here)
+        for one in aliases:
+            if one is target:
+                continue
+            there = parts.get(id(one)) if here is not None else None
+            if here is None or there is None:
+                self._values[one].outdated_by = target
+            elif meet(here, there):
+                self._values[one].layers = tuple(taken(layers, there, one.ndim))
+
+    def _part(self, view: Tensor, whole: Tensor) -> tuple[Part, ...] | None:
+        """Which part of the first tensor in its memory a view is."""
+        if id(view) not in self._parts:
+            self._parts[id(view)] = part_of(view, whole)
+        return self._parts[id(view)]
+
+    def _layers_with(self, target: Tensor, whole: Tensor, parts: Sequence[Part]) -> list[Layer]:
+        """The layers of a tensor, into a part of which something has been written."""
+        new, found = {layer.dims: layer for layer in self.layers(target)}, []
+        for layer in self.layers(whole):
+            part = parts[layer.dims[0]]
+            labels = layer.labels.reshape(-1)[list(part.places)]
+            now = None if part.dim is None else new.pop((part.dim,), None)
+            if now is None:
+                self.freeze(labels, FIXED)
+            else:
+                self.unite(labels, now.labels.reshape(-1), FIXED)
+            found.append(overwritten(layer, parts, whole.shape, now))
+        for layer in new.values():
+            self.freeze(layer.labels, FIXED)
+        return found
+
+    def _keep_steps(self, target: Tensor) -> None:
+        """A view of every other channel becomes a copy once some are cut, so nothing may be written through it.
+
+        What ``x[:, ::2] += 1`` has added to a copy, Python writes into ``x`` again.
+        """
+        aliases = self._values.sharing(target)
+        whole, (name, args) = aliases[0], called(self.fx_node)
+        inner = args[0].meta["val"] if name == "setitem" else target
+        here = self._part(target, whole)
+        for one in aliases if len(aliases) > 1 else ():
+            parts = self._part(one, whole) or ()
+            along = {dim for dim, part in enumerate(parts) if part.leaves_out}
+            for layer in (layer for layer in self.layers(whole) if along.intersection(layer.dims)):
+                if one is inner and not _is_written_back(self.fx_node):
+                    self.freeze(
+                        layer.labels, "it is written in place through a view that leaves out some between others"
+                    )
+                elif one is not target and (here is None or meet(here, parts)):
+                    self._values[one].outdated_by = target
 
     def _agreed(self, left: Sequence[Layer], right: Sequence[Layer]) -> list[Layer]:
         """What is true of a tensor whose layers are these or those."""
@@ -279,3 +352,12 @@ class Player(Propagation):
             if (target := self._values[value].outdated_by) is not None:
                 for alias in (value, target):
                     self.freeze_value(alias, "it was written in place through a view before it is read here")
+
+
+def _is_written_back(node: Node) -> bool:
+    """Whether a node is the operator in ``x[places] += y``, after which Python writes ``x[places]`` itself."""
+    view = next(iter(called(node)[1]), None)
+    if not isinstance(view, Node) or op_name(view) != "getitem":
+        return False
+    place = [*view.args, node]
+    return any(called(user)[0] == "setitem" and list(called(user)[1]) == place for user in node.users)

@@ -65,18 +65,25 @@ class Values:
         for tensor in tensors:
             self._sharing[storage_of(tensor)].append(tensor)
 
-    def write(self, target: Tensor, before: Sequence[Layer]) -> None:
-        """Note that a call has written into ``target``, whose layers were ``before``.
+    def sharing(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors in the memory of one, itself among them, in the order in which they were made."""
+        return list({id(one): one for one in (*self._sharing.get(storage_of(tensor), ()), tensor)}.values())
 
-        What shares its memory is outdated if they have changed: of ``y = x.view(8)``, then ``y.cos_()``, the layers of
-        ``x`` say that a removed element is zero, but it is one now. After ``y.relu_()`` they still tell the truth.
+    def is_line(self, tensor: Tensor) -> bool:
+        """Whether each layer is along a dimension of its own, and there is nothing more to know of it."""
+        record = self[tensor]
+        dims = [layer.dims for layer in record.layers]
+        plain = record.region is None and record.selected is None and not record.is_weight
+        return plain and len(set(dims)) == len(dims) and all(len(one) == 1 for one in dims)
+
+    def says_the_same(self, tensor: Tensor, before: Sequence[Layer]) -> bool:
+        """Whether the layers of a tensor say what those did that it had before something was written into it.
+
+        Of ``y = x.view(8)``, then ``y.cos_()``, the layers of ``x`` say that a removed element is zero, but it is one
+        now. After ``y.relu_()`` they still tell the truth.
         """
-        after = self[target].layers
-        if len(after) == len(before) and all(map(_equivalent, before, after)):
-            return
-        for other in self._sharing.get(storage_of(target), ()):
-            if other is not target:
-                self[other].outdated_by = target
+        after = self[tensor].layers
+        return len(after) == len(before) and all(map(_equivalent, before, after))
 
     def behind(self, call: OpCall | None) -> Reason | None:
         """Why an operand of a call is without layers; None if all have some, or none is known to have lost them."""

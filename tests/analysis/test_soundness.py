@@ -205,10 +205,8 @@ def test_a_write_through_a_view_that_keeps_zero_at_zero_is_followed():
     assert compress_half(WrittenView(0.0), IMAGE).zigs == 8
 
 
-def test_a_write_through_a_view_that_changes_what_is_removed_is_kept_whole():
-    zigs = fx_oto.partition(fx_oto.prepare(WrittenView(1.0), IMAGE))
-    assert not zigs.families
-    assert any("written in place through a view" in str(axis.reason) for axis in zigs.frozen)
+def test_a_write_through_a_view_that_changes_what_is_removed_is_followed():
+    assert compress_half(WrittenView(1.0), IMAGE).zigs == 8
 
 
 class Shared(nn.Module):

@@ -111,6 +111,84 @@ def set_to_the_largest(m, h):
     h[h > 0.5] = h.detach().max()
 
 
+def add_and_halve(m, h):
+    h[:, 2:6].add_(1).mul_(0.5)
+
+
+def cosine_of_the_last(m, h):
+    h[:, 8:].cos_()
+
+
+def cosine_of_some_rows(m, h):
+    h[:1, 2:6].cos_()
+
+
+def cosine_of_rows_that_are_channels(m, h):
+    h.t()[2:8].cos_()
+
+
+def cosine_within_a_part(m, h):
+    h[:, 2:10][:, 1:5].cos_()
+
+
+def cosine_of_one(m, h):
+    h.narrow(1, 2, 7)[:, 3].cos_()
+
+
+def cosine_before_a_part_is_read(m, h):
+    view = h[:, :4]
+    h.cos_()
+    view.mul_(m.inner(view.clone()))
+
+
+def parts_that_meet(m, h):
+    left, right = h[:, :6], h[:, 4:]
+    left.cos_()
+    right.mul_(2.0)
+    left.add_(1)
+
+
+def parts_side_by_side(m, h):
+    left, right = h[:, :6], h[:, 6:]
+    left.cos_()
+    right.add_(left)
+
+
+def one_half_then_the_other(m, h):
+    out = torch.zeros_like(h)
+    out[:, :6] = h[:, 6:]
+    out[:, 6:].add_(h[:, :6]).mul_(2)
+    h.copy_(out)
+
+
+def even_and_odd(m, h):
+    out, old = torch.zeros_like(h), h.clone()
+    out[:, ::2] = old[:, :6]
+    out[:, 1::2] = old[:, 6:].cos()
+    h.copy_(out)
+
+
+def add_to_every_second(m, h):
+    h[:, 1::2] += 1
+
+
+def add_through_a_view_of_every_second(m, h):
+    h[:, 1::2].add_(1)
+
+
+def double_through_a_view_of_every_second(m, h):
+    h[:, 1::2].mul_(2)
+
+
+def double_within_every_second(m, h):
+    view = h[:, 1::2]
+    view[:, 1:] *= 2
+
+
+def shift_and_scale(m, h):
+    h[:, 2:6].add_(m.shift[:4]).mul_(m.shift[4:8])
+
+
 # What a linear layer returns is zero once removed; of the others, each joins channels, or keeps one that is written.
 WRITES = {
     set_slice: WIDTH,
@@ -134,6 +212,23 @@ WRITES = {
     set_channels_by_a_list: 0,
     set_channels_by_data: WIDTH,
     set_to_the_largest: WIDTH,
+    add_and_halve: WIDTH,
+    cosine_of_the_last: WIDTH,
+    cosine_of_some_rows: WIDTH,
+    cosine_of_rows_that_are_channels: WIDTH,
+    cosine_within_a_part: WIDTH,
+    cosine_of_one: WIDTH - 1,
+    cosine_before_a_part_is_read: WIDTH,
+    parts_that_meet: WIDTH,
+    parts_side_by_side: WIDTH // 2,
+    one_half_then_the_other: WIDTH // 2,
+    even_and_odd: 3,
+    add_to_every_second: WIDTH,
+    # Once channels are cut, every second of those that are left is not every second of all.
+    add_through_a_view_of_every_second: 0,
+    double_through_a_view_of_every_second: 0,
+    double_within_every_second: 0,
+    shift_and_scale: WIDTH,
 }
 
 
@@ -172,6 +267,22 @@ def test_rows_by_a_mask_of_several_dimensions():
             return self.b(h)
 
     assert compress_half(Tokens(), torch.randn(4, 6, 5)).zigs == WIDTH
+
+
+def test_steps_that_a_loop_writes_one_by_one():
+    class Loop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.b = nn.GRUCell(5, WIDTH), nn.Linear(WIDTH, 3)
+
+        def forward(self, x):
+            h, out = x.new_zeros(x.size(0), WIDTH), x.new_zeros(x.size(0), 4, WIDTH)
+            for step in range(4):
+                h = self.cell(x[:, step], h)
+                out[:, step] = h
+            return self.b(out)
+
+    assert compress_half(Loop(), torch.randn(2, 4, 5)).zigs == WIDTH
 
 
 class Partial(nn.Module):

@@ -65,8 +65,7 @@ class Aliases:
     def _aliased(self, node: Node) -> list[Node]:
         if node.op in ("placeholder", "get_attr", "output"):
             return []
-        if says_in_place(node):
-            target = _target(node)
+        if (target := _target(node)) is not None or says_in_place(node):
             return [] if target is None else [target]
         if node.op == "call_module":
             fresh = isinstance(self.gm.get_submodule(str(node.target)), _FRESH)
@@ -93,6 +92,8 @@ def _target(node: Node) -> Node | None:
     """What a node writes into, None if it only computes."""
     if node.target is written_in:
         return node.args[3]  # type: ignore[return-value]
+    if isinstance(out := node.kwargs.get("out"), Node):
+        return out
     if not node.op.startswith("call_") or not (says_in_place(node) or op_name(node) == "copy_"):
         return None
     first = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
