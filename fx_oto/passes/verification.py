@@ -95,7 +95,7 @@ class Verification(Analysis):
 
     Raises:
         VerificationError: when it runs: the outputs differ; names the first node that does. Or gradients do; names
-            their parameters. Or all outputs are NaN or infinite, so that nothing could be compared.
+            their parameters. Or a buffer holds NaN, and so do all outputs.
 
     Example:
         >>> import torch, fx_oto
@@ -154,7 +154,7 @@ class Verification(Analysis):
         return VerificationReport(*worst)
 
     def _check_finite(self, outputs: list[Tensor]) -> None:
-        """Some number must be there to compare.
+        """Where a buffer holds NaN, some number must be there to compare; else that is what the model returns.
 
         Raises:
             VerificationError: all are NaN or infinite.
@@ -163,11 +163,11 @@ class Verification(Analysis):
         if not floats or any(bool(one.isfinite().any()) for one in floats):
             return
         buffers = (pair for pair in self.reference.named_buffers() if pair[1].is_floating_point())
-        named = next((f" {name!r} holds NaN: restore a checkpoint." for name, one in buffers if one.isnan().any()), "")
-        raise VerificationError(
-            "every number that the full model returns on the example inputs is NaN or infinite, so nothing could be "
-            f"compared.{named or ' Prepare it with example inputs on which it returns numbers.'}"
-        )
+        if name := next((name for name, one in buffers if one.isnan().any()), ""):
+            raise VerificationError(
+                "every number that the full model returns on the example inputs is NaN or infinite, so nothing could "
+                f"be compared: {name!r} holds NaN. Restore a checkpoint"
+            )
 
     def _compared_gradients(self, gm: GraphModule, context: Context, dice: Dice) -> int:
         """Compare those in training mode; in evaluation as well where training is random, fails, or is all rounding."""

@@ -61,9 +61,15 @@ def test_layers_that_are_cast_to_what_they_are_learn(name):
 
 
 def test_a_layer_that_is_cast_to_another_type_learns():
-    """It is of that type from the first call on."""
+    """It is of that type from the first call on, which is the user's."""
     torch.manual_seed(0)
     model, x = Net(lambda m, x: m.norm(m.a.double()(x.double()).float())), torch.randn(6, 4)
+    with pytest.raises(
+        fx_oto.TraceError, match=r"another parameter 'weight', as module.to\(dtype\) does.*before prepare"
+    ):
+        fx_oto.prepare(model, x)
+    assert model.a.weight.dtype == torch.float32
+    model(x)
     gm = fx_oto.prepare(model, x)
     torch.testing.assert_close(gm(x), model(x))
     gm(x).sum().backward()

@@ -118,6 +118,7 @@ def test_code_that_saves_work_for_one(middle, example):
     assert all(same(gm, model, size) for size in SIZES)
 
 
+@pytest.mark.filterwarnings("ignore:forward did not use these parameters:fx_oto.FxOtoWarning")
 @pytest.mark.parametrize("middle", ALIKE)
 def test_compact_models_take_one_and_more(middle):
     model = Sequences(middle).eval()

@@ -422,6 +422,7 @@ CASES = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:forward did not use these parameters:fx_oto.FxOtoWarning")
 @pytest.mark.parametrize(("add", "norm"), CASES, ids=lambda one: one if isinstance(one, str) else "")
 def test_it_is_saved_exported_and_written_back(add, norm, tmp_path):
     model, small = compact(Net(add, norm))
