@@ -55,7 +55,8 @@ class Original:
 
     def is_of(self, model: nn.Module) -> bool:
         """Whether it was this very model, or parts of it, that was captured."""
-        return self.model is not None and vars(self.model)["_modules"] is vars(model)["_modules"]
+        mine = self.model
+        return mine is model or (mine is not None and mine._modules is model._modules)  # which parts share with it
 
     @property
     def model(self) -> nn.Module | None:
