@@ -18,7 +18,6 @@ from fx_oto.capture.forms import Forms
 from fx_oto.capture.groups import Group, groups_of, resized
 from fx_oto.capture.memory import Memory
 from fx_oto.capture.names import AnyNames
-from fx_oto.capture.orders import orders_that_matter
 from fx_oto.capture.precision import Precision
 from fx_oto.capture.rebuilt import Rebuilt
 from fx_oto.capture.refusals import ON_VALUES, NotCapturedError, NotHashedError
@@ -160,7 +159,6 @@ class Attempt:
         found = None if self.types else self._captured_on(forms.of_other_types(self.inputs), types)
         if found is not None:
             return found
-        by_order = orders_that_matter(self.model, self.inputs, runs, self._runs)
         precision = Precision(self.model, self.inputs, runs, self._runs_of)
         sizes = Sizes(self.model, self.inputs, self._runs, runs, handed)
         by_values = not self.options.may_fix and any(run.calls_functions_whole for run in runs)
@@ -171,7 +169,6 @@ class Attempt:
         is_cast = precision.rewrite()
         for run in runs:
             forms.fix(run)
-            run.fix_orders(by_order)
         gm, merged = self._joined(runs)
         with_modes_of(gm, self.model)
         both = self.both_modes and (merged or not all(run.is_plain for run in runs))

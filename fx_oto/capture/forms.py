@@ -1,8 +1,8 @@
 """What else of its inputs a model's code goes by, and that leaves no trace in a graph: found by capturing it on others.
 
 Code such as ``if x.dim() == 2: x = x[None]`` takes single examples as well, ``if mask.dtype == torch.bool`` masks of
-two kinds, and ``for _ in range(steps)`` as many steps as it is told. Numbers of dimensions, types and numbers that were
-given are plain once C code has seen them.
+two kinds, ``for _ in range(steps)`` as many steps as it is told, and ``values()`` of a dictionary come in its order.
+Numbers of dimensions, types and numbers that were given are plain once C code has seen them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_map_only
 
+from fx_oto.capture.orders import orders_that_matter
 from fx_oto.capture.refusals import NotCapturedError, NotHashedError
 from fx_oto.capture.run import CaptureRun
 from fx_oto.core.context import ExampleInputs
@@ -38,11 +39,13 @@ class Forms:
         ranks: whether that is how many dimensions the inputs have.
         types: with which types it does something else, of tensors by their number among the inputs.
         numbers: which of the numbers among the inputs that are.
+        orders: arguments of which it is the order in which entries of dictionaries come.
     """
 
     ranks: bool
     types: dict[int, list[torch.dtype]]
     numbers: list[int]
+    orders: list[str]
 
     @classmethod
     def of(
@@ -81,7 +84,7 @@ class Forms:
             if any(_goes_by(runs, _taken(with_number, (number, other))) for other in _other_numbers(value))
         ]
         ranks = runs[0].subject.reads_ranks and any(map(differs, _of_other_ranks(inputs)))
-        return cls(ranks, types, numbers)
+        return cls(ranks, types, numbers, orders_that_matter(runs, inputs, again))
 
     def of_other_types(self, inputs: ExampleInputs) -> Iterator[ExampleInputs]:
         """Inputs with which code does something else: it may cast these, and might as well cast all."""
@@ -91,6 +94,7 @@ class Forms:
     def fix(self, run: CaptureRun) -> None:
         """Let the graph of a run check them."""
         run.fix_forms(self.ranks, self.types, self.numbers)
+        run.fix_orders(self.orders)
 
 
 def _taken(again: Callable[[Any], list[CaptureRun]], other: Any) -> list[CaptureRun] | None:

@@ -11,11 +11,10 @@ import copy
 import inspect
 import operator
 from collections import Counter, OrderedDict, UserDict, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from torch.fx import Node
 
 from fx_oto.capture.arguments import Arguments, is_none, is_so, length, sorted_keys
@@ -31,20 +30,18 @@ _DICTS = (dict, OrderedDict, defaultdict)
 
 
 def orders_that_matter(
-    model: nn.Module,
+    runs: Sequence[CaptureRun],
     inputs: ExampleInputs,
-    runs: list[CaptureRun],
     again: Callable[[ExampleInputs], list[CaptureRun]],
 ) -> list[str]:
     """The arguments that have dictionaries in them, by whose order code goes.
 
     Args:
-        model: the model.
+        runs: captures on the example inputs.
         inputs: the example inputs.
-        runs: captures on these.
         again: captures the model on others.
     """
-    arguments = Arguments.of(model, inputs)
+    arguments = Arguments.of(runs[0].model, inputs)
     names = [name for name, value in arguments.given.items() if _turned(value) is not value]
 
     def matters(turned: Iterable[str]) -> bool:

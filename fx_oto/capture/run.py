@@ -47,7 +47,7 @@ from fx_oto.capture.whole import (
     Part,
     parts_in,
 )
-from fx_oto.core.errors import InputError, TraceError
+from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import last_node, raised_at
 from fx_oto.core.preserve import Dice, evaluating, forget_parameters, without_backward_hooks
 from fx_oto.nn.leaves import LeafOp, leaf_of
@@ -140,12 +140,7 @@ class CaptureRun(Recorder):
             NotHashedError: it uses sizes as keys at a place that is not in ``hashable``.
         """
         caches.empty(self._globals.values())
-        if folding := forget_parameters(self.model):
-            raise InputError(
-                f"train() and eval() of the module {folding[0]!r} write into its parameters, as where weights are "
-                "merged, but a graph shares these and does not follow: merge them for good before prepare, or keep "
-                "them apart in both modes, as merge_weights=False does in loralib"
-            )
+        forget_parameters(self.model)
         dice = Dice(torchs=False)  # from torch's, the graph draws
         self._dice = dice if self.options.watchful else None
         try:

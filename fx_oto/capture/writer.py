@@ -43,8 +43,11 @@ _UNREGISTERED = (
     "the model computes with a parameter that is none of its own, as that of a layer in a plain list: to the graph it "
     "is a constant, which nobody trains. Keep layers in nn.ModuleList or nn.ModuleDict, parameters in nn.ParameterList"
 )
-_WHERE = "the graph was captured where"
 _ELSE = "the model's code does something else"
+
+
+def _captured_where(what: str) -> str:
+    return f"the graph was captured where {what}; trace it on such inputs"
 
 
 class Writer(Sheet):
@@ -155,7 +158,7 @@ class Writer(Sheet):
         self.checked[self._question(node)] = answer
         same = self.create("call_function", operator.eq, (node, answer))
         same.meta["val"] = True
-        text = f"the graph was captured where this was {answer!r} ({source_line(node)}); trace it on such inputs"
+        text = _captured_where(f"this was {answer!r} ({source_line(node)})")
         check = self.create("call_function", torch._assert, (same, text))
         check.meta["val"] = None
         return answer
@@ -250,7 +253,7 @@ class Writer(Sheet):
             source = self.places.get(id(self.fakes.of(tensors[number])))
             if not isinstance(source, Node) or source._erased:
                 continue
-            text = f"dimension {dim} of {source.name} was {size}, on which {difference} depends"
+            text = _captured_where(f"dimension {dim} of {source.name} was {size}, on which {difference} depends")
             with self.graph.inserting_before(source.next):
                 found = self._known(self.graph.call_method("size", (source, dim)), size)
                 self._check(found, size, difference.check or text)
@@ -269,17 +272,17 @@ class Writer(Sheet):
                 continue
             with self.graph.inserting_before(source.next):
                 if ranks:
-                    text = f"{source.name} had {tensor.ndim} dimensions, and {_ELSE} where there are more, or fewer"
-                    self._check(self._known(self.graph.call_method("dim", (source,)), tensor.ndim), tensor.ndim, text)
+                    what = f"{source.name} had {tensor.ndim} dimensions, and {_ELSE} where there are more, or fewer"
+                    found = self._known(self.graph.call_method("dim", (source,)), tensor.ndim)
+                    self._check(found, tensor.ndim, _captured_where(what))
                 for other in types.get(number, ()):
+                    what = f"{source.name} was of {tensor.dtype}, and {_ELSE} with {other}"
                     found = self._known(self.graph.call_function(getattr, (source, "dtype")), tensor.dtype)
-                    self._check(
-                        found, other, f"{source.name} was of {tensor.dtype}, and {_ELSE} with {other}", operator.ne
-                    )
+                    self._check(found, other, _captured_where(what), operator.ne)
         for number in numbers:
             node, value, name = self.numbers_given[number]
             with self.graph.inserting_before(node.next):
-                self._check(node, value, f"{name} was {value!r}, and {_ELSE} with other numbers")
+                self._check(node, value, _captured_where(f"{name} was {value!r}, and {_ELSE} with other numbers"))
         self.rewritten = self.rewritten or ranks or bool(types or numbers)
         self.numbers_given = []
         self.drop_unread_numbers()
@@ -292,9 +295,8 @@ class Writer(Sheet):
             if name in names and len(keys) > 1:
                 with self.graph.inserting_before(node):
                     found = self._known(self.graph.call_function(keys_in_order, node.args), keys)
-                    self._check(
-                        found, keys, f"what is in {name} came in the order {keys}, and {_ELSE} in another order"
-                    )
+                    what = f"what is in {name} came in the order {keys}, and {_ELSE} in another order"
+                    self._check(found, keys, _captured_where(what))
                 found.meta["is_wrapped"] = self.rewritten = True
 
     def _known(self, node: Node, value: Any) -> Node:
@@ -302,10 +304,9 @@ class Writer(Sheet):
         return node
 
     def _check(self, found: Node, value: Any, text: str, compare: Any = operator.eq) -> None:
-        """Check a value."""
+        """Check that a value is another, or, by ``ne``, that it is not; ``text`` is said where that fails."""
         same = self._known(self.graph.call_function(compare, (found, value)), True)
-        told = text if text.startswith(_WHERE) else f"{_WHERE} {text}; trace it on such inputs"
-        self._known(self.graph.call_function(torch._assert, (same, told)), None)
+        self._known(self.graph.call_function(torch._assert, (same, text)), None)
 
     def module(self) -> GraphModule:
         """The graph with what it refers to, in the model's present modes."""

@@ -17,6 +17,7 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.overrides import BaseTorchFunctionMode
 
 from fx_oto.core.contents import Content, Kept, Writes
+from fx_oto.core.errors import InputError
 from fx_oto.core.layouts import is_sparse
 
 __all__ = [
@@ -125,14 +126,13 @@ def unchanged(
         put_back()
 
 
-def forget_parameters(model: nn.Module) -> list[str]:
+def forget_parameters(model: nn.Module) -> None:
     """Make modules drop what they cached from their parameters in evaluation, as they do when training begins.
 
-    Returns:
-        The names of modules of which ``train`` and ``eval`` write into parameters: these are as they were.
+    Raises:
+        InputError: ``train`` and ``eval`` of a module write into its parameters, which are as they were.
     """
     changing = [(path, one) for path, one in model.named_modules() if type(one).train is not nn.Module.train]
-    folding = []
     for path, module in changing:
         watch = Writes(module.parameters())
         try:
@@ -140,10 +140,13 @@ def forget_parameters(model: nn.Module) -> list[str]:
                 module.train(False)
                 module.train(True)
             if watch.found():
-                folding.append(path)
+                raise InputError(
+                    f"train() and eval() of the module {path!r} write into its parameters, as where weights are "
+                    "merged, but a graph shares these and does not follow: merge them for good before prepare, or "
+                    "keep them apart in both modes, as merge_weights=False does in loralib"
+                )
         finally:
             watch.put_back()
-    return folding
 
 
 @contextmanager

@@ -350,9 +350,10 @@ def test_sizes_of_weights_are_no_inputs_sizes(third):
 class Windows(nn.Module):
     """Attention in windows of 2 × 2, some of which are masked: their number is known by the mask alone, as in Swin."""
 
-    def __init__(self, masked):
+    def __init__(self, masked, add=torch.add):
         super().__init__()
-        self.masked, self.a, self.qkv, self.b = masked, nn.Linear(4, 12), nn.Linear(12, 36), nn.Linear(12, 3)
+        self.add, self.masked = add, masked
+        self.a, self.qkv, self.b = nn.Linear(4, 12), nn.Linear(12, 36), nn.Linear(12, 3)
         self.table = nn.Parameter(torch.randn(9, 2))
         self.register_buffer("index", torch.arange(16) % 9)
 
@@ -362,7 +363,7 @@ class Windows(nn.Module):
         h = h.view(batch, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, channels)
         q, k, v = (one.view(one.shape[0], -1, 2, 6).transpose(1, 2) for one in self.qkv(h).chunk(3, -1))
         bias = self.table[self.index].view(4, 4, -1).permute(2, 0, 1).contiguous()
-        scores = self.masked(q @ k.transpose(-1, -2) + bias.unsqueeze(0), self.mask(x), h)
+        scores = self.masked(self.add(q @ k.transpose(-1, -2), bias.unsqueeze(0)), self.mask(x), h)
         h = (scores.softmax(-1) @ v).transpose(1, 2).reshape(-1, 4, 12)
         return self.b(h.mean(1)).view(batch, -1, 3)
 
@@ -389,3 +390,17 @@ def by_steps(scores, mask, h):
 def test_heads_go_whatever_the_number_of_windows(masked, examples):
     others = [torch.randn(3, 4, 4, 4), torch.randn(1, 6, 4, 4), torch.randn(2, 8, 6, 4)]
     assert exact(Windows(masked), examples, others) >= 12 + 2
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda scores, bias: scores + bias,
+        lambda scores, bias: torch.subtract(scores, -bias),
+        lambda scores, bias: torch.addcmul(scores, bias, torch.ones((), dtype=bias.dtype)),
+        lambda scores, bias: scores.clone().add_(bias),
+    ],
+)
+def test_heads_go_however_positions_are_added(add):
+    others = [torch.randn(3, 4, 4, 4), torch.randn(2, 8, 6, 4)]
+    assert exact(Windows(by_number_of_windows, add), torch.randn(2, 4, 4, 4), others) == 12 + 2

@@ -28,7 +28,6 @@ __all__ = ["cut_moves", "entries_of", "spelled_out"]
 
 _GIVEN = {"view", "reshape", "_unsafe_view", "view_as", "reshape_as", "unflatten"}
 _TURNING = ("transpose", "permute", "flatten", "movedim", "moveaxis", "swapaxes", "swapdims", "squeeze", "unsqueeze")
-_TOGETHER = {"add", "sub", "mul", "div", "truediv", "iadd", "isub", "imul", "itruediv", "add_", "sub_", "mul_", "div_"}
 _EXPANDING = {"expand", "broadcast_to"}
 _SPREADING = {*_EXPANDING, "repeat", "tile", "repeat_interleave"}
 _SLIDING = ("conv", "pool", "getitem", "slice", "narrow", "select", "view", "reshape", "unflatten", "unfold")
@@ -158,7 +157,7 @@ def _parts(p: Propagation, node: Node, source: Tensor, dim: int) -> list[_Size]:
     """The size of a dimension: one factor, or three: repeats of all channels, channels, repeats of each."""
     size = source.size(dim)
     if not p.is_fixed(source, dim):
-        settled = size in p.sizes.fixed or _is_settled(_read_by(node), dim - source.ndim)
+        settled = size in p.sizes.fixed or _is_settled(p, _read_by(node), dim - source.ndim)
         return [_Size(Fraction(size)) if settled else _of_dim(p, _read_by(node), dim)]
     layer = next((layer for layer in p.layers(source) if dim in layer.dims), None)
     if layer is None:
@@ -267,7 +266,7 @@ def _turned_into(node: Node, value: Tensor, dim: int) -> list[int]:
     return [one for one, stride in strides if begin <= stride and stride * value.size(one) <= end]
 
 
-def _is_settled(node: Any, back: int) -> bool:
+def _is_settled(p: Propagation, node: Any, back: int) -> bool:
     """Return whether a dimension, counted from the last, has a size that inputs do not change, as after pooling."""
     waiting = [node]
     for one in waiting:
@@ -286,8 +285,14 @@ def _is_settled(node: Any, back: int) -> bool:
         if not below and size == 1:
             return True
         # Of two that are added torch refuses one of another size, so it is enough that one of them has a settled one.
-        waiting += [read for read in (below if name in _TOGETHER else below[:1]) if read not in waiting]
+        waiting += [read for read in (below if _is_pointwise(p, one) else below[:1]) if read not in waiting]
     return False
+
+
+def _is_pointwise(p: Propagation, node: Node) -> bool:
+    """Return whether a node combines what it reads element by element."""
+    calls = p.calls_of(node.name)
+    return bool(calls) and all(torch.Tag.pointwise in getattr(call.func, "tags", ()) for call in calls)
 
 
 def _name(node: Node) -> str:
