@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from fx_oto.capture.calls import (
     TURNING,
@@ -23,7 +24,7 @@ from fx_oto.capture.handing import Handing
 from fx_oto.capture.numbers import Float, Int
 from fx_oto.capture.whole import GradientHook, bound_in
 from fx_oto.core.errors import TraceError
-from fx_oto.core.fx_utils import last_node
+from fx_oto.core.fx_utils import last_node, tensor_leaves
 from fx_oto.nn.norms import WholeNorms
 from fx_oto.nn.products import WholeProducts
 from fx_oto.nn.recurrence import WholeRecurrence
@@ -77,6 +78,10 @@ class Recorder(Handing):
             return turned
         if not torch.is_grad_enabled() and writes_first(name, kwargs) and self._learns_from(args):
             return self._written_without_gradient(func, name, args, kwargs)
+        written_out = not torch.is_grad_enabled() and isinstance(kwargs.get("out"), Tensor)
+        if written_out and self._learns_from_any(args, kwargs):
+            self.record(func, name, *tree_map_only(Tensor, self._without_gradient, (args, kwargs)))
+            return kwargs["out"]
         op, target, order = target_of(func, name)
         given = tuple(reversed(args)) if order else args
         last = last_node(self.graph)
@@ -101,6 +106,15 @@ class Recorder(Handing):
 
     def _learns_from(self, args: Any) -> bool:
         return bool(args) and isinstance(args[0], Tensor) and self.differentiable(self.fakes.of(args[0]))
+
+    def _learns_from_any(self, args: Any, kwargs: Any) -> bool:
+        return any(self._learns_from((one,)) for one in tensor_leaves((args, kwargs)))
+
+    def _without_gradient(self, tensor: Tensor) -> Tensor:
+        """The same memory without a gradient, if the tensor has one: functions with ``out=`` take no others."""
+        if not self._learns_from((tensor,)):
+            return tensor
+        return self._detached(self.fakes.of(tensor), self.node_of_tensor(tensor))
 
     def _written_without_gradient(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """Under ``torch.no_grad`` a parameter may be written, and another value keeps the gradient that it has."""
