@@ -1,4 +1,4 @@
-"""Functions that a run answers in its own way: those that ask for sizes, values and gradients."""
+"""Functions that a run answers in its own way: those that ask for sizes, types, values and gradients."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Types that follow the model's: found by capturing a copy of it in another precision, and comparing node by node.
+"""Types that follow the model's, or its inputs': found by capturing these in another precision, node by node compared.
 
 Code such as ``mask.to(x.dtype)`` hands torch a plain type, which does not say where it comes from. Written into the
 graph as it is, it would stay float32 in a model that is cast to bfloat16 later. A type that was written in the code is
-the same in both captures.
+the same in all captures: in those of a copy of the model that is cast with its inputs, and, where it takes them, of the
+model on inputs that alone are cast. Of values that have a type in all of them it is the one that code asked for last.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The state of a group-sparse optimizer inside of its base's: how they are joined, parted and checked."""
+"""The state of a group-sparse optimizer inside of its base's: how they are joined, parted, checked and hooked."""
 
 from __future__ import annotations
 
