@@ -128,20 +128,18 @@ def prepare(  # noqa: PLR0913 - options are keyword arguments
         >>> fx_oto.partition(gm).group_sparsity()
         0.0
     """
-    keep_tokens = token_ids(keep_tokens)
-    ignored = {"unprunable": bool(unprunable), "attention": attention != "heads", "on_pass": on_pass is not None}
-    ignored |= {"prune_vocabulary": prune_vocabulary, "keep_tokens": bool(keep_tokens)}
+    options: dict[str, Any] = {"unprunable": unprunable, "attention": attention, "on_pass": on_pass}
+    options |= {"prune_vocabulary": prune_vocabulary, "keep_tokens": token_ids(keep_tokens)}
     if passes is None:
-        tokens: Any = {"prune_vocabulary": prune_vocabulary, "keep_tokens": keep_tokens}
-        passes = default_pipeline(unprunable, attention, on_pass, **tokens)
+        passes = default_pipeline(**options)
     elif not isinstance(passes, Pipeline):
         raise SettingsError(
             f"passes must be a fx_oto.Pipeline, such as fx_oto.default_pipeline(); found {passes!r:.60}"
         )
-    elif any(ignored.values()):
+    elif given := _given(options):
         raise SettingsError(
-            f"{', '.join(name for name, given in ignored.items() if given)} cannot be used with passes=…: they are "
-            "options of fx_oto.default_pipeline, of which such a pipeline can be made"
+            f"{', '.join(given)} cannot be used with passes=…: they are options of fx_oto.default_pipeline, of which "
+            "such a pipeline can be made"
         )
     if example_inputs is None:
         if not isinstance(model, GraphModule) or "fx_oto" not in model.meta:
@@ -217,42 +215,50 @@ def compress(  # noqa: PLR0913 - options are keyword arguments
         >>> fx_oto.compress(gm).get_submodule("0")
         Linear(in_features=4, out_features=4, bias=True)
     """
-    keep_tokens = token_ids(keep_tokens)
+    options: dict[str, Any] = {"unprunable": unprunable, "attention": attention}
+    options |= {"prune_vocabulary": prune_vocabulary, "keep_tokens": token_ids(keep_tokens)}
     if fold_batchnorm and into is not None:
         raise SettingsError(
             "fold_batchnorm leaves out layers that the model which is given by into has: compress without one of them"
         )
-    given = {"unprunable": bool(unprunable), "attention": attention != "heads"}
-    given |= {"prune_vocabulary": prune_vocabulary, "keep_tokens": bool(keep_tokens)}
-    given["example_inputs"] = example_inputs is not None
-    if train is None and (optimizer or any(given.values())):
-        found = [*optimizer, *(name for name, is_given in given.items() if is_given)]
+    gm: Any = model
+    if train is not None:
+        gm = _prepared(model, example_inputs, options, on_pass)
+        train(gm, DHSPG(gm, **optimizer))
+    elif found := [*optimizer, *_given({**options, "example_inputs": example_inputs is not None})]:
         raise SettingsError(
             f"without train=…, compress only cuts a prepared GraphModule, so {', '.join(found)} cannot be used: pass "
             "them to fx_oto.prepare or fx_oto.DHSPG, or give train"
         )
-    gm = model
-    if train is not None:
-        prepared = isinstance(model, GraphModule) and "fx_oto" in model.meta and example_inputs is None
-        if prepared and any(given.values()):
-            raise SettingsError(
-                f"the GraphModule is prepared already, so {', '.join(name for name in given if given[name])} cannot be "
-                "used: pass them to fx_oto.prepare"
-            )
-        limits: dict[str, Any] = {"unprunable": unprunable, "attention": attention, "on_pass": on_pass}
-        limits |= {"prune_vocabulary": prune_vocabulary, "keep_tokens": keep_tokens}
-        gm = model if prepared else prepare(model, example_inputs, **limits)
-        train(gm, DHSPG(gm, **optimizer))  # type: ignore[arg-type]
+    _tell_of_training(gm)
+    small = Pipeline(tuple(_stages(gm, fold_batchnorm, verify)), on_pass).run(gm)
+    return small if into is None else _written(gm, small, into, verify)
+
+
+def _given(options: dict[str, Any]) -> list[str]:
+    """The names of options that are not as they are by default."""
+    return [name for name, value in options.items() if value and (name, value) != ("attention", "heads")]
+
+
+def _prepared(model: nn.Module, example_inputs: Any, options: dict[str, Any], on_pass: Any) -> GraphModule:
+    if not isinstance(model, GraphModule) or "fx_oto" not in model.meta or example_inputs is not None:
+        return prepare(model, example_inputs, **options, on_pass=on_pass)
+    if given := _given(options):
+        raise SettingsError(
+            f"the GraphModule is prepared already, so {', '.join(given)} cannot be used: pass them to fx_oto.prepare"
+        )
+    return model
+
+
+def _tell_of_training(gm: GraphModule) -> None:
+    """Warn of groups that a training has finished and that are back, and of a target that it did not reach."""
     training = Context.of(gm).results.get(Trajectory)
-    assert isinstance(gm, GraphModule)
     zeros = partition(gm).zeros() if training is not None and training.steps else []
     if training is not None and any(zero.any() for zero in zeros):
         if revived := training.revived(zeros):
             warn(revived)
         if training.unfinished:
             warn(f"{training.unfinished} Now the group sparsity is {partition(gm).group_sparsity():.4f}")
-    small = Pipeline(tuple(_stages(gm, fold_batchnorm, verify)), on_pass).run(gm)
-    return small if into is None else _written(gm, small, into, verify)
 
 
 def _written(gm: GraphModule, small: GraphModule, model: nn.Module, verify: bool) -> nn.Module:
