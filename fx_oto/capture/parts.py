@@ -29,7 +29,7 @@ __all__ = ["Parts", "parts_of"]
 
 Parts = str | Iterable[str | tuple[str, ...]]
 # What code may ask of a tensor that goes from one part to another: its form, not what is in it.
-_FORM = PLAIN | {"shape", "size", "__len__", "stride"}
+_FORM = PLAIN | {"shape", "size", "__len__", "stride", "dtype", "device"}
 _NOT_USERS = (f"{Path(torch.__file__).parent}{os.sep}", __file__)
 
 

@@ -20,7 +20,7 @@ from fx_oto.core.errors import InputError
 
 __all__ = ["Sizes", "names_of"]
 
-_MOST_ELEMENTS = 2**26
+_MOST_ELEMENTS = 2**23
 
 
 def names_of(model: nn.Module, inputs: ExampleInputs) -> list[str]:

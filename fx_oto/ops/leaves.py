@@ -10,7 +10,7 @@ from fx_oto.core.errors import SlicingError
 from fx_oto.core.fx_utils import described, tensor_names
 from fx_oto.nn.leaves import leaf_of
 from fx_oto.nn.modules import resize
-from fx_oto.ops.contraction import channel_dim
+from fx_oto.ops.convolution import channel_dim
 from fx_oto.ops.editor import Editor
 
 __all__ = ["check_whole", "resize_leaf", "resize_module"]

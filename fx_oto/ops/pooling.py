@@ -17,9 +17,10 @@ from fx_oto.core.fx_utils import op_name
 from fx_oto.ops.editor import Editor
 from fx_oto.ops.reductions import let_through
 
-__all__ = ["SIZED", "fewer_places", "fold", "steps_by_one", "triangle", "unfold", "window"]
+__all__ = ["SIZED", "STEERS", "fewer_places", "fold", "regions", "steps_by_one", "triangle", "unfold", "window"]
 
 _SLIDES = "a window slides along it"
+STEERS = "it steers how values are sampled"
 # Functions that are given the size of what they return, as one of their arguments.
 SIZED = {"interpolate", "upsample", *(f"adaptive_{kind}_pool{n}d" for kind in ("avg", "max") for n in (1, 2, 3))}
 
@@ -34,7 +35,13 @@ def window(call: OpCall, p: Propagation) -> None:
     still = range(spatial if isinstance(p.fx_node.meta["val"], Tensor) else 0)
     let_through(call, p, {*range(lead), *(lead + i for i in still if _stays(call, p, i, lead))}, _SLIDES)
     for value in call.inputs[1:]:
-        p.freeze_value(value, "it steers how values are sampled")
+        p.freeze_value(value, STEERS)
+
+
+def regions(call: OpCall, p: Propagation) -> None:
+    """Boxes cut out of feature maps, each a row of the result: channels pass, whichever image a box is of."""
+    let_through(call, p, {1}, _SLIDES)
+    p.freeze_value(call.arg("rois"), STEERS)
 
 
 def _stays(call: OpCall, p: Propagation, i: int, lead: int) -> bool:

@@ -19,7 +19,7 @@ from fx_oto.nn.leaves import leaf_of
 from fx_oto.nn.modes import called
 from fx_oto.nn.modules import keeps_parameters_whole, resizable
 from fx_oto.nn.norms import over_original_count
-from fx_oto.ops import attention, contraction, leaves, normalization, pooling, reductions
+from fx_oto.ops import attention, contraction, convolution, leaves, normalization, pooling, reductions
 from fx_oto.ops.editor import Editor, Handler
 from fx_oto.ops.movement import rewriting as movement
 from fx_oto.ops.removed.rewriting import Removed
@@ -190,7 +190,7 @@ _REWRITINGS: dict[Handler, str] = {
     movement.getitem: "getitem",
     movement.setitem: "setitem",
     movement.pad: "pad constant_pad_nd",
-    contraction.fewer_groups: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution",
+    convolution.fewer_groups: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution",
     contraction.count_padding_anew: "embedding",
     contraction.any_width: "grouped_mm _grouped_mm",
     pooling.fewer_places: " ".join(pooling.SIZED),

@@ -17,6 +17,7 @@ from fx_oto.nn.modes import by_mode
 from fx_oto.nn.recurrence import CELLS, SEQUENCES
 from fx_oto.ops import (
     contraction,
+    convolution,
     normalization,
     pairs,
     pointwise,
@@ -33,12 +34,14 @@ from fx_oto.ops.reshape.rules import view
 
 __all__ = ["rule_for"]
 
-# The names of ATen's ops, by their rule.
+# The names of ops, by their rule: those of ATen, and of other libraries with rules here.
+_NAMESPACES = ("aten", "torchvision", "transformers")
 _RULES: dict[Rule, str] = {
     contraction.matmul: "mm bmm mv dot vdot",
     contraction.grouped_matmul: " ".join(GROUPED),
     contraction.add_matmul: "addmm baddbmm _sparse_addmm",
-    contraction.convolution: "convolution",
+    convolution.convolution: "convolution",
+    convolution.deformed: "deform_conv2d",
     pairs.trilinear: "_trilinear",
     pairs.distance: "_cdist_forward _euclidean_dist",
     contraction.embedding: "embedding",
@@ -73,6 +76,7 @@ _RULES: dict[Rule, str] = {
     rows.pack: "_pack_padded_sequence",
     rows.unpack: "_pad_packed_sequence",
     view: "view _unsafe_view _reshape_alias reshape",
+    pooling.regions: "roi_align roi_pool",
     pooling.unfold: "im2col",
     pooling.fold: "col2im",
     pooling.triangle: "tril triu",
@@ -103,7 +107,8 @@ def rule_for(op: Any) -> Rule:
     if not any("Tensor" in str(arg.type) for arg in op._schema.arguments):
         return movement.create
     namespace, _, name = str(op._schema.name).partition("::")
-    if namespace in ("aten", "transformers") and (rule := _aten_rule(op, name)):
+    named = _BY_NAME.get(name) if namespace in _NAMESPACES else None
+    if rule := named or (_by_kind(op, name) if namespace == "aten" else None):
         return rule
     if _is_pointwise(op):
         return pointwise.pointwise
@@ -120,8 +125,7 @@ def _is_pointwise(op: Any) -> bool:
         return False
 
 
-def _aten_rule(op: Any, name: str) -> Rule | None:
-    if op.is_view and name not in _BY_NAME:
+def _by_kind(op: Any, name: str) -> Rule | None:
+    if op.is_view:
         return movement.movement
-    window = pooling.window if any(part in name for part in _WINDOWS) else None
-    return _BY_NAME.get(name, window)
+    return pooling.window if any(part in name for part in _WINDOWS) else None

@@ -10,16 +10,21 @@ import fx_oto
 from fx_oto.core.context import ExampleInputs
 from support.seen import apart, see
 
-_BOXES = ("backbone", "rpn.head", ("roi_heads.box_head", "roi_heads.box_predictor"))
+
+def _heads(kind):
+    return [f"roi_heads.{kind}_{part}" for part in ("roi_pool", "head", "predictor")]
+
+
+_BOXES = ["backbone", "rpn.head", *_heads("box")]
 _ONE_STAGE = (("backbone", "head"),)
 _FEW = {"rpn_post_nms_top_n_test": 20, "rpn_post_nms_top_n_train": 30, "box_detections_per_img": 5}
 _SMALL = {"min_size": 64, "max_size": 96}
 # The start of a name of torchvision's: the parts of its detectors, and options with which they take little time.
 _TORCHVISION = {
-    "fasterrcnn": (_BOXES, _FEW | _SMALL),
+    "fasterrcnn": ((tuple(_BOXES),), _FEW | _SMALL),
     "fcos": (_ONE_STAGE, _SMALL),
-    "keypointrcnn": ((*_BOXES, ("roi_heads.keypoint_head", "roi_heads.keypoint_predictor")), _FEW | _SMALL),
-    "maskrcnn": ((*_BOXES, ("roi_heads.mask_head", "roi_heads.mask_predictor")), _FEW | _SMALL),
+    "keypointrcnn": (((*_BOXES, *_heads("keypoint")),), _FEW | _SMALL),
+    "maskrcnn": (((*_BOXES, *_heads("mask")),), _FEW | _SMALL),
     "retinanet": (_ONE_STAGE, _SMALL),
     "ssd300": (_ONE_STAGE, {}),
     "ssdlite320": (_ONE_STAGE, {}),
