@@ -13,13 +13,15 @@ With ``--json``, one object on standard output; keys are only ever added to it:
   tensor), ``diff``;
 - ``training``: ``asked``, ``reached`` (texts) and ``points``, each ``step``, ``group_sparsity``, ``loss`` (or null);
   null without ``--train``;
-- ``output``: ``path``, ``bytes``, ``kind``, ``dynamic_batch``, ``error``; null without ``--output``.
+- ``output``: ``path``, ``bytes``, ``kind``, ``dynamic_batch``, ``error``; null without ``--output``;
+- ``trained``: path of the trained weights; null without ``--train``, and with ``--output``.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,11 +31,12 @@ from torch.fx import GraphModule
 from fx_oto.api import compress as cut
 from fx_oto.api import prepare
 from fx_oto.cli.comparing import before_and_after, measure
+from fx_oto.cli.keeping import how_to_go_on, kept
 from fx_oto.cli.locating import did_you_mean, failed, locate
 from fx_oto.cli.saving import Saved, check_output, save
 from fx_oto.cli.subject import build_inputs, build_model
 from fx_oto.cli.values import assignments
-from fx_oto.core.context import Context
+from fx_oto.core.context import Context, ExampleInputs
 from fx_oto.core.errors import FxOtoError, InputError, NothingToCompressError, SettingsError
 from fx_oto.core.picture import check_picture
 from fx_oto.core.tables import wrapped
@@ -62,9 +65,10 @@ class Compression:
         small: the compact GraphModule.
         group_sparsity: the fraction of ZIGs that went.
         measured: the full and the compact model.
+        saved: the file, if one was written.
         target: name and value of what was asked, if it was trained.
         reached: what the optimizer says it reached.
-        saved: the file, if one was written.
+        trained: the file of the trained weights, if no other was written.
     """
 
     model: str
@@ -72,9 +76,10 @@ class Compression:
     small: GraphModule
     group_sparsity: float
     measured: tuple[Measured, Measured]
-    target: tuple[str, float] | None
-    reached: dict[str, float] | None
     saved: Saved | None
+    target: tuple[str, float] | None = None
+    reached: dict[str, float] | None = None
+    trained: Path | None = None
 
     @property
     def report(self) -> Report:
@@ -98,6 +103,7 @@ class Compression:
             "after": self.measured[1].to_dict(),
             "verification": {"error": self.verification.error, "tolerance": self.verification.tolerance},
             "output": self.saved and self.saved.to_dict(),
+            "trained": self.trained and str(self.trained),
         }
 
     def __str__(self) -> str:
@@ -110,6 +116,10 @@ class Compression:
         parts = ["\n".join(map(wrapped, lines)), before_and_after(*self.measured), str(self.report)]
         if self.saved is not None:
             parts.append(wrapped(str(self.saved)))
+        if self.trained is not None:
+            parts.append(
+                wrapped(f"without --output: wrote {self.trained}, the trained weights; {how_to_go_on(self.trained)}")
+            )
         return "\n\n".join(parts)
 
     def _sparsity(self) -> list[str]:
@@ -129,12 +139,24 @@ def compress(options: argparse.Namespace) -> Compression:
     base = _base(options.optimizer)
     model, inputs = build_model(options), build_inputs(options)
     gm = prepare(model, inputs, unprunable=options.unprunable, attention=options.attention)
-    optimizer = None
-    if train is not None and target is not None:
-        optimizer = _optimizer(options, gm, base, settings)
+    if train is None or target is None:
+        if options.dry_run is not None:
+            partition(gm).zero_(options.dry_run, torch.Generator().manual_seed(options.seed))
+        return _compressed(options, model, inputs, gm)
+    optimizer = _optimizer(options, gm, base, settings)
+    with kept(model, optimizer, _place(options)) as trained:
         _train(train, options.train, gm, optimizer)
-    elif options.dry_run is not None:
-        partition(gm).zero_(options.dry_run, torch.Generator().manual_seed(options.seed))
+        trained.write()
+        found = _compressed(options, model, inputs, gm)
+    reached = replace(found, target=target, reached=optimizer.reached())
+    if found.saved is not None:
+        trained.remove()
+        return reached
+    return replace(reached, trained=trained.path)
+
+
+def _compressed(options: argparse.Namespace, model: nn.Module, inputs: ExampleInputs, gm: GraphModule) -> Compression:
+    """Cut, write, draw and measure."""
     small = _cut(gm, options).eval()
     saved = options.output and save(small, inputs, options.output)  # first of all: a training may have gone before
     if options.draw is not None:
@@ -145,10 +167,16 @@ def compress(options: argparse.Namespace) -> Compression:
         small=small,
         group_sparsity=partition(gm).group_sparsity(),
         measured=measure(model, small, inputs, timed=not options.no_latency),
-        target=target,
-        reached=None if optimizer is None else optimizer.reached(),
         saved=saved,
     )
+
+
+def _place(options: argparse.Namespace) -> Path:
+    """Where the weights of a training are written before they are cut: beside the output, or under the model's name."""
+    output: Path | None = options.output
+    if output is not None:
+        return output.with_name(f"{output.stem}-trained.pt")
+    return Path(f"{options.model.rpartition(':')[2]}-trained.pt")
 
 
 def _check(options: argparse.Namespace) -> tuple[str, float] | None:

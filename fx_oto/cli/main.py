@@ -35,8 +35,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         return _carry_out(options)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print("\n" + _with_notes("interrupted", stop), file=sys.stderr)
         return 130
     except BrokenPipeError:
         with contextlib.suppress(OSError, ValueError):  # whoever read has gone: nothing more can be said
@@ -55,10 +55,14 @@ def _carry_out(options: argparse.Namespace) -> int:
         if options.traceback:
             traceback.print_exception(error)
         else:
-            print(f"error: {error}", file=sys.stderr)
+            print(_with_notes(f"error: {error}", error), file=sys.stderr)
         return 2
     print(text, file=output, flush=True)
     return 0
+
+
+def _with_notes(text: str, error: BaseException) -> str:
+    return "\n".join([text, *getattr(error, "__notes__", [])])
 
 
 def _as_json(command: str, found: Any, seen: list[str]) -> str:

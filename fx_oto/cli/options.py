@@ -60,7 +60,8 @@ def _add_compress(commands: Any) -> None:
     how.add_argument(
         "--train",
         metavar="MODULE:FUNCTION",
-        help="a function (gm, optimizer) that trains: your loop, over the prepared model and the optimizer given to it",
+        help="a function (gm, optimizer) that trains: your loop, over the prepared model and the optimizer given. "
+        "The trained weights are in NAME-trained.pt until --output NAME.pt2 is written; where that fails, they stay",
     )
     how.add_argument(
         "--dry-run",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,12 @@ from torch.utils._pytree import tree_map
 
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.differences import relative_error
-from fx_oto.core.errors import FxOtoError, InputError, VerificationError
+from fx_oto.core.errors import FileError, InputError, VerificationError
 from fx_oto.core.fx_utils import tensor_leaves
-from fx_oto.core.paths import check_file
+from fx_oto.core.paths import check_file, check_folder, free_path, replaced
 from fx_oto.core.preserve import evaluating
 
-__all__ = ["Saved", "check_output", "save"]
+__all__ = ["Saved", "check_output", "save", "write_tensors"]
 
 _TOLERANCE = 1e-4
 
@@ -64,6 +67,7 @@ def check_output(path: Path) -> None:
     if path.suffix not in (".pt2", ".pt", ".safetensors"):
         raise InputError(f"--output {path}: expected a file ending in .pt2 (program), .pt or .safetensors (state_dict)")
     check_file(path, "--output")
+    check_folder(path.parent, "--output")
     if path.suffix == ".safetensors":
         try:
             import safetensors  # noqa: F401
@@ -76,45 +80,69 @@ def save(model: nn.Module, inputs: ExampleInputs, path: Path) -> Saved:
 
     Raises:
         InputError: torch.export cannot take it.
-        VerificationError: the program that was written does not return the model's outputs; it is removed. In both
-            cases its tensors are written, for a training may have gone before.
+        VerificationError: the program, loaded again, does not return the model's outputs. In both cases its tensors are
+            written, for a training may have gone before, and what was at ``path`` is as it was.
+        FileError: nothing can be written there.
     """
     if path.suffix != ".pt2":
         return _save_tensors(model, path)
     try:
         return _save_program(model, inputs, path)
-    except FxOtoError as error:
-        instead = _save_tensors(model, path.with_name(f"{path.stem}-tensors.pt"))
+    except (InputError, VerificationError) as error:
+        instead = _save_tensors(model, free_path(path.with_name(f"{path.stem}-tensors.pt")))
         raise type(error)(f"{error}; the tensors of the compact model are in {instead.path} instead") from error
 
 
 def _save_tensors(model: nn.Module, path: Path) -> Saved:
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    if path.suffix == ".safetensors":
-        from safetensors.torch import save_file
-
-        save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, path)
-    else:
-        torch.save(state, path)
+    write_tensors({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}, path)
     return Saved(str(path), path.stat().st_size, "state_dict")
 
 
+def write_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors by name, as safetensors where the path ends so.
+
+    Raises:
+        FileError: nothing can be written there; what was there before is as it was.
+    """
+    with _written(path) as file:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, file)
+        else:
+            with file.open("wb") as opened:
+                torch.save(state, opened)
+
+
 def _save_program(model: nn.Module, inputs: ExampleInputs, path: Path) -> Saved:
+    written = BytesIO()  # torch ends the process where it writes a program to a disk that is full
     with evaluating(model), torch.no_grad():
         program, dynamic = _export(model, inputs)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own deprecated internals
-            torch.export.save(program, path)
-            loaded = torch.export.load(path).module()
+            torch.export.save(program, written)
+            loaded = torch.export.load(BytesIO(written.getvalue())).module()
         batches = (inputs, _doubled(inputs)) if dynamic else (inputs,)
         error = max(relative_error(_outputs(model, batch), _outputs(loaded, batch)) for batch in batches)
     if not error <= _TOLERANCE:
-        path.unlink()
         raise VerificationError(
-            f"the program written to {path}, loaded again, differs from the compact model by {error:.1e} of the "
-            "output; it was removed; please report this model"
+            f"the program for {path}, loaded again, differs from the compact model by {error:.1e} of the output, so it "
+            "was not written; please report this model"
         )
+    with _written(path) as file:
+        file.write_bytes(written.getvalue())
     return Saved(str(path), path.stat().st_size, "program", dynamic, error)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    """A file that takes the place of ``path`` once it is whole."""
+    try:
+        with replaced(path) as file:
+            yield file
+    except Exception as error:  # what the writers of torch and safetensors make of an OSError has many types
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise FileError(f"{path} cannot be written: {cause}. What was there before is as it was") from error
 
 
 def _outputs(model: nn.Module, inputs: ExampleInputs) -> Any:

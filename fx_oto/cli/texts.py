@@ -59,7 +59,8 @@ Train, cut and write:
   python -m fx_oto compress net.py:Net --input 2,3,32,32 --train net.py:train --total-steps 40 \\
       --optimizer AdamW --lr 1e-3 --target-group-sparsity 0.5 --state-dict full.pt --output small.pt
 
-Cut what a training of your own with fx_oto.DHSPG made zero:
+Cut what a training of your own with fx_oto.DHSPG made zero, or one by --train after which the rest failed (the error
+names its file):
   python -m fx_oto compress net.py:Net --input 2,3,32,32 --state-dict sparse.pt --output small.pt2
 
 {_FILES}

@@ -1,13 +1,17 @@
-"""Places to write to, checked before long work whose result goes there."""
+"""Places to write to, checked before long work whose result goes there; files that are there whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from fx_oto.core.errors import InputError
 
-__all__ = ["check_file", "check_folder"]
+__all__ = ["check_file", "check_folder", "free_path", "replaced"]
 
 
 def check_file(path: Path, option: str) -> None:
@@ -43,3 +47,38 @@ def check_folder(path: Path, option: str) -> None:
         raise InputError(f"{option} {path}: expected a folder, but {there} is a file")
     if not os.access(there, os.W_OK):
         raise InputError(f"{option} {path}: nothing can be written into {there}: permission is denied")
+
+
+def free_path(path: Path) -> Path:
+    """``path``, or if there is something already, the first of ``name-2.end``, ``name-3.end`` … where nothing is."""
+    others = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
+    return path if not path.exists() else next(other for other in others if not other.exists())
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield a new file beside ``path`` that takes its place once it is written and on the disk.
+
+    If that fails, or the process is killed, what was there before is as it was.
+    """
+    path = Path(os.path.realpath(path))
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        mode = beside.stat().st_mode
+        yield beside
+        beside.chmod(mode)  # safetensors may have put a file in its place that only its owner reads
+        _to_disk(beside)
+        os.replace(beside, path)
+        _to_disk(path.parent)
+    finally:
+        with suppress(OSError):
+            beside.unlink()
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

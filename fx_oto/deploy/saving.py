@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from fx_oto.core.context import Context
 from fx_oto.core.errors import FileError
 from fx_oto.core.fx_utils import check_has_numbers
 from fx_oto.core.masks import MASKS
+from fx_oto.core.paths import replaced
 from fx_oto.deploy.about import made_context, written_context
 from fx_oto.deploy.graphs import made_graph, written_graph
 from fx_oto.deploy.modules import written_modules
@@ -68,8 +66,11 @@ def save(small: GraphModule, path: str | os.PathLike[str]) -> None:
     tensors = Collected()
     plan = _plan(small, tensors)
     text = json.dumps(plan, allow_nan=False, separators=(",", ":"))
-    with _replaced(Path(os.path.realpath(path))) as written:
-        save_file(tensors.stored, written, {KEY: text, f"{KEY}_sha256": sum_of(text)})
+    try:
+        with replaced(Path(path)) as written:
+            save_file(tensors.stored, written, {KEY: text, f"{KEY}_sha256": sum_of(text)})
+    except (OSError, SafetensorError) as error:
+        raise FileError(f"{path} cannot be written: {error}. What was there before is as it was") from error
 
 
 def sum_of(text: str) -> str:
@@ -107,30 +108,3 @@ def _given(small: GraphModule) -> dict[str, Any]:
 
 def _device(small: GraphModule) -> torch.device:
     return next(iter((*small.parameters(), *small.buffers()))).device
-
-
-@contextmanager
-def _replaced(path: Path) -> Iterator[Path]:
-    """A new file beside ``path`` that takes its place once it is written and on the disk."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        mode = beside.stat().st_mode
-        yield beside
-        beside.chmod(mode)  # safetensors may have put a file in its place that only its owner reads
-        _to_disk(beside)
-        os.replace(beside, path)
-        _to_disk(path.parent)
-    except (OSError, SafetensorError) as error:
-        raise FileError(f"{path} cannot be written: {error}. What was there before is as it was") from error
-    finally:
-        with suppress(OSError):
-            beside.unlink()
-
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -161,9 +161,9 @@ def test_inputs_of_no_common_batch_are_exported_as_they_are(capsys, folder):
     assert found["output"]["error"] <= 1e-5
 
 
-def test_a_program_that_differs_is_removed(refused, folder, monkeypatch):
+def test_a_program_that_differs_is_not_written(refused, folder, monkeypatch):
     monkeypatch.setattr("fx_oto.cli.saving.relative_error", lambda *_: 0.5)
-    text = "the program written to small.pt2, loaded again, differs from the compact model by 5.0e-01 of the output; it"
+    text = "the program for small.pt2, loaded again, differs from the compact model by 5.0e-01 of the output, so it was"
     found = refused(*DRY, "small.pt2")
     assert text in found
     assert "; the tensors of the compact model are in small-tensors.pt instead" in found
