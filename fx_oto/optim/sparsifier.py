@@ -326,8 +326,8 @@ class GroupSparseOptimizer(Optimizer, ABC):
     # -- what torch's tools need -----------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the bar, for copies (torch's own version forgets what subclasses add)."""
-        return {**self.__dict__, "_bar": None}
+        """Everything but the bar, and methods that others replaced, for copies alone (torch's forgets too much)."""
+        return states.copied(self) | {"_bar": None}
 
     def __getattr__(self, name: str) -> Any:
         """``train`` and ``eval`` where the base has them, as schedule-free ones do; zero ZIGs stay zero."""

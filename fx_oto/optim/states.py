@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from torch.optim import Optimizer
 
-from fx_oto.core.errors import SettingsError
+from fx_oto.core.errors import FileError, SettingsError
 from fx_oto.core.tables import counted
 
 __all__ = [
+    "OnlyCopied",
     "call_after_loading",
     "call_before_saving",
     "called_after_saving",
     "called_before_loading",
     "check_own",
+    "copied",
     "joined",
     "parted",
 ]
@@ -75,6 +78,38 @@ def check_own(own: dict[str, Any], settings: dict[str, str], families: Sequence[
         raise SettingsError(
             f"this state was saved by an optimizer with {theirs}, this one has {ours}: to resume, build it with the "
             "same target, steps, limits and stride"
+        )
+
+
+def copied(optimizer: Optimizer) -> dict[str, Any]:
+    """The attributes that a copy is made from.
+
+    A schedule puts a function in the place of ``step``, which would take the steps of the original.
+    """
+    kind = type(optimizer)
+    own = {name: value for name, value in vars(optimizer).items() if not callable(getattr(kind, name, None))}
+    return {"_copied": OnlyCopied(kind.__name__), **own}
+
+
+@dataclass(frozen=True)
+class OnlyCopied:
+    """Part of what ``copy`` makes a copy of an optimizer from, which tells ``pickle`` what to do instead.
+
+    Attributes:
+        kind: name of the optimizer's class.
+    """
+
+    kind: str
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OnlyCopied:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise FileError(
+            f"{self.kind} cannot be pickled, nor saved by torch.save, since it belongs to a prepared model in memory: "
+            "save optimizer.state_dict() and model.state_dict(); to resume, load them into a model that is prepared "
+            "anew and an optimizer with the same arguments. In memory, copy.deepcopy((model, gm, optimizer)) copies "
+            "them together"
         )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
 import subprocess
 import sys
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
@@ -187,3 +190,42 @@ def test_hooks_of_states_are_called_as_torchs_optimizers_do():
         optimizer.register_load_state_dict_post_hook(lambda mine, seen=seen: seen.append(("loaded", mine)))
         optimizer.load_state_dict(optimizer.state_dict())
         assert seen == [("saves", optimizer), ("loads", 3), ("loaded", optimizer)]
+
+
+@pytest.mark.parametrize(("base", "stop"), [("SGD", 3), ("AdamW", 9), ("SGD", 17)])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_copies_train_on_as_what_they_were_copied_from(base, optimizer, stop):
+    """Of all parts together, and of the schedule alone, which takes its optimizer and that its model with it."""
+    data = list(batches(STEPS))
+    parts = start(base=base, optimizer=optimizer)
+    run(parts, data[:stop])
+    together, schedule = copy.deepcopy(parts), copy.deepcopy(parts[2])
+    for twins in (together, (schedule.optimizer._gm, schedule.optimizer, schedule)):
+        before = copy.deepcopy(parts[0].state_dict())
+        run(twins, data[stop:])
+        assert all(torch.equal(tensor, before[key]) for key, tensor in parts[0].state_dict().items())
+    run(parts, data[stop:])
+    for twin, its in (together[:2], (schedule.optimizer._gm, schedule.optimizer)):
+        assert_equal(parts[0], twin)
+        assert parts[1].reached() == its.reached()
+        assert_equal(fx_oto.compress(parts[0]), fx_oto.compress(twin))
+
+
+WAYS = {
+    "pickle": pickle.dumps,
+    "torch.save": lambda one: torch.save(one, io.BytesIO()),
+    "among others": lambda one: torch.save({"epoch": 3, "optimizer": one}, io.BytesIO()),
+    "with the model": lambda one: pickle.dumps((one._gm, one)),
+    "a schedule": lambda one: pickle.dumps(torch.optim.lr_scheduler.StepLR(one, 5)),
+    "a copy": lambda one: pickle.dumps(copy.copy(copy.deepcopy(one))),
+    "to a process": ForkingPickler.dumps,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("optimizer", ["DHSPG", "HESSO"])
+def test_an_optimizer_is_not_pickled_whole(way, optimizer):
+    _, made, _ = start(optimizer=optimizer)
+    text = rf"{optimizer} cannot be pickled, nor saved by torch\.save, .* save optimizer\.state_dict\(\) and model"
+    with pytest.raises(fx_oto.FileError, match=text):
+        WAYS[way](made)
