@@ -10,11 +10,10 @@ from torch.fx import GraphModule
 
 from fx_oto.analysis.engine import Attention
 from fx_oto.capture import Parts, trace, unwrapped
-from fx_oto.core.context import Context, Untraced
+from fx_oto.core.context import Context
 from fx_oto.core.errors import MissingResultError, SettingsError
 from fx_oto.core.patterns import patterns_in
 from fx_oto.core.records import PassRecord
-from fx_oto.core.unused import with_parameters
 from fx_oto.core.warn import warn
 from fx_oto.deploy.comparing import check_around, other_weights
 from fx_oto.deploy.write_back import write_back
@@ -149,8 +148,7 @@ def prepare(  # noqa: PLR0913 - options are keyword arguments
         gm = trace(model, Context.of(model).inputs)
     else:
         gm = trace(model, example_inputs, parts=parts)
-    unused = Context.of(gm).get(Untraced).shapes
-    return with_parameters(passes.run(gm), unwrapped(model), unused)
+    return passes.run(gm)
 
 
 @overload

@@ -32,6 +32,9 @@ def _paths(name: str) -> Iterable[str]:
 
 def with_parameters(gm: GraphModule, model: nn.Module, names: Collection[str]) -> GraphModule:
     """Let a graph hold parameters of the model that it does not use: what else the user computes may train them."""
+    parameters = dict(model.named_parameters())
+    held = {id(one) for one in gm.parameters()}
+    names = [name for name in names if name in parameters and id(parameters[name]) not in held]
     first = {name: name.partition(".")[0] for name in names}
     taken = [name for name in names if first[name] not in gm._modules and hasattr(gm, first[name])]
     if taken:
@@ -39,7 +42,6 @@ def with_parameters(gm: GraphModule, model: nn.Module, names: Collection[str]) -
             f"graphs have an attribute of their own that is called as {names_of(taken)} of the model, which forward "
             "does not use: to train that as well, make the base optimizer over model.parameters()"
         )
-    parameters = dict(model.named_parameters())
     for name in names:
         if name not in taken:
             _assign_attr(parameters[name], gm, name)

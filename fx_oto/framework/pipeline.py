@@ -9,13 +9,15 @@ from typing import Any, TypeAlias
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from fx_oto.core.context import Context
+from fx_oto.core.context import Context, Untraced
 from fx_oto.core.errors import FxOtoError, PassError, SettingsError
 from fx_oto.core.preserve import on_cpu, uncollected
 from fx_oto.core.records import PassRecord
 from fx_oto.core.tables import Tabular, table
+from fx_oto.core.unused import with_parameters
 from fx_oto.framework.authoring import as_stage
 from fx_oto.framework.stages import Pass, Stage, Verify, missing, provider
+from fx_oto.zigs.partition import Partition
 
 __all__ = ["Pipeline"]
 
@@ -73,8 +75,10 @@ class Pipeline(Tabular):
     def __call__(self, gm: GraphModule) -> PassResult:
         """Run every pass on the result of the one before.
 
+        Once it has a ``Partition``, a graph of ``trace`` also holds the parameters of its model that it does not use.
+
         Args:
-            gm: one that was traced or prepared; it is not changed.
+            gm: one that was traced or prepared; its graph is not changed.
 
         Returns:
             What comes out, and whether any pass has modified it, as passes of torch.fx do.
@@ -84,7 +88,8 @@ class Pipeline(Tabular):
             PassError: a pass failed or left a graph that is not sound, or a result would be missing where a pass
                 needs it: known before the first one runs.
         """
-        self._check_order(Context.of(gm))
+        given = Context.of(gm)
+        self._check_order(given)
         modified = False
         for stage in self.stages:
             with uncollected(), on_cpu():
@@ -92,7 +97,7 @@ class Pipeline(Tabular):
             gm, modified = result.graph_module, modified or result.modified
             if self.on_pass is not None:
                 self.on_pass(Context.of(gm).records[-1])
-        return PassResult(gm, modified)
+        return PassResult(_whole(gm, given), modified)
 
     def run(self, gm: GraphModule) -> GraphModule:
         """Run every pass on ``gm`` and return the GraphModule that comes out; see ``__call__``.
@@ -181,6 +186,15 @@ class Pipeline(Tabular):
     def _tables(self, style: str) -> tuple[str]:
         rows = [(stage.name, *map(_listed, (stage.requires, stage.provides)), _kept(stage)) for stage in self.stages]
         return (table(rows, ("pass", "requires", "provides", "preserves"), style),)
+
+
+def _whole(gm: GraphModule, given: Context) -> GraphModule:
+    """What is prepared holds the parameters that its graph does not use as well, of the model that was captured."""
+    untraced = given.results.get(Untraced)
+    model = None if given.original is None else given.original.model
+    if untraced is None or model is None or Partition not in Context.of(gm).results:
+        return gm
+    return with_parameters(gm, model, untraced.shapes)
 
 
 def _names(kinds: Iterable[type]) -> list[str]:

@@ -264,6 +264,33 @@ def test_what_they_read_can_be_kept_whole(kind):
     assert new.body[0].out_features == 12
 
 
+def test_a_pipeline_that_is_run_by_hand_holds_them_as_well():
+    @fx_oto.transformation_pass
+    def without_dropout(gm):
+        found = gm.graph.find_nodes(op="call_module", target="dropout")
+        for node in found:
+            node.replace_all_uses_with(node.args[0])
+            gm.graph.erase_node(node)
+        return gm if found else None
+
+    class Dropped(Projected):
+        dropout = nn.Dropout()
+
+        def forward(self, x):
+            return self.head(self.dropout(self.body(x)))
+
+    passes = fx_oto.default_pipeline()
+    for kind in (*KINDS, Dropped):
+        model = made(kind)
+        expected = [name for name, _ in fx_oto.prepare(model, X).named_parameters()]
+        first = passes.insert_before("dependency-analysis", without_dropout)
+        for pipeline in (passes, first, passes.without("mask-insertion")):
+            gm = pipeline.run(fx_oto.trace(model, X))
+            assert [name for name, _ in gm.named_parameters()] == expected
+            assert {id(one) for one in gm.parameters()} == {id(one) for one in model.parameters()}
+            assert passes.without("mask-insertion").run(gm) is gm  # nothing is added, or told, twice
+
+
 def test_a_name_that_graphs_have_themselves():
     model = made(Net)
     model.graph, model.scale = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4))
