@@ -227,8 +227,7 @@ class Context:
         context = gm.meta.get(_KEY) if isinstance(gm, GraphModule) else None
         if not isinstance(context, Context):
             raise MissingResultError(
-                f"expected a GraphModule that fx_oto has traced, found {type(gm).__name__} without fx_oto's data in "
-                "gm.meta; call fx_oto.prepare(model, example_inputs) first (copy.deepcopy keeps it, pickle does not)"
+                f"expected the GraphModule that fx_oto.prepare(model, example_inputs) returns, found {_instead(gm)}"
             )
         return context
 
@@ -274,6 +273,21 @@ class Context:
         kept = {kind: self.results[kind] for kind in kinds if kind in self.results}
         lost = dict.fromkeys(self.results.keys() - kept.keys(), by)
         return replace(self, results=kept, dropped=self.dropped | lost)
+
+
+def _instead(given: Any) -> str:
+    """What was given in the place of a GraphModule with a context, and what to do."""
+    kind = type(given).__name__
+    if isinstance(given, GraphModule):
+        return (
+            f"a GraphModule ({kind}) without fx_oto's data in its meta (copy.deepcopy keeps it, pickle does not): "
+            "prepare it"
+        )
+    inside = given.named_children() if isinstance(given, nn.Module) else ()
+    for name, child in inside:
+        if _KEY in getattr(child, "meta", {}):
+            return f"{kind} around it: pass what is inside, which is its attribute {name!r}"
+    return f"{kind}: call that first, and pass what it returns"
 
 
 def _changes(result: Any) -> bool:

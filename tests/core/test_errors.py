@@ -101,10 +101,24 @@ def test_not_a_module():
 
 @pytest.mark.parametrize("call", [fx_oto.partition, fx_oto.compress, fx_oto.report])
 def test_unprepared(net, call):
-    with pytest.raises(
-        fx_oto.MissingResultError, match=r"expected a GraphModule that fx_oto has traced, found Sequential"
-    ):
+    with pytest.raises(fx_oto.MissingResultError, match=r"found Sequential: call that first, and pass what it returns"):
         call(net)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "attribute"),
+    [
+        (torch.compile, "_orig_mod"),
+        (torch.nn.DataParallel, "module"),
+        (torch.optim.swa_utils.AveragedModel, "module"),
+    ],
+)
+def test_a_wrapper_around_it(net, wrap, attribute):
+    wrapped = wrap(fx_oto.prepare(net, IMAGE))
+    text = rf"found {type(wrapped).__name__} around it: pass what is inside, which is its attribute '{attribute}'"
+    for call in (fx_oto.partition, fx_oto.compress, lambda gm: fx_oto.DHSPG(gm, lr=0.1, total_steps=9)):
+        with pytest.raises(fx_oto.MissingResultError, match=text):
+            call(wrapped)
 
 
 def test_traced_but_not_prepared(net):
