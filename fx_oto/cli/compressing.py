@@ -29,12 +29,11 @@ from torch import nn
 from torch.fx import GraphModule
 
 from fx_oto.api import compress as cut
-from fx_oto.api import prepare
 from fx_oto.cli.comparing import before_and_after, measure
 from fx_oto.cli.keeping import how_to_go_on, kept
 from fx_oto.cli.locating import did_you_mean, failed, locate
 from fx_oto.cli.saving import Saved, check_output, save
-from fx_oto.cli.subject import build_inputs, build_model
+from fx_oto.cli.subject import prepared
 from fx_oto.cli.values import assignments
 from fx_oto.core.context import Context, ExampleInputs
 from fx_oto.core.errors import FxOtoError, InputError, NothingToCompressError, SettingsError
@@ -137,8 +136,7 @@ def compress(options: argparse.Namespace) -> Compression:
     settings = _settings(options, target)
     train = locate(options.train, "the training function") if options.train else None
     base = _base(options.optimizer)
-    model, inputs = build_model(options), build_inputs(options)
-    gm = prepare(model, inputs, unprunable=options.unprunable, attention=options.attention)
+    model, inputs, gm = prepared(options)
     if train is None or target is None:
         if options.dry_run is not None:
             partition(gm).zero_(options.dry_run, torch.Generator().manual_seed(options.seed))

@@ -20,8 +20,7 @@ import argparse
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fx_oto.api import prepare
-from fx_oto.cli.subject import build_inputs, build_model
+from fx_oto.cli.subject import prepared
 from fx_oto.core.context import Capture, Context
 from fx_oto.core.fx_utils import holder
 from fx_oto.core.picture import check_picture
@@ -128,8 +127,7 @@ def inspect(options: argparse.Namespace) -> Inspection:
     """Carry out the command."""
     if options.draw is not None:
         check_picture(options.draw, "--draw")
-    model, inputs = build_model(options), build_inputs(options)
-    gm = prepare(model, inputs, unprunable=options.unprunable, attention=options.attention)
+    model, inputs, gm = prepared(options)
     zigs = partition(gm)
     if options.draw is not None:
         zigs.draw(*options.only).save(options.draw)

@@ -10,16 +10,33 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
+from fx_oto.api import prepare
 from fx_oto.cli.locating import failed, locate
-from fx_oto.cli.values import assignments, read_inputs
+from fx_oto.cli.values import FORM, assignments, read_inputs
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import InputError
 
-__all__ = ["build_inputs", "build_model"]
+__all__ = ["prepared"]
 
 
-def build_model(options: argparse.Namespace) -> nn.Module:
+def prepared(options: argparse.Namespace) -> tuple[nn.Module, ExampleInputs, GraphModule]:
+    """The model that the options name, its example inputs, and the model prepared on them.
+
+    Raises:
+        InputError: one of them cannot be made; where the inputs do not fit, a note says how they are given.
+    """
+    model, inputs = _build_model(options), _build_inputs(options)
+    try:
+        return model, inputs, prepare(model, inputs, unprunable=options.unprunable, attention=options.attention)
+    except InputError as error:
+        if options.input:
+            error.add_note(f"--input: {FORM}; integers, such as token ids, are below HIGH")
+        raise
+
+
+def _build_model(options: argparse.Namespace) -> nn.Module:
     """The model that the options name, on its device, with its weights.
 
     Raises:
@@ -41,7 +58,7 @@ def build_model(options: argparse.Namespace) -> nn.Module:
     return model if device.type == "meta" else model.to(device)
 
 
-def build_inputs(options: argparse.Namespace) -> ExampleInputs:
+def _build_inputs(options: argparse.Namespace) -> ExampleInputs:
     """The example inputs that the options describe, on the model's device.
 
     Raises:

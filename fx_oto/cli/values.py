@@ -14,14 +14,14 @@ from fx_oto.cli.locating import did_you_mean
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import InputError, SettingsError
 
-__all__ = ["assignments", "read_inputs"]
+__all__ = ["FORM", "assignments", "read_inputs"]
 
 _WORD = re.compile(r"[A-Za-z_][\w./-]*")
 _NUMBER = r"-?(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?"
 _RANGE = re.compile(rf"({_NUMBER})-({_NUMBER})")
 _SPEC = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>[^:=]+)(?::(?P<dtype>[^:]*))?(?::(?P<range>[^:]*))?")
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
-_FORM = "expected [NAME=]SIZES[:DTYPE[:LOW-HIGH]], such as 1,3,224,224 or input_ids=1,128:int64:0-30522"
+FORM = "expected [NAME=]SIZES[:DTYPE[:LOW-HIGH]], such as 1,3,224,224 or input_ids=1,128:int64:0-30522"
 
 
 def assignments(texts: Iterable[str], option: str) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def read_inputs(specs: Iterable[str]) -> ExampleInputs:
     for spec in specs:
         match = _SPEC.fullmatch(spec)
         if match is None:
-            raise InputError(f"--input {spec}: {_FORM}")
+            raise InputError(f"--input {spec}: {FORM}")
         value = _random(_shape(match["shape"], spec), _dtype(match["dtype"], spec), match["range"], spec)
         name = match["name"]
         if name is None:
@@ -91,7 +91,7 @@ def _shape(text: str, spec: str) -> list[int]:
     sizes = [size.strip() for size in text.removesuffix(",").split(",")]
     for size in sizes:
         if not size.isdecimal() or int(size) == 0:
-            raise InputError(f"--input {spec}: a size must be a positive integer, found {size!r}; {_FORM}")
+            raise InputError(f"--input {spec}: a size must be a positive integer, found {size!r}; {FORM}")
     return list(map(int, sizes))
 
 

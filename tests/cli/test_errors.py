@@ -74,6 +74,19 @@ def test_inputs_that_do_not_fit(refused, spec, text):
 
 
 @pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ("1,16", "to have one of the following scalar types: Long, Int"),
+        ("1,16:int64:200-300", "index out of range in self"),
+    ],
+)
+def test_token_ids_that_are_none_say_how_they_are_given(refused, spec, text):
+    said = refused("inspect", "net.py:encoder", "--input", spec)
+    assert text in said
+    assert "\n--input: expected [NAME=]SIZES[:DTYPE[:LOW-HIGH]], such as 1,3,224,224 or input_ids=1,128:int64" in said
+
+
+@pytest.mark.parametrize(
     ("options", "text"),
     [
         (["--kwargs", "width"], "--kwargs expects NAME=VALUE, such as num_classes=10; found 'width'"),
