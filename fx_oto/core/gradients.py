@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fx_oto.core.differences import largest_gap, largest_value
 from fx_oto.core.fx_utils import clone_module
+from fx_oto.core.tables import counted
 
-__all__ = ["ReadGradient", "Unlike", "perturbed", "read_gradients", "sample_of"]
+__all__ = ["ReadGradient", "Unlike", "how_unlike", "perturbed", "read_gradients", "sample_of"]
 
 ReadGradient = Callable[[str, Tensor], object]
 
@@ -137,3 +138,15 @@ def perturbed(model: nn.Module) -> nn.Module:
         return changed[id(tensor)]
 
     return clone_module(model, change)
+
+
+def how_unlike(wrong: Mapping[str, float], tolerance: float, mode: str) -> str:
+    """What an error says of gradients that differ."""
+    shown = [f"{name!r} by {apart:.1e}" for name, apart in sorted(wrong.items(), key=lambda pair: -pair[1])]
+    return (
+        "the compact model returns what the group-sparse one does, but would not learn what it does: in "
+        f"{mode} mode the gradients of {counted(len(wrong), 'parameter differs', 'parameters differ')}, of "
+        f"{', '.join(shown[:4])}{' …' if len(shown) > 4 else ''} of the largest value (allowed: {tolerance:.0e}). "
+        "Nothing was changed: if a pass, a rule or a backward of your own detaches what these feed, mend it; else "
+        "please report this model"
+    )

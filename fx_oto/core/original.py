@@ -144,16 +144,32 @@ class Original:
             if forward is not None and not was_replaced and not is_its_own:
                 del module.__dict__["forward"]
 
+    def hooks_since(self) -> list[str]:
+        """The modules that others have put hooks on since, and these, in words."""
+        found = []
+        for path, module in () if self.model is None else self.model.named_modules():
+            keys = self.own.get(path, (frozenset(), False))[0]
+            hooks = [hook for name in _HOOKS for key, hook in vars(module)[name].items() if key not in keys]
+            if hooks:
+                names = ", ".join(getattr(hook, "__qualname__", type(hook).__qualname__) for hook in hooks)
+                found.append(f"{repr(path) if path else 'the model'} ({names})")
+        return found
+
     @contextmanager
-    def as_captured(self, *models: nn.Module) -> Iterator[None]:
+    def as_captured(self, *models: nn.Module, hooks: bool = False) -> Iterator[None]:
         """Run modules without the hooks and the replaced ``forward`` methods that others have put on them since.
 
         Accelerate, for one, puts a ``forward`` under autocast on the model that it prepares.
+
+        Args:
+            models: the model, and GraphModules of it.
+            hooks: run them with the hooks all the same.
         """
         hidden: list[tuple[dict[str, Any], str, Any]] = []
         try:
             for path, module in (pair for model in models for pair in model.named_modules()):
-                hidden += _hidden(vars(module), *self.own.get(path, (frozenset(), False)))
+                keys, was_replaced = self.own.get(path, (frozenset(), False))
+                hidden += _hidden(vars(module), None if hooks else keys, was_replaced)
             yield
         finally:
             for held, name, value in hidden:
@@ -161,14 +177,14 @@ class Original:
 
 
 def _hidden(
-    held: dict[str, Any], keys: frozenset[int], was_replaced: bool
+    held: dict[str, Any], keys: frozenset[int] | None, was_replaced: bool
 ) -> Iterator[tuple[dict[str, Any], str, Any]]:
-    """Take what others have put on a module off it; yields what that was."""
+    """Take what others have put on a module off it, but hooks if no ``keys`` are given; yields what that was."""
     if "forward" in held and not was_replaced:
         yield held, "forward", held.pop("forward")
     for name in _HOOKS:
         hooks = held.get(name) or {}
-        if not keys.issuperset(hooks):
+        if keys is not None and not keys.issuperset(hooks):
             held[name] = OrderedDict((key, hook) for key, hook in hooks.items() if key in keys)
             yield held, name, hooks
 

@@ -82,7 +82,8 @@ def write_back(small: GraphModule, model: nn.Module, build: Build | None = None)
     plan = Context.of(small).parts
     dice = Dice()
     try:
-        with torch.inference_mode(False):  # under which no tensor could be trained later
+        # under inference mode no tensor could be trained later; hooks put on layers since are in small as in the model
+        with torch.inference_mode(False), _as_captured(small):
             if plan is not None:
                 return whole_again(_Writer(small, in_parts(model, plan), build).written(), model)
             new = _Writer(small, model, build).written()
@@ -90,6 +91,11 @@ def write_back(small: GraphModule, model: nn.Module, build: Build | None = None)
             return new
     finally:
         dice.put_back()
+
+
+def _as_captured(small: GraphModule) -> AbstractContextManager[None]:
+    original = Context.of(small).get(SlicingPlan).original
+    return nullcontext() if original is None else original.as_captured(small)
 
 
 def _check(small: Any, model: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -17,11 +17,11 @@ from fx_oto.core.context import Context, ExampleInputs
 from fx_oto.core.differences import lowest_tolerance, relative_error, tensors_in, worst_of
 from fx_oto.core.errors import VerificationError
 from fx_oto.core.fx_utils import described, graph_copy
-from fx_oto.core.gradients import ReadGradient, Unlike, perturbed, read_gradients, sample_of
+from fx_oto.core.gradients import ReadGradient, Unlike, how_unlike, perturbed, read_gradients, sample_of
 from fx_oto.core.interpreter import PlainInterpreter, run_graph
 from fx_oto.core.original import Original
 from fx_oto.core.preserve import Dice, unwritten, without_backward_hooks, without_fast_paths
-from fx_oto.core.tables import counted
+from fx_oto.core.warn import warn
 from fx_oto.framework.stages import Analysis
 from fx_oto.ops.custom.registration import taught
 from fx_oto.passes.drop_branches import DropBranches
@@ -83,8 +83,9 @@ class Verification(Analysis):
 
     The example inputs are compared, with the type and on the device that the weights have now, and twice that batch
     where the graph takes any. The model is run as it was captured, without autocast, hooks and ``forward`` methods that
-    others have put on it since. Where there is no such model any more, or ``reference`` is a copy with parameters of
-    its own, the group-sparse GraphModule takes its place. Provides ``VerificationReport``.
+    others have put on it since; where its hooks make a difference, a warning tells. Where there is no such
+    model any more, or ``reference`` is a copy with parameters of its own, the group-sparse GraphModule takes its place.
+    Provides ``VerificationReport``.
 
     Gradients of the parameters that are left, for a random loss on the example inputs, are compared as well, in
     training mode, or in evaluation where training is random or cannot be run; in float32 and float64, and of
@@ -124,6 +125,8 @@ class Verification(Analysis):
         dice = Dice(of=self.reference)
         try:
             report = self._compared(gm, context, dice)
+            self._tell_of_hooks(gm, context)
+            dice.put_back()
             if _is_rewritten(context):  # parameters may be others, as of folded norms
                 return report
             return replace(report, gradients=self._compared_gradients(gm, context, dice))
@@ -152,6 +155,25 @@ class Verification(Analysis):
             worst = max(worst, (error, tolerance))
             dice.put_back()
         return VerificationReport(*worst)
+
+    def _tell_of_hooks(self, gm: GraphModule, context: Context) -> None:
+        """Warn where the compact model is not what the model is with the hooks that were put on it since."""
+        hooks = [] if self._original is None else self._original.hooks_since()
+        if not hooks:
+            return
+        try:
+            expected = self._outputs(self._referee, context.inputs, of=context.get(SlicingPlan), hooked=True)
+            least = lowest_tolerance(gm, self._captured_in)
+            error, tolerance = worst_of(expected, self._outputs(gm, context.inputs, hooked=True), least)
+        except Exception:  # hooks may want what only the user's own calls give
+            return
+        if not error <= tolerance:
+            warn(
+                f"with hooks that were put on after prepare, the model returns something else than the compact one, by "
+                f"{error:.1e} of the output: on {', '.join(hooks[:3])}{' …' if len(hooks) > 3 else ''}. Graphs have "
+                "those of layers alone, and what can go was found without them: prepare the model as it is now, with "
+                "its hooks and its zeros, and compress that"
+            )
 
     def _check_finite(self, outputs: list[Tensor]) -> None:
         """Where a buffer holds NaN, some number must be there to compare; else that is what the model returns.
@@ -226,7 +248,7 @@ class Verification(Analysis):
         noise = rounding.relative()
         wrong = {name: apart for name, apart in unlike.items() if not apart <= 10 * noise.get(name, 0.0)}
         if wrong:
-            raise VerificationError(_unlike(wrong, tolerance, "training" if training else "evaluation"))
+            raise VerificationError(how_unlike(wrong, tolerance, "training" if training else "evaluation"))
         return False
 
     @property
@@ -257,12 +279,13 @@ class Verification(Analysis):
         training: bool = False,
         reading: _Reading | None = None,
         of: SlicingPlan | None = None,
+        hooked: bool = False,
     ) -> list[Tensor]:
         """Copies of a model's outputs, ``of`` a full model's what is left; where asked, its gradients are read."""
         if of is not None:
             inputs = of.as_in_full(self.reference, inputs)
         inputs = inputs.copied()
-        as_captured = nullcontext() if self._original is None else self._original.as_captured(model)
+        as_captured = nullcontext() if self._original is None else self._original.as_captured(model, hooks=hooked)
         with (
             as_captured,
             unwritten(model, training),
@@ -308,18 +331,6 @@ def _is_rewritten(context: Context) -> bool:
     """Whether a pass has changed what parameters mean since the graph was sliced."""
     names = [record.name for record in context.records if record.modified]
     return next(name for name in reversed(names) if name != DropBranches.name) != PhysicalSlicing.name
-
-
-def _unlike(wrong: Mapping[str, float], tolerance: float, mode: str) -> str:
-    """What an error says of gradients that differ."""
-    shown = [f"{name!r} by {apart:.1e}" for name, apart in sorted(wrong.items(), key=lambda pair: -pair[1])]
-    return (
-        "the compact model returns what the group-sparse one does, but would not learn what it does: in "
-        f"{mode} mode the gradients of {counted(len(wrong), 'parameter differs', 'parameters differ')}, of "
-        f"{', '.join(shown[:4])}{' …' if len(shown) > 4 else ''} of the largest value (allowed: {tolerance:.0e}). "
-        "Nothing was changed: if a pass, a rule or a backward of your own detaches what these feed, mend it; else "
-        "please report this model"
-    )
 
 
 class _Keeper(PlainInterpreter):

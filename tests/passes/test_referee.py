@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -94,6 +96,7 @@ def with_hooks(net, gm):
         module.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
 
 
+@pytest.mark.filterwarnings("ignore:with hooks that were put on:fx_oto.FxOtoWarning")
 @pytest.mark.parametrize("wrap", [under_autocast, with_hooks])
 def test_what_others_put_on_the_model_since_is_left_out_and_left_on(wrap):
     net, gm = pruned()
@@ -104,6 +107,82 @@ def test_what_others_put_on_the_model_since_is_left_out_and_left_on(wrap):
     small = fx_oto.compress(gm)
     assert torch.equal(net(X), wrapped)
     assert fx_oto.Context.of(small).get(fx_oto.VerificationReport).tolerance == 1e-5
+
+
+class Nested(nn.Module):
+    """Layers in a container."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x)).tanh()
+
+
+def doubled(module, args, output):
+    return output * 2
+
+
+def shifted(module, args):
+    return (args[0] + 1,)
+
+
+def watched(module, args, output):
+    module.last = output
+
+
+def put(net, path, hook):
+    module = net.get_submodule(path)
+    return (module.register_forward_pre_hook if hook is shifted else module.register_forward_hook)(hook)
+
+
+HOOKS = [(path, hook) for path in ("", "body", "body.0", "body.1", "head") for hook in (doubled, shifted, watched)]
+TOLD = [("", doubled), ("", shifted), ("body", doubled), ("body", shifted), ("body.1", shifted), ("head", shifted)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("path", "hook"), HOOKS)
+def test_hooks_that_are_put_on_after_prepare(path, hook, training):
+    """Graphs have those of layers; one that gives numbers to channels that are gone is no more exact there, either."""
+    net = Nested().double().train(training)
+    gm = fx_oto.prepare(net, X.double())
+    fx_oto.partition(gm).zero_(0.5)
+    put(net, path, hook)
+    expected, told = net(X.double()), (path, hook) in TOLD
+    with pytest.warns(fx_oto.FxOtoWarning) if told else nullcontext([]) as caught:
+        small = fx_oto.compress(gm)
+    assert torch.allclose(small(X.double()), expected) is not told
+    if told:
+        where = repr(path) if path else "the model"
+        assert re.search(rf"returns something else .* on {where} \({hook.__name__}\)\. Graphs", str(caught[0].message))
+        small = fx_oto.compress(fx_oto.prepare(net, X.double()))
+        torch.testing.assert_close(small(X.double()), expected)
+
+
+@pytest.mark.parametrize(("path", "hook"), [pair for pair in HOOKS if pair[1] is not shifted])
+@pytest.mark.filterwarnings("ignore:with hooks that were put on:fx_oto.FxOtoWarning")
+def test_hooks_that_are_put_on_after_prepare_stay_on_a_model_that_is_written_back(path, hook):
+    net = Nested().eval()
+    gm = fx_oto.prepare(net, X)
+    fx_oto.partition(gm).zero_(0.5)
+    put(net, path, hook)
+    copied = fx_oto.compress(gm, into=net)
+    torch.testing.assert_close(copied(X), net(X))
+    assert [len(one._forward_hooks) for one in copied.modules()] == [len(one._forward_hooks) for one in net.modules()]
+
+
+def test_hooks_that_fail_outside_of_the_users_own_calls_are_left_alone():
+    net = Nested().eval()
+    gm = fx_oto.prepare(net, X)
+    fx_oto.partition(gm).zero_(0.5)
+
+    def stop(module, args, output):
+        raise StopIteration("far enough")
+
+    put(net, "body", stop)
+    torch.testing.assert_close(fx_oto.compress(gm)(X), gm(X))
 
 
 def test_inside_of_autocast_it_is_compared_without():
