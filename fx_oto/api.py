@@ -228,6 +228,8 @@ def compress(  # noqa: PLR0913 - options are keyword arguments
             f"without train=…, compress only cuts a prepared GraphModule, so {', '.join(found)} cannot be used: pass "
             "them to fx_oto.prepare or fx_oto.DHSPG, or give train"
         )
+    if (original := Context.of(gm).original) is not None:
+        original.share(gm)
     _tell_of_training(gm)
     small = Pipeline(tuple(_stages(gm, fold_batchnorm, verify)), on_pass).run(gm)
     return small if into is None else _written(gm, small, into, verify)

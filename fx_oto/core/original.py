@@ -72,7 +72,12 @@ class Original:
         now = {} if self.model is None else _all_tensors(self.model)
         return [name for name in self.names & tensors.keys() if now and now.get(name) is not tensors[name]]
 
-    def share_shards(self, gm: nn.Module) -> None:
+    def share(self, gm: nn.Module) -> None:
+        """Let the model and ``gm`` hold the same again, after it, or one of them, was sharded, moved or cast."""
+        self._share_shards(gm)
+        self._share_moved(gm)
+
+    def _share_shards(self, gm: nn.Module) -> None:
         """Give parameters that were sharded in the model to ``gm``, and the other way round.
 
         ``fully_shard`` puts others in their place. Modules are the same in both, but what no layer holds, such as a
@@ -89,6 +94,21 @@ class Original:
                 if is_sharded(new) and not is_sharded(old) and new.shape == old.shape:
                     path, _, key = name.rpartition(".")
                     setattr(module.get_submodule(path), key, new)
+
+    def _share_moved(self, gm: nn.Module) -> None:
+        """Give buffers that were moved or cast with the model to ``gm``, and the other way round.
+
+        ``to`` keeps parameters and makes other tensors of buffers; those that no layer holds are registered in each.
+        """
+        now = _placed(gm)
+        if self.model is None or self.placed is None or now is None:
+            return
+        ours, theirs = dict(gm.named_buffers()), dict(self.model.named_buffers(remove_duplicate=False))
+        for name in self.names & ours.keys() & theirs.keys():
+            for new, old, module in ((ours[name], theirs[name], self.model), (theirs[name], ours[name], gm)):
+                if new.shape == old.shape and _has_followed(new, old, self.placed, now):
+                    path, _, key = name.rpartition(".")
+                    module.get_submodule(path)._buffers[key] = new
 
     def check_shared(self, gm: nn.Module) -> None:
         """The model must still hold the parameters that ``gm`` shares with it; code may assign buffers anew.
@@ -224,6 +244,15 @@ def _all_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _named(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return model.named_parameters(remove_duplicate=False)
+
+
+def _has_followed(
+    new: Tensor, old: Tensor, before: tuple[torch.dtype, torch.device], now: tuple[torch.dtype, torch.device]
+) -> bool:
+    """Whether the one is where the weights are, or of their type, and the other is where, or of what, they were."""
+    if new.device != old.device:
+        return (old.device, new.device) == (before[1], now[1])
+    return new.dtype != old.dtype and (old.dtype, new.dtype) == (before[0], now[0])
 
 
 def _placed(model: nn.Module) -> tuple[torch.dtype, torch.device] | None:

@@ -92,7 +92,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
         checks.check_keywords(type(self).__name__, base, base_kwargs, own)
         context = Context.of(gm)
         if context.original is not None:
-            context.original.share_shards(gm)
+            context.original.share(gm)
             context.original.check_shared(gm)
         self.zigs = partition(gm)
         checks.check_unchanged(self.zigs, tensor_names(gm))

@@ -109,6 +109,48 @@ def test_what_others_put_on_the_model_since_is_left_out_and_left_on(wrap):
     assert fx_oto.Context.of(small).get(fx_oto.VerificationReport).tolerance == 1e-5
 
 
+class Buffered(nn.Module):
+    """Buffers that no layer holds, at the top and in a container, one of a type of its own, one not in the state."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.inner = nn.Linear(4, 8), nn.Linear(8, 3), nn.Module()
+        self.register_buffer("scale", torch.rand(8) + 1)
+        self.register_buffer("shift", torch.rand(3), persistent=False)
+        self.inner.register_buffer("index", torch.tensor([0, 2, 1]))
+        self.inner.register_buffer("mean", torch.rand(8))
+
+    def forward(self, x):
+        h = self.b(self.a(x).relu() * self.scale + self.inner.mean - self.inner.mean)
+        return (h + self.shift)[:, self.inner.index]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("moved", ["model", "gm"])
+@pytest.mark.parametrize("when", ["before the optimizer", "before compress"])
+def test_buffers_follow_what_was_cast_after_prepare(dtype, moved, when):
+    net = Buffered().eval()
+    gm = fx_oto.prepare(net, X)
+    (net if moved == "model" else gm).to(dtype)
+    if when == "before the optimizer":
+        fx_oto.DHSPG(gm, lr=0.1, target_group_sparsity=0.5, total_steps=9)
+        assert gm(X.to(dtype)).dtype == net(X.to(dtype)).dtype == dtype
+    fx_oto.partition(gm).zero_(0.5)
+    small = fx_oto.compress(gm)
+    assert all(gm.get_buffer(name) is net.get_buffer(name) for name in ("scale", "shift", "inner.mean"))
+    assert {one.dtype for one in small.buffers()} == {dtype, torch.int64}
+    torch.testing.assert_close(small(X.to(dtype)), net(X.to(dtype)), rtol=5e-2, atol=5e-2)
+
+
+def test_a_buffer_that_code_casts_itself_is_not_replaced():
+    net = Counts(read=False)
+    gm = fx_oto.prepare(net, X)
+    net.count = net.count.double() + 3
+    fx_oto.partition(gm).zero_(0.5)
+    fx_oto.compress(gm)
+    assert net.count == 4
+
+
 class Nested(nn.Module):
     """Layers in a container."""
 
