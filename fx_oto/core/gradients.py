@@ -133,7 +133,7 @@ def perturbed(model: nn.Module) -> nn.Module:
         if not (isinstance(tensor, nn.Parameter) and is_number and tensor.numel() <= _SMALL):
             return tensor
         if id(tensor) not in changed:
-            factor = 1 + 64 * torch.finfo(tensor.dtype).eps * _random(tensor, len(changed)).sign()
+            factor = 1 + 64 * torch.finfo(tensor.dtype).eps * _random(tensor, len(changed)).sgn()
             changed[id(tensor)] = nn.Parameter(tensor.detach() * factor, tensor.requires_grad)
         return changed[id(tensor)]
 

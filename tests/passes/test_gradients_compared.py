@@ -8,6 +8,7 @@ from support.exactness import randomise
 from torch import nn
 
 import fx_oto
+from fx_oto.core.gradients import perturbed
 from fx_oto.core.preserve import Dice
 from fx_oto.passes import PhysicalSlicing, Verification
 
@@ -140,6 +141,13 @@ def test_rounding_that_training_amplifies_is_no_error():
     small = fx_oto.compress(gm)
     assert compared(small) == len(list(net.parameters()))
     assert [parameter._version for parameter in net.parameters()] == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_rounding_is_found_in_numbers_of_any_type(dtype):
+    net = nn.ParameterDict({"turn": nn.Parameter(torch.randn(6, dtype=dtype))})
+    apart = (perturbed(net)["turn"] - net["turn"]).abs() / net["turn"].abs()
+    assert 0 < apart.max() < 1e-4
 
 
 def test_the_model_is_left_bit_for_bit_with_its_gradients_and_hooks():
