@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 
-from fx_oto.capture.calls import INTEGERS, TENSORS, TYPES, name_of, without_memory
+from fx_oto.capture.calls import INTEGERS, TENSORS, TYPES, is_wrapped_by_functorch, name_of, without_memory
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Origin
 from fx_oto.capture.recorder import Recorder
@@ -203,8 +203,8 @@ class _NoHandle:
 
 
 def property_of_tensor(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
-    """What a property of a tensor returns, as a node that reads it."""
-    return _property(run, args[0], name_of(func))
+    """What a property of a tensor returns, as a node that reads it; of what ``torch.func`` wraps, as the ops it is."""
+    return NotImplemented if is_wrapped_by_functorch(args) else _property(run, args[0], name_of(func))
 
 
 def _property(run: Recorder, tensor: Tensor, name: str) -> Any:

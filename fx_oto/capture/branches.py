@@ -64,7 +64,8 @@ class Branching(Counting):
         """
         answer = self._where_some(node) if self.options.selects else None
         if answer is None:
-            raise TraceError(ON_VALUES)
+            self.raised = TraceError(ON_VALUES)
+            raise self.raised
         self._took(node, answer)
         return answer
 

@@ -21,6 +21,7 @@ from fx_oto.core.differences import largest_gap, largest_value
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import raised_at, source_line, tensor_leaves, tensor_names
 from fx_oto.core.interpreter import PlainInterpreter, run_graph
+from fx_oto.core.layouts import dense
 from fx_oto.core.preserve import Dice, evaluating, unwritten, without_fast_paths, without_zeros
 from fx_oto.core.warn import warn
 
@@ -213,7 +214,7 @@ def _run(
             copied = inputs.copied()
             found = tensor_leaves((call or module)(*copied.args, **copied.kwargs))
             written = model.buffers() if training and within is not None else ()
-            return [tensor.detach().clone() for tensor in (*found, *written)]
+            return [dense(tensor.detach()).clone() for tensor in (*found, *written)]
     finally:
         dice.put_back()
 

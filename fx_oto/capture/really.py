@@ -60,6 +60,7 @@ class Evaluator(Writer):
             value, macs = self._evaluated_once(node)
         except Exception as really:
             self.forget_after(last)
+            self.raised = really
             raise really from error
         self.is_plain = False
         if module is None:  # of what else is called as a whole, the graph checks the sizes that code decides by

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import takewhile
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -120,6 +120,9 @@ def is_spelled(key: Any) -> bool:
     return key is None or type(key) in (bool, int, float, str)
 
 
+_UNSPELLED = (nn.Module, torch.Generator, MethodType, Iterator)
+
+
 def node_of_object(run: Sheet, value: Any) -> Any:
     """The node that makes an object; what a graph can hold as it is, is returned.
 
@@ -136,7 +139,7 @@ def node_of_object(run: Sheet, value: Any) -> Any:
         return rebuilt(run, value) if node is None else node
     if _is_rebuilt(run, value):
         return rebuilt(run, value)
-    if (kind.__module__ == "builtins" or is_torchs(kind)) and not isinstance(value, nn.Module | torch.Generator):
+    if (kind.__module__ == "builtins" or is_torchs(kind)) and not isinstance(value, _UNSPELLED):
         return value
     raise TraceError(f"a graph cannot hold an object of class {kind.__name__}")
 
@@ -167,9 +170,9 @@ def _class_call(run: Sheet, value: Any, args: tuple[Any, ...], kwargs: dict[str,
 
 def _is_rebuilt(run: Sheet, value: Any) -> bool:
     """Whether an object is made again of what is in it."""
-    if isinstance(value, dict | list | tuple):
+    if isinstance(value, dict | list | tuple | FunctionType | BuiltinFunctionType):
         return True
-    if isinstance(value, type | FunctionType | BuiltinFunctionType):
+    if isinstance(value, type):
         return run.is_at_output
     if callable(value) or isinstance(value, torch.Generator):
         return False

@@ -190,6 +190,8 @@ class CaptureRun(Recorder):
             args, kwargs = arguments.bind(self)
         active.run, self.fakes.above = self, self._aten
         result = self.model._call_impl(*args, **kwargs)
+        if self.raised is not None:  # code has caught it, and would go on otherwise
+            raise TraceError(ON_VALUES).with_traceback(self.raised.__traceback__)
         self.depth += 1
         self.is_at_output = True
         output = self.nodes(result)
@@ -246,6 +248,9 @@ class CaptureRun(Recorder):
         self.depth += 1
         try:
             return self._see(func, name, args, kwargs)
+        except TraceError as error:
+            self.raised = error
+            raise
         finally:
             self.depth -= 1
 

@@ -96,6 +96,7 @@ class Sheet(TorchFunctionMode):
         types_asked_before: how many of these there were when a node was made, if any.
         branches: nodes that code decided by, and the answer that it was given, for each element of a tensor.
         counts_rows: whether code was given the plain number of rows that were selected.
+        raised: the last error that the run raised into code, which may have caught it and gone on.
         notes: what its user should know of the capture.
         is_plain: whether it is a list of the calls that code made, with nothing that it might have decided.
         rewritten: whether what was recorded is not what the graph computes, which has to be run again for its tape.
@@ -132,6 +133,7 @@ class Sheet(TorchFunctionMode):
         self.types_asked_before: dict[Node, int] = {}
         self.branches: list[tuple[Node, bool]] = []
         self.in_own_mode: set[int] = set()
+        self.raised: Exception | None = None
         self.notes: list[str] = []
         self.depth = 0
         self.fakes = Recording(tensor_names(self.model)) if fakes is None else fakes

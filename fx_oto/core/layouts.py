@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["by_way_of_dense", "is_sparse"]
+__all__ = ["by_way_of_dense", "dense", "is_sparse"]
 
 _BLOCKS = (torch.sparse_bsr, torch.sparse_bsc)
 
@@ -15,6 +15,11 @@ _BLOCKS = (torch.sparse_bsr, torch.sparse_bsc)
 def is_sparse(tensor: Tensor) -> bool:
     """Return whether a tensor is laid out in another way than by strides."""
     return tensor.layout is not torch.strided
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """Return a tensor that is laid out by strides: few functions that compare take others."""
+    return tensor.to_dense() if is_sparse(tensor) else tensor
 
 
 def by_way_of_dense(change: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:

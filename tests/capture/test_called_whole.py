@@ -563,3 +563,69 @@ def test_statements_whose_numbers_are_counted_to_are_not_believed():
 def test_statements_that_use_parameters_take_their_module_along():
     gm = fx_oto.prepare(Blocks(own=True), (torch.randn(3, 5, 6), torch.tensor([5, 3, 2])))
     assert fx_oto.Context.of(gm).capture.opaque == ("blocks.0", "blocks.1")
+
+
+def each_row(x, step, join=torch.mul):
+    rows = [join(step(row), row) for row in x.unbind(1)]
+    return torch.stack(rows, 1) if x.abs().max() < 1e6 else x
+
+
+class Stepped(nn.Module):
+    """What a function called as a whole does is said by functions that it is given."""
+
+    def __init__(self, step, **how):
+        super().__init__()
+        self.a, self.b, self.c, self.step, self.how = nn.Linear(6, 8), nn.Linear(8, 12), nn.Linear(12, 3), step, how
+
+    def forward(self, x):
+        return self.c(self.b(each_row(self.a(x), self.step, **self.how)).relu())
+
+
+@pytest.mark.parametrize("how", [{}, {"join": lambda x, y: x + y}], ids=["mul", "lambda"])
+@pytest.mark.parametrize("step", [torch.tanh, F.silu, lambda x: x * 2], ids=["torch", "python", "lambda"])
+def test_functions_that_are_given_are_held(step, how):
+    torch.manual_seed(0)
+    done = compress_half(Stepped(step, **how), torch.randn(2, 4, 6))
+    assert fx_oto.Context.of(done.gm).capture.opaque == ("each_row",)
+    assert done.zigs == 12
+
+
+def test_a_method_that_is_given_takes_its_module_along():
+    with pytest.raises(fx_oto.TraceError, match="depends on the values in a tensor"):
+        fx_oto.prepare(Stepped(nn.Linear(8, 8).forward), torch.randn(2, 4, 6))
+
+
+def above_zero(x):
+    if not (x > 0).all():
+        raise ValueError("not above zero")
+    return x
+
+
+class Catching(nn.Module):
+    """It goes on after an error that a function raises where numbers say so."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.a, self.b, self.error = nn.Linear(6, 8), nn.Linear(8, 3), error
+
+    def forward(self, x):
+        return self.b(self.caught(self.a(x)))
+
+    def caught(self, x):
+        try:
+            return above_zero(x)
+        except self.error:
+            return x * 2
+
+
+@pytest.mark.parametrize("error", [ValueError, Exception])
+def test_an_error_that_code_catches_is_seen(error):
+    """What is raised on the example was taken for what always is."""
+    torch.manual_seed(0)
+    model, x = Catching(error), torch.randn(2, 6)
+    with torch.no_grad():
+        model.a.bias += 10
+    gm = fx_oto.prepare(model, x - 99)
+    assert fx_oto.Context.of(gm).capture.opaque == ("caught",)
+    for other in (x, x - 99):
+        torch.testing.assert_close(gm(other), model(other))

@@ -79,6 +79,29 @@ def test_an_ensemble_by_vmap_takes_any_batch(of_modules):
     assert [str(size) for size in fx_oto.Context.of(found.gm).capture.sizes if size.fixed] == []
 
 
+PROPERTIES = {
+    "real": lambda row: (row.to(torch.complex128) * 2).real,
+    "torch.real": lambda row: torch.real(row.to(torch.complex128) * 2),
+    "mT": lambda row: (row[:, None] * 2).mT[0],
+}
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_properties_of_what_is_taken_apart(name, depth):
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+
+        def forward(self, x):
+            each = torch.vmap(PROPERTIES[name])
+            return self.last((each if depth == 1 else torch.vmap(each))(self.first(x)))
+
+    found = compress_half(Rows(), torch.randn(3, 5, 8) if depth == 2 else torch.randn(3, 8))
+    assert found.zigs == 16
+
+
 SLOPES = {
     "grad": lambda height, x: torch.func.grad(lambda y: height(y).sum())(x),
     "grad and value": lambda height, x: torch.func.grad_and_value(lambda y: height(y).square().sum())(x),

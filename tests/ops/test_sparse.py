@@ -129,3 +129,21 @@ def test_nested_tensors_are_refused(layout):
     given = torch.nested.nested_tensor([torch.randn(3, 4), torch.randn(5, 4)], layout=layout)
     with pytest.raises(fx_oto.InputError, match=r"found a nested tensor.*give torch\.nested\.to_padded_tensor"):
         fx_oto.prepare(nn.Linear(4, 8), given)
+
+
+class Sequence(nn.Module):
+    """It holds a sparse mask, and attends another way to a single place."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(10, WIDTH), nn.Linear(WIDTH, 3)
+        self.register_buffer("heads", torch.eye(4, dtype=torch.bool).to_sparse(), persistent=False)
+
+    def forward(self, x):
+        q = self.a(x)[:, None]
+        return self.b(nn.functional.scaled_dot_product_attention(q, q, q, is_causal=x.size(1) > 1)[:, 0])
+
+
+def test_a_sparse_buffer_beside_a_size_that_may_be_one():
+    done = compress_half(Sequence(), torch.randn(2, 5, 10))
+    assert done.zigs == WIDTH
