@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.fx import Node
 
-__all__ = ["Flag", "Float", "Int", "Origin", "remembered"]
+__all__ = ["Flag", "Float", "Int", "Origin", "is_whole", "remembered"]
 
 
 class Origin:
@@ -129,10 +129,11 @@ class Float(_Remembering, float):
     def is_integer(self) -> bool:
         """Whether nothing follows the decimal point."""
         answer = float.is_integer(_plain(self))
-        return bool(self._decided(_is_whole, (self,), answer))
+        return bool(self._decided(is_whole, (self,), answer))
 
 
-def _is_whole(number: float) -> bool:
+def is_whole(number: float) -> bool:
+    """Return whether nothing follows the decimal point of a number."""
     return float(number).is_integer()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 from torch import Tensor, nn
@@ -108,9 +109,10 @@ def _written_built(module: Rebuilt, path: str) -> str | dict[str, Any]:
         return name
     record = written_record(make, tuple(fixed)) or {}
     if "fields" not in record or (fixed and make is not named_tuple):
-        what = next((one for one in (*fixed, make) if isinstance(one, type)), make)
+        what = next((one for one in (*fixed, make) if isinstance(one, type | FunctionType | BuiltinFunctionType)), make)
+        made = "makes an object of the class" if isinstance(what, type) or what is make else "holds the function"
         raise FileError(
-            f"the module {path!r} cannot be written: it makes an object of the class {what.__name__}, which no file "
+            f"the module {path!r} cannot be written: it {made} {what.__name__}, which no file "
             f"names. Let the model return a tensor, tuple, dict or dataclass; {_PICKLE}"
         )
     return record

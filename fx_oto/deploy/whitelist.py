@@ -24,6 +24,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.rnn import PackedSequence
 
 from fx_oto.capture.arguments import is_none, is_so, keys_in_order, length, sorted_keys
+from fx_oto.capture.numbers import is_whole
 from fx_oto.capture.precision import complex_of, limit_of, real_of
 from fx_oto.core.handed import named_op
 from fx_oto.nn import attention, modes, norms, products
@@ -47,7 +48,7 @@ _OPERATORS = (
 _MATH = "ceil cos exp floor gcd isqrt lcm log log2 log10 pow prod sin sqrt trunc"
 _BUILTINS = "abs bool complex dict float getattr int len list max min round sum tuple"
 _OURS: tuple[Callable[..., Any], ...] = (
-    *(is_none, is_so, keys_in_order, length, sorted_keys, times_each, times_ratio),
+    *(is_none, is_so, is_whole, keys_in_order, length, sorted_keys, times_each, times_ratio),
     *(complex_of, limit_of, real_of),
     *(modes.by_mode, modes.holds_in, modes.written_in),
     *(norms.batch_norm_over, norms.group_norm_over, norms.layer_norm_over, norms.mean_over, norms.rms_norm_over),
@@ -59,7 +60,7 @@ _NO_FUNCTIONS = {"from_file", "from_numpy", "frombuffer", "asarray", "as_tensor"
 _NO_METHODS = {
     *("apply_", "map_", "map2_", "register_hook", "register_post_accumulate_grad_hook", "reinforce", "backward"),
     *("numpy", "storage", "untyped_storage", "storage_type", "set_", "share_memory_", "module_load", "as_subclass"),
-    *("data_ptr", "const_data_ptr", "record_stream", "pin_memory", "resize", "resize_as", "new", "type"),
+    *("data_ptr", "const_data_ptr", "record_stream", "pin_memory", "resize", "resize_as", "new"),
 }
 _IN_PLACE = {f"__{name}__" for name in (*modes.IN_PLACE, "setitem")}
 _INNER = ("_assert", "_pack_padded_sequence", "_pad_packed_sequence")

@@ -198,8 +198,9 @@ class _Writer:
         lost = [node.meta[ANALYSED] for node in self.small.graph.nodes if node.meta.get(ANALYSED)]
         if any(name not in known for name in lost):
             raise InputError(
-                "the model is not the one that was compressed: its code computes something else "
-                f"({next(name for name in lost if name not in known)!r} is not computed any more)"
+                "this is not the model that was compressed, or a deep copy of it computes something else "
+                f"({next(name for name in lost if name not in known)!r} is not computed any more), as one does whose "
+                "code calls layers in closures, or goes by what an earlier call has left: use the compact graph itself"
             )
         return code
 
