@@ -94,6 +94,8 @@ ADJUSTABLE = {
     "norm": {"layernorm", "layer_norm", "groupnorm", "group_norm", "batch_norm"}
     | {"layernormover", "layer_norm_over", "groupnormover", "group_norm_over", "batch_norm_over"},  # adjusted before
     "mean": {"mean", "rmsnorm", "rms_norm"} | {"mean_over", "rmsnormover", "rms_norm_over"},
+    "share": {"l1_loss", "l1loss", "mse_loss", "mseloss", "smooth_l1_loss", "smoothl1loss", "huber_loss", "huberloss"}
+    | {"kl_div", "kldivloss", "soft_margin_loss", "softmarginloss"},
     "extreme": {"amax", "amin", "max", "min"},
     "var": {"var", "std", "var_mean", "std_mean"} | {"variance_over"},
     "fold": {"linear", "conv1d", "conv2d", "conv3d"},
@@ -114,9 +116,9 @@ class Adjustment:
     """A node that stays exact only if slicing also changes how it computes.
 
     Attributes:
-        kind: ``"norm"``, ``"mean"``, ``"var"`` and ``"extreme"`` count the missing as zeros; ``"fold"`` adds to the
-            bias what the removed input channels, worth a constant, contributed; ``"sizes"`` checks what is reshaped,
-            for which the code spells sizes out.
+        kind: ``"norm"``, ``"mean"``, ``"var"`` and ``"extreme"`` count the missing as zeros, and so does ``"share"``
+            after the node, a mean of losses; ``"fold"`` adds to the bias what the removed input channels, worth a
+            constant, contributed; ``"sizes"`` checks what is reshaped, for which the code spells sizes out.
         node: name of the FX node.
         labels: atoms of the axis that is summed over, shape ``(channels,)``.
         removed: what each channel is worth once removed, shape ``(channels,)``; NaN where the compact graph computes

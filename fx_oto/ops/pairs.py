@@ -11,7 +11,7 @@ from fx_oto.analysis.tape import OpCall
 from fx_oto.ops.contraction import contract
 from fx_oto.ops.pointwise import Operand, combine
 
-__all__ = ["distance", "trilinear"]
+__all__ = ["distance", "distance_of_rows", "distance_of_two", "trilinear"]
 
 
 def trilinear(call: OpCall, p: Propagation) -> None:
@@ -35,11 +35,36 @@ def distance(call: OpCall, p: Propagation) -> None:
         if width not in layer.dims:
             layers.append(Layer.uniform(layer.labels.squeeze(width)))
             continue
-        p.freeze_where(layer.removed != 0, layer.labels, "the distance over it would change")
+        _sum(p, layer)
         if len(layer.dims) > 1:
             p.freeze(layer.labels, "distances are taken over a part of it")
     p.mixes()
     p.put(call.out, layers)
+
+
+def distance_of_rows(call: OpCall, p: Propagation) -> None:
+    """``pdist``: between all rows of one table."""
+    (table,) = call.inputs
+    why = "distances are taken between all pairs of rows"
+    columns = Operand(table.shape, p.narrow(p.layers(table), {1}, why))
+    for layer in combine(p, [columns, columns], 2, _difference):
+        _sum(p, layer)
+    p.mixes()
+    p.put(call.out, ())
+
+
+def distance_of_two(call: OpCall, p: Propagation) -> None:
+    """``dist``: a norm of the difference."""
+    both = call.inputs
+    for layer in combine(p, [Operand.of(p, one) for one in both], max(one.ndim for one in both), _difference):
+        _sum(p, layer)
+        if call.arg("p") < 0:
+            p.freeze(layer.labels, "a norm of negative order runs over it")
+    p.put(call.out, ())
+
+
+def _sum(p: Propagation, layer: Layer) -> None:
+    p.freeze_where(layer.removed != 0, layer.labels, "the distance over it would change")
 
 
 def _with_rows(p: Propagation, tensor: Tensor, dim: int) -> Operand:

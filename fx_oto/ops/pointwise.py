@@ -13,15 +13,17 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fx_oto.analysis.engine import FIXED, Propagation
+from fx_oto.analysis.fakes import tensors_in
 from fx_oto.analysis.labels import UNKNOWN, Layer, align, compress
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import behind, is_random, tensor_leaves
 
-__all__ = ["Operand", "clusters", "combine", "elementwise", "functional", "glu", "join", "known_number", "overwrite"]
-__all__ += ["pointwise", "with_other_sizes"]
+__all__ = ["Operand", "clusters", "combine", "elementwise", "evaluated", "functional", "glu", "join", "known_number"]
+__all__ += ["overwrite", "pointwise", "with_other_sizes"]
 
 # Ops in which an operand that is known can decide the result, whatever the others are: 0 · x, 0 / x, where(x, a, a).
-_ABSORBING = {"mul", "div", "where", "masked_fill", "addcmul", "addcdiv", "lerp", "native_dropout", "_prelu_kernel"}
+_ABSORBING = {"mul", "div", "floor_divide", "where", "masked_fill", "addcmul", "addcdiv", "lerp", "native_dropout"}
+_ABSORBING |= {"_prelu_kernel"}
 _IGNORING = {"zeros_like", "ones_like", "full_like", "fill", "zero"}
 # Stand-ins for an operand that is not known, in these ops.
 _PROBES = torch.tensor([-1.3, 0.7, 2.9, -41.0, 33.0], dtype=torch.float64, device="cpu")
@@ -52,7 +54,7 @@ def pointwise(call: OpCall, p: Propagation) -> None:
     """Any elementwise op, under broadcasting."""
     operands = [Operand.of(p, t) for t in call.inputs]
     if any(operand.layers for operand in operands):
-        layers = elementwise(call, p, operands, call.out.ndim, _evaluate)
+        layers = elementwise(call, p, operands, call.out.ndim, evaluated)
         for out in call.outputs:
             p.put(out, layers)
 
@@ -307,7 +309,7 @@ def _worth(position: int, members: list[tuple[int, Layer]], ndim: int) -> Tensor
     return mine[0] if len(mine) == 1 else UNKNOWN.view((1,) * ndim)
 
 
-def _evaluate(call: OpCall, values: list[Tensor]) -> Tensor:
+def evaluated(call: OpCall, values: list[Tensor]) -> Tensor:
     """Run the op on removed values; where an unknown one decides the result, it is unknown."""
     name = call.name.removesuffix("_")
     if name == "empty_like":  # as ``movement.create``
@@ -349,7 +351,7 @@ def _probe(call: OpCall, values: list[Tensor]) -> Tensor:
 
     args, kwargs = tree_map(fill, (call.args, {k: v for k, v in call.kwargs.items() if k != "dtype"}))
     try:
-        results = _real(functional(call.func)(*args, **kwargs))
+        results = _real(tensors_in([functional(call.func)(*args, **kwargs)])[0])
     except (RuntimeError, TypeError, AttributeError, NotImplementedError):
         return unknown
     if results.size(0) != len(_PROBES):  # nothing unknown came in, or the op ignores its operands

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,19 +13,25 @@ from torch.fx import Node
 
 from fx_oto.analysis.engine import Propagation
 from fx_oto.analysis.labels import UNKNOWN, Layer, zero_stays
+from fx_oto.analysis.sizes import PLACE
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import op_name
 from fx_oto.nn.norms import mean_over, variance_over
+from fx_oto.ops import pointwise
 from fx_oto.ops.editor import Editor
+from fx_oto.ops.pointwise import Operand
 from fx_oto.ops.removed.rules import can_compute_in
 
 __all__ = [
     "along",
     "extreme_beside_zero",
     "let_through",
+    "loss",
     "mean_over_share",
     "reduction",
     "renorm",
+    "share_of_mean",
+    "trace",
     "variance_over_share",
 ]
 
@@ -37,6 +44,9 @@ _ZERO_OF_ZEROS = {"cumsum", "cummax", "cummin", "sort", "topk", "_fft_r2c", "_ff
 # Those in which it counts, and how slicing sees to that.
 _COUNTING = {"mean": "mean", **dict.fromkeys(("var", "std", "var_mean", "std_mean"), "var")}
 _COUNTING |= dict.fromkeys(("amax", "amin", "max", "min"), "extreme")
+_CHANGES = "its value is not zero once removed, and the sum over it would change"
+# The numbers by which ATen's losses are told what to return.
+_EACH, _MEAN = 0, 1
 
 
 def reduction(call: OpCall, p: Propagation) -> None:
@@ -67,17 +77,48 @@ def reduction(call: OpCall, p: Propagation) -> None:
     _put_results(call, p, layers)
 
 
+def trace(call: OpCall, p: Propagation) -> None:
+    """``trace``: what stands in row i and column i goes with both, or not at all."""
+    matrix = call.args[0]
+    if not all(p.is_fixed(matrix, dim) for dim in (0, 1)):
+        p.freeze_value(matrix, PLACE)
+        return
+    lines = [layer.map(lambda t: t.expand(matrix.shape).diagonal()) for layer in p.layers(matrix)]
+    worth = torch.stack([line.removed.expand(min(matrix.shape)) for line in lines])
+    for line in lines:
+        p.unite(lines[0].labels, line.labels)
+        p.freeze_where((worth != 0).all(0), line.labels, _CHANGES)
+
+
+def loss(call: OpCall, p: Propagation) -> None:
+    """``mse_loss`` and its like: something computed element by element, and its mean or its sum."""
+    given = call.given | {"reduction": _EACH}
+    each = replace(call, args=tuple(given.values()), kwargs={})
+    operands = [Operand.of(p, tensor) for tensor in call.inputs]
+    ndim = max(tensor.ndim for tensor in call.inputs)
+    layers = pointwise.elementwise(each, p, operands, ndim, pointwise.evaluated)
+    if call.arg("reduction") == _EACH:
+        p.put(call.out, layers)
+        return
+    for layer in layers:
+        _sum(p, layer, "mean" if call.arg("reduction") == _MEAN else None)
+    p.put(call.out, ())
+
+
 def _absorb(call: OpCall, p: Propagation, layer: Layer) -> None:
     """Everything tracked by this layer is reduced away."""
     order = _optional(call, "ord") or _optional(call, "p") or 2
     if call.name not in _NEUTRAL | _COUNTING.keys() or order < 0 or _reads_places(p.fx_node):
         p.freeze(layer.labels, f"{call.name} runs over it")
         return
-    p.freeze_where(
-        layer.removed != 0, layer.labels, "its value is not zero once removed, and the sum over it would change"
-    )
-    if kind := _COUNTING.get(call.name):
-        p.adjust(kind, layer.labels)
+    _sum(p, layer, _COUNTING.get(call.name))
+
+
+def _sum(p: Propagation, layer: Layer, counting: str | None) -> None:
+    """Sum over a layer, or something that counts the elements as well."""
+    p.freeze_where(layer.removed != 0, layer.labels, _CHANGES)
+    if counting is not None:
+        p.adjust("share" if counting == "mean" and p.can_adjust("share") else counting, layer.labels)
 
 
 def _optional(call: OpCall, name: str) -> Any:
@@ -163,6 +204,11 @@ def mean_over_share(edit: Editor, node: Node, share: float, worth: Node | None) 
         node = edit.replace(node, mean_over, node.args[0], dim, keepdim, 1.0, node.kwargs.get("dtype"), ())
     before: Any = node.args[3]
     node.args = (*node.args[:3], before * share, node.args[4], _with(node.args[5], before * (1 - share), worth))
+
+
+def share_of_mean(edit: Editor, node: Node, share: float) -> None:
+    """A loss that is the mean of what is left, over the original count."""
+    edit.append(node, torch.mul, share)
 
 
 def _with(known: Any, share: float, worth: Node | None) -> Any:

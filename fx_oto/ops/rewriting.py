@@ -143,7 +143,9 @@ def _adjust(edit: Editor, node: Node, adjustment: Adjustment, fold: Fold, worth:
     """Make a node compute over the original count, or add what removed channels contributed."""
     kept = edit.cuts.kept_labels(adjustment.labels)
     share = float(kept.sum()) / len(kept)
-    if adjustment.kind in ("norm", "mean") and node.op == "call_module":
+    if adjustment.kind == "share":
+        reductions.share_of_mean(edit, node, share)
+    elif adjustment.kind in ("norm", "mean") and node.op == "call_module":
         module = edit.gm.get_submodule(str(node.target))
         edit.gm.set_submodule(str(node.target), over_original_count(module, len(kept)))
         normalization.add_known(node, 1, worth)

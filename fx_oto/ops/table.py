@@ -39,11 +39,13 @@ _NAMESPACES = ("aten", "torchvision", "transformers")
 _RULES: dict[Rule, str] = {
     contraction.matmul: "mm bmm mv dot vdot",
     contraction.grouped_matmul: " ".join(GROUPED),
-    contraction.add_matmul: "addmm baddbmm _sparse_addmm",
+    contraction.add_matmul: "addmm addmm_ baddbmm baddbmm_ addmv addmv_ _sparse_addmm",
     convolution.convolution: "convolution",
     convolution.deformed: "deform_conv2d",
     pairs.trilinear: "_trilinear",
     pairs.distance: "_cdist_forward _euclidean_dist",
+    pairs.distance_of_rows: "_pdist_forward",
+    pairs.distance_of_two: "dist",
     contraction.embedding: "embedding",
     contraction.embedding_bag: "_embedding_bag _embedding_bag_forward_only",
     contraction.embedding_renorm: "embedding_renorm_",
@@ -59,7 +61,8 @@ _RULES: dict[Rule, str] = {
     recurrence.sequence: " ".join(SEQUENCES),
     recurrence.cell: " ".join(CELLS),
     movement.identity: "clone _to_copy lift_fresh_copy alias detach detach_ lift_fresh",
-    movement.movement: "flip pixel_shuffle pixel_unshuffle native_channel_shuffle channel_shuffle repeat",
+    movement.movement: "flip rot90 pixel_shuffle pixel_unshuffle native_channel_shuffle channel_shuffle repeat "
+    "unsafe_split unsafe_split_with_sizes",
     movement.index: "index index_select",
     movement.roll: "roll",
     movement.slide: "unfold",
@@ -79,14 +82,18 @@ _RULES: dict[Rule, str] = {
     pooling.regions: "roi_align roi_pool",
     pooling.unfold: "im2col",
     pooling.fold: "col2im",
-    pooling.triangle: "tril triu",
+    pooling.triangle: "tril tril_ triu triu_",
     reductions.reduction: "median nanmedian kthvalue mode",  # which have no tag
-    reductions.along: "_softmax _safe_softmax _log_softmax cumsum cumprod cummax cummin logcumsumexp sort topk "
-    "_fft_r2c _fft_c2r _fft_c2c",
+    reductions.along: "_softmax _safe_softmax _log_softmax cumsum cumsum_ cumprod cumprod_ cummax cummin logcumsumexp "
+    "sort topk _fft_r2c _fft_c2r _fft_c2c",
     reductions.renorm: "renorm renorm_",
+    reductions.trace: "trace",
+    reductions.loss: "mse_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy "
+    "binary_cross_entropy_with_logits",
     pointwise.overwrite: "copy_ fill fill_",
     pointwise.glu: "glu",
-    pointwise.pointwise: "hardswish hardswish_ _prelu_kernel native_dropout zero_ zeros_like ones_like "
+    pointwise.pointwise: "floor_divide floor_divide_ rsub masked_fill masked_fill_ log_sigmoid_forward "
+    "hardswish hardswish_ _prelu_kernel native_dropout zero_ zeros_like ones_like "
     "full_like rand_like randn_like empty_like bernoulli bernoulli_ rrelu_with_noise complex polar normal_ log_normal_ "
     "uniform_ exponential_ cauchy_ geometric_ random_ poisson normal "
     "leaky_relu leaky_relu_ ldexp ldexp_",  # of which torch says so from 2.11 on

@@ -118,6 +118,7 @@ def functional_groups(m, x):
 
 IMAGE = image()
 LINE = torch.randn(2, 5)
+SIDES = {"b": nn.Linear(6, 3), "c": nn.Linear(5, 8)}
 # name: (network, inputs, ZIGs)
 CASES = {
     "conv1d": (
@@ -533,6 +534,32 @@ CASES = {
     ),
     "broadcast_to": (two(lambda m, x: x * m.g(x).broadcast_to(x.shape), g=conv(8, 1)), IMAGE, 8),
     "shuffle, then nothing": (two(lambda m, x: m.d(m.i(shuffle(x, 2))), d=nn.Dropout(), i=nn.Identity()), IMAGE, 8),
+    "quarter turn": (two(lambda m, x: torch.rot90(x, 1, (2, 3)) + x.rot90(-1, [-1, -2])), IMAGE, 8),
+    "half turn of channels": (two(lambda m, x: torch.rot90(x, 2, (1, 2))), IMAGE, 8),
+    "channels turned into rows": (two(lambda m, x: torch.rot90(x, 3, (1, 2)).transpose(1, 2)), IMAGE, 8),
+    "log of a sigmoid": (two(lambda m, x: F.logsigmoid(x) * x + nn.LogSigmoid()(x)), IMAGE, 8),
+    "divided, rounded": (two(lambda m, x: x * (x.data // 0.1 + x.data // m.n), n=torch.tensor(0.7)), IMAGE, 8),
+    "divided in place, rounded": (two(lambda m, x: (x * 8).detach().floor_divide_(2) * x), IMAGE, 8),
+    "divided by what is not known, rounded": (two(lambda m, x: x * (x.data // (x.data.mean() + 9))), IMAGE, 8),
+    "masked by a tensor": (two(lambda m, x: x.masked_fill(x > 1, m.n) + x, n=torch.tensor(0.7)), IMAGE, 8),
+    "masked by a tensor, in place": (two(lambda m, x: (x * 1).masked_fill_(x > 1, x.max().detach())), IMAGE, 8),
+    "subtracted from": (two(lambda m, x: torch.rsub(x, x.sin(), alpha=2)), IMAGE, 8),
+    "parts that may be written": (two(lambda m, x: torch.cat(torch.unsafe_split(x, 4, 1)[::-1], 1)), IMAGE, 8),
+    "trace": (line(lambda m, x: x * torch.trace(x.T @ x.cos()) + torch.trace(x @ x.T)), LINE, 16),
+    "trace of two": (
+        Net(lambda m, x: m.b(m.a(x)) * torch.trace(m.a(x).T @ m.c(x)), a=nn.Linear(5, 6), **SIDES),
+        LINE,
+        8,
+    ),
+    "sum of a diagonal": (
+        Net(lambda m, x: m.b(m.a(x)) * (m.a(x).T @ m.c(x)).diagonal().sum(), a=nn.Linear(5, 6), **SIDES),
+        LINE,
+        8,
+    ),
+    "triangles in place": (line(lambda m, x: x @ (x.T @ x).tril_().triu_(-1)), LINE, 0),
+    "sums in place": (two(lambda m, x: (x * 1).cumsum_(2) + x.cos().cumprod_(3)), IMAGE, 8),
+    "product added": (line(lambda m, x: x * torch.addmv(x.mean(0), x.T @ x, x[0])), LINE, 16),
+    "products added in place": (line(lambda m, x: (x * 2).addmm_(x, x.T @ x).addmm_(x, x.T @ x, alpha=0.1)), LINE, 16),
     "roll of two dimensions": (two(lambda m, x: torch.roll(x, (1, 2), (1, 3))), IMAGE, 0),
     "two index tensors": (
         two(lambda m, x: x[:, m.i, m.i][:, :, None], i=torch.arange(8)),

@@ -73,6 +73,37 @@ def test_distances_over_what_differs_once_removed_are_kept():
     assert "the distance over it would change" in str(fx_oto.partition(gm).explain())
 
 
+ROWS = {
+    "dist": lambda m, x, y: torch.dist(x, y),
+    "dist, p 1": lambda m, x, y: torch.dist(x, y, 1),
+    "dist, largest": lambda m, x, y: torch.dist(y, x, float("inf")),
+    "dist of what is broadcast": lambda m, x, y: torch.dist(y, y[:1, :1]),
+    "pdist": lambda m, x, y: F.pdist(y[0]).sum(),
+    "pdist, p 1": lambda m, x, y: torch.pdist(y[0] + 1.0 * x[0], 1).mean(),
+    "pdist, largest": lambda m, x, y: F.pdist(y[0], float("inf"))[:3],
+    "pdist of what is worth the same": lambda m, x, y: F.pdist(y[0].sigmoid()).max(),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_one_distance(name):
+    torch.manual_seed(0)
+    net = Net(lambda m, x, y: x * y + ROWS[name](m, x, y).sum())
+    assert compress_half(net, torch.randn(4, 5, 6)).zigs == WIDTH
+
+
+def test_one_distance_over_what_differs_once_removed_is_kept():
+    for distance in (torch.dist, lambda x, y: F.pdist(y + x[:, :1])):
+        net = Net(lambda m, x, y, distance=distance: x + distance(x, y.sigmoid()).sum())
+        explained = str(fx_oto.partition(fx_oto.prepare(net, torch.randn(5, 6))).explain())
+        assert "over it would change" in explained
+
+
+def test_a_norm_to_which_zero_adds_something():
+    gm = fx_oto.prepare(Net(lambda m, x, y: x + torch.dist(x, y, -1)), torch.randn(5, 6))
+    assert fx_oto.partition(gm).num_zigs == 0
+
+
 class Image(nn.Module):
     """A convolution whose kernel is mixed anew for each example, between two others."""
 

@@ -68,6 +68,10 @@ def movement(call: OpCall, p: Propagation) -> None:
         return [compress(moved) for moved in tensors_in([call.func(*args, **call.kwargs)])]
 
     follow(call, p, source, move)
+    if call.name == "diagonal":  # what stands in row i and column i goes with both, or not at all
+        lines = [layer.labels for layer in p.layers(call.out) if call.out.ndim - 1 in layer.dims]
+        for labels in lines[1:]:
+            p.unite(lines[0], labels)
 
 
 def _at_varying_places(call: OpCall, p: Propagation) -> set[int]:
