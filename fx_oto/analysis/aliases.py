@@ -91,21 +91,19 @@ def taken(layers: Sequence[Layer], parts: Sequence[Part], ndim: int) -> list[Lay
     return found
 
 
-def overwritten(layer: Layer, parts: Sequence[Part], shape: Sequence[int], new: Layer | None) -> Layer:
+def overwritten(layer: Layer, parts: Sequence[Sequence[int]], shape: Sequence[int], new: Layer | None) -> Layer:
     """A layer along one dimension once another one has been written at a part of it.
 
     Args:
         layer: the layer.
-        parts: what has been written, along each dimension.
+        parts: at which indices something has been written, along each dimension.
         shape: of the value that has the layer.
         new: the layer of what has been written, along the dimension that runs over the same indices.
     """
     (dim,) = layer.dims
-    places, worth = list(parts[dim].places), _worths(layer, dim).clone()
+    places, worth = list(parts[dim]), _worths(layer, dim).clone()
     now = UNKNOWN if new is None else _worths(new, new.dims[0])
-    everywhere = all(
-        part.count == size for one, (part, size) in enumerate(zip(parts, shape, strict=True)) if one != dim
-    )
+    everywhere = all(len(part) == size for one, (part, size) in enumerate(zip(parts, shape, strict=True)) if one != dim)
     worth[places] = now if everywhere else torch.where(worth[places] == now, now, UNKNOWN)
     return Layer(layer.labels, laid_along(worth, dim, layer.labels.ndim))
 

@@ -271,7 +271,7 @@ class Player(Propagation):
                 self.freeze(labels, FIXED)
             else:
                 self.unite(labels, now.labels.reshape(-1), FIXED)
-            found.append(overwritten(layer, parts, whole.shape, now))
+            found.append(overwritten(layer, [one.places for one in parts], whole.shape, now))
         for layer in new.values():
             self.freeze(layer.labels, FIXED)
         return found

@@ -190,7 +190,7 @@ _REWRITINGS: dict[Handler, str] = {
     movement.gather: "slice narrow select roll index_select index channel_shuffle native_channel_shuffle "
     "ChannelShuffle",
     movement.getitem: "getitem",
-    movement.setitem: "setitem",
+    movement.setitem: "setitem index_put index_put_",
     movement.pad: "pad constant_pad_nd",
     convolution.fewer_groups: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution",
     contraction.count_padding_anew: "embedding",

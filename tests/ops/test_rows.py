@@ -80,7 +80,7 @@ KEPT = {
     "along the channels": lambda h, i, j: torch.zeros_like(h).scatter(1, torch.arange(WIDTH).expand_as(h), h),
     "fewer channels": lambda h, i, j: torch.zeros_like(h).scatter_add(0, column(j, h[i])[:, :3], h[i][:, :3]),
     "channels are written": lambda h, i, j: written(h.T, i[:2] % WIDTH, 1.0).T,
-    "places between others": lambda h, i, j: written(h[:, :, None], (slice(None), torch.arange(3)), 0.0)[..., 0],
+    "places between others": lambda h, i, j: written(h[:, :, None], (slice(None), i[:3] % WIDTH), 0.0)[..., 0],
 }
 
 

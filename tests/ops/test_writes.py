@@ -18,6 +18,7 @@ class Net(nn.Module):
     def __init__(self, write, first=lambda h: h * 1.0, mode=None):
         super().__init__()
         self.a, self.b, self.c, self.inner = nn.Linear(5, 7), nn.Linear(7, WIDTH), nn.Linear(WIDTH, 3), nn.Linear(4, 4)
+        self.register_buffer("places", torch.tensor([9, 1, 4, 3]))
         self.shift, self.write, self.first, self.mode = nn.Parameter(torch.randn(WIDTH)), write, first, mode
 
     def forward(self, x):
@@ -185,6 +186,78 @@ def double_within_every_second(m, h):
     view[:, 1:] *= 2
 
 
+def set_some(m, h):
+    h[:, [7, 0, 2, 3]] = m.inner(h[:, :4].clone())
+
+
+def set_some_by_a_table(m, h):
+    h[:, m.places] = m.inner(h[:, 4:8].clone())
+
+
+def set_some_from_behind(m, h):
+    h[..., [-1, -5]] = h[:, [0, 4]] * 2
+
+
+def set_some_that_arange_counts(m, h):
+    h[:, torch.arange(1, 9, 2)] = m.inner(h[:, torch.arange(4)])
+
+
+def set_some_to_a_number(m, h):
+    h[:, [1, 2]] = 1.0
+
+
+def set_some_to_a_shift(m, h):
+    h[:, [1, 2, 11]] = m.shift[:3]
+
+
+def set_some_to_what_examples_share(m, h):
+    h[:, [1, 8]] = h[0, [4, 2]].detach()
+
+
+def set_some_of_some_rows(m, h):
+    h[1:, [3, 5]] = h[1:, [5, 3]]
+
+
+def add_to_some(m, h):
+    h[:, [0, 2, 4, 6]] += m.inner(h[:, :4].clone())
+
+
+def double_some_by_a_table(m, h):
+    h[:, m.places] *= 2
+
+
+def set_some_by_a_mask(m, h):
+    h[:, [True, False, True, False] * 3] = h[:, 6:].clone()
+
+
+def put_some(m, h):
+    torch.ops.aten.index_put_(h, [None, m.places], m.inner(h[:, :4].clone()))
+
+
+def put_and_add_some(m, h):
+    torch.ops.aten.index_put_(h, [None, torch.tensor([8, 3])], m.inner(h[:, :4].clone())[:, :2], True)
+
+
+def put_out_of_place(m, h):
+    h.copy_(torch.ops.aten.index_put(h, [None, torch.tensor([8, 3])], h[:, :2].clone()))
+
+
+def set_the_same_again(m, h):
+    h[:, [2, 2, 5]] += h[:, [5, 5, 2]]
+
+
+def set_one_of_a_list(m, h):
+    h[:, [3]] = h[:, [4]].cos()
+
+
+def set_some_at_places_of_data(m, h):
+    h[:, h.sum(0).argsort()[:4]] = m.inner(h[:, :4].clone())
+
+
+def set_some_pairs(m, h):
+    h[[0, 1], [2, 3]] = 0.0
+
+
 def shift_and_scale(m, h):
     h[:, 2:6].add_(m.shift[:4]).mul_(m.shift[4:8])
 
@@ -209,7 +282,7 @@ WRITES = {
     add_where_large: WIDTH,
     set_channels_by_a_parameter: WIDTH,
     set_channels_by_a_table: WIDTH,
-    set_channels_by_a_list: 0,
+    set_channels_by_a_list: WIDTH,
     set_channels_by_data: WIDTH,
     set_to_the_largest: WIDTH,
     add_and_halve: WIDTH,
@@ -229,6 +302,21 @@ WRITES = {
     double_through_a_view_of_every_second: 0,
     double_within_every_second: 0,
     shift_and_scale: WIDTH,
+    set_some: WIDTH,
+    set_some_by_a_table: WIDTH,
+    set_some_from_behind: WIDTH - 2,
+    set_some_that_arange_counts: WIDTH,
+    set_some_to_a_number: WIDTH,
+    set_some_to_a_shift: WIDTH,
+    set_some_to_what_examples_share: WIDTH - 2,
+    set_some_of_some_rows: WIDTH - 1,
+    add_to_some: WIDTH,
+    double_some_by_a_table: WIDTH,
+    set_some_by_a_mask: WIDTH // 2,
+    set_the_same_again: WIDTH - 1,
+    set_one_of_a_list: WIDTH - 2,
+    set_some_at_places_of_data: 0,
+    set_some_pairs: 0,
 }
 
 
@@ -243,6 +331,13 @@ def test_channels_are_cut(write, mode):
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
 def test_what_is_not_zero_once_removed(write, mode):
     compress_half(Net(write, lambda h: h.sigmoid() * 1.0, mode), torch.randn(4, 5), sensitive=False)
+
+
+@pytest.mark.parametrize("first", [lambda h: h * 1.0, lambda h: h.sigmoid() * 1.0], ids=["zero", "half"])
+@pytest.mark.parametrize("write", [put_some, put_and_add_some, put_out_of_place], ids=lambda write: write.__name__)
+def test_writes_as_torch_export_spells_them(write, first):
+    zigs = compress_half(Net(write, first), torch.randn(4, 5)).zigs
+    assert zigs == WIDTH + 7 + {put_some: 0, put_and_add_some: 2, put_out_of_place: -2}[write]
 
 
 def test_noise_of_training_alone():
@@ -307,15 +402,37 @@ def test_two_spellings_of_one_computation(in_place):
     assert compress_half(model, torch.randn(2, 3, 8, 8)).zigs == 32  # what is written shares the channels' place
 
 
-def test_a_graph_of_torch_export():
+@pytest.mark.parametrize("write", [set_slice, set_some, put_some])
+def test_a_graph_of_torch_export(write):
     torch.manual_seed(0)
-    model = Net(set_slice).double()
+    model = Net(write).double()
     exported = torch.export.export(model, (torch.randn(4, 5, dtype=torch.float64),)).module()
     gm = fx_oto.prepare(exported, torch.randn(4, 5, dtype=torch.float64))
     assert fx_oto.partition(gm).num_zigs == WIDTH + 7
     fx_oto.partition(gm).zero_(0.5)
     small, x = fx_oto.compress(gm), torch.randn(4, 5, dtype=torch.float64)
     torch.testing.assert_close(small(x), exported(x), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.Linear])
+def test_channels_of_images_and_of_tokens(kind):
+    class Some(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.inner, self.b = kind(3, 8, 1), kind(2, 2, 1), kind(8, 3, 1)
+            self.places = (1, 6) if kind is nn.Conv2d else torch.tensor([1, 6])
+
+        def forward(self, x):
+            h = self.a(x).sigmoid() * 2
+            if kind is nn.Conv2d:
+                h[:, list(self.places), 1:] = self.inner(h[:, 2:4, 1:].clone())
+            else:
+                h[:, 1:, self.places] += self.inner(h[:, :1, 2:4].clone())
+            return self.b(h)
+
+    torch.manual_seed(0)
+    shape = (2, 3, 6, 6) if kind is nn.Conv2d else (2, 5, 3)
+    assert compress_half(Some(), torch.randn(shape), any_size=True).zigs == 8
 
 
 class Written(nn.Module):

@@ -91,7 +91,9 @@ def getitem(edit: Editor, node: Node) -> None:
 
 def setitem(edit: Editor, node: Node) -> None:
     """``x[:, 2:8] = y``: what is left of ``y`` is written at the places that are left of those."""
-    source, given = called(node)[1][:2]
+    name, (source, given, *_) = called(node)
+    if name != "setitem":  # index_put, which is given None for whole dimensions
+        given = tuple(slice(None) if one is None else one for one in given)
     entries = entries_of(given, len(edit.shape(source)))
     left = _left_of(edit, node, source, entries)
     if left == entries:
@@ -101,6 +103,8 @@ def setitem(edit: Editor, node: Node) -> None:
     constants = [
         edit.constant(f"kept_{at}", one, node, node) if isinstance(one, Tensor) else one for at, one in enumerate(left)
     ]
+    if name != "setitem":
+        constants = [None if one == slice(None) else one for one in constants]
     node.update_arg(node.args.index(source) + 1, tuple(constants))
 
 

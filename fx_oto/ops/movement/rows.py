@@ -12,12 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fx_oto.analysis.aliases import overwritten
 from fx_oto.analysis.engine import Propagation
 from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer
 from fx_oto.analysis.tape import OpCall
+from fx_oto.nn.modes import called
 from fx_oto.ops.pointwise import Operand, combine, known_number
 
 __all__ = ["at_places", "by_rows", "pack", "unpack"]
+
+_WRITES = ("setitem", "index_put", "index_put_")
 
 
 def by_rows(call: OpCall, p: Propagation) -> None:
@@ -44,6 +48,9 @@ def at_places(call: OpCall, p: Propagation) -> None:
     target, value = call.args[0], call.arg("values")
     indices: Sequence[Any] = call.arg("indices")
     given = [place for place, index in enumerate(indices) if index is not None]
+    if len(given) == 1 and (places := _constant_places(p, indices[given[0]])) is not None:
+        _at_constant_places(call, p, given[0], places % target.size(given[0]))
+        return
     if len(given) == 1 and _is_mask(indices[given[0]]) and value.numel() == 1:
         _fill(call, p, given[0])
         return
@@ -72,6 +79,37 @@ def at_places(call: OpCall, p: Propagation) -> None:
         return zero_of_zeros(values if number is None else [values[0], number])
 
     p.put(call.out, combine(p, operands, target.ndim, worth))
+
+
+def _constant_places(p: Propagation, index: Tensor) -> Tensor | None:
+    """The indices along a dimension at which something is written, where they are the same in every call."""
+    name, given = called(p.fx_node)
+    rewritable = p.rewritable and name in _WRITES and len(given) > 1
+    content = p.constant(index) if rewritable and index.ndim == 1 else None
+    if content is None or (_is_mask(index) and p.layers(index)):  # a mask of channels goes with them
+        return None
+    return (content.nonzero().reshape(-1) if _is_mask(index) else content).cpu()
+
+
+def _at_constant_places(call: OpCall, p: Propagation, dim: int, places: Tensor) -> None:
+    """``x[:, [0, 2]] = y``: what is written at a channel is that channel."""
+    target, value = call.args[0], call.arg("values")
+    p.freeze_value(call.arg("indices")[dim], "it tells which elements are taken")
+    lines = [layer for layer in p.layers(target) if len(layer.dims) == 1]
+    for grid in (layer for layer in p.layers(target) if len(layer.dims) > 1):
+        p.freeze(grid.labels, "it is written at some places")
+    shape = [len(places) if one == dim else size for one, size in enumerate(target.shape)]
+    taken = [layer.map(lambda t: t.index_select(dim, places) if t.size(dim) > 1 else t) for layer in lines]
+    number = known_number(p, value, target.ndim)
+
+    def worth(values: list[Tensor]) -> Tensor:
+        here, new = values if number is None else (values[0], number)
+        return torch.where(new == 0, here, UNKNOWN) if call.arg("accumulate") else new
+
+    written = combine(p, [Operand(shape, taken), Operand.of(p, value)], target.ndim, worth)
+    now = {layer.dims: layer for layer in written}
+    parts = [places.tolist() if one == dim else range(size) for one, size in enumerate(target.shape)]
+    p.put(call.out, [overwritten(layer, parts, target.shape, now.get(layer.dims)) for layer in lines])
 
 
 def _fill(call: OpCall, p: Propagation, place: int) -> None:
