@@ -192,6 +192,7 @@ class Dependencies:
         contents: copies of the buffers on whose content any of it relies, by name; of the buffer's shape.
         tokens: of inputs that are token ids, the atoms of the rows that they look up: int64, shape ``(tokens,)``. Of
             what is left of these, the ids are counted anew.
+        divisors: axes of parameters by which something is divided that would be zero, by name and dimension.
 
     Example:
         >>> import torch, fx_oto
@@ -225,6 +226,7 @@ class Dependencies:
     tables: frozenset[str]
     contents: dict[str, Tensor]
     tokens: dict[TokenInput, Tensor] = field(default_factory=dict)
+    divisors: frozenset[tuple[str, int]] = frozenset()
 
     def __repr__(self) -> str:
         found = f"{len(self.axes)} axes, {self.num_axis_atoms - 1} atoms, {len(self.works)} contractions"

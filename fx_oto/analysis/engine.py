@@ -89,6 +89,7 @@ class Propagation:
         self._kernels: list[tuple[Tensor, Reason]] = []
         self._producers: list[tuple[str, Tensor]] = []
         self._silenced: list[tuple[str, Tensor]] = []
+        self._divided: list[tuple[Tensor, Tensor]] = []
         self._contracting: set[str] = set()
         self._works: list[Work] = []
         self._adjustments: list[Adjustment] = []
@@ -282,6 +283,10 @@ class Propagation:
     def silence(self, labels: Tensor) -> None:
         """Mark atoms whose indices sum over what is not zero once removed: they are driven to zero with their group."""
         self._silenced.append((self.node, labels[labels > 0].reshape(-1)))
+
+    def keep_from_zero(self, value: Tensor, labels: Tensor) -> None:
+        """Note that something is divided by a value, and which of its atoms must not make it zero."""
+        self._divided.append((value, labels[labels > 0].reshape(-1)))
 
     def slide(self, labels: Tensor) -> None:
         """Mark atoms of a weight's axes along which a convolution slides: they stay, whatever else reads the weight."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from fx_oto.analysis.aliases import Part, meet, overwritten, part_of, taken
 from fx_oto.analysis.boundaries import Boundaries
 from fx_oto.analysis.closure import settle
 from fx_oto.analysis.dependencies import Axis, Dependencies, Gather, Reason
+from fx_oto.analysis.divisors import AxisName, divisors_among
 from fx_oto.analysis.engine import FIXED, Propagation, Rule
 from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer, laid_along
 from fx_oto.analysis.sizes import PLACE, indexed_at
@@ -36,10 +37,12 @@ class Player(Propagation):
 
     Args:
         *args: see ``Propagation``.
+        divisors: axes of parameters that are not driven to zero, as something is divided by them.
     """
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, *args: Any, divisors: Collection[AxisName] = ()) -> None:
         super().__init__(*args)
+        self._divisors = divisors
         self._boundaries = Boundaries(self, self._gm, self._tape)
         self._untrained: list[Tensor] = []
         self._parts: dict[int, tuple[Part, ...] | None] = {}
@@ -82,6 +85,7 @@ class Player(Propagation):
             tables=frozenset(self._tables()),
             contents=self._constants.read_of(self._gm.named_buffers()),
             tokens=self.vocabularies.rows,
+            divisors=divisors_among(axes, roots, self._tape, self._divided),
         )
 
     def _tables(self) -> Iterator[str]:
@@ -147,8 +151,9 @@ class Player(Propagation):
                 atoms = self.atoms.fresh(size)
                 axes.append(Axis(name, dim, int(atoms[0]) if size else len(self.atoms), size))
                 if size > 1:
-                    worth = ZERO if name in parameters and name not in tables else UNKNOWN
-                    self._untrained += [atoms] if name in tables else []
+                    stays = name in tables or (name, dim) in self._divisors
+                    worth = ZERO if name in parameters and not stays else UNKNOWN
+                    self._untrained += [atoms] if stays else []
                     layers.append(Layer.uniform(laid_along(atoms, dim, tensor.ndim), worth))
             self._values[tensor].layers, self._values[tensor].is_weight = tuple(layers), True
             if is_sparse(tensor):

@@ -38,16 +38,17 @@ _OTHER_SIGNS: list[Callable[[float], float]] = [lambda n: n - 1, lambda n: -3 * 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Operand:
-    """A tensor operand: its shape and layers, and whether it is a parameter."""
+    """A tensor operand: its shape and layers, whether it is a parameter, and the tensor, if it is one as it is."""
 
     shape: Sequence[int]
     layers: Sequence[Layer]
     weight: bool = False
+    value: Tensor | None = None
 
     @classmethod
     def of(cls, p: Propagation, tensor: Tensor) -> Operand:
         """A tensor as it is."""
-        return cls(tensor.shape, p.layers(tensor), p.is_weight(tensor))
+        return cls(tensor.shape, p.layers(tensor), p.is_weight(tensor), tensor)
 
 
 def pointwise(call: OpCall, p: Propagation) -> None:
@@ -198,7 +199,10 @@ def combine(
         if thin and not (removed == 0).all():  # what is removed depends on which axis survives
             thin = []
             removed = _removed(operands, members, thin, ndim, worth)
-        p.freeze_where(removed == math.inf, labels, "once zero, it would be 0 / 0 or the like")
+        if (removed == math.inf).any():
+            p.freeze_where(removed == math.inf, labels, "once zero, it would be 0 / 0 or the like")
+            _note_divisors(p, operands, members, lambda others: _removed(operands, others, [], ndim, worth))
+            removed = torch.where(removed == math.inf, UNKNOWN, removed)
         for member in members[1:]:
             couple = p.crossing if member in thin else p.unite
             couple(labels, member[1].labels)
@@ -216,6 +220,16 @@ def combine(
                 p.produce(layer.labels)
         layers.append(result)
     return layers
+
+
+def _note_divisors(
+    p: Propagation, operands: Sequence[Operand], members: Sequence[tuple[int, Layer]], removed: Callable[..., Tensor]
+) -> None:
+    """Of ``x / scale``, the scale must not be zero: were it anything else, the result would be a number."""
+    for at, (position, layer) in enumerate(members):
+        value, other = operands[position].value, (position, Layer.uniform(layer.labels))
+        if value is not None and not (removed([*members[:at], other, *members[at + 1 :]]) == math.inf).any():
+            p.keep_from_zero(value, layer.labels)
 
 
 def _apart(

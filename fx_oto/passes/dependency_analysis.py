@@ -90,7 +90,11 @@ class DependencyAnalysis(Analysis):
         if tape is None or not tape.is_of(gm):
             tape = record_tape(gm, context.inputs)
         keep_tokens = tuple(self.keep_tokens) if self.prune_vocabulary else None
-        found = Player(gm, tape, rule_for, self.attention, keep_tokens).run()
+        given = gm, tape, rule_for, self.attention, keep_tokens
+        found, divisors = Player(*given).run(), frozenset[tuple[str, int]]()
+        while not found.divisors <= divisors:  # they are not driven to zero, which tells what else can go
+            divisors |= found.divisors
+            found = Player(*given, divisors=divisors).run()
         if self.prune_vocabulary and not found.tokens:
             raise SettingsError(_NO_TOKENS)
         for reason in found.unknown:

@@ -168,6 +168,9 @@ IMAGES = {
     "mean of what was written into": lambda: Spelled(written_between),
     "layer norm by squares": lambda: Spelled(by_squares),
     "global response norm": lambda: Spelled(response),
+    # What is zero would be divided by zero: channels are not zero before they go, only what reads them.
+    "RMS norm over pixels": lambda: Spelled(lambda m, x: x / x.pow(2).mean((2, 3), keepdim=True).sqrt()),
+    "RMS norm over pixels by rsqrt": lambda: Spelled(lambda m, x: x * x.pow(2).mean((2, 3), keepdim=True).rsqrt()),
 }
 
 
@@ -224,6 +227,7 @@ WEIGHTS = {
     "standardised and scaled": Scaled,
     "weight norm": weight_normed(nn.Conv2d),
     "weight norm by a hook": weight_normed_by_hook,
+    "weight norm of the inputs": lambda *a, **k: parametrizations.weight_norm(nn.Conv2d(*a, **k), dim=1),
 }
 LINEAR = {"standardised": StandardisedLinear, "cosine": Cosine, "weight norm": weight_normed(nn.Linear)}
 NETWORKS = {
@@ -284,21 +288,9 @@ KEPT = {
         conv_net(nn.BatchNorm2d, lambda *a, **k: parametrizations.spectral_norm(nn.Conv2d(*a, **k))),
         "a convolution slides along it",  # of which its matrix has the sum
     ),
-    "weight norm of the inputs": (
-        conv_net(nn.BatchNorm2d, lambda *a, **k: parametrizations.weight_norm(nn.Conv2d(*a, **k), dim=1)),
-        "once zero, it would be 0 / 0 or the like",
-    ),
     "mean of what was shifted by data": (
         conv_net(lambda n: Gate()),
         "its value is not zero once removed, and the sum over it would change",
-    ),
-    "zero over zero": (
-        conv_net(lambda n: Spelled(lambda m, x: x / x.pow(2).mean((2, 3), keepdim=True).sqrt())),
-        "once zero, it would be 0 / 0 or the like",
-    ),
-    "infinity times zero": (
-        conv_net(lambda n: Spelled(lambda m, x: x * x.pow(2).mean((2, 3), keepdim=True).rsqrt())),
-        "once zero, it would be 0 / 0 or the like",
     ),
 }
 
