@@ -275,6 +275,8 @@ def pad(call: OpCall, p: Propagation) -> None:
     around = {source.ndim - 1 - i: (amounts[2 * i], amounts[2 * i + 1]) for i in range(len(amounts) // 2)}
     vary = p.sizes.vary_in(call, amounts)
     varying = {source.ndim - 1 - i for i in range(len(amounts) // 2) if vary[2 * i] or vary[2 * i + 1]}
+    if op_name(p.fx_node).startswith("fft_"):  # to a length that is asked for, along the dimensions of the transform
+        varying = {dim for dim in varying if any(around[dim])}
     p.keep_along(source, varying, PLACE)
     around = {dim: pair for dim, pair in around.items() if any(pair) or dim in varying}
     if p.is_weight(source) and value == 0:
