@@ -61,8 +61,9 @@ _RULES: dict[Rule, str] = {
     recurrence.sequence: " ".join(SEQUENCES),
     recurrence.cell: " ".join(CELLS),
     movement.identity: "clone _to_copy lift_fresh_copy alias detach detach_ lift_fresh",
-    movement.movement: "flip rot90 pixel_shuffle pixel_unshuffle native_channel_shuffle channel_shuffle repeat "
+    movement.movement: "flip rot90 pixel_shuffle pixel_unshuffle native_channel_shuffle channel_shuffle "
     "unsafe_split unsafe_split_with_sizes",
+    movement.repeat: "repeat",
     movement.index: "index index_select",
     movement.roll: "roll",
     movement.slide: "unfold",

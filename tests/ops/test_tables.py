@@ -100,7 +100,17 @@ def places(x):
     return (x.detach().abs().amax(-1) * 8).long() % 40
 
 
+def masked(m, x, spread):
+    """As masked autoencoders do: some tokens are picked, the others are a learned one, and all are put in order."""
+    order, x = x.detach().sum(-1).argsort(1), x + m.table[: x.shape[1]]
+    picked = torch.gather(x, 1, spread(order[:, : x.shape[1] // 2].unsqueeze(-1), x.shape[-1]))
+    rest = m.token.repeat(len(x), x.shape[1] - picked.shape[1], 1)
+    return torch.gather(torch.cat((picked, rest), dim=1), dim=1, index=spread(order.argsort(1).unsqueeze(-1), WIDTH))
+
+
 TABLES = {
+    "masked, by repeat": lambda m, x: masked(m, x, lambda index, width: index.repeat(1, 1, width)),
+    "masked, by expand": lambda m, x: masked(m, x, lambda index, width: index.expand(-1, -1, width)),
     "all of it": lambda m, x: x + m.batched,
     "sliced": lambda m, x: x + m.table[: x.shape[1]],
     "in front": lambda m, x: m.table[: x.size(1)].unsqueeze(0) + x,

@@ -30,6 +30,7 @@ __all__ = [
     "movement",
     "moves_data",
     "pad",
+    "repeat",
     "roll",
     "slide",
 ]
@@ -235,6 +236,17 @@ def expand(call: OpCall, p: Propagation) -> None:
     if op_name(p.fx_node) in _SPREADING:
         created = []
     p.put(out, layers + _fresh(p, out, created, UNKNOWN))
+
+
+@moves_data
+def repeat(call: OpCall, p: Propagation) -> None:
+    """``repeat``: a dimension of one element becomes one that is created, as by ``expand``."""
+    source, out = call.args[0], call.out
+    movement(call, p)
+    if op_name(p.fx_node) in ("repeat", "tile"):
+        lead = out.ndim - source.ndim
+        created = [dim for dim in range(out.ndim) if dim < lead or source.size(dim - lead) == 1]
+        p.put(out, [*p.layers(out), *_fresh(p, out, created, UNKNOWN)])
 
 
 # Memory that nobody has written yet may be taken for zero: code that reads it may find anything.

@@ -74,6 +74,7 @@ class Removed:
             "table": self._columns,
             "joined": self._joined,
             "looked up": self._looked_up,
+            "gathered": self._gathered,
             "normalized": self._normalized,
         }
         if how in makes:
@@ -113,6 +114,16 @@ class Removed:
             columns = self.of(weight, layer.labels)
         with self._graph.inserting_before(before):
             return self._graph.call_function(embedding, (places, columns))
+
+    def _gathered(self, node: Node, layer: Layer) -> Node:
+        """The rows that a node picks, by the index of one channel."""
+        source, dim = node.all_input_nodes[0], self._edit.argument(node, 1, "dim")
+        found, index = self.of(source, layer.labels), self._edit.argument(node, 2, "index")
+        before = node.next
+        with self._graph.inserting_before(before):
+            found = self._spread(source, found, layer.labels)
+            one = self._graph.call_method("narrow", (index, layer.dims[0], 0, 1))
+            return self._graph.call_function(torch.take_along_dim, (found, one, dim))
 
     def _normalized(self, node: Node, layer: Layer) -> Node:
         source, size = node.all_input_nodes[0], layer.labels.numel()

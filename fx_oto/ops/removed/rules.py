@@ -26,6 +26,7 @@ _MOVES = {"getitem", "permute", "transpose", "swapaxes", "swapdims", "movedim", 
 _NORMS = {"layer_norm", "layernorm", "layer_norm_over", "layernormover"}
 _JOINS = {"cat", "concat", "concatenate"}
 _MOVES |= _JOINS | {"flatten", "mean", "sum"}
+_SPREADS = {"expand", "repeat"}
 SIZED = {"view", "reshape", "expand"}
 
 
@@ -87,6 +88,9 @@ def _from_operands(p: Propagation, node: Node, layer: Layer) -> Worth | None:
         how = "looked up"
         table = next((one for one in read if one.meta["val"] is calls[0].args[0]), None)  # None of a module
         found = p.is_table(calls[0].args[0]) if table is None else _can_compute(p, node.name, table, labels)
+    elif [call.name for call in calls] == ["gather"] and _picks_rows(node, layer.dims[0]):
+        how = "gathered"
+        found = _can_compute(p, node.name, read[0], labels)
     elif _is_normalized(node, calls, layer.dims[0]):
         how = "normalized"
         found = _can_compute(p, node.name, read[0], labels)
@@ -99,6 +103,15 @@ def _from_operands(p: Propagation, node: Node, layer: Layer) -> Worth | None:
         back = node.meta["val"].ndim - layer.dims[0]
         found = all(_is_alike(one, back) or _can_compute(p, node.name, one, labels, back) for one in read)
     return how if found else None
+
+
+def _picks_rows(node: Node, dim: int) -> bool:
+    """Return whether a node gathers by an index that is the same for every channel, for it was spread over them."""
+    index = node.args[2] if len(node.args) > 2 else node.kwargs.get("index")
+    if not isinstance(index, Node) or op_name(index) not in _SPREADS or not node.args:
+        return False
+    before, after = (one.meta["val"].shape for one in (index.all_input_nodes[0], index))
+    return bool(dim < len(after) == len(before) and before[dim] == 1)
 
 
 def _is_normalized(node: Node, calls: Sequence[OpCall], dim: int) -> bool:

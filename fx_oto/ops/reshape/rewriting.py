@@ -21,6 +21,7 @@ __all__ = [
     "read_count",
     "read_size",
     "read_strides",
+    "repeated",
     "times_each",
     "times_ratio",
     "use_sizes",
@@ -196,6 +197,11 @@ def _check(edit: Editor, size: Node, other: Node | int, value: int, text: str) -
 def created(edit: Editor, node: Node) -> None:
     """Factories, such as ``zeros`` and ``new_zeros``: every cut dimension is of their making."""
     _select_created(edit, node, set(edit.cut(node)))
+
+
+def repeated(edit: Editor, node: Node) -> None:
+    """``repeat``: every cut dimension that had one element."""
+    _select_created(edit, node, _created(edit, node, node.args[0]) & set(edit.cut(node)))  # type: ignore[arg-type]
 
 
 def _select_created(edit: Editor, node: Node, dims: set[int]) -> None:
