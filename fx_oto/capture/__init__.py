@@ -38,7 +38,7 @@ from fx_oto.core.fx_utils import (
 from fx_oto.core.interrupts import interrupts_held
 from fx_oto.core.masks import MASKS, drop_masks
 from fx_oto.core.original import Original
-from fx_oto.core.parts import plan_of
+from fx_oto.core.parts import plan_of, settled
 from fx_oto.core.preserve import Dice, unchanged, uncollected, uncompiled, unwritten, without_autocast
 from fx_oto.core.records import PassRecord
 from fx_oto.core.warn import warn
@@ -93,7 +93,15 @@ def trace(model: nn.Module, example_inputs: Any, *, parts: Parts = ()) -> GraphM
         earlier = Context.of(model) if "fx_oto" in model.meta else Context(inputs, Capture("GraphModule"))
         capture, records, tape = earlier.capture, earlier.records, analysed_tape(gm, inputs)
     else:
-        with one_at_a_time, interrupts_held(), quiet_fakes(), uncollected(), uncompiled(), without_autocast():
+        with (
+            one_at_a_time,
+            interrupts_held(),
+            quiet_fakes(),
+            uncollected(),
+            uncompiled(),
+            without_autocast(),
+            settled(model),
+        ):
             gm, capture, tape = _capture(model, inputs.copied())  # its code may write into them
     kept = Context.of(model).kept if "fx_oto" in getattr(model, "meta", {}) else {}
     plan = Context.of(model).parts if "fx_oto" in getattr(model, "meta", {}) else plan_of(model)

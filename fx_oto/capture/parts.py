@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from fx_oto.capture.calls import PLAIN, name_of
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import InputError, SettingsError
 from fx_oto.core.fx_utils import file_shown, raised_at, tensor_leaves, tensor_names
-from fx_oto.core.parts import Handed, PartCall, PartPlan, in_parts
+from fx_oto.core.parts import Handed, PartCall, PartPlan, Setting, in_parts
 from fx_oto.core.preserve import Dice, unwritten
 from fx_oto.core.warn import warn
 
@@ -54,7 +54,8 @@ def parts_of(model: nn.Module, inputs: ExampleInputs, parts: Parts) -> tuple[nn.
         for seen in _different([run.calls[row] for run in runs], row):
             _add(seen, calls, given)
     read = sorted(set[str]().union(*(run.read for run in runs)))
-    return in_parts(model, PartPlan(tuple(calls), tuple(read), inputs)), ExampleInputs(tuple(given))
+    plan = PartPlan(tuple(calls), tuple(read), inputs, runs[0].settings)
+    return in_parts(model, plan), ExampleInputs(tuple(given))
 
 
 def _check_names(model: nn.Module, names: Sequence[str]) -> None:
@@ -158,6 +159,7 @@ def _watched(model: nn.Module, inputs: ExampleInputs, rows: Sequence[tuple[str, 
     try:
         with unwritten(model, training), watch.hooked(), watch:
             outputs = model(*given.args, **given.kwargs)
+            watch.settings = tuple(watch.set_now())
     except Exception as error:
         at = f" at {found}" if (found := raised_at(error)) else ""
         if not training:
@@ -183,6 +185,7 @@ class _Watch(TorchFunctionMode):
     Attributes:
         calls: of the parts of each row, in order.
         read: the tensors of parts that code outside of them reads.
+        settings: see ``PartPlan``.
     """
 
     def __init__(self, model: nn.Module, rows: Sequence[tuple[str, ...]]) -> None:
@@ -191,6 +194,8 @@ class _Watch(TorchFunctionMode):
         self.read: set[str] = set()
         self._row = {name: row for row in rows for name in row}
         self._parts = {name: model.get_submodule(name) for name in self._row}
+        self._unset = list(_unset(self._parts))
+        self.settings: tuple[Setting, ...] = ()
         inside = [f"{name}." for name in self._parts]
         named = tensor_names(model).items()
         self._held = {id(tensor): name for name, tensor in named if name.startswith(tuple(inside))}
@@ -198,6 +203,13 @@ class _Watch(TorchFunctionMode):
         self._returned: dict[int, tuple[_Call, Handed]] = {}
         self._seen: dict[int, str] = {}
         self._alive: list[Any] = []
+
+    def set_now(self) -> Iterator[Setting]:
+        """What is set by now; of modules that keep tensors, which are those of one call, nothing."""
+        for path, module, names in self._unset:
+            found = [Setting(path, name, vars(module)[name]) for name in names if vars(module).get(name) is not None]
+            if not tensor_leaves([one.value for one in found]):
+                yield from found
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -265,6 +277,13 @@ class _Watch(TorchFunctionMode):
             for leaf in tensor_leaves((args, kwargs or {})):
                 self._note(leaf, f"read{_line()}")
         return func(*args, **(kwargs or {}))
+
+
+def _unset(parts: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module, list[str]]]:
+    """The modules in some parts, by their path, and those of their attributes that are None."""
+    for part, root in parts.items():
+        for path, module in root.named_modules(prefix=part):
+            yield path, module, [name for name, value in vars(module).items() if value is None]
 
 
 def _line() -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -16,9 +17,11 @@ __all__ = [
     "Handed",
     "PartCall",
     "PartPlan",
+    "Setting",
     "in_parts",
     "plan_of",
     "reference_to",
+    "settled",
     "whole_again",
 ]
 
@@ -54,6 +57,21 @@ class PartCall:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What the first call of a model has set on a module, where nothing was.
+
+    Attributes:
+        module: its path.
+        name: of the attribute.
+        value: what it is.
+    """
+
+    module: str
+    name: str
+    value: Any
+
+
+@dataclass(frozen=True)
 class PartPlan:
     """What is done in the place of a whole model.
 
@@ -61,11 +79,13 @@ class PartPlan:
         calls: of its parts, in order.
         read: names of the parts' tensors that other code of the model reads as well: they must stay as they are.
         example: the example inputs of the whole model.
+        settings: what its first call has set on the modules of parts.
     """
 
     calls: tuple[PartCall, ...]
     read: tuple[str, ...] = ()
     example: Any = field(default=None, repr=False, compare=False)
+    settings: tuple[Setting, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def hands_over(self) -> bool:
@@ -138,6 +158,25 @@ def plan_of(model: nn.Module) -> PartPlan | None:
     """The plan by which a model calls its parts; None of others."""
     plan: PartPlan | None = vars(model).get(_PLAN)
     return plan
+
+
+@contextmanager
+def settled(model: nn.Module) -> Iterator[None]:
+    """Let the modules of parts be as they are after the first call of the whole model, in this block.
+
+    torchvision's ``MultiScaleRoIAlign`` finds out in its first call at which scales it gets images, and keeps them.
+    """
+    plan = plan_of(model)
+    settings = () if plan is None else plan.settings
+    found = [(vars(model.get_submodule(one.module)), one) for one in settings]
+    unset = [(held, one) for held, one in found if held.get(one.name) is None]
+    try:
+        for held, one in unset:
+            held[one.name] = one.value
+        yield
+    finally:
+        for held, one in unset:
+            held[one.name] = None
 
 
 def reference_to(model: nn.Module) -> Callable[[], nn.Module | None]:

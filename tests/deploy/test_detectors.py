@@ -279,3 +279,45 @@ def test_code_that_computes_with_a_size_that_was_cut_is_noticed():
     gm = fx_oto.prepare(model, EXAMPLE, parts=PARTS)
     small = fx_oto.compress(gm)
     check(model, small, fx_oto.compress(gm, into=model))
+
+
+class Scaled(nn.Module):
+    """Finds out in its first call at which scale it gets images, as torchvision's pooling of regions does."""
+
+    def __init__(self):
+        super().__init__()
+        self.halvings = None
+
+    def forward(self, features, height: int):
+        if self.halvings is None:
+            self.halvings = int(torch.tensor(height / features.shape[2]).log2().round().item())
+        for _ in range(self.halvings):
+            features = features / 2
+        return features
+
+
+class Scaling(Detector):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.scaled = Scaled()
+
+    def heads(self, features):
+        return super().heads(self.scaled(features, 4 * features.shape[2]))
+
+
+@pytest.mark.parametrize("was_called", [False, True])
+def test_what_the_first_call_finds_out_is_known(was_called):
+    model = detector(Scaling)
+    if was_called:
+        model(*EXAMPLE)
+    before = model.scaled.halvings
+    gm = fx_oto.prepare(model, EXAMPLE, parts=[("body", "neck", "scaled", "scores", "boxes")])
+    assert model.scaled.halvings == before
+    assert not any(size.fixed for size in fx_oto.Context.of(gm).capture.sizes)
+    assert fx_oto.partition(gm).num_zigs == 5 * 16
+    fx_oto.partition(gm).zero_(0.5, torch.Generator().manual_seed(1))
+    small = fx_oto.compress(gm)
+    new = fx_oto.write_back(small, model)
+    assert type(new) is Scaling
+    assert model.scaled.halvings == before
+    check(model, small, new)
