@@ -220,6 +220,8 @@ def compress(  # noqa: PLR0913 - options are keyword arguments
             "fold_batchnorm leaves out layers that the model which is given by into has: compress without one of them"
         )
     gm: Any = model
+    if train is not None and not callable(train):
+        raise SettingsError(f"train must be a function (gm, optimizer) that trains; found {train!r:.60}")
     if train is not None:
         gm = _prepared(model, example_inputs, options, on_pass)
         train(gm, DHSPG(gm, **optimizer))

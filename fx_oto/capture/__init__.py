@@ -132,13 +132,17 @@ def _without_masks(gm: GraphModule) -> GraphModule:
 
 def _check(model: Any) -> None:
     if not isinstance(model, nn.Module):
-        raise TraceError(f"expected a torch.nn.Module, found {type(model).__name__}: pass the model itself")
+        raise TraceError(f"expected a torch.nn.Module, found {_found(model)}: pass the model itself")
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError("a scripted or jit-traced module cannot be captured: pass the module that it was made from")
     check_whole(model, "prepare", "call it first, then fully_shard, then make the optimizer")
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise InputError(f"{name} is not initialised yet: run the model once on example inputs, then prepare it")
+
+
+def _found(given: Any) -> str:
+    return f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
 
 
 def _capture(model: nn.Module, inputs: ExampleInputs) -> tuple[GraphModule, Capture, Tape]:

@@ -18,6 +18,7 @@ from fx_oto.analysis.misfits import misfit
 from fx_oto.capture.sheet import Sheet
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import TraceError
+from fx_oto.core.tables import counted
 
 __all__ = [
     "Arguments",
@@ -131,10 +132,11 @@ def _plain(value: Any) -> Any:
 
 
 def _remedy(signature: inspect.Signature, inputs: ExampleInputs) -> str:
-    """How to give a dict that ``forward`` takes as one argument."""
+    """How to give a dict that ``forward`` takes as one argument, or several inputs."""
     strange = [name for name in inputs.kwargs if name not in signature.parameters]
     if not strange:
-        return ""
+        count = counted(len(inputs.args), "positional argument", "positional arguments")
+        return f". Found {count}: give those that the model is called with, which labels of a batch are not"
     named = ", ".join(f"{name!r}: …" for name in inputs.kwargs)
     remedy = f"(((…), {{{named}}}), {{}})" if inputs.args else f"({{{named}}},)"
     return (

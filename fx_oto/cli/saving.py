@@ -20,7 +20,7 @@ from fx_oto.core.context import ExampleInputs
 from fx_oto.core.differences import relative_error
 from fx_oto.core.errors import FileError, InputError, VerificationError
 from fx_oto.core.fx_utils import tensor_leaves
-from fx_oto.core.paths import check_file, check_folder, free_path, replaced
+from fx_oto.core.paths import because, check_file, check_folder, free_path, replaced
 from fx_oto.core.preserve import evaluating
 
 __all__ = ["Saved", "check_output", "save", "write_tensors"]
@@ -140,9 +140,8 @@ def _written(path: Path) -> Iterator[Path]:
     try:
         with replaced(path) as file:
             yield file
-    except Exception as error:  # what the writers of torch and safetensors make of an OSError has many types
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise FileError(f"{path} cannot be written: {cause}. What was there before is as it was") from error
+    except Exception as error:  # OSError, or what the writers of torch and safetensors make of it
+        raise FileError(f"{path} cannot be written: {because(error)}. What was there before is as it was") from error
 
 
 def _outputs(model: nn.Module, inputs: ExampleInputs) -> Any:

@@ -65,7 +65,7 @@ class ExampleInputs:
             return cls((inputs,))
         raise InputError(
             "example_inputs must be a tensor, a tuple of positional arguments, a dict of keyword arguments, or "
-            f"(args, kwargs); found {type(inputs).__name__}"
+            f"(args, kwargs); found {type(inputs).__name__}{_hint(inputs)}"
         )
 
     @property
@@ -262,7 +262,8 @@ class Context:
                 f", because the pass {by!r} changed the graph and dropped it: run {provider} again, or let the class "
                 f"of {by!r} say that it stays true, preserves = ({kind.__name__},)"
             )
-        return f": run {provider} first, or fx_oto.prepare, which runs every pass up to the masks"
+        calls = {"physical-slicing": "compress", "verification": "compress"}
+        return f": run {provider} first, or fx_oto.{calls.get(known or '', 'prepare')}, which runs all that are needed"
 
     def provide(self, result: object) -> Context:
         """A context that also holds ``result``."""
@@ -275,13 +276,22 @@ class Context:
         return replace(self, results=kept, dropped=self.dropped | lost)
 
 
+def _hint(inputs: Any) -> str:
+    """What to do where that can be told."""
+    if isinstance(inputs, nn.Module):
+        return ": the model comes first, then its inputs"
+    if isinstance(inputs, Iterable) and not isinstance(inputs, str):
+        return ": give a batch of tensors, without labels, as the model is called with it"
+    return ""
+
+
 def _instead(given: Any) -> str:
     """What was given in the place of a GraphModule with a context, and what to do."""
     kind = type(given).__name__
     if isinstance(given, GraphModule):
         return (
             f"a GraphModule ({kind}) without fx_oto's data in its meta (copy.deepcopy keeps it, pickle does not): "
-            "prepare it"
+            "prepare it anew"
         )
     inside = given.named_children() if isinstance(given, nn.Module) else ()
     for name, child in inside:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fx_oto.core.errors import InputError
 
-__all__ = ["check_file", "check_folder", "free_path", "replaced"]
+__all__ = ["because", "check_file", "check_folder", "free_path", "replaced"]
 
 
 def check_file(path: Path, option: str) -> None:
@@ -53,6 +53,15 @@ def free_path(path: Path) -> Path:
     """``path``, or if there is something already, the first of ``name-2.end``, ``name-3.end`` … where nothing is."""
     others = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
     return path if not path.exists() else next(other for other in others if not other.exists())
+
+
+def because(error: BaseException) -> str:
+    """Why a file could not be written, without the name of the one that was to take its place.
+
+    The writers of torch make errors of many types of an ``OSError``.
+    """
+    cause = error.__context__ if isinstance(error.__context__, OSError) else error
+    return getattr(cause, "strerror", None) or str(cause)
 
 
 @contextmanager

@@ -59,5 +59,5 @@ def check_matched(patterns: Iterable[str], names: Iterable[str], kind: str, opti
     for pattern in patterns:
         if not any(matches(name, (_AXIS.sub("", pattern),)) for name in names):
             where = f" in {option}" if option else ""
-            known = ", ".join(map(repr, names[:3])) or "nothing: there is none"
+            known = ", ".join(map(repr, list(dict.fromkeys(names))[:3])) or "nothing: there is none"
             raise SettingsError(f"the pattern {pattern!r}{where} matches no {kind}; names look like {known}")

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from fx_oto.core.errors import FileError, FxOtoError
+from fx_oto.core.errors import FileError, FxOtoError, SettingsError
 from fx_oto.core.handed import assembled
 from fx_oto.deploy.about import made_context
 from fx_oto.deploy.graphs import made_graph
@@ -49,6 +49,7 @@ def load(
 
     Raises:
         FileError: the file is damaged, or none of ``fx_oto.save``, or it names what it may not; says what to do.
+        SettingsError: ``model`` or ``functions`` are not what they should be.
 
     Example:
         >>> import torch, fx_oto, tempfile, pathlib
@@ -64,6 +65,7 @@ def load(
           (2): Linear(in_features=4, out_features=2, bias=True)
         )
     """
+    _check(path, model, functions)
     given = {names: one for one in functions if (names := given_names(one))}
     try:
         plan, stored = _opened(os.fspath(path))
@@ -76,6 +78,17 @@ def load(
         raise FileError(f"{path} cannot be read: {error}") from error
     except (RuntimeError, MemoryError, SyntaxError, ValueError, TypeError, AttributeError, LookupError) as error:
         raise FileError(f"{path} holds a plan that makes no sense: {type(error).__name__}: {error}") from error
+
+
+def _check(path: Any, model: Any, functions: Any) -> None:
+    if not isinstance(path, str | os.PathLike):
+        raise FileError(f"expected the path of a file that fx_oto.save has written, found {type(path).__name__}")
+    if os.path.isdir(path):
+        raise FileError(f"{path} cannot be read: it is a folder")
+    if model is not None and not isinstance(model, nn.Module):
+        raise SettingsError(f"model must be an instance of your own class, uncompressed; found {model!r:.60}")
+    if not isinstance(functions, Iterable):
+        raise SettingsError(f"functions must be a list of the graph's own functions; found {functions!r:.60}")
 
 
 def _opened(path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -18,7 +18,7 @@ from fx_oto.core.context import Context
 from fx_oto.core.errors import FileError
 from fx_oto.core.fx_utils import check_has_numbers
 from fx_oto.core.masks import MASKS
-from fx_oto.core.paths import replaced
+from fx_oto.core.paths import because, replaced
 from fx_oto.deploy.about import made_context, written_context
 from fx_oto.deploy.graphs import made_graph, written_graph
 from fx_oto.deploy.modules import written_modules
@@ -62,6 +62,8 @@ def save(small: GraphModule, path: str | os.PathLike[str]) -> None:
         raise FileError(f"expected what fx_oto.compress has returned, a GraphModule; found {type(small).__name__}")
     if MASKS in small._modules:
         raise FileError("the model is prepared for pruning, with masks: save what fx_oto.compress returns instead")
+    if not isinstance(path, str | os.PathLike):
+        raise FileError(f"expected the path of a file, found {type(path).__name__}: save(small, path)")
     check_has_numbers(small, "saving")
     tensors = Collected()
     plan = _plan(small, tensors)
@@ -70,7 +72,7 @@ def save(small: GraphModule, path: str | os.PathLike[str]) -> None:
         with replaced(Path(path)) as written:
             save_file(tensors.stored, written, {KEY: text, f"{KEY}_sha256": sum_of(text)})
     except (OSError, SafetensorError) as error:
-        raise FileError(f"{path} cannot be written: {error}. What was there before is as it was") from error
+        raise FileError(f"{path} cannot be written: {because(error)}. What was there before is as it was") from error
 
 
 def sum_of(text: str) -> str:

@@ -78,6 +78,7 @@ def prune(  # noqa: PLR0913 - the settings of an optimizer
 
     Raises:
         SettingsError: a setting cannot work, the target cannot be reached, or gradients are asked for without a loss.
+            Whatever fails, also in the model or the loss on a batch, leaves the weights as they were.
         InputError: ``gm`` is on the meta device, or sharded.
 
     Example:
@@ -91,6 +92,9 @@ def prune(  # noqa: PLR0913 - the settings of an optimizer
     """
     zigs = partition(gm)
     check_has_numbers(gm, "prune")
+    if isinstance(data, Tensor | str) or not isinstance(data, Iterable):
+        found = type(data).__name__
+        raise SettingsError(f"data must be batches, such as a list or a loader; found {found}: is it [batch]?")
     if any(map(is_sharded, gm.parameters())):
         raise InputError("prune expects whole parameters, found sharded ones: prune before the model is sharded")
     wanted = {"group sparsity": target_group_sparsity, "params": target_params, "macs": target_macs}
@@ -119,9 +123,15 @@ def prune(  # noqa: PLR0913 - the settings of an optimizer
             "data held no batch, so there are no gradients to score: give a list of batches, or a loader"
         )
     choice.make(rows, target.left, 0, late=True, graded=graded)
-    for i, chosen in enumerate(rows.active):
-        zigs.zero_zigs_(i, chosen)
-    _estimate_statistics(gm, batches, loss)
+    with torch.no_grad():
+        rows.remember()
+    try:
+        for i, chosen in enumerate(rows.active):
+            zigs.zero_zigs_(i, chosen)
+        _estimate_statistics(gm, batches, loss)
+    except BaseException:  # a batch that does not fit must not cost the weights
+        rows.put_back()
+        raise
     return reached(target, zigs, zigs.removed())
 
 
@@ -162,10 +172,11 @@ def _estimate_statistics(gm: GraphModule, data: Iterable[Any], loss: LossOfBatch
         with evaluating(gm), _settings_kept(gm):
             update_bn(((batch,) for batch in chain([first], batches)), _Run(gm, loss))
         return
-    if loss is not None:
+    if loss is not None or not (isinstance(data, tuple) and not data):
+        held = "could be read once only" if loss is not None else "held no batch"
         warn(
-            "data could be read once only, so running statistics of batch normalizations were not estimated anew: give "
-            "a list of batches, or a loader that can be read again"
+            f"data {held}, so running statistics of batch normalizations were not estimated anew: give a list of "
+            "batches, or a loader that can be read again"
         )
 
 

@@ -252,6 +252,12 @@ class Rows:
             if block.changed:
                 block.read(block.tensor, out=values)
 
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Give the active variables the values that ``before`` has."""
+        for block, values in zip(self.blocks, self.before, strict=True):
+            block.write(values)
+
     def before_by_name(self) -> dict[str, Tensor]:
         """``before`` for a checkpoint, in tensors of the parameters' shapes and layouts, zero elsewhere."""
         named = {name: torch.zeros_like(tensor, requires_grad=False) for name, tensor in self.named().items()}

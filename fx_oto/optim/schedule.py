@@ -64,6 +64,10 @@ class Schedule:
         for name, value in (("total_steps", total), ("start_step", start), ("end_step", end), ("periods", periods)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
                 raise SettingsError(f"{name} must be a whole number of steps (int), found {value!r}")
+        if total is not None and total < 1:
+            raise SettingsError(
+                f"total_steps must be at least 1, the number of optimizer.step() calls in all; found {total}"
+            )
         first = start if start is not None else (total or 0) // 10
         share = (end_at - 0.1) / 0.9  # of what is left of the training at the default start
         last = end if end is not None else first + max(int(share * ((total or 0) - first)), 1)

@@ -213,7 +213,7 @@ def _named(models: Any) -> dict[str, nn.Module]:
         found = {key: type(value).__name__ for key, value in models.items()} if isinstance(models, Mapping) else models
         raise InputError(
             "models must be a torch.nn.Module, a list of them, or a dict of them by name, such as "
-            f"{{'full': model, 'compact': small}}; found {found!r}"
+            f"{{'full': model, 'compact': small}}; found {found!r:.200}"
         )
     return dict(models)
 

@@ -89,6 +89,45 @@ def test_a_dict_that_is_an_argument_of_its_own(model, given, remedy, right):
     assert fx_oto.partition(fx_oto.prepare(model, right)).num_zigs == 8
 
 
+ORDER, BATCH = ": the model comes first, then its inputs", ": give a batch of tensors, without labels, as the model is"
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (torch.nn.ReLU(), f"found ReLU{ORDER}"),
+        (torch.utils.data.DataLoader([IMAGE]), f"found DataLoader{BATCH}"),
+        (IMAGE.numpy(), f"found ndarray{BATCH}"),
+        ("image", "found str$"),
+    ],
+)
+def test_inputs_that_are_none(net, given, text):
+    with pytest.raises(fx_oto.InputError, match=rf"example_inputs must be a tensor, .*; {text}"):
+        fx_oto.prepare(net, given)
+
+
+def test_a_batch_with_its_labels(net):
+    text = r"too many positional arguments\. Found 2 positional arguments: give those that the model is called with"
+    with pytest.raises(fx_oto.TraceError, match=text):
+        fx_oto.prepare(net, (IMAGE, torch.tensor([0, 1])))
+
+
+def test_a_class_in_the_place_of_a_model():
+    with pytest.raises(fx_oto.TraceError, match=r"found the class Linear: pass the model itself"):
+        fx_oto.prepare(torch.nn.Linear, IMAGE)
+
+
+def test_a_training_that_is_no_function(net):
+    with pytest.raises(fx_oto.SettingsError, match=r"train must be a function \(gm, optimizer\) that trains; found 3"):
+        fx_oto.compress(net, IMAGE, train=3, lr=0.1, target_macs=0.5, total_steps=9)
+
+
+def test_verification_of_what_was_not_cut(net):
+    gm = fx_oto.prepare(net, IMAGE)
+    with pytest.raises(fx_oto.MissingResultError, match=r"the pass 'physical-slicing' first, or fx_oto\.compress, "):
+        fx_oto.Verification(gm)(gm)
+
+
 def test_no_inputs(net):
     with pytest.raises(fx_oto.MissingResultError, match=r"prepare needs example_inputs"):
         fx_oto.prepare(net)

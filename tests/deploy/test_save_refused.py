@@ -246,3 +246,37 @@ def test_a_method_that_is_none_of_tensors_is_refused_with_the_node(tmp_path):
     gm.recompile()
     with pytest.raises(fx_oto.FileError, match=re.escape("a call of the method 'numpy'")):
         fx_oto.save(gm, tmp_path / "small.safetensors")
+
+
+WRONG = [
+    (lambda small, path: fx_oto.save(path, small), "expected what fx_oto.compress has returned, a GraphModule; found"),
+    (lambda small, path: fx_oto.save(small, 3), r"expected the path of a file, found int: save\(small, path\)"),
+    (lambda small, path: fx_oto.save(small, path.parent), "cannot be written: Is a directory. What was there"),
+    (lambda small, path: fx_oto.save(small, path / "no" / "x"), r"no/x cannot be written: No such file or directory\."),
+    (fx_oto.load, "expected the path of a file that fx_oto.save has written, found"),
+    (lambda small, path: fx_oto.load(path.parent), "cannot be read: it is a folder"),
+]
+
+
+def small_net():
+    return compact(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)), ROWS)
+
+
+@pytest.mark.parametrize(("call", "text"), WRONG)
+def test_arguments_that_no_file_can_be(call, text, tmp_path):
+    with pytest.raises(fx_oto.FileError, match=text):
+        call(small_net(), tmp_path / "small.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"model": nn.Linear}, "model must be an instance of your own class, uncompressed; found <class"),
+        ({"functions": torch.relu}, "functions must be a list of the graph's own functions; found <built-in"),
+    ],
+)
+def test_what_is_handed_over_in_a_wrong_form(options, text, tmp_path):
+    path = tmp_path / "small.safetensors"
+    fx_oto.save(small_net(), path)
+    with pytest.raises(fx_oto.SettingsError, match=text):
+        fx_oto.load(path, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -215,7 +216,9 @@ def statistics(net):
 def test_without_data_running_statistics_stay(data):
     net, gm = normed()
     before = statistics(net)
-    fx_oto.prune(gm, target_group_sparsity=0.3, data=data)
+    told = not isinstance(data, tuple)
+    with pytest.warns(UserWarning, match="data held no batch") if told else nullcontext():
+        fx_oto.prune(gm, target_group_sparsity=0.3, data=data)
     kept = (net[0].weight != 0).flatten(1).any(1)
     for name, buffer in statistics(net).items():
         assert torch.equal(
@@ -240,15 +243,35 @@ def test_data_that_can_be_read_once_is_told():
 
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("good", [0, 1])
-def test_a_batch_that_fails_leaves_norms_as_they_were(momentum, good):
+def test_a_batch_that_fails_leaves_all_as_it_was(momentum, good):
     net, gm = normed()
     net[1].momentum = momentum
-    before = statistics(net)
+    before = copy.deepcopy(net.state_dict())
     with pytest.raises(RuntimeError):
         fx_oto.prune(gm, target_group_sparsity=0.3, data=[torch.randn(4, 1, 8, 8)] * good + [torch.randn(4, 1, 9, 9)])
     assert net[1].momentum == momentum
-    kept = (net[0].weight != 0).flatten(1).any(1)
-    for name, buffer in statistics(net).items():
-        assert torch.equal(
-            buffer[kept] if buffer.dim() else buffer, before[name][kept] if buffer.dim() else before[name]
-        )
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, ZeroDivisionError])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_what_stops_it_leaves_all_as_it_was(stop, dtype):
+    net, _ = normed()
+    gm = fx_oto.prepare(net.to(dtype), torch.randn(2, 1, 8, 8, dtype=dtype))
+    before = copy.deepcopy(net.state_dict())
+
+    def batches():
+        yield torch.randn(4, 1, 8, 8, dtype=dtype)
+        raise stop
+
+    with pytest.raises(stop):
+        fx_oto.prune(gm, target_group_sparsity=0.3, data=batches())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert fx_oto.partition(gm).group_sparsity() == 0
+
+
+@pytest.mark.parametrize("data", [torch.randn(4, 1, 8, 8), "train", 3])
+def test_data_that_is_no_batches(data):
+    _, gm = normed()
+    with pytest.raises(fx_oto.SettingsError, match=f"data must be batches, .*; found {type(data).__name__}: is it"):
+        fx_oto.prune(gm, target_group_sparsity=0.3, data=data)

@@ -33,6 +33,7 @@ import fx_oto
         ({"target_group_sparsity": 0.6, "round_to": 8}, r"cannot be reached"),
         ({"target_macs": 0.5}, r"give one of .* found target_group_sparsity and target_macs"),
         ({"target_group_sparsity": None}, r"give one of .* as a fraction of the full model; found none"),
+        ({"total_steps": 0}, r"total_steps must be at least 1, the number of optimizer.step.. calls in all; found 0"),
         ({"total_steps": None}, r"must know by when to be done: pass total_steps="),
         ({"start_step": 8, "end_step": 4}, r"found start_step=8, end_step=4"),
         ({"end_step": 99}, r"0 <= start_step < end_step <= total_steps; .* end_step=99, total_steps=20"),
