@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import fx_oto
+from fx_oto.integrations import compression
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -168,6 +169,29 @@ def with_lightning(lightning, precision="32-true", folder=None, resume=None, own
 
 def test_lightning_ends_with_the_users_own_class(lightning):
     check(*with_lightning(lightning, "bf16-mixed", own=True))
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("trainer", ["transformers", "lightning"])
+def test_a_training_is_not_lost_where_its_model_cannot_be_compressed(request, tmp_path, monkeypatch, trainer, own):
+    """The trainer ends as it does; who asks for the compact model gets the error, until it can be made."""
+    package, run = request.getfixturevalue(trainer), huggingface if trainer == "transformers" else with_lightning
+    callbacks = []
+
+    def fail(*_, **__):
+        raise fx_oto.VerificationError("they differ")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compression, "compress", fail)
+        patch.setitem(globals(), "check_compact", lambda *_: None)
+        patch.setattr(compression.Compression, "compact", property(callbacks.append))
+        with pytest.warns(fx_oto.FxOtoWarning, match=r"not compressed: they differ\. Its weights are as they were"):
+            net, gm, optimizer = run(package, folder=tmp_path, own=own)
+    with pytest.raises(fx_oto.VerificationError, match="they differ"):
+        callbacks[0].compact  # noqa: B018
+    callbacks[0].finish()
+    assert isinstance(callbacks[0].compact, type(net) if own else GraphModule)
+    check(net, gm, optimizer)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
