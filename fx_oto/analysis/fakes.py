@@ -23,9 +23,10 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from fx_oto.analysis.disguises import disguise, is_fake, lies_on, undisguise
 from fx_oto.core.layouts import is_sparse
 
-__all__ = ["Fakes", "StandIns", "asks_values", "tensors_in"]
+__all__ = ["Fakes", "StandIns", "ValuesAskedError", "asks_values", "tensors_in"]
 
 _META = torch.device("meta")
 _CPU = torch.device("cpu")
@@ -74,20 +75,24 @@ class Fakes(TorchDispatchMode):
     def __init__(self, named: Mapping[str, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.torchs = FakeTensorMode(allow_non_fake_inputs=True)
-        self._stand_ins: dict[int, FakeTensor] = {}
+        self._stand_ins: dict[int, Tensor] = {}
         self.real: dict[int, Tensor] = {}
         self.literals: dict[int, Tensor] = {}
         self._replaced: list[Tensor] = []
         self._forms: dict[Any, list[_Form]] = {}
         self.named = {name: self.of(tensor) for name, tensor in named.items()}
 
-    def of(self, tensor: Tensor) -> FakeTensor:
+    def is_own(self, tensor: Tensor) -> bool:
+        """Whether a tensor is one of those that stand in."""
+        return tensor.__dict__.get("fake_mode") is self.torchs
+
+    def of(self, tensor: Tensor) -> Tensor:
         """The tensor that stands in for a real one; of those that stand in, the tensor itself."""
-        if isinstance(tensor, FakeTensor) and tensor.fake_mode is self.torchs:
+        if self.is_own(tensor):
             return tensor
         found = self._stand_ins.get(id(tensor))
         if found is None:
-            if isinstance(tensor, FakeTensor):
+            if is_fake(tensor):
                 raise RuntimeError("a tensor without numbers was kept from an earlier run, such as by a cache")
             with torch.inference_mode(False):
                 found = self.like(tensor, tensor.device)
@@ -100,11 +105,11 @@ class Fakes(TorchDispatchMode):
         self._stand_ins[id(new)], self.real[id(fake)] = fake, new
         self._replaced.append(old)  # or another tensor would get its id
 
-    def like(self, value: Any, device: torch.device) -> FakeTensor:
+    def like(self, value: Any, device: torch.device) -> Tensor:
         """A new tensor of the form of another, real or not."""
         if is_sparse(value):
             with _disable_current_modes():
-                return value if isinstance(value, FakeTensor) else self.torchs.from_tensor(value)
+                return value if is_fake(value) else self.torchs.from_tensor(value)
         meta = torch.empty_strided(tuple(value.shape), _strides(value), dtype=value.dtype, device=_META)
         return self._wrap(meta, device)
 
@@ -115,7 +120,7 @@ class Fakes(TorchDispatchMode):
 
     def note_literal(self, func: Any, args: Any) -> None:
         """Remember a tensor that code writes out in numbers."""
-        if func in _LIFTS and not isinstance(args[0], FakeTensor):
+        if func in _LIFTS and not is_fake(args[0]):
             self.literals[id(self.of(args[0]))] = args[0]
 
     def faked(self, value: Any) -> Any:
@@ -144,7 +149,7 @@ class Fakes(TorchDispatchMode):
             ValuesAskedError: that depends on numbers.
         """
         if func is torch.ops.prim.device.default:
-            return args[0].fake_device
+            return lies_on(args[0])
         traits = _traits(func) if isinstance(func, OpOverload) else None
         if any(map(is_sparse, tensors_in((*args, *kwargs.values())))):
             if func._schema.name in _OF_ELEMENTS:
@@ -199,14 +204,16 @@ class Fakes(TorchDispatchMode):
         return result
 
     def _as_torch(self, func: Any, args: Any, kwargs: Any) -> Any:
+        disguised = undisguise(tensors_in((*args, *kwargs.values())))
         try:
             with self.torchs:
                 result = func(*args, **kwargs)
         except _UNTOLD as error:
             raise ValuesAskedError(f"without the numbers in a tensor, nothing tells what {func} returns") from error
+        finally:
+            disguise(disguised)
         for one in (*tensors_in(args), *tensors_in(result)):
-            if isinstance(one, FakeTensor):
-                one.__dict__.pop("on_meta", None)
+            one.__dict__.pop("on_meta", None)
         return result
 
 
@@ -236,7 +243,7 @@ def _traits(func: OpOverload) -> _Traits:
 
 
 def _metas(value: Any) -> Any:
-    if isinstance(value, FakeTensor):
+    if is_fake(value):
         meta = value.__dict__.get("on_meta")
         if meta is None:
             meta = torch.empty_strided(tuple(value.shape), _strides(value), dtype=value.dtype, device=_META)
@@ -261,7 +268,7 @@ def _device(args: Any, kwargs: Any) -> torch.device:
         return torch.device(given)
     tensors = tensors_in((*args, *kwargs.values()))
     wide = next((tensor for tensor in tensors if tensor.ndim), tensors[0] if tensors else None)
-    return _CPU if wide is None else wide.device
+    return _CPU if wide is None else lies_on(wide)
 
 
 def _key(func: Any, args: Any, kwargs: Any) -> Any:

@@ -228,7 +228,12 @@ def _cause(
         InputError: the model does not run on the inputs.
     """
     _check_inputs(model, inputs, error.where)
-    return error if error.by_values or not options.selects else None
+    return error if error.by_values or not (options.selects or _tells_apart(error, options)) else None
+
+
+def _tells_apart(error: NotCapturedError, options: Options) -> bool:
+    """Whether it is torch itself that cannot go on with tensors of another class, as in ``nn.Parameter(x)``."""
+    return options.disguised and "dispatch_on_subclass" in str(error)
 
 
 def _after(error: NotCapturedError, options: Options, kind: type) -> Options | None:
@@ -256,7 +261,9 @@ def _after(error: NotCapturedError, options: Options, kind: type) -> Options | N
 
 
 def _answered(error: NotCapturedError, options: Options) -> Options | None:
-    """Another answer to code that asks for numbers; None if there is none."""
+    """Another answer to code that asks for numbers, or classes; None if there is none."""
+    if _tells_apart(error, options):
+        return replace(options, disguised=False)
     if error.by_values and options.compiling is False:
         return replace(options, compiling=True)
     if options.compiling and not error.by_values:  # code may have gone where it was never compiled

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 
+from fx_oto.analysis.disguises import is_fake
 from fx_oto.capture.calls import INTEGERS, TENSORS, TYPES, is_wrapped_by_functorch, name_of, without_memory
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Origin
@@ -155,7 +155,7 @@ def _set_requires_grad(run: Recorder, func: Any, args: Any, kwargs: Any) -> None
 
 def _requires_grad(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     (tensor,) = args
-    if not isinstance(tensor, FakeTensor):
+    if not is_fake(tensor):
         return func(*args)
     return run.differentiable(tensor) and torch.is_grad_enabled()
 
@@ -169,7 +169,7 @@ def _is_leaf(run: Recorder, func: Any, args: Any, kwargs: Any) -> bool:
 
 
 def _is_parameter(run: Recorder, tensor: Tensor) -> bool:
-    return not isinstance(tensor, FakeTensor) or id(tensor) in run.fakes.real
+    return not is_fake(tensor) or id(tensor) in run.fakes.real
 
 
 class _GradientNode:
@@ -237,11 +237,7 @@ def _assertion(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 def _cast(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """What ``module.to(dtype)`` asks of its tensors: one that is of that type already stays itself."""
     held = args[0]
-    if (
-        isinstance(held, FakeTensor)
-        or id(held) not in run.subject.tensors
-        or not _is_called_by(nn.Module._apply.__code__)
-    ):
+    if is_fake(held) or id(held) not in run.subject.tensors or not _is_called_by(nn.Module._apply.__code__):
         return NotImplemented
     with without_modes():
         small = torch.empty(1, dtype=held.dtype, device=held.device)

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
+from fx_oto.analysis.disguises import is_fake
 from fx_oto.capture.recorder import Recorder
 from fx_oto.capture.subject import Subject
 from fx_oto.core.errors import TraceError
@@ -56,7 +56,7 @@ class Assigned:
             new = owner.get(name)
             if new is value:
                 continue
-            if isinstance(new, FakeTensor) and isinstance(value, Tensor):
+            if is_fake(new) and isinstance(value, Tensor):
                 alike = (new.shape, new.dtype) == (value.shape, value.dtype)
                 if alike and path not in self._buffers and run.reads(path):
                     run.notes.append(_note(path, "one tensor", "another"))
@@ -121,5 +121,5 @@ def tensors_kept(subject: Subject) -> Iterator[str]:
         if id(module) in subject.leaves:
             continue
         for name, value in vars(module).items():
-            if name not in _REGISTRIES and any(isinstance(leaf, FakeTensor) for leaf in tree_leaves(value)):
+            if name not in _REGISTRIES and any(is_fake(leaf) for leaf in tree_leaves(value)):
                 yield f"{path}.{name}".lstrip(".")

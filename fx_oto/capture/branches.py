@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from fx_oto.analysis.disguises import lies_on
 from fx_oto.capture.calls import INTEGERS
 from fx_oto.capture.counted import Counting
 from fx_oto.capture.modes import without_modes
@@ -120,7 +121,7 @@ class Branching(Counting):
         if mask.meta["val"].ndim != 1 or not self.options.op_level:
             return None
         with without_modes():
-            rows = torch.arange(len(mask.meta["val"]), device=mask.meta["val"].device)
+            rows = torch.arange(len(mask.meta["val"]), device=lies_on(mask.meta["val"]))
             values: dict[Node, Any] = {chosen: (rows,) if isinstance(chosen.meta["val"], tuple) else rows[:, None]}
             for one in reversed(path):
                 values[one] = self.called_on(one, values)

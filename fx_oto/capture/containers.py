@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch._subclasses.fake_tensor import FakeTensor
-
+from fx_oto.analysis.disguises import is_fake
 from fx_oto.capture.arguments import content_of
 from fx_oto.capture.recorder import Recorder
 from fx_oto.core.fx_utils import source_line
@@ -43,4 +42,4 @@ def _same(value: Any, other: Any) -> bool:
 
 def _line(run: Recorder, value: Any) -> str:
     """Where a value was computed."""
-    return source_line(run.node_of_tensor(value)) if isinstance(value, FakeTensor) else ""
+    return source_line(run.node_of_tensor(value)) if is_fake(value) else ""

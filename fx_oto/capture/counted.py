@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_map_only
 
+from fx_oto.analysis.disguises import lies_on
 from fx_oto.capture.calls import takes_list
 from fx_oto.capture.really import Evaluator, behind
 from fx_oto.capture.refusals import ON_VALUES
@@ -123,7 +124,7 @@ def _places(place: Any, count: _Count) -> list[Any]:
         return [slice(None)]
     if place.dtype not in (torch.bool, torch.uint8):
         return [place]
-    return [torch.zeros(count(place.numel()), dtype=torch.int64, device=place.device) for _ in place.shape]
+    return [torch.zeros(count(place.numel()), dtype=torch.int64, device=lies_on(place)) for _ in place.shape]
 
 
 def _rows(tensor: Tensor, by_rows: bool, count: _Count) -> Tensor:

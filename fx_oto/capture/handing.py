@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
+from fx_oto.analysis.disguises import disguise, undisguise
 from fx_oto.analysis.fakes import asks_values
 from fx_oto.analysis.recording import laid_out
 from fx_oto.capture.branches import Branching
@@ -60,6 +61,7 @@ class Handing(Branching):
         args, kwargs = without_memory(self.fakes.faked(tuple(args))), without_memory(self.fakes.faked(dict(kwargs)))
         self.fakes.node, self.fakes.calls = node.name, []
         dice = Dice(torchs=False) if anything else None
+        disguised = undisguise(tensor_leaves((args, kwargs)))
         try:
             value = compute(args, kwargs)
         except Exception as error:
@@ -72,6 +74,7 @@ class Handing(Branching):
                 raise
             value = self.really(node, module, (args, kwargs), error, last)
         finally:
+            disguise(disguised)
             if dice is not None:  # the graph draws the numbers
                 dice.put_back()
         return self._handed_over(node, args, kwargs, value, module)
@@ -186,8 +189,7 @@ class Handing(Branching):
             value = self.fakes.of(value)
             if id(value) in given:
                 value = self.alias(value)
-            self.places[id(value)] = Item(parent, read, key)
-            self._alive.append(value)
+            self._show(value, Item(parent, read, key))
             return value
         if isinstance(value, int | float) and not isinstance(value, bool):
             return self.number(self.as_read(value, parent), Origin(read, (parent, key)))

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from fx_oto.analysis.disguises import lies_on
 from fx_oto.analysis.tape import FUSED, OpCall
 from fx_oto.analysis.values import storage_of
 from fx_oto.capture.arguments import Arguments
@@ -226,7 +227,7 @@ class _Values(dict[Node, Any]):
 
 
 def _of_form(tensor: Tensor) -> Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=lies_on(tensor))
 
 
 class _Refusing(TorchDispatchMode):

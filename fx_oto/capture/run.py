@@ -17,6 +17,7 @@ from torch import nn
 from torch.distributions import Distribution
 from torch.fx import GraphModule
 
+from fx_oto.analysis.disguises import undisguise
 from fx_oto.analysis.fakes import asks_values
 from fx_oto.analysis.recording import one_by_one, tape_of_steps
 from fx_oto.analysis.tape import Tape
@@ -153,6 +154,7 @@ class CaptureRun(Recorder):
         finally:
             self.is_over, self.fakes.above = True, None
             active.run = None
+            undisguise(self._alive)
             self.forget_values()
             caches.empty(self._globals.values())
             rolled = dice.rolled()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.overrides import TorchFunctionMode
 
+from fx_oto.analysis.disguises import disguise
 from fx_oto.analysis.recording import Recording
 from fx_oto.capture.numbers import Origin
 from fx_oto.capture.subject import Subject
@@ -48,6 +49,7 @@ class Options:
         steered: where what is chosen, and so counted, is to be something else: see ``Steered``.
         given: which of the numbers among the inputs is another one, and which one, to see what becomes of it.
         in_own_mode: layers, by ``id``, whose code is run: a ``forward`` puts them into a mode before it calls them.
+        disguised: whether tensors are of the class of real ones, as far as code can tell.
     """
 
     opaque: tuple[Part | WrappedFunction, ...] = ()
@@ -63,6 +65,7 @@ class Options:
     steered: int = 0
     given: tuple[int, float] | None = None
     in_own_mode: frozenset[int] = frozenset()
+    disguised: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,9 +229,15 @@ class Sheet(TorchFunctionMode):
 
     def put(self, tensor: Tensor, node: Node) -> Node:
         """Remember which node's value a tensor is."""
-        self.places[id(tensor)] = node
-        self._alive.append(tensor)
+        self._show(tensor, node)
         return node
+
+    def _show(self, tensor: Tensor, place: Node | Item) -> None:
+        """Code may get a tensor from here on."""
+        if self.options.disguised:
+            disguise((tensor,))
+        self.places[id(tensor)] = place
+        self._alive.append(tensor)
 
     def attribute(self, name: str, tensor: Tensor) -> Node:
         """The node that reads a tensor that the model holds."""

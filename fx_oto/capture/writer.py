@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 from torch.fx.graph_module import _assign_attr
 from torch.utils._pytree import tree_leaves
@@ -116,7 +115,7 @@ class Writer(Sheet):
             node.meta["val"], node.meta["item"] = tensor, place
             return self.put(tensor, node)
         tensor = self.fakes.real.get(id(tensor), tensor)
-        if isinstance(tensor, FakeTensor) and tensor.fake_mode is self.fakes.torchs:
+        if self.fakes.is_own(tensor):
             raise TraceError("a tensor comes from code in which torch's functions cannot be seen")
         if (name := self.subject.tensors.get(id(tensor))) is None:
             name, tensor = self._constant(tensor)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import fx_oto
+from fx_oto.analysis.disguises import is_fake
 
 IMAGES = torch.randn(2, 3, 6, 7)
 
@@ -263,7 +264,7 @@ class Noting(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, width):
-        if type(x) is torch.Tensor:
+        if not is_fake(x):
             Noting.numbers.append(x.numel())
         ctx.save_for_backward(x)
         return x.mean(1, keepdim=True).expand(-1, width, -1, -1)
