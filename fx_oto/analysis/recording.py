@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -185,6 +185,9 @@ def record_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
         InputError: the example inputs do not fit the model; the text names node and source line.
     """
     really: dict[str, tuple[Any, int]] = {}
+    if any(node.meta.get("asks_values") for node in gm.graph.nodes):
+        with suppress(Exception):  # as of a size that the model does not take, which is told below
+            really = _real_values(gm, inputs)
     while True:
         recorder = _Recorder(gm, really)
         try:

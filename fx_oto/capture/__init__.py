@@ -19,7 +19,7 @@ from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.attempt import Attempt, Captured, FixedByValuesError, analysed_tape
 from fx_oto.capture.elsewhere import check_memory, forget_sizes
 from fx_oto.capture.parts import Parts, parts_of
-from fx_oto.capture.refusals import NotCapturedError, NotHashedError, RandomError
+from fx_oto.capture.refusals import AskedError, NotCapturedError, NotHashedError, RandomError
 from fx_oto.capture.sheet import Options
 from fx_oto.capture.statements import statement_at
 from fx_oto.capture.subject import Subject
@@ -198,6 +198,8 @@ def _captured(subject: Subject, inputs: ExampleInputs) -> Captured:
                 found = Attempt(subject, inputs, options, both_modes).result()
             except NotHashedError as error:
                 following = replace(options, hashable=options.hashable | {error.site})
+            except AskedError as error:
+                following = replace(options, untold=options.untold | error.asked)
             except FixedByValuesError:
                 was_fixed = True
                 break

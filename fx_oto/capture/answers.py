@@ -17,7 +17,7 @@ from fx_oto.capture.calls import INTEGERS, TENSORS, TYPES, is_wrapped_by_functor
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Origin
 from fx_oto.capture.recorder import Recorder
-from fx_oto.capture.refusals import ON_VALUES
+from fx_oto.capture.refusals import GRADIENTS, LAYOUT, ON_VALUES
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import last_node, op_name
 
@@ -145,6 +145,13 @@ def _type(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return func(*args, **kwargs)
 
 
+def _layout(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """How a tensor lies in memory, or where."""
+    if is_fake(args[0]):
+        run.asks(LAYOUT)
+    return func(*args, **kwargs)
+
+
 def _set_requires_grad(run: Recorder, func: Any, args: Any, kwargs: Any) -> None:
     tensor, wanted = args
     node = run.create("call_method", "requires_grad_", (run.node_of_tensor(tensor), bool(wanted)))
@@ -157,6 +164,7 @@ def _requires_grad(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     (tensor,) = args
     if not is_fake(tensor):
         return func(*args)
+    run.asks(GRADIENTS)
     return run.differentiable(tensor) and torch.is_grad_enabled()
 
 
@@ -165,6 +173,8 @@ def _grad_fn(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _is_leaf(run: Recorder, func: Any, args: Any, kwargs: Any) -> bool:
+    if is_fake(args[0]):
+        run.asks(GRADIENTS)
     return not run.differentiable(args[0]) or _is_parameter(run, args[0])
 
 
@@ -260,6 +270,8 @@ ANSWERS: dict[str, Callable[[Recorder, Any, Any, Any], Any]] = {
     "new": _new,
     "__len__": _length,
     "unbind": _unbind,
+    "data_ptr": _layout,
+    "is_contiguous": _layout,
     "requires_grad": _requires_grad,
     "grad_fn": _grad_fn,
     "is_leaf": _is_leaf,

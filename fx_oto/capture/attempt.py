@@ -183,7 +183,7 @@ class Attempt:
             if not merged:
                 raise
             raise _not_both(error) from error
-        check_capture(gm, self.model, self.inputs, both)
+        check_capture(gm, self.model, self.inputs, both, set[str]().union(*(run.asked_for for run in runs)))
         capture = Capture("fx_oto", tuple(self._called_whole(gm, tape)), sizes.found)
         kept = list(dict.fromkeys(name for run in runs for name in run.keeps))
         told = [note for run in runs for note in run.notes] + [note for _, note in sizes.notes]

@@ -41,12 +41,13 @@ __all__ = [
 # Read-only properties and methods whose answers say nothing of sizes, and are the same for a fake tensor.
 _OF_FORM = ("ndim", "dim", "ndimension", "device", "layout", "names", "has_names", "get_device", "result_type")
 _QUESTIONS = tuple(
-    name for name in dir(torch.Tensor) if name.startswith("is_") and name not in ("is_nonzero", "is_set_to", "is_leaf")
+    name
+    for name in dir(torch.Tensor)
+    if name.startswith("is_") and name not in ("is_nonzero", "is_set_to", "is_leaf", "is_contiguous")
 )
 _HELD = (
     "storage",
     "untyped_storage",
-    "data_ptr",
     "grad",
     "output_nr",
     "_version",
@@ -163,9 +164,12 @@ def without_memory(value: Any) -> Any:
 _NUMBERS: dict[type, Any] = {Int: int.__int__, Float: float.__float__, Flag: lambda flag: bool(int(flag))}
 
 
+_is_autocast_enabled = torch.is_autocast_enabled  # whatever takes its place while a model is captured
+
+
 def autocast() -> tuple[Any, ...]:
     """What is cast to which type, on CPUs and on CUDA."""
-    return tuple(torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda"))
+    return tuple(_is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda"))
 
 
 def is_wrapped_by_functorch(args: Any) -> bool:

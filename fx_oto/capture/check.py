@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
+from itertools import product
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from torch.fx import GraphModule, Node
 
 from fx_oto.analysis.fakes import asks_values
 from fx_oto.analysis.misfits import misfit
-from fx_oto.capture.refusals import ON_VALUES, NotCapturedError
+from fx_oto.capture.circumstances import Circumstance, circumstances
+from fx_oto.capture.refusals import ON_VALUES, AskedError, NotCapturedError
 from fx_oto.capture.run import CaptureRun
 from fx_oto.capture.steering import Steered
 from fx_oto.core.context import ExampleInputs
@@ -32,17 +34,54 @@ ROUNDS = 16  # of other choices
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
-def check_capture(gm: GraphModule, model: nn.Module, inputs: ExampleInputs, both_modes: bool) -> None:
+def check_capture(
+    gm: GraphModule, model: nn.Module, inputs: ExampleInputs, both_modes: bool, asked: Collection[str] = ()
+) -> None:
     """Compare a graph with the model that it was captured of, on real numbers; not on the meta device.
 
     A model that does not return the same twice, from the same state of the generators, is left unchecked.
 
+    Args:
+        gm: the graph.
+        model: the model.
+        inputs: its example inputs.
+        both_modes: whether the graph follows the training mode.
+        asked: what code has asked of how it is called: see ``circumstances``.
+
     Raises:
         InputError: the model does not run in evaluation, as of tokens that are not in its vocabulary.
         TraceError: the graph fails where the model does not, or returns something else.
+        AskedError: it does so where what code has asked has another answer.
     """
     for training in modes_of(model, inputs, both_modes):
-        _check_in(training, gm, model, inputs)
+        try:
+            _check_in(training, gm, model, inputs)
+        except TraceError as error:
+            if asked:
+                raise AskedError(str(error), asked) from error
+            raise
+        for one in sorted(asked):
+            larger = inputs.copied().mapped(lambda tensor: 1000 * tensor if tensor.is_floating_point() else tensor)
+            tried = product(circumstances(one), (inputs, larger))  # numbers may be bounded
+            if not all(_is_same_in(how, training, gm, model, given) for how, given in tried):
+                raise AskedError(f"it makes a difference {one}", [one])
+
+
+def _is_same_in(how: Circumstance, training: bool, gm: GraphModule, model: nn.Module, inputs: ExampleInputs) -> bool:
+    """Whether a graph returns what its model does where that is called in another way, and does not fail."""
+
+    def called(module: nn.Module) -> list[Tensor]:
+        return _run(module, model, inputs, training, within=how.within(), change=how.change)
+
+    try:
+        expected = called(model)
+    except Exception:
+        return True
+    try:
+        found = called(gm)
+    except Exception as error:
+        return isinstance(error, AssertionError)  # by which it refuses this
+    return agree(expected, found, how.bound) or not agree(expected, called(model), how.bound)
 
 
 def modes_of(model: nn.Module, inputs: ExampleInputs, both_modes: bool) -> tuple[bool, ...]:
@@ -201,6 +240,7 @@ def _run(
     fast: bool = False,
     within: Any = None,
     call: Callable[..., Any] | None = None,
+    change: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Tensor]:
     dice = Dice()
     try:
@@ -211,7 +251,7 @@ def _run(
             nullcontext() if fast else without_fast_paths(),
             within or nullcontext(),
         ):
-            copied = inputs.copied()
+            copied = inputs.copied() if change is None else inputs.copied().mapped(change)
             found = tensor_leaves((call or module)(*copied.args, **copied.kwargs))
             written = model.buffers() if training and within is not None else ()
             return [dense(tensor.detach()).clone() for tensor in (*found, *written)]
@@ -219,14 +259,15 @@ def _run(
         dice.put_back()
 
 
-def agree(expected: list[Tensor], found: list[Tensor]) -> bool:
-    """Whether a model has returned the same, but for rounding."""
-    return len(expected) == len(found) and all(map(_close, expected, found))
+def agree(expected: list[Tensor], found: list[Tensor], bound: float = 0.0) -> bool:
+    """Whether a model has returned the same, but for rounding, which is at least as large as a bound."""
+    return len(expected) == len(found) and all(_close(*pair, bound) for pair in zip(expected, found, strict=True))
 
 
-def _close(expected: Tensor, found: Tensor) -> bool:
+def _close(expected: Tensor, found: Tensor, bound: float) -> bool:
     if expected.shape != found.shape or expected.dtype != found.dtype:
         return False
     if not expected.is_floating_point() or not expected.numel():
         return torch.equal(expected, found)
-    return largest_gap(expected, found) <= _TOLERANCE.get(expected.dtype, 2e-2) * max(largest_value(expected), 1e-30)
+    bound = max(bound, _TOLERANCE.get(expected.dtype, 2e-2))
+    return largest_gap(expected, found) <= bound * max(largest_value(expected), 1e-30)

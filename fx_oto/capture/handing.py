@@ -12,7 +12,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from fx_oto.analysis.disguises import disguise, undisguise
-from fx_oto.analysis.fakes import asks_values
+from fx_oto.analysis.fakes import ValuesAskedError, asks_values
 from fx_oto.analysis.recording import laid_out
 from fx_oto.capture.branches import Branching
 from fx_oto.capture.calls import INTEGERS, LISTS, without_memory
@@ -63,6 +63,8 @@ class Handing(Branching):
         dice = Dice(torchs=False) if anything else None
         disguised = undisguise(tensor_leaves((args, kwargs)))
         try:
+            if anything and self.options.untold:  # which way it goes now tells nothing of the other
+                raise ValuesAskedError("code that is called as a whole asks how it is called")
             value = compute(args, kwargs)
         except Exception as error:
             if again is not None and asks_values(error) and (whole := self._whole_numbers_in(given)):

@@ -8,10 +8,23 @@ from typing import Any
 from fx_oto.capture.whole import Part, WrappedFunction
 from fx_oto.core.errors import TraceError
 
-__all__ = ["DRAWS", "ON_VALUES", "NotCapturedError", "NotHashedError", "RandomError"]
+__all__ = [
+    "AUTOCAST",
+    "DRAWS",
+    "GRADIENTS",
+    "LAYOUT",
+    "ON_VALUES",
+    "AskedError",
+    "NotCapturedError",
+    "NotHashedError",
+    "RandomError",
+]
 
 DRAWS = "draws random numbers that a capture cannot see: they would stay the same for ever"
 ON_VALUES = "control flow depends on the values in a tensor"
+# What code asks of how it is called.
+GRADIENTS, AUTOCAST = "whether there are gradients", "whether torch.autocast is on"
+LAYOUT = "how tensors lie in memory"
 
 
 class NotCapturedError(TraceError):
@@ -38,6 +51,18 @@ class NotCapturedError(TraceError):
 
 class RandomError(NotCapturedError):
     """The model's code draws random numbers that a capture does not see."""
+
+
+class AskedError(NotCapturedError):
+    """What code computes depends on what it asks of how it is called.
+
+    Attributes:
+        asked: that.
+    """
+
+    def __init__(self, message: str, asked: Collection[str]) -> None:
+        super().__init__(message)
+        self.asked = frozenset(asked)
 
 
 class NotHashedError(TypeError):

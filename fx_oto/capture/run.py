@@ -33,6 +33,7 @@ from fx_oto.capture.calls import (
     name_of,
     without_memory,
 )
+from fx_oto.capture.circumstances import questions_seen
 from fx_oto.capture.containers import announce_changes
 from fx_oto.capture.custom import custom_functions
 from fx_oto.capture.modes import active
@@ -172,6 +173,7 @@ class CaptureRun(Recorder):
         yield one_by_one()
         yield custom_functions(self)
         yield opaque_calls(self)
+        yield questions_seen(self)
         yield _seeing_module_calls()
         yield _unchecked_distributions()
         if self.options.compiling:

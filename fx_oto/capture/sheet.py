@@ -22,6 +22,7 @@ from fx_oto.capture.subject import Subject
 from fx_oto.capture.whole import Part, WrappedFunction
 from fx_oto.core import parts
 from fx_oto.core.context import ExampleInputs
+from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import tensor_names
 
 __all__ = ["Item", "Options", "Sheet"]
@@ -50,6 +51,7 @@ class Options:
         given: which of the numbers among the inputs is another one, and which one, to see what becomes of it.
         in_own_mode: layers, by ``id``, whose code is run: a ``forward`` puts them into a mode before it calls them.
         disguised: whether tensors are of the class of real ones, as far as code can tell.
+        untold: what code may not ask, for what it computes depends on it: see ``circumstances``.
     """
 
     opaque: tuple[Part | WrappedFunction, ...] = ()
@@ -66,6 +68,7 @@ class Options:
     given: tuple[int, float] | None = None
     in_own_mode: frozenset[int] = frozenset()
     disguised: bool = True
+    untold: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +103,7 @@ class Sheet(TorchFunctionMode):
         branches: nodes that code decided by, and the answer that it was given, for each element of a tensor.
         counts_rows: whether code was given the plain number of rows that were selected.
         raised: the last error that the run raised into code, which may have caught it and gone on.
+        asked_for: what code has asked of how it is called.
         notes: what its user should know of the capture.
         is_plain: whether it is a list of the calls that code made, with nothing that it might have decided.
         rewritten: whether what was recorded is not what the graph computes, which has to be run again for its tape.
@@ -137,6 +141,7 @@ class Sheet(TorchFunctionMode):
         self.branches: list[tuple[Node, bool]] = []
         self.in_own_mode: set[int] = set()
         self.raised: Exception | None = None
+        self.asked_for: set[str] = set()
         self.notes: list[str] = []
         self.depth = 0
         self.fakes = Recording(tensor_names(self.model)) if fakes is None else fakes
@@ -179,6 +184,18 @@ class Sheet(TorchFunctionMode):
         while frame.f_code.co_filename.startswith(_OURS):
             frame = frame.f_back
         return bool(frame.f_code.co_filename.startswith(_TORCHS))
+
+    def asks(self, what: str) -> None:
+        """Code asks for something that is in no input.
+
+        Raises:
+            TraceError: it may not, for what it computes depends on that.
+        """
+        if not self.is_torch_asking():
+            if what in self.options.untold:
+                self.raised = TraceError(f"code asks {what}, and computes something else by it")
+                raise self.raised
+            self.asked_for.add(what)
 
     def differentiable(self, tensor: Tensor) -> bool:
         """Whether a tensor would require a gradient."""
