@@ -10,18 +10,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_map_only
 
-from fx_oto.capture.orders import orders_that_matter
-from fx_oto.capture.refusals import NotCapturedError, NotHashedError
+from fx_oto.capture.orders import orders_that_matter, taken
 from fx_oto.capture.run import CaptureRun
 from fx_oto.core.context import ExampleInputs
-from fx_oto.core.errors import InputError
 from fx_oto.core.fx_utils import behind
 from fx_oto.core.layouts import is_sparse
 
@@ -68,7 +65,7 @@ class Forms:
         before = [_calls(run) for run in runs]
 
         def differs(other: ExampleInputs) -> bool:
-            found = _taken(again, other)
+            found = taken(again, other)
             return found is not None and [_calls(run) for run in found] != before
 
         types: dict[int, list[torch.dtype]] = {}
@@ -81,7 +78,7 @@ class Forms:
         numbers = [
             number
             for number, (_, value, _) in enumerate(runs[0].numbers_given)
-            if any(_goes_by(runs, _taken(with_number, (number, other))) for other in _other_numbers(value))
+            if any(_goes_by(runs, taken(with_number, (number, other))) for other in _other_numbers(value))
         ]
         ranks = runs[0].subject.reads_ranks and any(map(differs, _of_other_ranks(inputs)))
         return cls(ranks, types, numbers, orders_that_matter(runs, inputs, again))
@@ -95,14 +92,6 @@ class Forms:
         """Let the graph of a run check them."""
         run.fix_forms(self.ranks, self.types, self.numbers)
         run.fix_orders(self.orders)
-
-
-def _taken(again: Callable[[Any], list[CaptureRun]], other: Any) -> list[CaptureRun] | None:
-    """Captures on something else; None if the model does not take it."""
-    try:
-        return again(other)
-    except (NotCapturedError, NotHashedError, InputError):
-        return None
 
 
 def _calls(run: CaptureRun) -> list[tuple[str, str]]:

@@ -24,9 +24,17 @@ from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import InputError
 from fx_oto.nn.modes import says_in_place
 
-__all__ = ["orders_that_matter"]
+__all__ = ["orders_that_matter", "taken"]
 
 _DICTS = (dict, OrderedDict, defaultdict)
+
+
+def taken(again: Callable[[Any], list[CaptureRun]], other: Any) -> list[CaptureRun] | None:
+    """Captures on something else; None if the model does not take it."""
+    try:
+        return again(other)
+    except (NotCapturedError, NotHashedError, InputError):
+        return None
 
 
 def orders_that_matter(
@@ -47,11 +55,8 @@ def orders_that_matter(
     def matters(turned: Iterable[str]) -> bool:
         given = OrderedDict((key, _turned(one) if key in turned else one) for key, one in arguments.given.items())
         call = inspect.BoundArguments(arguments.signature, given)
-        try:
-            others = again(ExampleInputs(call.args, call.kwargs))
-        except (NotCapturedError, NotHashedError, InputError):  # it does not take them
-            return True
-        return len(others) != len(runs) or not all(map(_compute_the_same, runs, others))
+        others = taken(again, ExampleInputs(call.args, call.kwargs))
+        return others is None or len(others) != len(runs) or not all(map(_compute_the_same, runs, others))
 
     if not names or not matters(names):
         return []
