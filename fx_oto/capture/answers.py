@@ -17,7 +17,7 @@ from fx_oto.capture.calls import INTEGERS, TENSORS, TYPES, is_wrapped_by_functor
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Origin
 from fx_oto.capture.recorder import Recorder
-from fx_oto.capture.refusals import GRADIENTS, LAYOUT, ON_VALUES
+from fx_oto.capture.refusals import BEFORE, GRADIENTS, LAYOUT, ON_VALUES
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import last_node, op_name
 
@@ -228,7 +228,10 @@ def _set_data(run: Recorder, func: Any, args: Any, kwargs: Any) -> None:
     """``x.data = y``: a tensor of the model's is written; another is from here on one that has its gradient."""
     target, source = args
     if (target.shape, target.dtype) != (source.shape, source.dtype):
-        raise TraceError("the data of a tensor is replaced by data of another form")
+        name = run.subject.tensors.get(id(target), "a tensor")
+        if target.shape == source.shape:
+            raise TraceError(f"code casts {name} from {target.dtype} to {source.dtype}: {BEFORE}")
+        raise TraceError(f"code replaces the data of {name} by data of another shape: {BEFORE}")
     if source is target:  # as of module.to(dtype), where it is of that type
         return
     owned = run.node_of_tensor(target).op == "get_attr"

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from fx_oto.analysis.disguises import is_fake
 from fx_oto.capture.recorder import Recorder
+from fx_oto.capture.refusals import BEFORE
 from fx_oto.capture.subject import Subject
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import op_name
@@ -74,7 +75,7 @@ class Assigned:
                 if isinstance(new, nn.Parameter) and new is not before.get(name):
                     raise TraceError(
                         f"code gives the module {path!r} another parameter {name!r}, as module.to(dtype) does, or "
-                        "module.weight = nn.Parameter(…): do that once, before prepare"
+                        f"module.weight = nn.Parameter(…): {BEFORE}"
                     )
 
 

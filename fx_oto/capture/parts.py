@@ -157,7 +157,7 @@ def _watched(model: nn.Module, inputs: ExampleInputs, rows: Sequence[tuple[str, 
     """What was seen in one mode; None if the model does not run in training, such as for want of targets."""
     watch, dice, given = _Watch(model, rows), Dice(), inputs.copied()
     try:
-        with unwritten(model, training), watch.hooked(), watch:
+        with unwritten(model, training), torch.enable_grad(), watch.hooked(), watch:  # code may compute derivatives
             outputs = model(*given.args, **given.kwargs)
             watch.settings = tuple(watch.set_now())
     except Exception as error:

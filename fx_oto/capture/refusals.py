@@ -10,6 +10,7 @@ from fx_oto.core.errors import TraceError
 
 __all__ = [
     "AUTOCAST",
+    "BEFORE",
     "DRAWS",
     "GRADIENTS",
     "LAYOUT",
@@ -18,13 +19,23 @@ __all__ = [
     "NotCapturedError",
     "NotHashedError",
     "RandomError",
+    "told_of",
 ]
 
+BEFORE = "do that once, before prepare, such as by calling the model"
 DRAWS = "draws random numbers that a capture cannot see: they would stay the same for ever"
 ON_VALUES = "control flow depends on the values in a tensor"
 # What code asks of how it is called.
 GRADIENTS, AUTOCAST = "whether there are gradients", "whether torch.autocast is on"
 LAYOUT = "how tensors lie in memory"
+_DERIVATIVES = "code computes derivatives (torch.autograd.grad, or backward), and while it is captured there are none"
+
+
+def told_of(error: Exception) -> str:
+    """What went wrong while code was captured."""
+    text = str(error) or type(error).__name__
+    in_autograd = isinstance(error, RuntimeError) and ("not require grad" in text or "differentiated Tensors" in text)
+    return _DERIVATIVES if in_autograd else text
 
 
 class NotCapturedError(TraceError):

@@ -41,7 +41,7 @@ from fx_oto.capture.names import AnyNames
 from fx_oto.capture.numbers import Flag
 from fx_oto.capture.opaque import opaque_calls
 from fx_oto.capture.recorder import Recorder
-from fx_oto.capture.refusals import DRAWS, ON_VALUES, NotCapturedError, NotHashedError, RandomError
+from fx_oto.capture.refusals import DRAWS, ON_VALUES, NotCapturedError, NotHashedError, RandomError, told_of
 from fx_oto.capture.statements import failed_line
 from fx_oto.capture.subject import depends_on_mode, held_by
 from fx_oto.capture.whole import (
@@ -217,7 +217,7 @@ class CaptureRun(Recorder):
                 return found
             found = found.__cause__ or found.__context__
         where = f" at {line}" if (line := raised_at(error)) else self._in_module
-        text = str(error) or type(error).__name__
+        text = told_of(error)
         message = f"{type(self.model).__name__} cannot be captured{where}: {text}"
         by_values = text == ON_VALUES or asks_values(error)
         parts = tuple(parts_in(error.__traceback__, self.model, CaptureRun.call_module.__code__))

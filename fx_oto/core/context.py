@@ -102,7 +102,7 @@ class ExampleInputs:
 def _copied(value: Any) -> Any:
     """A tensor, a set, or an object of Python's with what is in it; anything else as it is."""
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return value.detach().clone().requires_grad_(value.requires_grad)
     if isinstance(value, set):
         return copy.copy(value)
     if callable(value) or isinstance(value, type | nn.Module) or type(getattr(value, "__dict__", None)) is not dict:

@@ -186,7 +186,10 @@ def unwritten(
     before = [Content(tensor) for tensor in held]
     counted = tuple(tensor for tensor in (*held, *parameters) if not tensor.is_inference())
     watch = Writes(parameters if written is None else ())
+    gradients = [(one, one.grad) for one in parameters if one.is_leaf]  # to which code may add
     try:
+        for parameter, _ in gradients:
+            parameter.grad = None
         with (
             unchanged(model, found=found),
             evaluating(model, training),
@@ -199,6 +202,8 @@ def unwritten(
         watch.put_back()
         for content in before:
             content.put_back()
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
 
 
 @contextmanager
