@@ -109,11 +109,13 @@ class _Handed:
     kwargs: Any
     kind: Any
     stack_trace: str | None
+    asks_values: bool = False
 
     @classmethod
     def of(cls, node: Node) -> _Handed:
         args, kwargs = map_aggregate((node.args, node.kwargs), _spelled)
-        return cls(node.name, node.op, _spelled(node.target), args, kwargs, node.type, node.stack_trace)
+        asks_values = bool(node.meta.get("asks_values"))
+        return cls(node.name, node.op, _spelled(node.target), args, kwargs, node.type, node.stack_trace, asks_values)
 
     def put(self, graph: Graph, made: dict[str, Node]) -> Node:
         def read(value: Any) -> Any:
@@ -123,6 +125,8 @@ class _Handed:
         node = graph.create_node(self.op, _meant(self.target), args, kwargs, self.name, self.kind)
         if self.stack_trace is not None:
             node.stack_trace = self.stack_trace
+        if self.asks_values:
+            node.meta["asks_values"] = True
         return node
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from support.exactness import compress_half
@@ -136,6 +139,21 @@ def test_ways_that_lead_elsewhere_are_left_to_the_smallest_piece(asked, way):
     small = fx_oto.compress(gm)
     assert small.inner.out_channels == 6  # all else is cut
     agree_however_called(model, small)
+
+
+class Shifting(nn.Module):
+    """Of what is zero, something else without gradients."""
+
+    def forward(self, h):
+        return h if torch.is_grad_enabled() else h + 1
+
+
+@pytest.mark.parametrize("handed", [copy.deepcopy, lambda gm: pickle.loads(pickle.dumps(gm))], ids=["copy", "pickle"])
+def test_what_a_piece_does_stays_unknown_where_a_graph_is_analysed_anew(handed):
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), Shifting(), nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 2))
+    gm = fx_oto.prepare(model, torch.randn(3, 4))
+    assert fx_oto.partition(gm).num_zigs == 4
+    assert fx_oto.partition(fx_oto.prepare(handed(gm), torch.randn(3, 4))).num_zigs == 4
 
 
 TEXTS = {
