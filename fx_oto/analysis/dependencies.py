@@ -97,7 +97,8 @@ ADJUSTABLE = {
     | {"layernormover", "layer_norm_over", "groupnormover", "group_norm_over", "batch_norm_over"},  # adjusted before
     "mean": {"mean", "rmsnorm", "rms_norm"} | {"mean_over", "rmsnormover", "rms_norm_over"},
     "share": {"l1_loss", "l1loss", "mse_loss", "mseloss", "smooth_l1_loss", "smoothl1loss", "huber_loss", "huberloss"}
-    | {"kl_div", "kldivloss", "soft_margin_loss", "softmarginloss"},
+    | {"kl_div", "kldivloss", "soft_margin_loss", "softmarginloss", "poisson_nll_loss", "poissonnllloss"}
+    | {"gaussian_nll_loss", "gaussiannllloss"},
     "extreme": {"amax", "amin", "max", "min"},
     "var": {"var", "std", "var_mean", "std_mean"} | {"variance_over"},
     "fold": {"linear", "conv1d", "conv2d", "conv3d"},

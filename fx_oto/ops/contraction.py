@@ -22,6 +22,7 @@ from fx_oto.nn.products import grouped_mm_of_any_width
 from fx_oto.ops.editor import Editor
 from fx_oto.ops.pointwise import Operand, combine
 from fx_oto.ops.refusals import freeze_inputs
+from fx_oto.ops.rows_and_columns import partner
 
 __all__ = [
     "NOT_ZERO",
@@ -170,18 +171,17 @@ def _sum_out(
 
 def _consume(p: Propagation, layer: Layer, left: Operand, columns: Sequence[Layer], foldable: bool) -> None:
     # Removed channels are often worth a constant, not 0: sigmoid(0) = 0.5. A sum over them then loses 0.5 times the
-    # columns of the weight, the same for every input, which slicing adds to the bias where it can ("fold"). Where it
-    # cannot, or what they are worth depends on data, the sum loses nothing if the columns are zero as well.
+    # columns of the weight, the same for every input, which slicing adds to the bias where it can ("fold"; of rows and
+    # columns in one dimension, twice). Else the sum loses nothing if the columns of the weight are zero as well.
     bad = layer.removed != 0
     if not bad.any():
         return
-    inputs = next((mine for mine in left.layers if mine.dims == layer.dims), None)
+    inputs, lines = partner(left.layers, layer), [mine.labels for mine in left.layers if mine.dims == layer.dims]
     worth = UNKNOWN if inputs is None else inputs.removed
-    if foldable and p.can_adjust("fold") and inputs is not None and not worth.isnan().any():
-        p.adjust("fold", inputs.labels, worth)
+    if foldable and len(lines) == 1 and p.can_adjust("fold") and not worth.isnan().any():
+        p.adjust("fold", lines[0], worth)
         return
-    read = next((column for column in columns if column.dims == layer.dims), None)
-    if read is None or not may_be_silenced(p, worth):
+    if (read := partner(columns, layer)) is None or not may_be_silenced(p, worth):
         p.freeze_where(bad, layer.labels, NOT_ZERO)
     else:
         p.silence(torch.where(bad, read.labels, 0))

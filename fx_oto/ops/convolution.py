@@ -17,6 +17,7 @@ from fx_oto.ops.contraction import NOT_ZERO, can_be_zero, contract, may_be_silen
 from fx_oto.ops.editor import Editor
 from fx_oto.ops.pointwise import Operand, combine
 from fx_oto.ops.pooling import STEERS, steps_by_one
+from fx_oto.ops.rows_and_columns import one_line
 
 __all__ = ["channel_dim", "convolution", "deformed", "fewer_groups"]
 
@@ -38,7 +39,7 @@ def convolution(call: OpCall, p: Propagation) -> None:
         layers = contract(p, sides, ("bc", "co" if transposed else "oc"), "bo", foldable)
     else:
         by_image = p.narrow([layer for layer in inputs if 0 in layer.dims], (0,), "")
-        sides[0] = Operand(source.shape[:2], [layer for layer in inputs if layer.dims == (1,)])
+        sides[0] = Operand(source.shape[:2], one_line(p, [layer for layer in inputs if layer.dims == (1,)]))
         layers = _grouped(p, sides, groups, transposed, call.out.size(1))
         layers += [Layer(layer.labels, zero_stays(layer.removed)) for layer in by_image]
     layers = _of_all_places(call, p, layers, bias)

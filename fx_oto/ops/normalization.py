@@ -22,6 +22,7 @@ from fx_oto.nn.norms import batch_norm_over, group_norm_over, layer_norm_over, r
 from fx_oto.ops.editor import Editor
 from fx_oto.ops.removed.rewriting import Moments
 from fx_oto.ops.removed.rules import can_compute_in
+from fx_oto.ops.rows_and_columns import one_line
 
 __all__ = [
     "add_known",
@@ -44,7 +45,7 @@ def batch_norm(call: OpCall, p: Propagation) -> None:
     statistics = [t for t in call.inputs if t is not source and t is not weight and t is not bias]
     of_the_data = _of_the_data(call)
     layers, summed = [], []
-    for layer in p.layers(source):
+    for layer in one_line(p, p.layers(source)):
         if of_the_data and not statistics and 1 not in layer.dims:
             _over_original_count(p, layer)
             summed.append(Layer.uniform(layer.labels))
@@ -72,7 +73,7 @@ def layer_norm(call: OpCall, p: Propagation) -> None:
     source, shape, weight, bias = call.args[:4]
     first = source.ndim - len(shape)
     layers = []
-    for tracked in p.layers(source):
+    for tracked in one_line(p, p.layers(source)):
         layer = tracked
         if p.loses(call.out) == "heads" and min(layer.dims) < first:
             layer = p.narrow_to(tracked, range(first), "") or tracked
@@ -94,7 +95,7 @@ def group_norm(call: OpCall, p: Propagation) -> None:
     source, weight, bias = call.args[:3]
     groups = call.arg("group")
     layers = []
-    for narrowed in p.narrow(p.layers(source), (1,), "its statistics are taken along it"):
+    for narrowed in p.narrow(one_line(p, p.layers(source)), (1,), "its statistics are taken along it"):
         # 8 channels in 4 groups are a grid (4, 2): each group has statistics of its own, so whole groups can go and
         # no other notices. With one group, the mean and variance run over all channels: what goes must be zero, and
         # the sums must still be divided by 8.

@@ -17,6 +17,7 @@ from fx_oto.analysis.fakes import tensors_in
 from fx_oto.analysis.labels import UNKNOWN, Layer, align, compress
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import behind, is_random, tensor_leaves
+from fx_oto.ops.rows_and_columns import Member, taken_apart
 
 __all__ = ["Operand", "clusters", "combine", "elementwise", "evaluated", "functional", "glu", "join", "known_number"]
 __all__ += ["overwrite", "pointwise", "with_other_sizes"]
@@ -192,7 +193,7 @@ def combine(
     # which. y is "thin": its columns go with those of x if widths go, and stay if heads do.
     groups = _group([_whole(p, operand) for operand in operands], ndim)
     layers = []
-    for dims, members in (part for group in groups for part in _apart(*group, operands, ndim)):
+    for dims, members in (part for group in groups for part in taken_apart(p, *group)):
         members.sort(key=lambda member: -len(member[1].dims))
         labels, thin = members[0][1].labels, _thin(members, operands, ndim) if may_cross else []
         removed = _removed(operands, members, thin, ndim, worth)
@@ -223,7 +224,7 @@ def combine(
 
 
 def _note_divisors(
-    p: Propagation, operands: Sequence[Operand], members: Sequence[tuple[int, Layer]], removed: Callable[..., Tensor]
+    p: Propagation, operands: Sequence[Operand], members: Sequence[Member], removed: Callable[..., Tensor]
 ) -> None:
     """Of ``x / scale``, the scale must not be zero: were it anything else, the result would be a number."""
     for at, (position, layer) in enumerate(members):
@@ -232,16 +233,7 @@ def _note_divisors(
             p.keep_from_zero(value, layer.labels)
 
 
-def _apart(
-    dims: set[int], members: list[tuple[int, Layer]], operands: Sequence[Operand], ndim: int
-) -> list[tuple[set[int], list[tuple[int, Layer]]]]:
-    """Layers of one operand along a dimension that no other has stay apart: of 4 x 10 in a row, rows and columns."""
-    mine = {position for position, _ in members}
-    alone = not any(_spans(one.shape, ndim, dims) for position, one in enumerate(operands) if position not in mine)
-    return [(dims, [member]) for member in members] if len(mine) == len(dims) == 1 and alone else [(dims, members)]
-
-
-def _thin(members: Sequence[tuple[int, Layer]], operands: Sequence[Operand], ndim: int) -> list[tuple[int, Layer]]:
+def _thin(members: Sequence[Member], operands: Sequence[Operand], ndim: int) -> list[Member]:
     """Those that vary along one dimension, where the first varies along several, over which they are broadcast."""
     grid = set(members[0][1].dims)
     tracked: dict[int, set[int]] = {}
@@ -256,8 +248,8 @@ def _thin(members: Sequence[tuple[int, Layer]], operands: Sequence[Operand], ndi
 
 def _removed(
     operands: Sequence[Operand],
-    members: Sequence[tuple[int, Layer]],
-    thin: Sequence[tuple[int, Layer]],
+    members: Sequence[Member],
+    thin: Sequence[Member],
     ndim: int,
     worth: Callable[[list[Tensor]], Tensor],
 ) -> Tensor:
@@ -284,7 +276,7 @@ def _whole(p: Propagation, operand: Operand) -> Operand:
     return Operand(operand.shape, [layer for layer in operand.layers if layer not in partly], operand.weight)
 
 
-def _group(operands: Sequence[Operand], ndim: int) -> list[tuple[set[int], list[tuple[int, Layer]]]]:
+def _group(operands: Sequence[Operand], ndim: int) -> list[tuple[set[int], list[Member]]]:
     """Layers of all operands, grouped so that those that vary along a common dimension are together.
 
     Where ``(heads, width)`` is a grid, ``(1, heads, 1, width)``, all that varies along 1 or 3 is one group, and what
@@ -316,7 +308,7 @@ def _spans(shape: Sequence[int], ndim: int, dims: set[int]) -> bool:
     return any(dim >= lead and shape[dim - lead] > 1 for dim in dims)
 
 
-def _worth(position: int, members: list[tuple[int, Layer]], ndim: int) -> Tensor:
+def _worth(position: int, members: list[Member], ndim: int) -> Tensor:
     mine = [layer.removed for place, layer in members if place == position]
     if len(mine) > 1 and all(bool((removed == 0).all()) for removed in mine):
         return mine[0]
