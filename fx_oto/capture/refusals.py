@@ -28,7 +28,10 @@ ON_VALUES = "control flow depends on the values in a tensor"
 # What code asks of how it is called.
 GRADIENTS, AUTOCAST = "whether there are gradients", "whether torch.autocast is on"
 LAYOUT = "how tensors lie in memory"
-_DERIVATIVES = "code computes derivatives (torch.autograd.grad, or backward), and while it is captured there are none"
+_DERIVATIVES = (
+    "code computes derivatives (torch.autograd.grad, or backward), and while it is captured there are none; "
+    "torch.func.grad(lambda x: energy(x).sum())(x), which can be captured, computes the same"
+)
 
 
 def told_of(error: Exception) -> str:

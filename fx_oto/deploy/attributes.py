@@ -95,10 +95,12 @@ class Attributes:
         if len(place.steps) > _DEEPEST or not holds_numbers(value):
             return value
         if isinstance(value, tuple | list):
-            return type(value)(self._planted(one, _inside(place, i)) for i, one in enumerate(value))
-        if isinstance(value, dict):
-            return {key: self._planted(one, _inside(place, key)) for key, one in value.items()}
+            return _of_parts(value, [self._planted(one, _inside(place, i)) for i, one in enumerate(value)])
         other = copy.copy(value)
+        if isinstance(value, dict):  # of any class, which may let code read its items as attributes
+            for key, one in value.items():
+                other[key] = self._planted(one, _inside(place, key))
+            return other
         for name, one in vars(value).items():
             other.__dict__[name] = self._planted(one, _inside(place, name))
         return other
@@ -213,15 +215,20 @@ def _own(module: nn.Module, steps: Steps) -> None:
         here = inside
 
 
+def _of_parts(value: Any, parts: list[Any]) -> Any:
+    """A tuple or list as another one is, of other parts."""
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+
+
 def get_step(holder: Any, step: Any) -> Any:
     """What an object holds under a name, a key or a position."""
-    if isinstance(holder, tuple | list) or type(holder) is dict:
+    if isinstance(holder, tuple | list | dict):
         return holder[step]
     return holder.__dict__[step] if step in getattr(holder, "__dict__", {}) else getattr(holder, step)
 
 
 def _put_step(holder: Any, step: Any, value: Any) -> None:
-    if isinstance(holder, list) or type(holder) is dict:
+    if isinstance(holder, list | dict):
         holder[step] = value
     else:
         holder.__dict__[step] = value
@@ -235,7 +242,7 @@ def put(holder: Any, steps: Steps, value: Any) -> None:
         if isinstance(inside, tuple):
             parts = list(inside)
             put(parts, tuple(rest), value)
-            _put_step(holder, step, tuple(parts))
+            _put_step(holder, step, _of_parts(inside, parts))
             return
         put(inside, tuple(rest), value)
     else:

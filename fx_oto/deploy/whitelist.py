@@ -56,7 +56,7 @@ _OURS: tuple[Callable[..., Any], ...] = (
     *(norms.variance_over, norms.worth_beside, norms.beside, norms.moments_of, norms.normalized_beside),
 )
 # They read memory or files that are not a tensor's, or call what they are given.
-_NO_FUNCTIONS = {"from_file", "from_numpy", "frombuffer", "asarray", "as_tensor", "get_device", "set_"}
+_NO_FUNCTIONS = {"from_file", "from_numpy", "frombuffer", "asarray", "get_device", "set_"}
 _NO_METHODS = {
     *("apply_", "map_", "map2_", "register_hook", "register_post_accumulate_grad_hook", "reinforce", "backward"),
     *("numpy", "storage", "untyped_storage", "storage_type", "set_", "share_memory_", "module_load", "as_subclass"),

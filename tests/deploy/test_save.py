@@ -138,7 +138,7 @@ class Asking(nn.Module):
     def forward(self, x):
         half = x.size(-1) / 2
         x = torch.relu(self.first(x)).type(torch.float64).type("torch.FloatTensor")
-        return self.last(x) * (2.0 if half.is_integer() else 1.0)
+        return self.last(torch.as_tensor(x)) * (2.0 if half.is_integer() else 1.0)
 
 
 def mlp(*between, width=16):

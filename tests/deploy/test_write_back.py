@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections import namedtuple
 from functools import partial
 from types import MethodType, SimpleNamespace
 
@@ -192,10 +193,36 @@ class Configured(nn.Module):
         return x + self.down((weights @ h.transpose(1, 2)).transpose(1, 2).flatten(2))
 
 
-class Stack(nn.Module):
-    def __init__(self):
+class Items(dict):
+    """Lets code read its items as attributes."""
+
+    def __getattr__(self, name):
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
+
+
+class Both(dict):
+    """Holds its items as attributes, too, as easydict does."""
+
+    def __init__(self, **items):
         super().__init__()
-        self.config = SimpleNamespace(heads=4)
+        for name, value in items.items():
+            self[name] = value
+
+    def __setitem__(self, name, value):
+        super().__setitem__(name, value)
+        self.__dict__[name] = value
+
+
+class Fields(namedtuple("Fields", "heads")):
+    """A tuple whose parts have names."""
+
+
+class Stack(nn.Module):
+    def __init__(self, kind=SimpleNamespace):
+        super().__init__()
+        self.config = kind(heads=4)
         self.layers = nn.ModuleList(Configured(self.config) for _ in range(2))
 
     def forward(self, x):
@@ -208,6 +235,13 @@ def test_a_shared_configuration_is_set_for_all_that_want_the_same():
     _, _, result = written(Stack())
     assert result.config.heads == 2
     assert all(layer.config is result.config for layer in result.layers)
+
+
+@pytest.mark.parametrize("kind", [Items, Both, Fields])
+def test_a_configuration_keeps_its_class(kind):
+    _, _, result = written(Stack(kind))
+    assert all(type(layer.config) is kind and layer.config.heads == 2 for layer in result.layers)
+    assert not report_of(result).graphs
 
 
 def test_modules_that_want_other_values_get_a_configuration_of_their_own():
@@ -431,7 +465,7 @@ def test_into_needs_the_model_that_was_prepared():
         fx_oto.write_back(small, nn.Linear(3, 3))
     other = Block(Attention()).double()
     other.forward = lambda x: other.last(other.inside(other.first(x)))
-    with pytest.raises(fx_oto.InputError, match="its code computes something else"):
+    with pytest.raises(fx_oto.InputError, match="computes something else"):
         fx_oto.write_back(small, other)
     with pytest.raises(fx_oto.MissingResultError, match="not written back"):
         fx_oto.WriteBack.of(model)
