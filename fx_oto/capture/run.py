@@ -36,6 +36,7 @@ from fx_oto.capture.calls import (
 from fx_oto.capture.circumstances import questions_seen
 from fx_oto.capture.containers import announce_changes
 from fx_oto.capture.custom import custom_functions
+from fx_oto.capture.draws import without_checkers_draws
 from fx_oto.capture.modes import active
 from fx_oto.capture.names import AnyNames
 from fx_oto.capture.numbers import Flag
@@ -176,6 +177,8 @@ class CaptureRun(Recorder):
         yield questions_seen(self)
         yield _seeing_module_calls()
         yield _unchecked_distributions()
+        if self.options.watchful:
+            yield without_checkers_draws()
         if self.options.compiling:
             yield _said_to_compile()
         yield self.fakes
