@@ -182,5 +182,5 @@ def _run(gm: GraphModule, inputs: ExampleInputs, mode: str) -> list[Any]:
     """Run a copy, so that nothing is written into the original, nor into the inputs."""
     inputs = inputs.copied()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         return tree_leaves(copy.deepcopy(gm).train(mode == "train")(*inputs.args, **inputs.kwargs))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
@@ -11,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from support.exactness import to_double
+from support.vision import without_compiled_library
 from torch import Tensor, nn
 
 __all__ = ["ZOOS", "Built", "Call", "Inputs", "Zoo", "images", "load", "of_images", "other_images"]
@@ -57,7 +56,7 @@ ZOOS = {
 def load(zoo: str) -> Zoo:
     """The module of a zoo. torchvision registers operators of a compiled library, which may be missing, on import."""
     check_version(zoo)
-    sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
+    without_compiled_library()
     return import_module(ZOOS[zoo])
 
 

@@ -31,7 +31,7 @@ def see(module: nn.Module, inputs: ExampleInputs, training: bool, gradients: boo
     """Call a module, which is afterwards as it was: the same random numbers, and the same random loss, each time."""
     given = inputs.copied()
     with _as_it_was(module), torch.random.fork_rng(devices=[]), torch.set_grad_enabled(gradients):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed writes down the stack for each kind of device
         found = module.train(training)(*given.args, **given.kwargs)
         outputs = list(tensors_in(found))
         roots = [output for output in outputs if output.requires_grad]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import types
+from contextlib import suppress
 
 import pytest
 from torch import nn
@@ -11,7 +13,11 @@ from torch import nn
 
 def without_compiled_library() -> None:
     """Let torchvision be imported without its operators, by itself or by transformers and timm."""
-    sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
+    with suppress(ImportError):  # where it is not installed
+        try:
+            importlib.import_module("torchvision")
+        except RuntimeError:  # it registers forms of operators that are not there
+            sys.modules["torchvision._meta_registrations"] = types.ModuleType("torchvision._meta_registrations")
 
 
 def torchvision_models():
