@@ -103,7 +103,9 @@ def overwritten(layer: Layer, parts: Sequence[Sequence[int]], shape: Sequence[in
     (dim,) = layer.dims
     places, worth = list(parts[dim]), _worths(layer, dim).clone()
     now = UNKNOWN if new is None else _worths(new, new.dims[0])
-    everywhere = all(len(part) == size for one, (part, size) in enumerate(zip(parts, shape, strict=True)) if one != dim)
+    everywhere = all(
+        len(set(part)) == size for one, (part, size) in enumerate(zip(parts, shape, strict=True)) if one != dim
+    )
     worth[places] = now if everywhere else torch.where(worth[places] == now, now, UNKNOWN)
     return Layer(layer.labels, laid_along(worth, dim, layer.labels.ndim))
 

@@ -80,7 +80,7 @@ def reduction(call: OpCall, p: Propagation) -> None:
 def trace(call: OpCall, p: Propagation) -> None:
     """``trace``: what stands in row i and column i goes with both, or not at all."""
     matrix = call.args[0]
-    if not all(p.is_fixed(matrix, dim) for dim in (0, 1)):
+    if not p.layers(matrix) or not all(p.is_fixed(matrix, dim) for dim in (0, 1)):
         p.freeze_value(matrix, PLACE)
         return
     lines = [layer.map(lambda t: t.expand(matrix.shape).diagonal()) for layer in p.layers(matrix)]

@@ -36,6 +36,8 @@ LOSSES = {
     "huber": F.huber_loss,
     "huber, delta": lambda a, b, **how: F.huber_loss(a, b, delta=0.2, **how),
     "kl": lambda a, b, **how: F.kl_div(-a, b, **how),
+    "mse, weighted": lambda a, b, **how: F.mse_loss(a, b, weight=(a + b).detach(), **how),
+    "huber, weighted": lambda a, b, **how: F.huber_loss(a, b, weight=(a + b).detach(), **how),
     "poisson": lambda a, b, **how: F.poisson_nll_loss(a, b, log_input=False, **how),
     "gaussian of variance 1": lambda a, b, **how: F.gaussian_nll_loss(a, b, 1.0, **how),
     "aten": lambda a, b, **how: torch.ops.aten.mse_loss(a, b, {"none": 0, "mean": 1, "sum": 2}[how["reduction"]]),

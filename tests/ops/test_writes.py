@@ -435,6 +435,23 @@ def test_channels_of_images_and_of_tokens(kind):
     assert compress_half(Some(), torch.randn(shape), any_size=True).zigs == 8
 
 
+def test_places_that_are_named_twice_are_not_all():
+    """Of 4 copies of a channel, worth a half once it is removed, two are written and two are not."""
+
+    class Copies(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            h = self.a(x).sigmoid().unsqueeze(2).repeat(1, 1, 4)
+            h[:, :, [0, 1, 1, 0]] = 0.0
+            return self.b(h.mT)
+
+    torch.manual_seed(0)
+    assert compress_half(Copies(), torch.randn(4, 5)).zigs == 8
+
+
 class Written(nn.Module):
     """A convolution whose first rows of pixels, or first channels, are written anew."""
 
