@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from fx_oto.analysis.disguises import disguise, undisguise
@@ -65,7 +67,8 @@ class Handing(Branching):
         try:
             if anything and self.options.untold:  # which way it goes now tells nothing of the other
                 raise ValuesAskedError("code that is called as a whole asks how it is called")
-            value = compute(args, kwargs)
+            with _by_products():
+                value = compute(args, kwargs)
         except Exception as error:
             if again is not None and asks_values(error) and (whole := self._whole_numbers_in(given)):
                 self.forget_after(last)
@@ -200,6 +203,13 @@ class Handing(Branching):
             node.meta["val"] = value
             return self._bound(value, node, given)
         return value
+
+
+def _by_products() -> AbstractContextManager[Any]:
+    """Attention of products and a softmax also where code has chosen other kernels, of which no rule knows."""
+    kernels = torch.backends.cuda
+    chosen = (kernels.flash_sdp_enabled(), kernels.mem_efficient_sdp_enabled(), kernels.cudnn_sdp_enabled())
+    return sdpa_kernel(SDPBackend.MATH) if any(chosen) else nullcontext()
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from support.exactness import compress_half, randomise
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fx_oto
 from fx_oto.nn.attention import FewerHeads
@@ -516,3 +517,35 @@ class Functional(nn.Module):
 def test_the_function_that_is_the_module(options, left):
     found = compress_half(Functional(**options), torch.randn(3, 5, 6), any_size=True)
     assert found.params_left < left
+
+
+KERNELS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "one of": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
+    "math": SDPBackend.MATH,
+}
+
+
+class InContext(nn.Module):
+    """A layer whose code chooses the kernel that computes its attention."""
+
+    def __init__(self, layer, kernels):
+        super().__init__()
+        self.layer, self.kernels = layer, kernels
+
+    def forward(self, x):
+        with sdpa_kernel(self.kernels):
+            of_torch = type(self.layer) is nn.MultiheadAttention
+            return self.layer(x, x, x, need_weights=False)[0] if of_torch else self.layer(x)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("layer", ["function", "module"])
+def test_code_that_chooses_a_kernel(layer, kernels):
+    """Its op had no rule, so that heads were kept whole."""
+    torch.manual_seed(0)
+    made = SelfAttention(F.scaled_dot_product_attention) if layer == "function" else None
+    made = made or nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+    done = compress_half(InContext(made, KERNELS[kernels]), torch.randn(2, 5, WIDTH))
+    assert done.zigs == HEADS
+    assert done.params_left < 0.6
