@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.nn import functional
 
 from fx_oto.analysis.disguises import is_fake
 from fx_oto.capture.calls import INTEGERS, TENSORS, TYPES, is_wrapped_by_functorch, name_of, without_memory
@@ -258,11 +259,24 @@ def _cast(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     return held if same else NotImplemented
 
 
+def _weighted(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """``l1_loss``, which torch calls without its weight where anybody looks on."""
+    frame = _caller(functional.l1_loss.__code__)
+    if frame is not None and frame.f_locals["weight"] is not None:
+        raise TraceError("torch hides the weight of l1_loss: write (weight * (input - target).abs()).mean() instead")
+    return NotImplemented
+
+
 def _is_called_by(code: CodeType) -> bool:
+    return _caller(code) is not None
+
+
+def _caller(code: CodeType) -> FrameType | None:
+    """The innermost frame that runs some code."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code is not code:
         frame = frame.f_back
-    return frame is not None
+    return frame
 
 
 ANSWERS: dict[str, Callable[[Recorder, Any, Any, Any], Any]] = {
@@ -273,6 +287,7 @@ ANSWERS: dict[str, Callable[[Recorder, Any, Any, Any], Any]] = {
     "new": _new,
     "__len__": _length,
     "unbind": _unbind,
+    "l1_loss": _weighted,
     "data_ptr": _layout,
     "is_contiguous": _layout,
     "requires_grad": _requires_grad,

@@ -293,3 +293,22 @@ def test_gradients_are_compared_at_the_sizes_of_the_example_alone():
     assert not applied(gm)
     assert Noting.numbers
     assert max(Noting.numbers) <= 2 * 16 * 6 * 7
+
+
+def test_the_weight_of_a_loss_that_torch_hides_counts():
+    class Between(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(4, 6)
+            self.weight = nn.Parameter(torch.rand(3, 6))
+
+        def forward(self, x):
+            return torch.nn.functional.l1_loss(self.a(x), self.b(x), weight=self.weight)
+
+    x = torch.randn(3, 4)
+    with pytest.raises(fx_oto.TraceError, match="torch hides the weight of l1_loss: write "):
+        fx_oto.prepare(Between(), x)
+    model = nn.Sequential(Between())
+    gm = fx_oto.prepare(model, x)
+    torch.testing.assert_close(gm(x), model(x))
+    assert not fx_oto.partition(gm).families
