@@ -10,7 +10,20 @@ import torch
 from networks import Built, Call, Inputs, of_images
 from torch import Tensor, nn
 
-__all__ = ["TOKENS", "Make", "called_with", "dense", "dice_of", "many", "of_class", "on_images", "tokens"]
+__all__ = [
+    "TOKENS",
+    "Make",
+    "Told",
+    "called_with",
+    "dense",
+    "dice_of",
+    "first_of",
+    "many",
+    "named",
+    "of_class",
+    "on_images",
+    "tokens",
+]
 
 Make = Callable[[Any], Built]  # of the imported module
 
@@ -60,3 +73,31 @@ def _one(shape: tuple[int, ...] | int, batch: int, dice: torch.Generator) -> Ten
     if isinstance(shape, int):
         return torch.randint(0, shape, (batch,), generator=dice)
     return torch.randn(batch, *shape, generator=dice)
+
+
+class Told(nn.Module):
+    """A network, and how it is called: options, a method, a part of what it returns."""
+
+    def __init__(self, net: nn.Module, call: Callable[..., Any]) -> None:
+        super().__init__()
+        self.net, self.call = net, call
+
+    def forward(self, *given: Tensor) -> Any:
+        return self.call(self.net, *given)
+
+
+def first_of(net: nn.Module, *given: Tensor) -> Any:
+    """The first of what a network returns."""
+    return net(*given)[0]
+
+
+def named(path: str, *sizes: Any, **options: Any) -> Callable[[Any], nn.Module]:
+    """What makes ``"module:name"``, a class or a function of a package, or a name of its own."""
+    module, _, name = path.rpartition(":")
+
+    def make(package: Any) -> nn.Module:
+        found = import_module(f"{package.__name__}.{module}") if module else package
+        network: nn.Module = getattr(found, name)(*sizes, **options)
+        return network
+
+    return make

@@ -6,7 +6,8 @@
         denoising-diffusion-pytorch vector-quantize-pytorch g-mlp-pytorch mlp-mixer-pytorch facenet-pytorch \
         pretrainedmodels asteroid tsai braindecode torchaudio openunmix lpips pytorchvideo compressai
 
-Those that are not installed are left out. What they import besides torch must be there, too.
+Others: ``sequence_packages``, ``field_packages``. Those that are not installed are left out. What they import besides
+torch must be there, too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from field_packages import FIELDS
 from image_packages import ON_IMAGES
 from making import TOKENS, Make, called_with, dense, dice_of, many, of_class, on_images, tokens
 from more_packages import MORE
@@ -394,4 +396,4 @@ PACKAGES: dict[str, tuple[str, dict[str, Make]]] = {
     "torch-geometric": ("torch_geometric", GEOMETRIC),
     "x-transformers": ("x_transformers", X_TRANSFORMERS),
 }
-PACKAGES |= ON_IMAGES | MORE | SIGNALS
+PACKAGES |= FIELDS | ON_IMAGES | MORE | SIGNALS
