@@ -227,6 +227,7 @@ WEIGHTS = {
     "standardised and scaled": Scaled,
     "weight norm": weight_normed(nn.Conv2d),
     "weight norm by a hook": weight_normed_by_hook,
+    "spectral norm": lambda *a, **k: parametrizations.spectral_norm(nn.Conv2d(*a, **k)),
     "weight norm of the inputs": lambda *a, **k: parametrizations.weight_norm(nn.Conv2d(*a, **k), dim=1),
 }
 LINEAR = {"standardised": StandardisedLinear, "cosine": Cosine, "weight norm": weight_normed(nn.Linear)}
@@ -284,10 +285,6 @@ def conv_net(norm, conv=nn.Conv2d):
 
 KEPT = {
     "response to neighbouring channels": (conv_net(lambda n: nn.LocalResponseNorm(5)), "a window slides along it"),
-    "spectral norm": (
-        conv_net(nn.BatchNorm2d, lambda *a, **k: parametrizations.spectral_norm(nn.Conv2d(*a, **k))),
-        "a convolution slides along it",  # of which its matrix has the sum
-    ),
     "mean of what was shifted by data": (
         conv_net(lambda n: Gate()),
         "its value is not zero once removed, and the sum over it would change",
