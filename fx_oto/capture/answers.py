@@ -98,8 +98,9 @@ def _ask_values(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     if real is None and name == "item" and run.options.op_level:
         return run.number_by_values(tensor)
     asked = "tolist" if name in _ALL else "item"
-    if real is None and asked == "tolist":
-        real = run.all_rows(tensor)
+    if real is None and asked == "tolist" and (rows := run.all_rows(tensor)) is not None:
+        with without_modes():
+            return getattr(rows, name)()
     if real is None and name in _TRUTHS:
         return run.branch(node)
     if real is None and name in ("tolist", "numpy") and run.options.op_level and tensor.dtype in INTEGERS:
