@@ -98,20 +98,20 @@ def _ask_values(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     if real is None and name == "item" and run.options.op_level:
         return run.number_by_values(tensor)
     asked = "tolist" if name in _ALL else "item"
-    if real is None and asked == "tolist" and (rows := run.all_rows(tensor)) is not None:
-        with without_modes():
-            return getattr(rows, name)()
-    if real is None and name in _TRUTHS:
+    chosen = run.all_rows(tensor) if real is None and asked == "tolist" else None
+    found = real if chosen is None else chosen
+    if found is None and name in _TRUTHS:
         return run.branch(node)
-    if real is None and name in ("tolist", "numpy") and run.options.op_level and tensor.dtype in INTEGERS:
+    if found is None and name in ("tolist", "numpy") and run.options.op_level and tensor.dtype in INTEGERS:
         return _listed(run, tensor, name == "numpy")
-    if real is None:
+    if found is None:
         raise TraceError(ON_VALUES)
     with without_modes():
-        value, answer = getattr(real, name)(), getattr(real, asked)()
+        value, answer = getattr(found, name)(), getattr(found, asked)()
     if name == "item":
         return run.number(value, Origin("item", (node,)))
-    run.decided(Origin(asked, (node,)), answer)
+    if chosen is None:
+        run.decided(Origin(asked, (node,)), answer)
     return value
 
 

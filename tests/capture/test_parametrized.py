@@ -145,8 +145,8 @@ def grouped(norm, groups, kind=nn.Conv2d):
 @pytest.mark.parametrize("norm", OF_KERNELS)
 def test_grouped_convolutions_are_cut(norm, groups):
     """Of four groups, whole ones go where a norm is over all channels of a group."""
-    whole = norm in ("standard", "spectral_norm")
-    assert holds(grouped(OF_KERNELS[norm], groups), IMAGE).zigs == (16 if groups == 16 else 4 if whole else 8)
+    expected = {16: 16, 4: 4 if norm == "standard" else 8}
+    assert holds(grouped(OF_KERNELS[norm], groups), IMAGE).zigs == expected[groups]
 
 
 @pytest.mark.parametrize("norm", ["short", "soft", "weight_norm"])

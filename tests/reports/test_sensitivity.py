@@ -302,7 +302,10 @@ def test_wrong_arguments():
     names = iter(("loss", "lose"))
     with pytest.raises(fx_oto.InputError, match=r"the same names every time; found \['loss'\], then \['lose'\]"):
         fx_oto.sensitivity(gm, lambda gm: {next(names): 0.5})
-    with pytest.raises(fx_oto.MissingResultError, match=r"call fx_oto.prepare\(model, example_inputs\) first"):
+    with pytest.raises(
+        fx_oto.MissingResultError,
+        match=r"expected the GraphModule that fx_oto.prepare\(model, example_inputs\) returns",
+    ):
         fx_oto.sensitivity(make_net(), len)
     frozen = fx_oto.prepare(nn.Linear(4, 2), torch.randn(2, 4))
     with pytest.raises(fx_oto.SettingsError, match=r"no axis of this model can be pruned: print\(fx_oto.partition"):

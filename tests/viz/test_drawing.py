@@ -252,7 +252,7 @@ def test_a_depth_of_nothing_is_refused(resnet, draw):
 
 
 def test_an_unprepared_module_is_refused():
-    with pytest.raises(fx_oto.MissingResultError, match=r"call fx_oto.prepare"):
+    with pytest.raises(fx_oto.MissingResultError, match=r"expected the GraphModule that fx_oto.prepare"):
         fx_oto.draw_graph(nn.Linear(2, 2))
     with pytest.raises(fx_oto.MissingResultError, match=r"run the pass 'dependency-analysis' first"):
         fx_oto.draw_graph(fx_oto.trace(nn.Linear(2, 2), torch.randn(1, 2)))
