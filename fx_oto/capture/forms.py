@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_map_only
 
-from fx_oto.capture.orders import orders_that_matter, taken
+from fx_oto.capture.orders import orders_that_matter
+from fx_oto.capture.refusals import unless_refused
 from fx_oto.capture.run import CaptureRun
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.fx_utils import behind
@@ -65,7 +66,7 @@ class Forms:
         before = [_calls(run) for run in runs]
 
         def differs(other: ExampleInputs) -> bool:
-            found = taken(again, other)
+            found = unless_refused(again, other)
             return found is not None and [_calls(run) for run in found] != before
 
         types: dict[int, list[torch.dtype]] = {}
@@ -78,7 +79,7 @@ class Forms:
         numbers = [
             number
             for number, (_, value, _) in enumerate(runs[0].numbers_given)
-            if any(_goes_by(runs, taken(with_number, (number, other))) for other in _other_numbers(value))
+            if any(_goes_by(runs, unless_refused(with_number, (number, other))) for other in _other_numbers(value))
         ]
         ranks = runs[0].subject.reads_ranks and any(map(differs, _of_other_ranks(inputs)))
         return cls(ranks, types, numbers, orders_that_matter(runs, inputs, again))

@@ -18,23 +18,14 @@ import torch
 from torch.fx import Node
 
 from fx_oto.capture.arguments import Arguments, is_none, is_so, length, sorted_keys
-from fx_oto.capture.refusals import NotCapturedError, NotHashedError
+from fx_oto.capture.refusals import unless_refused
 from fx_oto.capture.run import CaptureRun
 from fx_oto.core.context import ExampleInputs
-from fx_oto.core.errors import InputError
 from fx_oto.nn.modes import says_in_place
 
-__all__ = ["orders_that_matter", "taken"]
+__all__ = ["orders_that_matter"]
 
 _DICTS = (dict, OrderedDict, defaultdict)
-
-
-def taken(again: Callable[[Any], list[CaptureRun]], other: Any) -> list[CaptureRun] | None:
-    """Captures on something else; None if the model does not take it."""
-    try:
-        return again(other)
-    except (NotCapturedError, NotHashedError, InputError):
-        return None
 
 
 def orders_that_matter(
@@ -55,7 +46,7 @@ def orders_that_matter(
     def matters(turned: Iterable[str]) -> bool:
         given = OrderedDict((key, _turned(one) if key in turned else one) for key, one in arguments.given.items())
         call = inspect.BoundArguments(arguments.signature, given)
-        others = taken(again, ExampleInputs(call.args, call.kwargs))
+        others = unless_refused(again, ExampleInputs(call.args, call.kwargs))
         return others is None or len(others) != len(runs) or not all(map(_compute_the_same, runs, others))
 
     if not names or not matters(names):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
 
 from fx_oto.capture.whole import Part, WrappedFunction
-from fx_oto.core.errors import TraceError
+from fx_oto.core.errors import InputError, TraceError
 
 __all__ = [
     "AUTOCAST",
@@ -20,8 +20,10 @@ __all__ = [
     "NotHashedError",
     "RandomError",
     "told_of",
+    "unless_refused",
 ]
 
+_Found = TypeVar("_Found")
 BEFORE = "do that once, before prepare, such as by calling the model"
 DRAWS = "draws random numbers that a capture cannot see: they would stay the same for ever"
 ON_VALUES = "control flow depends on the values in a tensor"
@@ -89,3 +91,11 @@ class NotHashedError(TypeError):
     def __init__(self, site: Any) -> None:
         super().__init__("unhashable type: a size that is captured")
         self.site = site
+
+
+def unless_refused(again: Callable[[Any], _Found], other: Any) -> _Found | None:
+    """Captures on something else; None if the model does not take it."""
+    try:
+        return again(other)
+    except (NotCapturedError, NotHashedError, InputError):
+        return None

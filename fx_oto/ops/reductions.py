@@ -18,6 +18,7 @@ from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import op_name
 from fx_oto.nn.norms import mean_over, variance_over
 from fx_oto.ops import pointwise
+from fx_oto.ops.contraction import NOT_ZERO
 from fx_oto.ops.editor import Editor
 from fx_oto.ops.pointwise import Operand
 from fx_oto.ops.removed.rules import can_compute_in
@@ -44,7 +45,6 @@ _ZERO_OF_ZEROS = {"cumsum", "cummax", "cummin", "sort", "topk", "_fft_r2c", "_ff
 # Those in which it counts, and how slicing sees to that.
 _COUNTING = {"mean": "mean", **dict.fromkeys(("var", "std", "var_mean", "std_mean"), "var")}
 _COUNTING |= dict.fromkeys(("amax", "amin", "max", "min"), "extreme")
-_CHANGES = "its value is not zero once removed, and the sum over it would change"
 # The numbers by which ATen's losses are told what to return.
 _EACH, _MEAN = 0, 1
 
@@ -87,7 +87,7 @@ def trace(call: OpCall, p: Propagation) -> None:
     worth = torch.stack([line.removed.expand(min(matrix.shape)) for line in lines])
     for line in lines:
         p.unite(lines[0].labels, line.labels)
-        p.freeze_where((worth != 0).all(0), line.labels, _CHANGES)
+        p.freeze_where((worth != 0).all(0), line.labels, NOT_ZERO)
 
 
 def loss(call: OpCall, p: Propagation) -> None:
@@ -116,7 +116,7 @@ def _absorb(call: OpCall, p: Propagation, layer: Layer) -> None:
 
 def _sum(p: Propagation, layer: Layer, counting: str | None) -> None:
     """Sum over a layer, or something that counts the elements as well."""
-    p.freeze_where(layer.removed != 0, layer.labels, _CHANGES)
+    p.freeze_where(layer.removed != 0, layer.labels, NOT_ZERO)
     if counting is not None:
         p.adjust("share" if counting == "mean" and p.can_adjust("share") else counting, layer.labels)
 
