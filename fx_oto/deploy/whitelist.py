@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch._ops import OpOverload
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.rnn import PackedSequence
@@ -98,6 +98,8 @@ def function_named(name: str) -> Callable[..., Any] | None:
 
 def name_of_function(function: Any) -> str | None:
     """The name that files call a function or operator by; None if they may not."""
+    if isinstance(function, OpOverloadPacket) and len(function.overloads()) == 1:  # ``torch.ops.torchvision.roi_align``
+        function = getattr(function, function.overloads()[0])
     if isinstance(function, OpOverload):
         name = f"ops.{function}"
         return name if _operator(name) is function else None

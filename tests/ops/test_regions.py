@@ -35,9 +35,13 @@ class OfRegions(nn.Module):
 
 
 @pytest.mark.parametrize("cut", CUT.values(), ids=CUT)
-def test_channels_of_regions_go(cut):
+def test_channels_of_regions_go(cut, tmp_path):
     example, others = (torch.randn(2, 3, 20, 20), boxes_of(5)), [(torch.randn(3, 3, 26, 24), boxes_of(7, 3))]
-    assert compress_half(OfRegions(cut), example, others=others).params_left < 0.4
+    found = compress_half(OfRegions(cut), example, others=others)
+    assert found.params_left < 0.4
+    fx_oto.save(found.small, tmp_path / "small.safetensors")
+    given = [one.double() for one in others[0]]
+    assert torch.equal(fx_oto.load(tmp_path / "small.safetensors")(*given), found.small.eval()(*given))
 
 
 def test_what_is_not_zero_once_removed_stays():
