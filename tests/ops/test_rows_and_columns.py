@@ -167,3 +167,19 @@ def test_what_reads_an_outer_product(name):
     found = compress_half(Channels(READERS[name]), torch.randn(2, 3, 6, 6))
     assert sorted(map(len, fx_oto.partition(found.gm).families))[0] == 6
     assert found.params_left < 0.9
+
+
+def test_rows_and_columns_that_are_the_same_channels_stay():
+    class Gram(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f, self.g, self.o = nn.Conv2d(3, 12, 3), nn.Linear(144, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            x = self.f(x).relu().flatten(2)
+            return self.o(self.g((x @ x.transpose(1, 2)).flatten(1)).relu())
+
+    zigs = fx_oto.partition(fx_oto.prepare(Gram(), torch.randn(2, 3, 8, 8)))
+    assert list(map(len, zigs.families)) == [5]
+    reasons = {(axis.tensor, axis.dim): axis.reason.why for axis in zigs.frozen}
+    assert "what reads both ties them together" in reasons["f.weight", 0]
