@@ -165,3 +165,13 @@ def test_the_facade_loads_no_extra():
     heavy = ("matplotlib", "pandas", "torchvision", "sklearn", "PIL")
     code = f"import sys, fx_oto; fx_oto.prepare; print([name for name in {heavy} if name in sys.modules])"
     assert printed(code) == "[]"
+
+
+def test_the_files_that_texts_name_are_there():
+    """Tests that a text refers its reader to, say."""
+    texts = [*ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md"), *(ROOT / "fx_oto").rglob("*.md")]
+    named = {
+        path for text in texts for path in re.findall(r"\b(?:tests|benchmarks)/[\w/]+\.(?:py|md)\b", text.read_text())
+    }
+    assert len(named) > 20
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from fx_oto.analysis.disguises import disguise, is_fake, lies_on, undisguise
 from fx_oto.core.layouts import is_sparse
 
-__all__ = ["Fakes", "StandIns", "ValuesAskedError", "asks_values", "tensors_in"]
+__all__ = ["Fakes", "StandIns", "ValuesAskedError", "asks_values", "tensors_in", "text_of"]
 
 _META = torch.device("meta")
 _CPU = torch.device("cpu")
@@ -45,7 +45,15 @@ class ValuesAskedError(Exception):
 
 def asks_values(error: BaseException | None) -> bool:
     """Whether something failed for want of the numbers in a tensor; torch's own code may look for them by itself."""
-    return isinstance(error, ValuesAskedError) or "its data is not allocated" in str(error)
+    return isinstance(error, ValuesAskedError) or "its data is not allocated" in text_of(error)
+
+
+def text_of(error: BaseException | None) -> str:
+    """What an error says; ``""`` where it shows a tensor, which has no numbers."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
 
 
 def tensors_in(value: Any) -> list[Tensor]:

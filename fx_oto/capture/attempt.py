@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from fx_oto.capture.groups import Group, groups_of, resized
 from fx_oto.capture.memory import Memory
 from fx_oto.capture.names import AnyNames
 from fx_oto.capture.precision import Precision
+from fx_oto.capture.raising import is_same_otherwise, way_after
 from fx_oto.capture.rebuilt import Rebuilt
 from fx_oto.capture.refusals import ON_VALUES, NotCapturedError, NotHashedError
 from fx_oto.capture.run import CaptureRun
@@ -272,13 +274,26 @@ class Attempt:
         return replace(self, options=replace(self.options, given=given))._runs(self.inputs)
 
     def _run(self, inputs: ExampleInputs, training: bool) -> CaptureRun:
-        run = self._run_with(self.options, inputs, training)
+        run = self._run_without_errors(inputs, training)
+        if not is_same_otherwise(run, partial(self._run_with, inputs=inputs, training=training)):
+            raise self._refusal(run)
         if run.numbers_read and inputs is self.inputs and not (self._is_blind_to(run) or self._counts_alike(run)):
             raise self._refusal(run)
         counts = run.counts_rows and inputs is self.inputs
         if counts and not all(self._is_same_with(run, length) for length in _LENGTHS):
             raise not_the_same_without(run)
         return run
+
+    def _run_without_errors(self, inputs: ExampleInputs, training: bool) -> CaptureRun:
+        """A run in which code that decides by numbers goes where it raises no error, or either way."""
+        while True:
+            try:
+                return self._run_with(self.options, inputs, training)
+            except NotCapturedError as error:
+                way = way_after(error, self.options, partial(self._run_with, inputs=inputs, training=training))
+                if way is None:
+                    raise
+                self.options = replace(self.options, ways={**self.options.ways, way[0]: way[1]})
 
     def _is_same_with(self, run: CaptureRun, length: int) -> bool:
         """Whether the graph is the same where code is given another number of rows that were selected."""

@@ -5,11 +5,14 @@ experts as some token chose. No graph can go one way or another; but where nothi
 on no rows and changes nothing. So code is told that something was selected, wherever all that it asks is whether
 anything was, and loops are captured over all rows that ``nonzero`` may return. That this is what the model does where
 nothing is selected is found by running both: see ``check.check_branches``.
+
+Other code decides by numbers whether to raise an error: see ``raising``.
 """
 
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from typing import Any
 
 import torch
@@ -20,7 +23,7 @@ from fx_oto.analysis.disguises import lies_on
 from fx_oto.capture.calls import INTEGERS
 from fx_oto.capture.counted import Counting
 from fx_oto.capture.modes import without_modes
-from fx_oto.capture.refusals import ON_VALUES
+from fx_oto.capture.refusals import ON_VALUES, Site
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import op_name
 
@@ -31,6 +34,7 @@ _WHERE_SOME = {("gt", 0): True, ("ne", 0): True, ("ge", 1): True, ("eq", 0): Fal
 _COMPARING = {name for name, _ in _WHERE_SOME}
 _ALSO_CALLED = {"greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le", "not_equal": "ne"}
 _NEGATING = ("logical_not", "bitwise_not", "not_", "invert")
+_MOST = 512  # experts of one layer
 _MOVING = frozenset(
     (
         "getitem",
@@ -57,17 +61,36 @@ _COUNTING = ("sum", "float", "double", "type_as", "count_nonzero")
 class Branching(Counting):
     """Answers code that asks whether anything was selected."""
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._times = Counter[tuple[int, Site]]()
+
     def branch(self, node: Node) -> bool:
-        """The answer, to code that decides by a node's value, where something was selected.
+        """The answer, to code that decides by a node's value, where something was selected, or no error is raised.
 
         Raises:
             TraceError: it asks for more, or may not be answered so.
         """
-        answer = self._where_some(node) if self.options.selects else None
-        if answer is None:
+        frame = self._user_frame()
+        site = frame.f_code, frame.f_lasti
+        self._times[id(frame), site] += 1
+        if self._times[id(frame), site] > _MOST:
+            raise TraceError("a loop goes on until the values in a tensor say that it ends")
+        if (way := self.options.ways.get(site)) is not None:
+            if way.text:
+                self.asserts(node, way.answer, way.text)
+            self.is_plain = False
+            return way.answer
+        if self.options.tried is not None and self.options.tried[0] == site:
+            answer, self.has_tried = self.options.tried[1], True
+        elif self.options.selects and (found := self._where_some(node)) is not None:
+            answer = found
+            self._took(node, answer)
+        else:
+            self.undecided = site
             self.raised = TraceError(ON_VALUES)
             raise self.raised
-        self._took(node, answer)
+        self.answered = (site, answer)
         return answer
 
     def _took(self, node: Node, answer: bool) -> None:

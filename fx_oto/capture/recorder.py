@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 from torch.utils._pytree import tree_map_only
 
 from fx_oto.capture.calls import (
@@ -89,6 +91,17 @@ class Recorder(Handing):
         node = self.create(op, target, self.nodes(given), self.nodes(named))
         again = partial(self.record, func, name)
         return self.compute_node(node, args, kwargs, partial(self.called, func), last, again=again)
+
+    def asserts(self, node: Node, answer: bool, text: str) -> None:
+        """See ``Sheet.asserts``."""
+        self.is_plain = False
+        value = node.meta["val"]
+        if not answer and isinstance(value, Tensor):
+            node = self.node_of_tensor(self.record(torch.logical_not, "logical_not", (value,), {}))
+        elif not answer:
+            node = self.create("call_function", operator.not_, (node,))
+            node.meta.update(val=True, is_number=True)
+        self.create("call_function", torch._assert, (node, text)).meta["val"] = None
 
     def _turned(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """A tensor that is turned in place is from here on a view of what it was; None where it is the model's own."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from types import CodeType
 from typing import Any, TypeVar
 
+from fx_oto.analysis.fakes import text_of
 from fx_oto.capture.whole import Part, WrappedFunction
 from fx_oto.core.errors import InputError, TraceError
 
@@ -19,11 +22,14 @@ __all__ = [
     "NotCapturedError",
     "NotHashedError",
     "RandomError",
+    "Site",
+    "Way",
     "told_of",
     "unless_refused",
 ]
 
 _Found = TypeVar("_Found")
+Site = tuple[CodeType, int]  # an instruction in the user's code
 BEFORE = "do that once, before prepare, such as by calling the model"
 DRAWS = "draws random numbers that a capture cannot see: they would stay the same for ever"
 ON_VALUES = "control flow depends on the values in a tensor"
@@ -38,9 +44,22 @@ _DERIVATIVES = (
 
 def told_of(error: Exception) -> str:
     """What went wrong while code was captured."""
-    text = str(error) or type(error).__name__
+    text = text_of(error) or type(error).__name__
     in_autograd = isinstance(error, RuntimeError) and ("not require grad" in text or "differentiated Tensors" in text)
     return _DERIVATIVES if in_autograd else text
+
+
+@dataclass(frozen=True)
+class Way:
+    """Where code goes that raises an error otherwise, or does the same: see ``raising``.
+
+    Attributes:
+        answer: what code is told.
+        text: which error it would raise, and where; empty of code that does the same.
+    """
+
+    answer: bool
+    text: str = ""
 
 
 class NotCapturedError(TraceError):
@@ -53,6 +72,10 @@ class NotCapturedError(TraceError):
         lines: where it is in the ``forward`` of the model, and of the classes of its modules.
         in_training: whether evaluation can be captured as it is.
         selects: whether code does not do the same where nothing was selected.
+        undecided: where code asked for a truth value that nobody knows.
+        answered: where it did so last, and was told something.
+        graph: what was written down until then.
+        way: where code decided by one to raise an error, and how it does not.
     """
 
     def __init__(
@@ -63,6 +86,10 @@ class NotCapturedError(TraceError):
         self.in_training = False
         self.lines: dict[type, int] = {}
         self.selects = False
+        self.undecided: Site | None = None
+        self.answered: Site | None = None
+        self.graph = ""
+        self.way: tuple[Site, Way] | None = None
 
 
 class RandomError(NotCapturedError):

@@ -41,8 +41,9 @@ from fx_oto.capture.modes import active
 from fx_oto.capture.names import AnyNames
 from fx_oto.capture.numbers import Flag
 from fx_oto.capture.opaque import opaque_calls
+from fx_oto.capture.raising import raising_line
 from fx_oto.capture.recorder import Recorder
-from fx_oto.capture.refusals import DRAWS, ON_VALUES, NotCapturedError, NotHashedError, RandomError, told_of
+from fx_oto.capture.refusals import DRAWS, ON_VALUES, NotCapturedError, NotHashedError, RandomError, Way, told_of
 from fx_oto.capture.statements import failed_line
 from fx_oto.capture.subject import depends_on_mode, held_by
 from fx_oto.capture.whole import (
@@ -227,6 +228,11 @@ class CaptureRun(Recorder):
         refusal = NotCapturedError(message, parts, where, by_values)
         kinds = {type(part.owner) for part in parts if isinstance(part, Part)} | {type(self.model)}
         found_in = {kind: failed_line(error.__traceback__, kind) for kind in kinds}
+        refusal.undecided, refusal.graph = self.undecided, str(self.graph)
+        site, answer = self.answered or (None, False)
+        refusal.answered = site
+        if site is not None and (line := raising_line(error)):
+            refusal.way = site, Way(not answer, f"the model raises {type(error).__name__} at {line}")
         refusal.lines = {kind: number for kind, number in found_in.items() if number is not None}
         return refusal
 

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from fx_oto.analysis.disguises import disguise
 from fx_oto.analysis.recording import Recording
 from fx_oto.capture.numbers import Origin
+from fx_oto.capture.refusals import Site, Way
 from fx_oto.capture.subject import Subject
 from fx_oto.capture.whole import Part, WrappedFunction
 from fx_oto.core import parts
@@ -51,6 +52,8 @@ class Options:
         given: which of the numbers among the inputs is another one, and which one, to see what becomes of it.
         in_own_mode: layers, by ``id``, whose code is run: a ``forward`` puts them into a mode before it calls them.
         disguised: whether tensors are of the class of real ones, as far as code can tell.
+        ways: where code goes that raises an error otherwise.
+        tried: a place where it is given an answer once, to see whether it raises an error then, and that answer.
         untold: what code may not ask, for what it computes depends on it: see ``circumstances``.
     """
 
@@ -68,6 +71,8 @@ class Options:
     given: tuple[int, float] | None = None
     in_own_mode: frozenset[int] = frozenset()
     disguised: bool = True
+    ways: Mapping[Site, Way] = dataclasses.field(default_factory=dict)
+    tried: tuple[Site, bool] | None = None
     untold: frozenset[str] = frozenset()
 
 
@@ -101,6 +106,9 @@ class Sheet(TorchFunctionMode):
         types_asked: nodes that code asked for their types, or tensors that the model holds, and those types.
         types_asked_before: how many of these there were when a node was made, if any.
         branches: nodes that code decided by, and the answer that it was given, for each element of a tensor.
+        answered: where code decided last by what nobody knows, and what it was told.
+        undecided: where it asked for that, and was told nothing.
+        has_tried: whether it was given the answer that is tried: then nothing is kept of what it does.
         counts_rows: whether code was given the plain number of rows that were selected.
         raised: the last error that the run raised into code, which may have caught it and gone on.
         asked_for: what code has asked of how it is called.
@@ -139,6 +147,9 @@ class Sheet(TorchFunctionMode):
         self.types_asked: list[tuple[Node | Tensor, torch.dtype]] = []
         self.types_asked_before: dict[Node, int] = {}
         self.branches: list[tuple[Node, bool]] = []
+        self.answered: tuple[Site, bool] | None = None
+        self.undecided: Site | None = None
+        self.has_tried = False
         self.in_own_mode: set[int] = set()
         self.raised: Exception | None = None
         self.asked_for: set[str] = set()
@@ -228,6 +239,10 @@ class Sheet(TorchFunctionMode):
     @abstractmethod
     def branch(self, node: Node) -> bool:
         """The way that code goes which decides by a node's value."""
+
+    @abstractmethod
+    def asserts(self, node: Node, answer: bool, text: str) -> None:
+        """Let the graph raise an error with a text, unless a node's value is true, or not, as code was told."""
 
     def node_of(self, origin: Origin) -> Node:
         """The node that computes a number; made when somebody reads it."""

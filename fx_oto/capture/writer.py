@@ -174,9 +174,9 @@ class Writer(Sheet):
         """Let checks ask for a condition, not whether it is True, which torch.jit.trace has no op for."""
         for check in [node for node in self.graph.nodes if node.target is torch._assert]:
             same, text = check.args
-            asked, answer = same.args[0], same.args[-1]
-            if same.target is not operator.eq or not isinstance(answer, bool):
+            if same.target is not operator.eq or not isinstance(same.args[1], bool):
                 continue
+            asked, answer = same.args
             if not answer and asked.target not in _OPPOSITES:
                 continue
             with self.graph.inserting_before(same):

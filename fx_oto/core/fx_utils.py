@@ -103,8 +103,13 @@ def source_line(node: Node) -> str:
 
 def raised_at(error: BaseException) -> str:
     """The line of the user's code that raised an error: ``"path/net.py:12 (x = self.a(x))"``, ``""`` if it was none."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_USERS)]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_users(f.filename)]
     return f"{file_shown(frames[-1].filename)}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
+
+
+def is_users(path: str) -> bool:
+    """Whether a source file is neither torch's nor part of a capture."""
+    return not path.startswith(_NOT_USERS)
 
 
 @contextmanager

@@ -36,10 +36,10 @@ __all__ = [
     "variance_over_share",
 ]
 
-# Reductions that map zeros to zero; of these, the ones to which an element worth 0 adds nothing.
-_ZERO_TO_ZERO = {"sum", "nansum", "mean", "amax", "amin", "max", "min", "linalg_vector_norm", "norm", "prod"}
+# Reductions that map zeros to zero; those to which an element worth 0, or 1, adds nothing.
+_ZERO_TO_ZERO = {"sum", "nansum", "mean", "amax", "amin", "max", "min", "linalg_vector_norm", "norm", "prod", "any"}
 _ZERO_TO_ZERO |= {"var", "std", "var_mean", "std_mean", "median", "nanmedian", "kthvalue", "mode"}
-_NEUTRAL = {"sum", "nansum", "mean", "linalg_vector_norm", "norm"}
+_NEUTRAL = dict.fromkeys(("sum", "nansum", "mean", "linalg_vector_norm", "norm", "any"), 0) | {"prod": 1, "all": 1}
 # Of those that keep the dimension, the ones that map zeros to zero.
 _ZERO_OF_ZEROS = {"cumsum", "cummax", "cummin", "sort", "topk", "_fft_r2c", "_fft_c2r", "_fft_c2c"}
 # Those in which it counts, and how slicing sees to that.
@@ -108,10 +108,13 @@ def loss(call: OpCall, p: Propagation) -> None:
 def _absorb(call: OpCall, p: Propagation, layer: Layer) -> None:
     """Everything tracked by this layer is reduced away."""
     order = _optional(call, "ord") or _optional(call, "p") or 2
-    if call.name not in _NEUTRAL | _COUNTING.keys() or order < 0 or _reads_places(p.fx_node):
+    if call.name not in _NEUTRAL | _COUNTING or order < 0 or _reads_places(p.fx_node):
         p.freeze(layer.labels, f"{call.name} runs over it")
         return
-    _sum(p, layer, _COUNTING.get(call.name))
+    if _NEUTRAL.get(call.name):
+        p.freeze_where(layer.removed != _NEUTRAL[call.name], layer.labels, f"{call.name} runs over it")
+    else:
+        _sum(p, layer, _COUNTING.get(call.name))
 
 
 def _sum(p: Propagation, layer: Layer, counting: str | None) -> None:

@@ -1,0 +1,204 @@
+"""Code that looks at numbers only to raise an error, or to print: the graph raises as well, and nothing is kept whole.
+
+PYTEST_DONT_REWRITE: the models' own assertions stay as they are written.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+import pytest
+import torch
+from support.exactness import compress_half
+from torch import nn
+
+import fx_oto
+
+
+class Net(nn.Module):
+    """What ``code`` checks of the input and of a hidden layer, between two layers."""
+
+    def __init__(self, code):
+        super().__init__()
+        self.a, self.norm, self.b, self.c = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.code = code
+
+    def forward(self, x):
+        y = self.norm(self.a(x)).relu()
+        self.code(x, y)
+        return self.c(self.b(y).tanh())
+
+
+def _assert_finite(x, y):
+    assert torch.isfinite(y).all(), "not finite"
+
+
+def _no_nan(x, y):
+    if torch.isnan(y).any():
+        raise ValueError(f"found {y.isnan().sum().item()} in {y}")
+
+
+def _not_large(x, y):
+    if x.abs().max() > 100:
+        raise ValueError(x)
+
+
+def _item_not_large(x, y):
+    if x.abs().max().item() > 100:
+        raise ValueError(f"at most 100, found {x.max().item():.2f}")
+
+
+def _named(x, y):
+    ok = bool((x < 100).all())
+    if not ok:
+        raise RuntimeError(f"too large: {x[x >= 100].tolist()}")
+
+
+def _two(x, y):
+    if torch.isnan(y).any() or torch.isinf(y).any():
+        raise ValueError("no numbers")
+
+
+def _both(x, y):
+    assert (x < 100).all() and x.sum() < 100, "no numbers"  # noqa: PT018 as code is written
+
+
+def _negated(x, y):
+    assert not torch.isnan(y.mean())
+
+
+def _truth_as_item(x, y):
+    if not torch.all(x < 100).item():
+        raise ValueError(x)
+
+
+def _torchs(x, y):
+    torch._assert((x < 100).all(), "too large")
+
+
+class _Checks:
+    def __call__(self, x, y):
+        for one in (x, y):
+            self.check(one)
+
+    def check(self, one):
+        if not torch.isfinite(one).all():
+            self.fail(one)
+
+    def fail(self, one):
+        raise FloatingPointError(f"found {one}")
+
+
+def _chosen_before(x, y):
+    rows = x[:, 0] > 0.5
+    if rows.any():
+        assert torch.isfinite(y[rows]).all()
+
+
+CHECKS = [
+    *(_assert_finite, _no_nan, _not_large, _item_not_large, _named, _two, _both, _negated, _truth_as_item, _torchs),
+    *(_Checks(), _chosen_before),
+]
+
+
+@pytest.mark.parametrize("code", CHECKS, ids=lambda code: getattr(code, "__name__", "in a loop, by methods"))
+def test_what_is_checked_is_checked_by_the_graph(code):
+    torch.manual_seed(0)
+    model = Net(code)
+    found = compress_half(model, torch.randn(6, 4), others=[torch.randn(3, 4)])
+    assert found.zigs == 16
+    assert not fx_oto.Context.of(found.gm).capture.opaque
+    bad = torch.full((6, 4), torch.nan)
+    bad[0] = 1000
+    for module in (model, found.gm, found.small):
+        with pytest.raises((ValueError, RuntimeError, ArithmeticError, AssertionError)):
+            module(bad)
+
+
+def test_the_graph_says_what_the_model_raises():
+    gm = fx_oto.prepare(Net(_not_large), torch.randn(6, 4))
+    with pytest.raises(AssertionError, match=r"the model raises ValueError at .*test_raising\.py:\d+ \(raise ValueErr"):
+        gm(torch.full((6, 4), 1000.0))
+
+
+def _warned(x, y):
+    if x.max() > 1:
+        warnings.warn("large", stacklevel=1)
+
+
+def _logged(x, y):
+    large = y.mean() > 1
+    if large.item():
+        logging.getLogger("net").warning("large")
+
+
+def _printed(x, y):
+    if torch.isnan(y).any():
+        sys.stderr.write("nan")
+
+
+@pytest.mark.parametrize("code", [_warned, _logged, _printed], ids=lambda code: code.__name__)
+@pytest.mark.filterwarnings("ignore:large")
+def test_what_is_told_alone_makes_no_difference(code):
+    torch.manual_seed(0)
+    found = compress_half(Net(code), torch.randn(6, 4), others=[torch.full((3, 4), 1000.0)])
+    assert found.zigs == 16
+
+
+class Decides(nn.Module):
+    """Computes something else, as ``code`` says."""
+
+    def __init__(self, code):
+        super().__init__()
+        self.a, self.b, self.code = nn.Linear(4, 8), nn.Linear(8, 3), code
+
+    def forward(self, x):
+        return self.b(self.code(x, self.a(x)))
+
+
+def _caught(x, y):
+    try:
+        assert (y.abs() < 1).all()
+    except AssertionError:
+        y = 2 * y
+    return y
+
+
+def _one_of_two(x, y):
+    if x.max() > 2 and y.max() > 1:
+        raise ValueError
+    return y
+
+
+def _later(x, y):
+    large = False
+    if x.max() > 1:
+        large = True
+    if y.max() > 1:
+        warnings.warn("large", stacklevel=1)
+    return y / 2 if large else y
+
+
+def _until(x, y):
+    while (y > 0).any():
+        y = y - 1
+    return y
+
+
+@pytest.mark.parametrize("code", [_caught, _one_of_two, _later, _until], ids=lambda code: code.__name__)
+@pytest.mark.filterwarnings("ignore:large")
+def test_what_makes_a_difference_is_refused(code):
+    with pytest.raises(fx_oto.TraceError, match="depends on the values in a tensor"):
+        fx_oto.prepare(Decides(code), torch.zeros(6, 4))
+
+
+def test_a_model_that_raises_in_both_ways_is_told():
+    def fails(x, y):
+        if x.max() > 1:
+            raise ValueError("large")
+        raise ValueError("small")
+
+    with pytest.raises(fx_oto.InputError, match=r"large|small"):
+        fx_oto.prepare(Net(fails), torch.randn(6, 4))
