@@ -162,7 +162,7 @@ class Attempt:
         if found is not None:
             return found
         precision = Precision(self.model, self.inputs, runs, self._runs_of)
-        sizes = Sizes(self.model, self.inputs, self._runs, runs, handed)
+        sizes = Sizes(self.model, self.inputs, self._runs_like, runs)
         by_values = not self.options.may_fix and any(run.calls_functions_whole for run in runs)
         if by_values and any(one.fixed for one in sizes.found):
             raise FixedByValuesError
@@ -261,14 +261,18 @@ class Attempt:
             return self._runs(inputs)
         return [evaluation, training]
 
-    def _runs_of(self, model: nn.Module, inputs: ExampleInputs) -> list[CaptureRun]:
+    def _runs_like(self, inputs: ExampleInputs, runs: list[CaptureRun]) -> list[CaptureRun]:
+        """The model on other inputs, in the modes of some runs."""
+        return [self._run(inputs, run.training) for run in runs]
+
+    def _runs_of(self, model: nn.Module, inputs: ExampleInputs, runs: list[CaptureRun]) -> list[CaptureRun]:
         """The model on other inputs, or a copy of it, captured in the same way."""
         if model is self.model:
-            return self._runs(inputs)
+            return self._runs_like(inputs, runs)
         if self.options.opaque:  # parts of the model itself
             raise NotCapturedError("what is called as a whole is no part of a copy")
         with unchanged(model) as put_back:
-            return Attempt(Subject(model, put_back), inputs, self.options, self.both_modes)._runs(inputs)
+            return Attempt(Subject(model, put_back), inputs, self.options, self.both_modes)._runs_like(inputs, runs)
 
     def _runs_with_number(self, given: tuple[int, float]) -> list[CaptureRun]:
         return replace(self, options=replace(self.options, given=given))._runs(self.inputs)

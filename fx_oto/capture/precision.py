@@ -54,7 +54,7 @@ class Precision:
         model: the model.
         inputs: what the runs were given.
         runs: one for each mode.
-        again: captures another model on other inputs, in the same way.
+        again: captures another model on other inputs, in the modes of some runs.
     """
 
     def __init__(
@@ -62,25 +62,26 @@ class Precision:
         model: nn.Module,
         inputs: ExampleInputs,
         runs: list[Any],
-        again: Callable[[nn.Module, ExampleInputs], list[Any]],
+        again: Callable[[nn.Module, ExampleInputs, list[Any]], list[Any]],
     ) -> None:
         self._found: list[tuple[Sheet, dict[tuple[Node, _Path], _Source]]] = []
         by_kind = sorted(model.parameters(), key=Tensor.is_complex)  # which stay as they are where real ones are cast
         mine = next((one.dtype for one in by_kind if one.dtype in _OTHERS), None)
         if mine is None:
             return
+        runs = [run for run in runs if run.types_asked or _names(run.graph, mine)]
         types = {mine: _OTHERS[mine], _OTHERS[mine]: mine}
         types |= {complex_of(one): complex_of(other) for one, other in types.items()}
         others = inputs.mapped(lambda tensor: tensor.to(types.get(tensor.dtype, tensor.dtype)))
         tried: list[list[Any]] = []
         for form in (_without_memory, _with_strides) if any(_names(run.graph, mine) for run in runs) else ():
             with suppress(Exception):  # of whatever kind: that a copy fails says nothing of the model
-                tried.append(again(clone_module(model, _once(mine, form)), others))
+                tried.append(again(clone_module(model, _once(mine, form)), others, runs))
                 break
         is_other = any(one is not other for one, other in zip(*map(_tensors, (inputs, others)), strict=True))
         if is_other and any(run.types_asked for run in runs):
             with suppress(Exception):  # as of a model that does not cast its inputs
-                tried.append(again(model, others))
+                tried.append(again(model, others, runs))
         for number, run in enumerate(runs):
             self._found.append((run, _places(run, [others[number] for others in tried if number < len(others)])))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +26,7 @@ from fx_oto.capture.numbers import Float, Int
 from fx_oto.capture.whole import GradientHook, bound_in
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import last_node, tensor_leaves
+from fx_oto.nn.modes import is_as_told
 from fx_oto.nn.norms import WholeNorms
 from fx_oto.nn.products import WholeProducts
 from fx_oto.nn.recurrence import WholeRecurrence
@@ -95,13 +95,9 @@ class Recorder(Handing):
     def asserts(self, node: Node, answer: bool, text: str) -> None:
         """See ``Sheet.asserts``."""
         self.is_plain = False
-        value = node.meta["val"]
-        if not answer and isinstance(value, Tensor):
-            node = self.node_of_tensor(self.record(torch.logical_not, "logical_not", (value,), {}))
-        elif not answer:
-            node = self.create("call_function", operator.not_, (node,))
-            node.meta.update(val=True, is_number=True)
-        self.create("call_function", torch._assert, (node, text)).meta["val"] = None
+        asked = self.create("call_function", is_as_told, (node, answer, text))
+        asked.meta.update(val=True, is_number=True, is_wrapped=True)
+        self.create("call_function", torch._assert, (asked, text)).meta["val"] = None
 
     def _turned(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """A tensor that is turned in place is from here on a view of what it was; None where it is the model's own."""

@@ -64,9 +64,9 @@ class Sizes:
     Args:
         model: the model.
         inputs: the example inputs.
-        again: captures the model on other inputs.
-        runs: the captures on the example inputs.
-        handed: whether code was given numbers made of sizes.
+        again: captures the model on other inputs, in the modes of some runs.
+        runs: the captures on the example inputs; what code that was given no numbers made of sizes does in one of
+            them, it does at any size.
 
     Attributes:
         found: of each size.
@@ -80,14 +80,15 @@ class Sizes:
         self,
         model: nn.Module,
         inputs: ExampleInputs,
-        again: Callable[[ExampleInputs], list[CaptureRun]],
+        again: Callable[[ExampleInputs, list[CaptureRun]], list[CaptureRun]],
         runs: list[CaptureRun],
-        handed: bool,
     ) -> None:
-        self._model, self._inputs, self._again, self._runs, self._handed = model, inputs, again, runs, handed
+        self._model, self._inputs, self._again = model, inputs, again
+        handed = [run for run in runs if run.handed]
+        self._handed, self._runs = bool(handed), handed or runs
         self._names = names_of(model, inputs)
         self._others: dict[Group, list[CaptureRun]] = {}
-        self._comparisons = [Comparison(run) for run in runs]
+        self._comparisons = [Comparison(run) for run in self._runs]
         self._fixed: list[tuple[Group, Difference]] = []
         self.larger: dict[Group, int] = {}
         self._decided: dict[InputSize, tuple[Group, dict[str, str]]] = {}
@@ -95,7 +96,7 @@ class Sizes:
         self.doubts: dict[Group, tuple[int, Difference]] = {}
         found: list[InputSize] = []
         for group in groups_of(inputs):
-            found += self._try(group) if handed or (group.size == 1 and len(runs) == 1) else [self._told(group)]
+            found += self._try(group) if self._handed or (group.size == 1 and len(runs) == 1) else [self._told(group)]
         self.found = tuple(found)
         self._on_larger = self._run_on_larger()
         rewritten = [comparison.rewrite() for comparison in self._comparisons]
@@ -211,7 +212,7 @@ class Sizes:
         """The model at another size; None if it does not take it."""
         inputs = resized(self._inputs, {group: size})
         try:
-            return self._again(inputs)
+            return self._again(inputs, self._runs)
         except (NotCapturedError, InputError):
             return None
         except NotHashedError:  # it was met on the way, and need not be what stopped the run
@@ -289,7 +290,7 @@ class Sizes:
         if len(self.larger) <= 1:
             return self._others[next(iter(self.larger))][0] if self.larger else None
         try:
-            others = self._again(resized(self._inputs, self.larger))
+            others = self._again(resized(self._inputs, self.larger), self._runs)
         except (NotCapturedError, InputError):
             self.larger = {}
             return None

@@ -50,7 +50,7 @@ _BUILTINS = "abs bool complex dict float getattr int len list max min round sum 
 _OURS: tuple[Callable[..., Any], ...] = (
     *(is_none, is_so, is_whole, keys_in_order, length, sorted_keys, times_each, times_ratio),
     *(complex_of, limit_of, real_of),
-    *(modes.by_mode, modes.holds_in, modes.written_in),
+    *(modes.by_mode, modes.holds_in, modes.is_as_told, modes.written_in),
     *(norms.batch_norm_over, norms.group_norm_over, norms.layer_norm_over, norms.mean_over, norms.rms_norm_over),
     products.grouped_mm_of_any_width,
     *(norms.variance_over, norms.worth_beside, norms.beside, norms.moments_of, norms.normalized_beside),

@@ -24,7 +24,7 @@ from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import bare_name, op_name, source_line
 
 __all__ = ["FLAG", "IN_PLACE", "TrainingFlag"]
-__all__ += ["by_mode", "called", "holds_in", "merge_modes", "says_in_place", "written_in"]
+__all__ += ["by_mode", "called", "holds_in", "is_as_told", "merge_modes", "says_in_place", "written_in"]
 
 FLAG = "fx_oto_training_mode"
 
@@ -56,6 +56,14 @@ def written_in(wanted: bool, training: bool, write: Any, target: Tensor, *args: 
 def holds_in(wanted: bool, training: bool, condition: bool) -> bool:
     """Whether a condition holds, of which one mode alone asks."""
     return condition or training != wanted
+
+
+def is_as_told(condition: Any, answer: bool, text: str) -> bool:
+    """Whether a truth value, or a tensor of one, is an answer; compiled code asserts it, for it does not know."""
+    if isinstance(condition, Tensor) and torch.compiler.is_compiling():
+        torch._assert_async(condition if answer else condition.logical_not(), text)
+        return True
+    return bool(condition) == answer
 
 
 def called(node: Node) -> tuple[str, tuple[Any, ...]]:

@@ -110,17 +110,55 @@ def test_what_is_checked_is_checked_by_the_graph(code):
     found = compress_half(model, torch.randn(6, 4), others=[torch.randn(3, 4)])
     assert found.zigs == 16
     assert not fx_oto.Context.of(found.gm).capture.opaque
-    bad = torch.full((6, 4), torch.nan)
-    bad[0] = 1000
-    for module in (model, found.gm, found.small):
-        with pytest.raises((ValueError, RuntimeError, ArithmeticError, AssertionError)):
-            module(bad)
+    bad = [torch.full((6, 4), number, dtype=torch.float64) for number in (torch.nan, torch.inf, 1000.0)]
+    expected = [_raises(model.double(), x) for x in bad]
+    assert any(expected)
+    assert [_raises(found.gm, x) for x in bad] == [_raises(found.small, x) for x in bad] == expected
+
+
+def _raises(module, x):
+    try:
+        module(x)
+    except (ValueError, RuntimeError, ArithmeticError, AssertionError):
+        return True
+    return False
 
 
 def test_the_graph_says_what_the_model_raises():
     gm = fx_oto.prepare(Net(_not_large), torch.randn(6, 4))
     with pytest.raises(AssertionError, match=r"the model raises ValueError at .*test_raising\.py:\d+ \(raise ValueErr"):
         gm(torch.full((6, 4), 1000.0))
+
+
+class ChecksInTraining(Net):
+    """Checks in one mode alone."""
+
+    def forward(self, x):
+        if self.training:
+            assert torch.isfinite(x).all()
+        return super().forward(x)
+
+
+def test_what_is_checked_in_one_mode_is_checked_in_that_alone():
+    torch.manual_seed(0)
+    found = compress_half(ChecksInTraining(lambda x, y: None), torch.randn(6, 4))
+    bad = torch.full((6, 4), torch.nan, dtype=torch.float64)
+    for module in (found.gm, found.small):
+        module.eval()(bad)
+        with pytest.raises(AssertionError, match="the model raises AssertionError"):
+            module.train()(bad)
+
+
+def test_checks_are_kept_by_files_and_by_exporters(tmp_path):
+    torch.manual_seed(0)
+    small = compress_half(Net(_assert_finite), torch.randn(6, 4)).small.eval()
+    x = torch.randn(6, 4, dtype=torch.float64)
+    fx_oto.save(small, tmp_path / "small.safetensors")
+    exported = torch.export.export(small, (x,)).module(check_guards=False)
+    for module in (fx_oto.load(tmp_path / "small.safetensors"), exported, torch.compile(small, backend="eager")):
+        torch.testing.assert_close(module(x), small(x))
+        with pytest.raises((AssertionError, RuntimeError), match="the model raises AssertionError"):
+            module(x / 0)
 
 
 def _warned(x, y):
