@@ -26,7 +26,9 @@ __all__ = ["ANSWERS", "property_of_tensor"]
 
 _ALL = ("tolist", "numpy", "__array__")
 _TRUTHS = ("__bool__", "is_nonzero")
-_VALUES = ("item", "__int__", "__float__", "__index__", "__complex__", *_TRUTHS, *_ALL)
+# Of one number, which remembers where it is from: what code is given.
+_READ: dict[str, Callable[[Any], Any]] = {"item": lambda number: number, "__int__": int, "__float__": float}
+_VALUES = (*_READ, "__index__", "__complex__", *_TRUTHS, *_ALL)
 
 
 def _shape(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
@@ -90,34 +92,41 @@ def _unbind(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _ask_values(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """The numbers in a tensor: known ones are what the graph checks, or reads; of all others it reads what it can."""
     (tensor, *_) = args
     node = run.node_of_tensor(tensor)
     real, name = run.constant(tensor), name_of(func)
-    if real is None and run.has_tried and name not in _TRUTHS:  # for the text of an error
-        with without_modes():
-            real = torch.zeros(tensor.shape, dtype=tensor.dtype)
-    if real is None and name == "item" and tensor.dtype is torch.bool:
-        name = "__bool__"
     if name in _TRUTHS and (known := _always(node)) is not None:
         return known
-    if real is None and name == "item" and run.options.op_level:
-        return run.number_by_values(tensor)
-    asked = "tolist" if name in _ALL else "item"
-    chosen = run.all_rows(tensor) if real is None and asked == "tolist" else None
-    found = real if chosen is None else chosen
-    if found is None and name in _TRUTHS:
-        return run.branch(node)
-    if found is None and name in ("tolist", "numpy") and run.options.op_level and tensor.dtype in INTEGERS:
-        return _listed(run, tensor, name == "numpy")
-    if found is None:
-        raise TraceError(ON_VALUES)
+    if real is None:
+        return _unknown(run, tensor, node, name)
     with without_modes():
-        value, answer = getattr(found, name)(), getattr(found, asked)()
+        value, answer = getattr(real, name)(), real.tolist() if name in _ALL else real.item()
     if name == "item":
         return run.number(value, Origin("item", (node,)))
-    if chosen is None:
-        run.decided(Origin(asked, (node,)), answer)
+    run.decided(Origin("tolist" if name in _ALL else "item", (node,)), answer)
     return value
+
+
+def _unknown(run: Recorder, tensor: Tensor, node: Node, name: str) -> Any:
+    """Numbers that nobody knows.
+
+    Raises:
+        TraceError: code goes by them.
+    """
+    if name in _TRUTHS or (name == "item" and tensor.dtype is torch.bool):
+        return run.branch(node)
+    if name in _ALL and (rows := run.all_rows(tensor)) is not None:
+        with without_modes():
+            return getattr(rows, name)()
+    if run.has_tried:  # for the text of an error
+        with without_modes():
+            return getattr(torch.zeros(tensor.shape, dtype=tensor.dtype), name)()
+    if run.options.op_level and name in _READ:
+        return _READ[name](run.number_by_values(tensor))
+    if run.options.op_level and name in ("tolist", "numpy") and tensor.dtype in INTEGERS:
+        return _listed(run, tensor, name == "numpy")
+    raise TraceError(ON_VALUES)
 
 
 def _listed(run: Recorder, tensor: Tensor, as_array: bool) -> Any:

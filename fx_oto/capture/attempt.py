@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +13,13 @@ from torch.fx import GraphModule
 
 from fx_oto.analysis.recording import Recording, fake_run, record_tape
 from fx_oto.analysis.tape import Tape
-from fx_oto.capture.check import ROUNDS, check_branches, check_capture, not_the_same_without
+from fx_oto.capture.check import check_branches, check_capture, not_the_same_without
+from fx_oto.capture.comparison import Comparison
 from fx_oto.capture.forms import Forms
 from fx_oto.capture.groups import Group, groups_of, resized
 from fx_oto.capture.memory import Memory
 from fx_oto.capture.names import AnyNames
+from fx_oto.capture.other_numbers import followed
 from fx_oto.capture.precision import Precision
 from fx_oto.capture.raising import is_same_otherwise, way_after
 from fx_oto.capture.rebuilt import Rebuilt
@@ -63,10 +64,6 @@ def analysed_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
             return record_tape(gm, resized(inputs, larger)).counted_as(tape)
         return record_tape(gm, inputs)
     return tape
-
-
-# What else may be in a tensor, unlike what code makes of a number by chance.
-_OTHER_NUMBERS: tuple[Callable[[Any], Any], ...] = (lambda number: 2 * number + 3, lambda number: 13 * number + 101)
 
 
 def _not_both(error: Exception) -> NotCapturedError:
@@ -128,6 +125,7 @@ class Attempt:
     constants: dict[str, Tensor | Rebuilt] = field(default_factory=dict)
     types: tuple[torch.dtype, ...] = ()
     _fakes: Recording | None = None
+    _comparisons: dict[CaptureRun, Comparison] = field(default_factory=dict)
 
     @property
     def model(self) -> nn.Module:
@@ -162,7 +160,8 @@ class Attempt:
         if found is not None:
             return found
         precision = Precision(self.model, self.inputs, runs, self._runs_of)
-        sizes = Sizes(self.model, self.inputs, self._runs_like, runs)
+        comparisons = {run: self._comparisons.get(run) or Comparison(run) for run in runs}
+        sizes = Sizes(self.model, self.inputs, self._runs_like, comparisons)
         by_values = not self.options.may_fix and any(run.calls_functions_whole for run in runs)
         if by_values and any(one.fixed for one in sizes.found):
             raise FixedByValuesError
@@ -281,8 +280,10 @@ class Attempt:
         run = self._run_without_errors(inputs, training)
         if not is_same_otherwise(run, partial(self._run_with, inputs=inputs, training=training)):
             raise self._refusal(run)
-        if run.numbers_read and inputs is self.inputs and not (self._is_blind_to(run) or self._counts_alike(run)):
-            raise self._refusal(run)
+        if run.numbers_read and inputs is self.inputs:
+            if (comparison := followed(run, partial(self._run_with, training=training))) is None:
+                raise self._refusal(run)
+            self._comparisons[run] = comparison
         counts = run.counts_rows and inputs is self.inputs
         if counts and not all(self._is_same_with(run, length) for length in _LENGTHS):
             raise not_the_same_without(run)
@@ -307,34 +308,6 @@ class Attempt:
             return False
         return str(other.graph) == str(run.graph)
 
-    def _is_blind_to(self, run: CaptureRun) -> bool:
-        """Whether the graph is the same with other numbers in the place of those that it reads from tensors.
-
-        Raises:
-            NotCapturedError: it is not: code in C was given one.
-        """
-        for change in _OTHER_NUMBERS:
-            other = self._with_other_numbers(run, change)
-            if other is None:
-                return False
-            if str(other.graph) != str(run.graph):
-                raise self._refusal(run)
-        return True
-
-    def _counts_alike(self, run: CaptureRun) -> bool:
-        """Whether it is where other things are chosen, so that each of these numbers is another one at some time."""
-        same = [True] * len(run.numbers_read)
-        for number in range(1, ROUNDS):
-            with suppress(NotCapturedError):
-                other = self._run_with(replace(self.options, steered=number), self.inputs, run.training)
-                if str(other.graph) != str(run.graph) or len(other.numbers_read) != len(same):
-                    return False
-                pairs = zip(same, run.numbers_read, other.numbers_read, strict=True)
-                same = [before and one == two for before, (one, _), (two, _) in pairs]
-            if not any(same):
-                return True
-        return False
-
     def _refusal(self, run: CaptureRun) -> NotCapturedError:
         """Of numbers that are read from tensors; modules whose statements read them can be called as a whole."""
         where = next((line for _, line in run.numbers_read if line), "")
@@ -342,21 +315,6 @@ class Attempt:
         parts = [Part(module, "forward") for module in self.subject.modules.values() if type(module) in kinds]
         text = f"{type(self.model).__name__} cannot be captured{where and f' at {where}'}: {ON_VALUES}"
         return NotCapturedError(text, parts, by_values=True)
-
-    def _with_other_numbers(self, run: CaptureRun, change: Callable[[Any], Any]) -> CaptureRun | None:
-        """The same with other numbers in the place of those that are read from tensors; None if no others fit."""
-        options, read = replace(self.options, other_number=change), {number for number, _ in run.numbers_read}
-        groups = [group for group in groups_of(self.inputs) if group.size in read]
-        larger = resized(self.inputs, {group: change(group.size) for group in groups})
-        # The length of the longest example may only be another one beside other inputs, which it may follow by itself.
-        with suppress(NotCapturedError):
-            return self._run_with(options, self.inputs, run.training)
-        with suppress(NotCapturedError):
-            return self._run_with(options, larger, run.training)
-        with suppress(NotCapturedError):
-            other = self._run_with(self.options, larger, run.training)
-            return other if read.isdisjoint(number for number, _ in other.numbers_read) else None
-        return None
 
     def _run_with(self, options: Options, inputs: ExampleInputs, training: bool) -> CaptureRun:
         run = CaptureRun(training, self.subject, inputs, options, self.constants, self._fakes)

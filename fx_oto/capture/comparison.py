@@ -75,15 +75,21 @@ _Place = tuple[Node, tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class _OfHanded:
-    """A function of a number that code was handed.
+    """A function of a number that code was handed, or a whole number that is larger or smaller by some.
 
     Attributes:
         function: the function.
         event: which of the numbers that were handed out, in order.
+        more: by how many.
     """
 
     function: Callable[[Any], Any]
     event: int
+    more: int = 0
+
+    def of(self, number: Any) -> Any:
+        """What follows from a plain number that was handed out."""
+        return _of_plain(self.function, number) + self.more
 
 
 @dataclass(frozen=True)
@@ -192,7 +198,8 @@ class Comparison:
             node, plain = self._run.events[how.event]
             kind = int if how.function is math.isqrt else type(plain)
             is_as_given = type(node.meta["val"]) is kind or how.function is kind
-            return _called(graph, how.function, node if is_as_given else _called(graph, kind, node))
+            found = _called(graph, how.function, node if is_as_given else _called(graph, kind, node))
+            return _called(graph, operator.add, found, how.more) if how.more else found
         number: Any = how.factor
         for group in how.groups:
             (place, dim), *_ = group.dims
@@ -307,7 +314,7 @@ class _Pass:
 
     def _explains(self, way: _OfHanded | _Product, left: Any, right: Any) -> bool:
         if isinstance(way, _OfHanded):
-            return self._is_before(way.event) and _of_plain(way.function, self._pairs[way.event][1]) == right
+            return self._is_before(way.event) and bool(way.of(self._pairs[way.event][1]) == right)
         power = self._power(way)
         return bool(left * self._size**power == right * self._group.size**power)
 
@@ -317,24 +324,27 @@ class _Pass:
 
     def _handed(self, left: Any, right: Any) -> Iterator[_OfHanded]:
         """Functions of numbers that code was handed, one for each number that they were made of."""
-        found: set[tuple[Any, Node]] = set()
+        found: set[tuple[Any, int, Node]] = set()
         for event, (mine, theirs) in enumerate(self._pairs):
             if mine != theirs and type(mine) in (int, float) and self._is_before(event):
                 way = self._function(left, right, mine, theirs)
-                if way is not None and (way, self._run.events[event][0]) not in found:
-                    found.add((way, self._run.events[event][0]))
-                    yield _OfHanded(way, event)
+                if way is not None and (*way, self._run.events[event][0]) not in found:
+                    found.add((*way, self._run.events[event][0]))
+                    yield _OfHanded(way[0], event, way[1])
 
-    def _function(self, left: Any, right: Any, mine: Any, theirs: Any) -> Callable[[Any], Any] | None:
+    def _function(self, left: Any, right: Any, mine: Any, theirs: Any) -> tuple[Callable[[Any], Any], int] | None:
+        """How two numbers follow from two that were handed out, and by how many they are larger."""
         if (mine, theirs) == (left, right):
-            return type(left)
+            return type(left), 0
         for function in _FUNCTIONS if mine > 0 and theirs > 0 else ():
             try:
                 found = _of_plain(function, mine), _of_plain(function, theirs)
             except OverflowError:  # exp of a length
                 continue
             if found == (left, right) and type(found[0]) is type(left):
-                return function
+                return function, 0
+        if type(left) is type(mine) is int and left - mine == right - theirs:  # of another size sizes alone tell
+            return (int, left - mine) if self._size == self._group.size else None
         return None
 
     def _is_before(self, event: int) -> bool:

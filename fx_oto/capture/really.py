@@ -34,6 +34,25 @@ from fx_oto.nn.modules import is_torchs
 __all__ = ["Evaluator", "behind"]
 
 
+_APART = 17
+_READING = {
+    "item",
+    "max",
+    "min",
+    "amax",
+    "amin",
+    "sum",
+    "getitem",
+    "select",
+    "long",
+    "int",
+    "float",
+    "to",
+    "add",
+    "sub",
+}
+
+
 class Evaluator(Writer):
     """Computes values of the graph that is being written, on the example inputs themselves.
 
@@ -48,6 +67,7 @@ class Evaluator(Writer):
         self.calls: dict[Node, list[OpCall]] = {}
         self.calls_functions_whole = False
         self.numbers_read: list[tuple[float, str]] = []
+        self._readers: dict[float, list[Node]] = {}
         self._values: _Values | None = None
         self._in_order = False
         self._num_asked, self._found_written = 0, list[Tensor]()
@@ -91,7 +111,26 @@ class Evaluator(Writer):
         if not node.meta.get("asks_values"):
             return number
         self.numbers_read.append((number, source_line(node)))
-        return number if self.options.other_number is None else self.options.other_number(number)
+        if self.options.other_number is None:
+            return number
+        alike = self._readers.setdefault(number, [])
+        which = next((i for i, one in enumerate(alike) if self._reads_same(one, node)), len(alike))
+        if which == len(alike):
+            alike.append(node)
+        # Numbers that are equal by chance must be told apart.
+        return self.options.other_number(number) + which * _APART
+
+    def _reads_same(self, one: Node, other: Node) -> bool:
+        """Whether two nodes compute the same, as of code that asks twice for the longest length."""
+        while one is not other:
+            args, others = (torch.fx.node.map_arg((node.args, node.kwargs), lambda _: None) for node in (one, other))
+            inputs = one.all_input_nodes, other.all_input_nodes
+            same = (one.op, one.target, args) == (other.op, other.target, others) and op_name(one) in _READING
+            if not same or list(map(len, inputs)) != [1, 1]:
+                return False
+            ((one,), (other,)) = inputs
+        written = {storage_of(tensor) for tensor in self._written()}
+        return all(storage_of(tensor) not in written for tensor in tensor_leaves(one.meta.get("val")))
 
     @cached_property
     def _can_really(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
@@ -65,8 +65,8 @@ class Sizes:
         model: the model.
         inputs: the example inputs.
         again: captures the model on other inputs, in the modes of some runs.
-        runs: the captures on the example inputs; what code that was given no numbers made of sizes does in one of
-            them, it does at any size.
+        comparisons: of the captures on the example inputs; what code that was given no numbers made of sizes does in
+            one of them, it does at any size.
 
     Attributes:
         found: of each size.
@@ -81,14 +81,15 @@ class Sizes:
         model: nn.Module,
         inputs: ExampleInputs,
         again: Callable[[ExampleInputs, list[CaptureRun]], list[CaptureRun]],
-        runs: list[CaptureRun],
+        comparisons: Mapping[CaptureRun, Comparison],
     ) -> None:
         self._model, self._inputs, self._again = model, inputs, again
+        runs = list(comparisons)
         handed = [run for run in runs if run.handed]
         self._handed, self._runs = bool(handed), handed or runs
         self._names = names_of(model, inputs)
         self._others: dict[Group, list[CaptureRun]] = {}
-        self._comparisons = [Comparison(run) for run in self._runs]
+        self._comparisons = [comparisons[run] for run in self._runs]
         self._fixed: list[tuple[Group, Difference]] = []
         self.larger: dict[Group, int] = {}
         self._decided: dict[InputSize, tuple[Group, dict[str, str]]] = {}
@@ -99,7 +100,7 @@ class Sizes:
             found += self._try(group) if self._handed or (group.size == 1 and len(runs) == 1) else [self._told(group)]
         self.found = tuple(found)
         self._on_larger = self._run_on_larger()
-        rewritten = [comparison.rewrite() for comparison in self._comparisons]
+        rewritten = [comparison.rewrite() for comparison in comparisons.values()]
         self.rewritten = any(rewritten) or bool(self._fixed)
         for run in {*runs, *filter(None, [self._on_larger])}:  # not before: captures are compared node by node
             run.forget_events()

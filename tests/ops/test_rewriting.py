@@ -82,6 +82,35 @@ def test_moved_along_the_cut_dimension(name, gone):
     check(written(MOVED[name], SHAPE, order=ORDER, same=torch.arange(8)), gone)
 
 
+# Of a dimension of 3; nothing moves, as long as it is no longer.
+ALL_OF_ANOTHER = {
+    "narrow": lambda m, x: x.narrow(2, 0, 3),
+    "torch.narrow": lambda m, x: torch.narrow(x, -1, 0, 3),
+    "narrow of the batch": lambda m, x: x.narrow(0, 0, 2),
+    "roll": lambda m, x: x.roll(3, 2),
+    "index_select": lambda m, x: x.index_select(2, m.same[:3]),
+    "split": lambda m, x: x.split(3, 2)[0],
+    "slice": lambda m, x: x[..., :3],
+}
+
+
+@pytest.mark.parametrize("gone", WAYS, ids=str)
+@pytest.mark.parametrize("name", ALL_OF_ANOTHER)
+def test_what_takes_all_of_another_dimension_may_take_less_of_a_longer_one(name, gone):
+    gm = written(ALL_OF_ANOTHER[name], SHAPE, same=torch.arange(8))
+    cuts, full = labelled(gm, gone), copy.deepcopy(gm)
+    rewrite(gm, cuts, unfolded, {})
+    gm.recompile()
+    x, cut = torch.randn(4, 8, 5), cuts.of_tensor("x")
+    torch.testing.assert_close(gm(left_of(x, cut)), left_of(full(x), cut), rtol=0, atol=0)
+
+
+def test_what_counts_the_cut_dimension_and_another_is_refused():
+    gm = written(lambda m, x: x.roll((8, 3), (1, 2)), SHAPE)
+    with pytest.raises(SlicingError, match="counts what it moves along a cut dimension, and along another"):
+        rewrite(gm, labelled(gm, {1, 4}), unfolded, {})
+
+
 SPLIT = {
     "split": lambda m, x: x.split(4, 1),
     "split with a rest": lambda m, x: torch.split(x, 3, dim=1),

@@ -51,13 +51,20 @@ def gather(edit: Editor, node: Node) -> None:
     shape = edit.shape(source)
     for dim in edit.cut(source):
         entry = _entry(edit, node, shape, dim)
-        # What leaves every dimension as it is may still count its elements, such as x.narrow(1, 0, 8) where x is
-        # (N, 8). What moves along another dimension, such as x.narrow(0, 1, 1), may stay as it is.
-        if entry == slice(None) and all(_entry(edit, node, shape, one) == entry for one in range(len(shape))):
+        # What leaves a dimension as it is may still count its elements, such as x.narrow(1, 0, 8) where x is (N, 8).
+        if entry == slice(None) and _takes_some(edit, node, shape, dim):
+            if any(_takes_some(edit, node, shape, one) for one in range(len(shape)) if one != dim):
+                raise edit.refuse(node, "it counts what it moves along a cut dimension, and along another")
             entry = slice(0, shape[dim])
         if entry != slice(None):
             _select(edit, node, source, [slice(None)] * dim + [entry])
             break
+
+
+def _takes_some(edit: Editor, node: Node, shape: Sequence[int], dim: int) -> bool:
+    """Return whether a node would not leave a dimension as it is that is longer."""
+    longer = [size + (at == dim) for at, size in enumerate(shape)]
+    return bool(_entry(edit, node, longer, dim) != slice(None))
 
 
 def _entry(edit: Editor, node: Node, shape: Sequence[int], dim: int) -> Any:
