@@ -34,6 +34,7 @@ _FUNCTIONS: tuple[Callable[[Any], Any], ...] = (
     math.exp,
     math.floor,
     math.ceil,
+    operator.neg,
     math.isqrt,  # the side of a square, also of code that rounds math.sqrt
 )
 

@@ -48,29 +48,42 @@ def followed(run: CaptureRun, run_with: _RunWith) -> Comparison | None:
     comparison, num_same = Comparison(run), 0
     is_plain = any(node in run.by_values for node, _ in run.events)
     for change in (*_OTHERS, *(_ON_OTHER_SIDES if is_plain else ())):
-        if (other := _with_others(run, run_with, change)) is not None:
-            if comparison.with_other(other, *_SAME_SIZE) is not None:
-                return None
-            num_same += 1
+        try:
+            other = _with_others(run, run_with, change)
+        except NotCapturedError:
+            return None
+        if other is not None and comparison.with_other(other, *_SAME_SIZE) is not None:
+            return None
+        num_same += other is not None
     if num_same > 1:
         return comparison
     return Comparison(run) if _counts_alike(run, run_with) else None
 
 
 def _with_others(run: CaptureRun, run_with: _RunWith, change: _Change) -> CaptureRun | None:
-    """The same with other numbers in the place of those that are read from tensors; None if no others fit."""
+    """The same with other numbers in the place of those that are read from tensors; None if no others fit.
+
+    Raises:
+        NotCapturedError: the model's code looks at them, and raises an error.
+    """
     options, read = replace(run.options, other_number=change), {number for number, _ in run.numbers_read}
     sizes = {group: max(change(group.size), 1) for group in groups_of(run.inputs)}
     sizes = {group: size for group, size in sizes.items() if group.elements(run.inputs, size) <= _MOST_ELEMENTS}
     same = {group: size for group, size in sizes.items() if group.size in read}
     # The length of the longest example may only be another one beside other inputs, which it may follow by itself.
     others = [same, *({group: size} for group, size in sizes.items() if size > group.size)]
+    raised: NotCapturedError | None = None
     for inputs in (run.inputs, *(resized(run.inputs, one) for one in others)):
-        with suppress(NotCapturedError):
+        try:
             return run_with(options, inputs)
+        except NotCapturedError as error:
+            raised = error if error.raises else raised
     with suppress(NotCapturedError):
         other = run_with(run.options, resized(run.inputs, same))
-        return other if read.isdisjoint(number for number, _ in other.numbers_read) else None
+        if read.isdisjoint(number for number, _ in other.numbers_read):
+            return other
+    if raised is not None:
+        raise raised
     return None
 
 

@@ -75,6 +75,7 @@ class NotCapturedError(TraceError):
         undecided: where code asked for a truth value that nobody knows.
         answered: where it did so last, and was told something.
         graph: what was written down until then.
+        raises: whether code raised an error by itself.
         way: where code decided by one to raise an error, and how it does not.
     """
 
@@ -89,6 +90,7 @@ class NotCapturedError(TraceError):
         self.undecided: Site | None = None
         self.answered: Site | None = None
         self.graph = ""
+        self.raises = False
         self.way: tuple[Site, Way] | None = None
 
 

@@ -228,13 +228,21 @@ class CaptureRun(Recorder):
         refusal = NotCapturedError(message, parts, where, by_values)
         kinds = {type(part.owner) for part in parts if isinstance(part, Part)} | {type(self.model)}
         found_in = {kind: failed_line(error.__traceback__, kind) for kind in kinds}
-        refusal.undecided, refusal.graph = self.undecided, str(self.graph)
-        site, answer = self.answered or (None, False)
-        refusal.answered = site
-        if site is not None and (line := raising_line(error)):
-            refusal.way = site, Way(not answer, f"the model raises {type(error).__name__} at {line}")
         refusal.lines = {kind: number for kind, number in found_in.items() if number is not None}
+        self._tell_answers(refusal, error)
         return refusal
+
+    def _tell_answers(self, refusal: NotCapturedError, error: Exception) -> None:
+        """Say where code decided by numbers, and raised an error."""
+        line = raising_line(error)
+        refusal.raises, refusal.undecided = bool(line), self.undecided
+        if self.undecided is not None:
+            refusal.graph = str(self.graph)
+        elif self.answered is not None:
+            refusal.answered, answer = self.answered
+            if line:
+                text = f"the model raises {type(error).__name__} at {line}"
+                refusal.way = refusal.answered, Way(not answer, text)
 
     def tape(self, gm: GraphModule) -> Tape:
         """The ATen calls, of a module that holds the graph, or of one that is the same; nodes get this run's values."""

@@ -59,6 +59,7 @@ CODES = {
     "a scale": lambda x, y, lengths: y / float(lengths.float().mean()),
     "a root": lambda x, y, lengths: y / math.sqrt(float(lengths.sum())),
     "a root of a whole number": lambda x, y, lengths: y / math.sqrt(int(lengths.sum())),
+    "from the end": lambda x, y, lengths: y[:, -int(lengths.min()) :],
     "a clamp": lambda x, y, lengths: y.clamp(max=float(x.abs().max())),
     "rounded": lambda x, y, lengths: y[:, : int(lengths.float().mean())],
     "a mask": lambda x, y, lengths: y[:, : int(lengths.max())] * _mask(lengths)[..., None],
@@ -85,8 +86,15 @@ def test_what_follows_from_a_plain_number_is_computed(name, lengths):
     assert found.zigs == 16
 
 
+def _checked(y, largest):
+    if largest > 100:
+        raise ValueError(largest)
+    return y
+
+
 # What follows in a way that nobody knows.
 UNKNOWN = {
+    "whether to raise": lambda x, y, lengths: _checked(y, float(x.abs().max())),
     "as many turns": lambda x, y, lengths: sum((y[:, i : i + 1] for i in range(int(lengths.max()))), y),
     "rounded": lambda x, y, lengths: y * round(float(lengths.float().mean()) / 3, 1),
     "a mean by hand": lambda x, y, lengths: y * (float(lengths.sum()) / len(lengths)),
