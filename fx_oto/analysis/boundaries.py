@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
 from fx_oto.analysis.dependencies import NodeValues
@@ -39,7 +40,8 @@ class Boundaries:
     def keep(self, node: Node, value: Any) -> None:
         """What a node takes out of sight; ``value`` is what it returned."""
         if node.op == "output":
-            for leaf in tensor_leaves(value):
+            in_training = [leaf for read in node.all_input_nodes for leaf in _in_training_only(read)]
+            for leaf in (*tensor_leaves(value), *in_training):
                 self._keep_output(leaf)
         elif node.op.startswith("call_"):
             self._keep_inside_object(node, value)
@@ -141,6 +143,5 @@ def _in_training_only(node: Node) -> list[Tensor]:
     """The tensors of ``by_mode`` where training has one and evaluation has a number, or None."""
     if node.target is not by_mode:
         return []
-    _, *sides = (tensor_leaves(one.meta["val"] if isinstance(one, Node) else one) for one in node.args)
-    training, evaluation = sides
+    _, training, evaluation = (tensor_leaves(map_arg(one, lambda read: read.meta["val"])) for one in node.args)
     return training if len(training) > len(evaluation) else []

@@ -296,7 +296,8 @@ class _Recorder(PlainInterpreter):
         else:
             value = laid_out(n, self.mode.faked(super().run_node(n)))
         if n.target is by_mode:
-            self.mode.record(by_mode, *given, value)
+            mode, *sides = given[0]  # of any structure, such as dictionaries, of which a call knows nothing
+            self.mode.record(by_mode, (mode, *map(tensor_leaves, sides)), {}, tensor_leaves(value))
         n.meta["val"] = value
         self.steps.append((n, self.mode.calls, value))
         return value

@@ -132,7 +132,7 @@ def node_of_object(run: Sheet, value: Any) -> Any:
     kind: Any = type(value)
     if isinstance(value, (*base_types, range)) or value is ...:
         return value
-    if hasattr(value, "item") and kind.__module__ == "numpy":
+    if kind.__module__ == "numpy" and hasattr(value, "item"):
         return value.item()
     if call := _call_of(run, value):
         node = _class_call(run, value, *call)

@@ -78,7 +78,7 @@ class Recorder(Handing):
             raise TraceError(f"code sets {name[4:]!r} of a tensor, which a graph does not")
         if name in TURNING and (turned := self._turned(func, name, args, kwargs)) is not None:
             return turned
-        if not torch.is_grad_enabled() and writes_first(name, kwargs) and self._learns_from(args):
+        if not torch.is_grad_enabled() and writes_first(name, kwargs) and self._learns_from_any(args, kwargs):
             return self._written_without_gradient(func, name, args, kwargs)
         written_out = not torch.is_grad_enabled() and isinstance(kwargs.get("out"), Tensor)
         if written_out and self._learns_from_any(args, kwargs):
@@ -126,9 +126,11 @@ class Recorder(Handing):
         return self._detached(self.fakes.of(tensor), self.node_of_tensor(tensor))
 
     def _written_without_gradient(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        """Under ``torch.no_grad`` a parameter may be written, and another value keeps the gradient that it has."""
-        alias = self._detached(self.fakes.of(args[0]), self.node_of_tensor(args[0]))
-        self.record(func, name, (alias, *args[1:]), kwargs)
+        """Under ``torch.no_grad`` a parameter may be written, and another value keeps the gradient that it has.
+
+        A buffer, or a parameter of a teacher, gets none from what is written into it.
+        """
+        self.record(func, name, *tree_map_only(Tensor, self._without_gradient, (args, kwargs)))
         return args[0]
 
     def is_cast(self) -> bool:

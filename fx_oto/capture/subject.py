@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fx_oto.capture.caches import namespaces_of
 from fx_oto.capture.derivatives import Judged
 from fx_oto.capture.whole import is_leaf
+from fx_oto.core.overridden import overrides_train
 
 __all__ = ["Subject", "depends_on_mode", "held_by"]
 
@@ -48,7 +49,8 @@ class Subject:
         found = (value for names in self.namespaces for value in names.values())
         codes = [one for value in found if isinstance(value, FunctionType) for one in _codes(value.__code__)]
         reading = [code for code in codes if "training" in code.co_names]
-        self.reads_mode = bool(reading) or any({"train", "eval"} & set(code.co_names) for code in codes)
+        sets_modes = overrides_train(model) or any({"train", "eval"} & set(code.co_names) for code in codes)
+        self.reads_mode = bool(reading) or sets_modes
         self.reads_ranks = any(map(_may_read_rank, codes))
         self.tells_modes_apart = any(map(_tells_modes_apart, reading))
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from fx_oto.core.differences import largest_gap, largest_value
+from fx_oto.core.errors import VerificationError
 from fx_oto.core.fx_utils import clone_module
 from fx_oto.core.tables import counted
 
-__all__ = ["ReadGradient", "Unlike", "how_unlike", "perturbed", "read_gradients", "sample_of"]
+__all__ = ["ReadGradient", "Unlike", "how_unlike", "perturbed", "read_gradients", "same_sizes", "sample_of"]
 
 ReadGradient = Callable[[str, Tensor], object]
 
@@ -138,6 +139,16 @@ def perturbed(model: nn.Module) -> nn.Module:
         return changed[id(tensor)]
 
     return clone_module(model, change)
+
+
+def same_sizes(expected: Sequence[Tensor], found: Sequence[Tensor], mode: str) -> None:
+    """Raise a VerificationError where outputs are not of the sizes of the full model, or not as many."""
+    wanted, sizes = ([tuple(one.shape) for one in outputs] for outputs in (expected, found))
+    if wanted != sizes:
+        raise VerificationError(
+            f"in {mode} mode the compact model returns tensors of sizes {sizes} in the place of {wanted}. Nothing was "
+            "changed: please report this model"
+        )
 
 
 def how_unlike(wrong: Mapping[str, float], tolerance: float, mode: str) -> str:

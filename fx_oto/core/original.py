@@ -73,9 +73,10 @@ class Original:
         return [name for name in self.names & tensors.keys() if now and now.get(name) is not tensors[name]]
 
     def share(self, gm: nn.Module) -> None:
-        """Let the model and ``gm`` hold the same again, after it, or one of them, was sharded, moved or cast."""
+        """Let the model and ``gm`` hold the same again, after one of them was sharded, moved, cast or called."""
         self._share_shards(gm)
         self._share_moved(gm)
+        self._share_assigned(gm)
 
     def _share_shards(self, gm: nn.Module) -> None:
         """Give parameters that were sharded in the model to ``gm``, and the other way round.
@@ -109,6 +110,22 @@ class Original:
                 if new.shape == old.shape and _has_followed(new, old, self.placed, now):
                     path, _, key = name.rpartition(".")
                     module.get_submodule(path)._buffers[key] = new
+
+    def _share_assigned(self, gm: nn.Module) -> None:
+        """Give buffers that code has assigned anew in the model, as ``self.mean = …`` does, to ``gm``.
+
+        Those of another form are left, as is everything where the two no longer share their parameters.
+        """
+        ours = dict(gm.named_buffers(remove_duplicate=False))
+        assigned = self._replaced(ours)
+        if self.model is None or not assigned or self._replaced(dict(gm.named_parameters())):
+            return
+        theirs = dict(self.model.named_buffers(remove_duplicate=False))
+        for name in theirs.keys() & assigned:
+            new, old = theirs[name], ours[name]
+            if (new.shape, new.dtype, new.device) == (old.shape, old.dtype, old.device):
+                path, _, key = name.rpartition(".")
+                gm.get_submodule(path)._buffers[key] = new.detach() if new.requires_grad else new  # to be copied
 
     def check_shared(self, gm: nn.Module) -> None:
         """The model must still hold the parameters that ``gm`` shares with it; code may assign buffers anew.

@@ -19,6 +19,7 @@ from torch.overrides import BaseTorchFunctionMode
 from fx_oto.core.contents import Content, Kept, Writes
 from fx_oto.core.errors import InputError
 from fx_oto.core.layouts import is_sparse
+from fx_oto.core.overridden import left_in_evaluation
 
 __all__ = [
     "Dice",
@@ -39,11 +40,17 @@ __all__ = [
 
 @contextmanager
 def evaluating(module: nn.Module, training: bool = False) -> Iterator[None]:
-    """Put a module and its children in one mode for a while, then restore each child's own."""
+    """Put a module and its children in one mode for a while, then restore each child's own.
+
+    In training those stay in evaluation that the module's own ``train`` leaves in it.
+    """
     before = [(child, child.training) for child in module.modules()]
+    left = set(left_in_evaluation(module)) if training else set()
     try:
         for child, _ in before:
             _set_mode(child, training)
+        for name, child in module.named_modules() if left else ():
+            _set_mode(child, training and name not in left)
         yield
     finally:
         for child, mode in before:
@@ -133,20 +140,24 @@ def forget_parameters(model: nn.Module) -> None:
         InputError: ``train`` and ``eval`` of a module write into its parameters, which are as they were.
     """
     changing = [(path, one) for path, one in model.named_modules() if type(one).train is not nn.Module.train]
-    for path, module in changing:
-        watch = Writes(module.parameters())
-        try:
-            with evaluating(model, True), watch:
-                module.train(False)
-                module.train(True)
-            if watch.found():
-                raise InputError(
-                    f"train() and eval() of the module {path!r} write into its parameters, as where weights are "
-                    "merged, but a graph shares these and does not follow: merge them for good before prepare, or "
-                    "keep them apart in both modes, as merge_weights=False does in loralib"
-                )
-        finally:
-            watch.put_back()
+    trained = [(parameter, parameter.requires_grad) for parameter in (model.parameters() if changing else ())]
+    with evaluating(model, True) if changing else nullcontext():
+        for path, module in changing:
+            watch = Writes(module.parameters())
+            try:
+                with watch:
+                    module.train(False)
+                    module.train(True)
+                if watch.found():
+                    raise InputError(
+                        f"train() and eval() of the module {path!r} write into its parameters, as where weights are "
+                        "merged, but a graph shares these and does not follow: merge them for good before prepare, or "
+                        "keep them apart in both modes, as merge_weights=False does in loralib"
+                    )
+            finally:
+                watch.put_back()
+                for parameter, requires_grad in trained:
+                    parameter.requires_grad = requires_grad
 
 
 @contextmanager

@@ -5,19 +5,32 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 from torch.fx import Node
 
 from fx_oto.analysis.engine import Propagation
-from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer
+from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer, zero_stays
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import op_name
 from fx_oto.ops.editor import Editor
+from fx_oto.ops.pointwise import Operand, combine
 from fx_oto.ops.reductions import let_through
 
-__all__ = ["SIZED", "STEERS", "fewer_places", "fold", "regions", "steps_by_one", "triangle", "unfold", "window"]
+__all__ = [
+    "SIZED",
+    "STEERS",
+    "fewer_places",
+    "fold",
+    "regions",
+    "steps_by_one",
+    "triangle",
+    "unfold",
+    "unpool",
+    "window",
+]
 
 _SLIDES = "a window slides along it"
 STEERS = "it steers how values are sampled"
@@ -36,6 +49,14 @@ def window(call: OpCall, p: Propagation) -> None:
     let_through(call, p, {*range(lead), *(lead + i for i in still if _stays(call, p, i, lead))}, _SLIDES)
     for value in call.inputs[1:]:
         p.freeze_value(value, STEERS)
+
+
+def unpool(call: OpCall, p: Propagation) -> None:
+    """Values are put where the largest were found: both have the same channels, and each plane is zero elsewhere."""
+    source, places = call.inputs
+    lead = range(source.ndim - (3 if "3d" in call.name else 2))
+    operands = [replace(Operand.of(p, one), layers=p.narrow(p.layers(one), lead, _SLIDES)) for one in (source, places)]
+    p.put(call.out, combine(p, operands, source.ndim, lambda removed: zero_stays(removed[0])))
 
 
 def regions(call: OpCall, p: Propagation) -> None:

@@ -81,6 +81,7 @@ _RULES: dict[Rule, str] = {
     rows.unpack: "_pad_packed_sequence",
     view: "view _unsafe_view _reshape_alias reshape",
     pooling.regions: "roi_align roi_pool",
+    pooling.unpool: "max_unpool2d max_unpool3d",
     pooling.unfold: "im2col",
     pooling.fold: "col2im",
     pooling.triangle: "tril tril_ triu triu_",

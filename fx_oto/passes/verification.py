@@ -17,7 +17,7 @@ from fx_oto.core.context import Context, ExampleInputs
 from fx_oto.core.differences import lowest_tolerance, relative_error, tensors_in, worst_of
 from fx_oto.core.errors import VerificationError
 from fx_oto.core.fx_utils import described, graph_copy
-from fx_oto.core.gradients import ReadGradient, Unlike, how_unlike, perturbed, read_gradients, sample_of
+from fx_oto.core.gradients import ReadGradient, Unlike, how_unlike, perturbed, read_gradients, same_sizes, sample_of
 from fx_oto.core.interpreter import PlainInterpreter, run_graph
 from fx_oto.core.original import Original
 from fx_oto.core.preserve import Dice, unwritten, without_backward_hooks, without_fast_paths
@@ -197,6 +197,8 @@ class Verification(Analysis):
         for training in (True, False):
             try:
                 found = self._gradients(gm, context, training, dice)
+            except VerificationError:
+                raise
             except Exception:  # of any kind: a batch norm over one value, a kernel without derivative, want of memory
                 found = None
             finally:
@@ -228,6 +230,8 @@ class Verification(Analysis):
         plan = context.get(SlicingPlan)
         found = Unlike(mine, plan.left_of)
         expected = self._outputs(self._referee, context.inputs, training, _Reading(names, found.read, is_random), plan)
+        if not is_random():
+            same_sizes(expected, outputs, "training" if training else "evaluation")
         error, tolerance = worst_of(expected, outputs, lowest_tolerance(gm, self._captured_in))
         found.missing()
         return None if is_random() or error > 100 * tolerance else found
@@ -346,8 +350,7 @@ class _Keeper(PlainInterpreter):
 
 
 def _values(gm: GraphModule, inputs: ExampleInputs) -> dict[str, Tensor]:
-    keeper = _Keeper(gm)
-    inputs = inputs.copied()
+    keeper, inputs = _Keeper(gm), inputs.copied()
     with unwritten(gm):
         run_graph(keeper, inputs.args, inputs.kwargs)
     return keeper.kept

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -119,6 +121,56 @@ def test_targets_that_training_alone_reads(name):
     torch.testing.assert_close(gm.train()(x, targets), model.train()(x, targets))
     torch.testing.assert_close(gm.eval()(x, targets), model.eval()(x, targets))
     assert fx_oto.partition(gm).num_zigs == 8
+
+
+class AttributeDict(dict):
+    """Without an attribute it raises a KeyError, as many write it."""
+
+    __getattr__ = dict.__getitem__
+
+
+class Pair(NamedTuple):
+    out: torch.Tensor
+    aux: torch.Tensor | None = None
+
+
+# Of the mode, and two heads.
+FORMS = {
+    "a key more": lambda t, aux, out: {"out": out(), **({"aux": aux()} if t else {})},
+    "a key more, before": lambda t, aux, out: {**({"aux": aux()} if t else {}), "out": out()},
+    "a tensor or None": lambda t, aux, out: {"out": out(), "aux": aux() if t else None},
+    "a list within": lambda t, aux, out: {"out": out(), "more": {"aux": [aux()] if t else []}},
+    "a dictionary within": lambda t, aux, out: (out(), {"aux": aux()} if t else {}),
+    "other keys": lambda t, aux, out: {"aux": aux()} if t else {"out": out()},
+    "a key more in evaluation": lambda t, aux, out: {"out": out(), **({} if t else {"aux": aux()})},
+    "an ordered dictionary": lambda t, aux, out: OrderedDict(out=out(), **({"aux": aux()} if t else {})),
+    "a dictionary of attributes": lambda t, aux, out: AttributeDict(out=out(), **({"aux": aux()} if t else {})),
+    "a list": lambda t, aux, out: [out(), *([aux()] if t else [])],
+    "a tuple or a tensor": lambda t, aux, out: (out(), aux()) if t else out(),
+    "a record": lambda t, aux, out: Record(out(), aux() if t else None),
+    "a named tuple": lambda t, aux, out: Pair(out(), aux() if t else None),
+    "a loss or scores": lambda t, aux, out: {"loss": aux().mean()} if t else {"scores": out()},
+}
+
+
+class Heads(nn.Module):
+    """Has a head whose output there is in one mode only."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.stem, self.body, self.form = nn.Linear(4, 8), nn.Linear(8, 8), form
+        self.aux, self.out = nn.Linear(8, 4), nn.Linear(8, 3)
+
+    def forward(self, x):
+        early = self.stem(x).relu()
+        late = self.body(early).relu()
+        return self.form(self.training, lambda: self.aux(early), lambda: self.out(late))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_an_output_of_one_mode_is_whole(name):
+    found = compress_half(Heads(FORMS[name]), torch.randn(3, 4))
+    assert found.zigs == (20 if "loss" in name else 16)  # of a mean over a head's channels these can go
 
 
 class Cached(nn.Module):

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from support.exactness import compress_half
 from torch import nn
 
 import fx_oto
@@ -96,3 +97,65 @@ def test_compact_models_keep_it(before):
         expected = copy.deepcopy(model).train(training)(x)
         torch.testing.assert_close(copy.deepcopy(small).train(training)(x), expected)
         torch.testing.assert_close(copy.deepcopy(written).train(training)(x), expected)
+
+
+class FrozenNorms(Net):
+    """Is never told by ``forward`` which mode a layer is in, but by ``train``, in one of several ways."""
+
+    def __init__(self, how):
+        super().__init__(lambda net: None, drop=0.0)
+        self.how, self.calls = how, 0
+        if how == "an attribute":
+            self.other.eval()
+            self.other.train = stays
+        if how == "a part's own":
+            self.norm = Frozen(16)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.calls += 1
+        if self.how in ("norms", "norms without gradients"):
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm1d):
+                    module.eval()
+                    for parameter in module.parameters():
+                        parameter.requires_grad = self.how == "norms"
+        if self.how == "a branch":
+            self.other.eval()
+        return self
+
+
+def stays(self, mode=True):
+    return self
+
+
+class Frozen(nn.BatchNorm1d):
+    def train(self, mode=True):
+        return super().train(False)
+
+
+@pytest.mark.parametrize(
+    "how", ["norms", "norms without gradients", "a branch", "an attribute", "a part's own", "none"]
+)
+def test_what_train_leaves_in_evaluation_is_in_it(how):
+    model = FrozenNorms(how)
+    flags, calls = [module.training for module in model.modules()], model.calls
+    gm = fx_oto.prepare(model, torch.randn(4, 6))
+    assert [module.training for module in model.modules()] == flags
+    assert model.calls == calls
+    assert all(parameter.requires_grad for parameter in gm.parameters())
+    names = [name for name, _ in model.named_buffers() if "running" in name]
+    fx_oto.partition(gm).zero_(0.5, torch.Generator().manual_seed(0))
+    small = fx_oto.compress(gm)
+    written = fx_oto.write_back(small, model)
+    assert (small.first.out_features, small.last.in_features) == (8, 8)
+    for training in (False, True):
+        x = torch.randn(5, 6)
+        expected, found = (outcome(module, names, x, training) for module in (model, gm))
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        for cut in (small, written):
+            torch.testing.assert_close(copy.deepcopy(cut).train(training)(x), expected[0])
+
+
+def test_compact_models_learn_what_those_with_frozen_norms_do():
+    assert compress_half(FrozenNorms("norms"), torch.randn(4, 6)).zigs == 24

@@ -121,3 +121,43 @@ def test_multiply_adds_are_counted():
     ((_, _, foretold),) = fx_oto.partition(gm).forecast(0.5).rows
     fx_oto.partition(gm).zero_(0.5)
     assert fx_oto.cost(fx_oto.compress(gm), x).macs == foretold
+
+
+class Unpooled(nn.Module):
+    """Puts other values, of another layer, where the largest of the first were, as SegNet does."""
+
+    def __init__(self, ndim, functional, sized):
+        super().__init__()
+        self.ndim, self.functional, self.sized = ndim, functional, sized
+        conv = getattr(nn, f"Conv{ndim}d")
+        self.a, self.b, self.c = conv(3, 16, 3, padding=1), conv(16, 8, 3, padding=1), conv(8, 16, 1)
+        self.d = conv(16, 2, 3, padding=1)
+        self.pool = getattr(nn, f"MaxPool{ndim}d")(2, return_indices=True)
+        self.unpool = getattr(nn, f"MaxUnpool{ndim}d")(2)
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        size = x.size() if self.sized else None
+        if self.functional:
+            x, places = getattr(F, f"max_pool{self.ndim}d")(x, 2, return_indices=True)
+            unpool = getattr(F, f"max_unpool{self.ndim}d")
+            return self.d(unpool(self.c(self.b(x).relu()), places, 2, output_size=size))
+        x, places = self.pool(x)
+        return self.d(self.unpool(self.c(self.b(x).relu()), places, output_size=size))
+
+
+@pytest.mark.parametrize("sized", [False, True])
+@pytest.mark.parametrize("functional", [False, True])
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_what_is_unpooled_shares_channels_with_its_places(ndim, functional, sized):
+    found = compress_half(Unpooled(ndim, functional, sized), torch.randn(2, 3, *[9 if sized else 8] * ndim))
+    assert found.zigs == 16 + 8
+
+
+def test_places_that_are_returned_are_kept_with_what_is_put_there():
+    class Returning(Unpooled):
+        def forward(self, x):
+            x, places = self.pool(self.a(x).relu())
+            return self.d(self.unpool(self.c(self.b(x).relu()), places)), places
+
+    assert compress_half(Returning(2, False, False), torch.randn(2, 3, 8, 8)).zigs == 8

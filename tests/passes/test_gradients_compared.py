@@ -195,3 +195,14 @@ def test_a_sparse_gradient_and_one_of_a_shared_weight():
     gm = fx_oto.prepare(net, torch.arange(10).view(2, 5))
     fx_oto.partition(gm).zero_(0.5)
     assert compared(fx_oto.compress(gm)) == 4
+
+
+def narrower_with_gradients(x):
+    return x[:, :1] if torch.is_grad_enabled() else x
+
+
+def test_outputs_of_other_sizes_in_training_alone():
+    _, gm, small = pruned(Net())
+    after(small, "head", narrower_with_gradients)
+    with pytest.raises(fx_oto.VerificationError, match=r"in training mode .* sizes \[\(2, 1\), \(\)\] in the place of"):
+        Verification(gm)(small)

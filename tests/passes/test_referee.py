@@ -257,34 +257,44 @@ def test_after_a_pass_of_the_users_the_graph_decides():
 
 
 class Counts(nn.Module):
-    """Assigns a buffer anew in each training step; what is read decides whether that matters."""
+    """Assigns a buffer anew in each training step, perhaps with its history; ``read`` decides whether that matters."""
 
-    def __init__(self, read):
+    def __init__(self, read, learns=False):
         super().__init__()
-        self.a, self.b, self.read = nn.Linear(4, 8), nn.Linear(8, 3), read
+        self.a, self.b, self.read, self.learns = nn.Linear(4, 8), nn.Linear(8, 3), read, learns
         self.register_buffer("count", torch.ones(()))
 
     def forward(self, x):
         if self.training:
-            self.count = self.count + 1
+            self.count = self.count + (self.a.bias.square().sum() if self.learns else 1)
         h = self.b(self.a(x).relu())
         return h / self.count if self.read else h + self.count * 0
 
 
-@pytest.mark.parametrize("trained", ["model", "gm"])
+@pytest.mark.parametrize(("trained", "learns"), [("model", False), ("model", True), ("gm", False), ("both", False)])
 @pytest.mark.parametrize("read", [False, True])
-def test_a_buffer_that_code_assigns_anew(trained, read):
-    net = Counts(read)
+def test_a_buffer_that_code_assigns_anew(trained, learns, read):
+    net = Counts(read, learns)
     gm = fx_oto.prepare(net, X)
-    (net if trained == "model" else gm).train()(X)
+    for module in (net, gm):
+        if trained in ("model" if module is net else "gm", "both"):
+            module.train()(X)
     fx_oto.partition(gm).zero_(0.5)
-    if read and trained == "model":  # gm writes into the buffer itself
-        with pytest.raises(
-            fx_oto.VerificationError, match=r"the buffer 'count' is another tensor.*prepare the model as"
-        ):
-            fx_oto.compress(gm)
-        gm = fx_oto.prepare(net, X)
+    small = fx_oto.compress(gm).eval()
+    torch.testing.assert_close(small(X), net.eval()(X))
+    torch.testing.assert_close(gm.eval()(X), net(X))
+    net.train()(X)
     torch.testing.assert_close(fx_oto.compress(gm).eval()(X), net.eval()(X))
+
+
+def test_a_buffer_of_another_form_is_named():
+    net = Counts(read=True)
+    gm = fx_oto.prepare(net, X)
+    fx_oto.partition(gm).zero_(0.5)
+    net.count = torch.full((3,), 2.0)
+    with pytest.raises(fx_oto.VerificationError, match=r"the buffer 'count' is another tensor.*prepare the model as"):
+        fx_oto.compress(gm)
+    assert net.count.shape == (3,)
 
 
 @pytest.mark.parametrize("change", ["parametrized", "replaced"])
