@@ -122,7 +122,7 @@ def _unknown(run: Recorder, tensor: Tensor, node: Node, name: str) -> Any:
     if run.has_tried:  # for the text of an error
         with without_modes():
             return getattr(torch.zeros(tensor.shape, dtype=tensor.dtype), name)()
-    if run.options.op_level and name in _READ:
+    if run.options.op_level and name in _READ and (name == "item" or run.options.reads_plain):
         return _READ[name](run.number_by_values(tensor))
     if run.options.op_level and name in ("tolist", "numpy") and tensor.dtype in INTEGERS:
         return _listed(run, tensor, name == "numpy")

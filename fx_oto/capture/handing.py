@@ -197,7 +197,7 @@ class Handing(Branching):
             self._show(value, Item(parent, read, key))
             return value
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return self.number(self.as_read(value, parent), Origin(read, (parent, key)))
+            return self.number(self.as_read(value, parent, key), Origin(read, (parent, key)))
         if isinstance(value, tuple | list | dict) and tensor_leaves(value):
             node = self.create("call_function", read, (parent, key))
             node.meta["val"] = value

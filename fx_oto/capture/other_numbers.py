@@ -20,7 +20,7 @@ from fx_oto.capture.run import CaptureRun
 from fx_oto.capture.sheet import Options
 from fx_oto.core.context import ExampleInputs
 
-__all__ = ["followed"]
+__all__ = ["followed", "reads_plain"]
 
 _Change = Callable[[Any], Any]
 _RunWith = Callable[[Options, ExampleInputs], CaptureRun]
@@ -46,8 +46,7 @@ def followed(run: CaptureRun, run_with: _RunWith) -> Comparison | None:
         run_with: captures the model again, in the same mode.
     """
     comparison, num_same = Comparison(run), 0
-    is_plain = any(node in run.by_values for node, _ in run.events)
-    for change in (*_OTHERS, *(_ON_OTHER_SIDES if is_plain else ())):
+    for change in (*_OTHERS, *(_ON_OTHER_SIDES if reads_plain(run) else ())):
         try:
             other = _with_others(run, run_with, change)
         except NotCapturedError:
@@ -58,6 +57,11 @@ def followed(run: CaptureRun, run_with: _RunWith) -> Comparison | None:
     if num_same > 1:
         return comparison
     return Comparison(run) if _counts_alike(run, run_with) else None
+
+
+def reads_plain(run: CaptureRun) -> bool:
+    """Whether code was given such numbers as plain ones."""
+    return any(node in run.by_values for node, _ in run.events)
 
 
 def _with_others(run: CaptureRun, run_with: _RunWith, change: _Change) -> CaptureRun | None:

@@ -67,7 +67,7 @@ class Evaluator(Writer):
         self.calls: dict[Node, list[OpCall]] = {}
         self.calls_functions_whole = False
         self.numbers_read: list[tuple[float, str]] = []
-        self._readers: dict[float, list[Node]] = {}
+        self._readers: dict[float, list[tuple[Node, Any]]] = {}
         self._values: _Values | None = None
         self._in_order = False
         self._num_asked, self._found_written = 0, list[Tensor]()
@@ -106,17 +106,23 @@ class Evaluator(Writer):
         value = node.meta["val"] = self.as_read(real, node)
         return self.number(value, Origin("item", node.args, node))
 
-    def as_read(self, number: Any, node: Node) -> Any:
-        """A number that a node returns, or another one, where it depends on what is in tensors: see ``Options``."""
+    def as_read(self, number: Any, node: Node, key: Any = None) -> Any:
+        """A number that a node returns, or another one, where it depends on what is in tensors: see ``Options``.
+
+        Args:
+            number: the number.
+            node: the node.
+            key: of one of several that it returns, which.
+        """
         if not node.meta.get("asks_values"):
             return number
         self.numbers_read.append((number, source_line(node)))
         if self.options.other_number is None:
             return number
         alike = self._readers.setdefault(number, [])
-        which = next((i for i, one in enumerate(alike) if self._reads_same(one, node)), len(alike))
-        if which == len(alike):
-            alike.append(node)
+        same = (i for i, (one, part) in enumerate(alike) if part == key and self._reads_same(one, node))
+        if (which := next(same, len(alike))) == len(alike):
+            alike.append((node, key))
         # Numbers that are equal by chance must be told apart.
         return self.options.other_number(number) + which * _APART
 
@@ -125,8 +131,9 @@ class Evaluator(Writer):
         while one is not other:
             args, others = (torch.fx.node.map_arg((node.args, node.kwargs), lambda _: None) for node in (one, other))
             inputs = one.all_input_nodes, other.all_input_nodes
-            same = (one.op, one.target, args) == (other.op, other.target, others) and op_name(one) in _READING
-            if not same or list(map(len, inputs)) != [1, 1]:
+            is_call = one.op in ("call_function", "call_method")
+            same = (one.op, one.target, args) == (other.op, other.target, others)
+            if not (is_call and same and op_name(one) in _READING and list(map(len, inputs)) == [1, 1]):
                 return False
             ((one,), (other,)) = inputs
         written = {storage_of(tensor) for tensor in self._written()}

@@ -48,6 +48,7 @@ class Options:
         selects: whether code that asks if anything was selected is told so, to see whether it does the same without.
         length: the plain number of rows that were selected, where code asks for one, to see what becomes of it.
         other_number: another number in the place of one that is read from a tensor, to see what becomes of it.
+        reads_plain: whether code is given plain numbers that are read from tensors.
         steered: where what is chosen, and so counted, is to be something else: see ``Steered``.
         given: which of the numbers among the inputs is another one, and which one, to see what becomes of it.
         in_own_mode: layers, by ``id``, whose code is run: a ``forward`` puts them into a mode before it calls them.
@@ -67,6 +68,7 @@ class Options:
     selects: bool = False
     length: int | None = None
     other_number: Callable[[Any], Any] | None = None
+    reads_plain: bool = True
     steered: int = 0
     given: tuple[int, float] | None = None
     in_own_mode: frozenset[int] = frozenset()

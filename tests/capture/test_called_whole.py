@@ -416,6 +416,9 @@ NUMBERS_IN_TENSORS = {
     "rounded": lambda h, x: h * round(x.abs().max().item()),
     "a length": lambda h, x: h + torch.zeros((x > 0).sum().item(), 16).sum(0),
     "a slice": lambda h, x: h[: (x[:, 0] < 9).sum().item()],
+    "int": lambda h, x: h * int((x > 0).sum().item()),
+    "of a function": lambda h, x: h * len(range(positive(x))),
+    "math": lambda h, x: h * math.sqrt((x > 0).sum().item()),
     "filled": lambda h, x: h + torch.full((1, 16), x.mean().item()),
 }
 
@@ -492,10 +495,7 @@ def test_a_module_that_is_chosen_by_numbers_is_not_written_down():
 
 LEAKS = {
     "range": lambda h, x: sum(h * (i + 1) for i in range((x > 0).sum().item())),
-    "int": lambda h, x: h * int((x > 0).sum().item()),
-    "of a function": lambda h, x: h * len(range(positive(x))),
     "a list": lambda h, x: h * [*range(99)][(x > 0).sum().item()],
-    "math": lambda h, x: h * math.sqrt((x > 0).sum().item()),
     "text": lambda h, x: h * len(str((x > 0).sum().item() * 100)),
     "a decision": lambda h, x: h * 2 if (x > 0).sum().item() == 12 else h,
     "a key": lambda h, x: h * {i: i for i in range(99)}[(x > 0).sum().item()],
@@ -516,7 +516,7 @@ class Block(nn.Module):
         self.first, self.second, self.own = nn.Linear(6, 12), nn.Linear(12, 6), own
 
     def forward(self, x, lengths):
-        longest = int(lengths.max() + (0 * self.first.bias.sum()).long() if self.own else lengths.max())
+        longest = max(int(lengths.max() + (0 * self.first.bias.sum()).long() if self.own else lengths.max()), 2)
         mask = torch.arange(longest) < lengths[:, None]
         return x + self.second(torch.relu(self.first(x * mask[..., None])))
 
