@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import cached_property
 from itertools import islice, takewhile
@@ -129,6 +129,24 @@ class Evaluator(Writer):
             self._found_written += [(node, one) for call in calls for one in call.written]
         self._num_asked = len(self.calls)
         return self._found_written
+
+    @property
+    def written_in_model(self) -> set[Any]:
+        """The memory of the model's own tensors into which its calls write."""
+        return {storage_of(one) for _, one in self._written()} & self._held
+
+    def decisions_by(self, memory: set[Any]) -> Iterator[str]:
+        """What a user should know of checks of numbers that are in such memory."""
+        for check in (node for node in self.graph.nodes if memory and node.target is torch._assert):
+            found = [one for one in behind(check, lambda node: node.all_input_nodes) if one.op == "get_attr"]
+            names = [
+                str(one.target) for one in found if any(storage_of(t) in memory for t in tensor_leaves(one.meta["val"]))
+            ]
+            if names:
+                yield (
+                    f"code decides by {names[0]!r}, which calls of the model write ({source_line(check)}): the graph "
+                    "raises an error once it would go another way. Train the model itself, whose parameters it shares"
+                )
 
     def forget_values(self) -> None:
         """Let everything be computed anew."""

@@ -135,3 +135,33 @@ def test_a_count_is_left_as_it_was(count, asked):
     gm = fx_oto.prepare(net, X)
     torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
     torch.testing.assert_close(gm.eval()(X), net(X))
+
+
+class Queue(nn.Module):
+    """Writes what it computes into a queue, at a place that it counts on, as contrastive learning does."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.register_buffer("queue", torch.randn(9, 3))
+        self.register_buffer("place", torch.zeros(1, dtype=torch.long))
+
+    def forward(self, x):
+        y = self.b(self.a(x).relu())
+        scores = y @ self.queue.clone().T
+        with torch.no_grad():
+            place = int(self.place)
+            self.queue[place : place + 3] = y
+            self.place[0] = (place + 3) % 9
+        return scores
+
+
+def test_a_place_that_calls_write_is_told():
+    net = Queue()
+    with pytest.warns(fx_oto.FxOtoWarning, match=r"decides by 'place', which calls of the model write .*Train the mod"):
+        gm = fx_oto.prepare(net, X)
+    expected = copy.deepcopy(net)(X)
+    torch.testing.assert_close(gm(X), expected)
+    with pytest.raises(AssertionError, match="the graph was captured where this was 0"):
+        gm(X)
+    assert net(X).shape == (3, 9)
