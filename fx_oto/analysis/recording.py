@@ -201,7 +201,10 @@ def record_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
                 raise
             for one in _alike(gm, node):
                 one.meta["asks_values"] = True  # what it returns depends on the numbers in its inputs
-            really = _real_values(gm, inputs)
+            try:
+                really = _real_values(gm, inputs)
+            except Exception as refusal:  # such as of inputs of another type
+                raise error from refusal
         else:
             return tape_of_steps(gm, recorder.mode, recorder.steps)
 

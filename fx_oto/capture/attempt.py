@@ -187,7 +187,9 @@ class Attempt:
         check_capture(gm, self.model, self.inputs, both, set[str]().union(*(run.asked_for for run in runs)))
         capture = Capture("fx_oto", tuple(self._called_whole(gm, tape)), sizes.found)
         kept = list(dict.fromkeys(name for run in runs for name in run.keeps))
-        told = [note for run in runs for note in run.notes] + [note for _, note in sizes.notes]
+        written = set[Any]().union(*(run.written_in_model for run in runs))
+        decisions = [note for run in runs for note in run.decisions_by(written)]
+        told = [*(note for run in runs for note in run.notes), *decisions, *(note for _, note in sizes.notes)]
         notes = list(dict.fromkeys([*told, *note_of_state(kept, self.model, self.inputs, self.both_modes)]))
         return Captured(gm, capture, tape, self.both_modes, notes)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import cached_property
 from itertools import islice, takewhile
@@ -26,6 +26,7 @@ from fx_oto.capture.statements import StatementCall
 from fx_oto.capture.steering import Steered
 from fx_oto.capture.whole import MethodCall
 from fx_oto.capture.writer import Writer
+from fx_oto.core.contents import contents_kept
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import is_random, op_name, source_line, tensor_leaves, tensor_names
 from fx_oto.core.preserve import unwritten
@@ -70,7 +71,7 @@ class Evaluator(Writer):
         self._readers: dict[float, list[tuple[Node, Any]]] = {}
         self._values: _Values | None = None
         self._in_order = False
-        self._num_asked, self._found_written = 0, list[Tensor]()
+        self._num_asked, self._found_written = 0, list[tuple[Node, Tensor]]()
 
     def really(self, node: Node, module: Any, given: Any, error: Exception, last: Node | None) -> Any:
         """The value of a node on the example inputs themselves, of what cannot be run on fake tensors."""
@@ -159,21 +160,39 @@ class Evaluator(Writer):
         if self.options.opaque or self.options.statements or any("is_wrapped" in one.meta for one in needed):
             return True
         read = {storage_of(one) for node in needed for one in tensor_leaves(node.meta.get("val"))}
-        return any(storage_of(one) in read for one in self._written())
+        return any(storage_of(one) in read for _, one in self._written())
 
     def _writes_into_model(self) -> bool:
-        return any(storage_of(one) in self._held for one in self._written())
+        return any(storage_of(one) in self._held for _, one in self._written())
 
     @cached_property
     def _held(self) -> set[Any]:
         return {storage_of(one) for one in self.fakes.named.values()}
 
-    def _written(self) -> list[Tensor]:
-        """What the calls up to now have written into; of each call that is asked once."""
-        for calls in islice(self.calls.values(), self._num_asked, None):
-            self._found_written += [one for call in calls for one in call.written]
+    def _written(self) -> list[tuple[Node, Tensor]]:
+        """What the calls up to now have written into, and their nodes; of each call that is asked once."""
+        for node, calls in islice(self.calls.items(), self._num_asked, None):
+            self._found_written += [(node, one) for call in calls for one in call.written]
         self._num_asked = len(self.calls)
         return self._found_written
+
+    @property
+    def written_in_model(self) -> set[Any]:
+        """The memory of the model's own tensors into which its calls write."""
+        return {storage_of(one) for _, one in self._written()} & self._held
+
+    def decisions_by(self, memory: set[Any]) -> Iterator[str]:
+        """What a user should know of checks of numbers that are in such memory."""
+        for check in (node for node in self.graph.nodes if memory and node.target is torch._assert):
+            found = [one for one in behind(check, lambda node: node.all_input_nodes) if one.op == "get_attr"]
+            names = [
+                str(one.target) for one in found if any(storage_of(t) in memory for t in tensor_leaves(one.meta["val"]))
+            ]
+            if names:
+                yield (
+                    f"code decides by {names[0]!r}, which calls of the model write ({source_line(check)}): the graph "
+                    "raises an error once it would go another way. Train the model itself, whose parameters it shares"
+                )
 
     def forget_values(self) -> None:
         """Let everything be computed anew."""
@@ -197,7 +216,8 @@ class Evaluator(Writer):
         # To leave a model as it was takes a look at all of it, for each of a thousand experts.
         traces = self._writes_into_model() or any(map(self._leaves_a_trace, (*waiting, wanted)))
         as_it_was = unwritten(self.model) if traces else nullcontext()
-        with without_modes(), torch.no_grad(), as_it_was, torch.random.fork_rng(devices=[]), steered:
+        displaced = contents_kept(self._displaced() if traces else ())
+        with without_modes(), torch.no_grad(), as_it_was, displaced, torch.random.fork_rng(devices=[]), steered:
             for node in waiting:
                 values[node] = self._evaluate(node, values)
             watch = (
@@ -206,6 +226,11 @@ class Evaluator(Writer):
             with watch, FlopCounterMode(display=False, custom_mapping=FUSED) as counter:
                 value = values[wanted] = self._evaluate(wanted, values)
         return value, counter.get_total_flops() // 2
+
+    def _displaced(self) -> list[Tensor]:
+        """Tensors in whose place code has put others meanwhile, as ``self.steps += 1`` does."""
+        held = set(map(id, tensor_names(self.model).values()))
+        return [one for one in (self.fakes.real[id(fake)] for fake in self.fakes.named.values()) if id(one) not in held]
 
     def _leaves_a_trace(self, node: Node) -> bool:
         """Whether to evaluate a node may change the model, or asks for its mode: layers without a state do not."""
@@ -241,17 +266,29 @@ class Evaluator(Writer):
         return behind(node, _read_for_numbers)
 
     def constant(self, tensor: Tensor) -> Tensor | None:
-        """The real content of a tensor that depends on no input but for its sizes."""
+        """The real content of a tensor that depends on no input but for its sizes, nor on what calls leave behind."""
         wanted = self.node_of_tensor(tensor)
-        needed = self.needed_by(wanted)
-        written = set(map(id, self._written()))
-        for node in needed:
-            if node.op == "placeholder" or id(node.meta.get("val")) in written or is_random(node):
-                return None
-        if not self._can_really:
+        needed = self._needed_with_writes(wanted)
+        if not self._can_really or any(node.op == "placeholder" or is_random(node) for node in needed):
             return None
-        value, _ = self._evaluated(needed, wanted, self._no_values())
-        return value if isinstance(value, Tensor) else None
+        if any(node in needed and storage_of(one) in self._held for node, one in self._written()):
+            return None
+        values = self._no_values()
+        self._evaluated(needed, [node for node in self.graph.nodes if node in needed][-1], values)
+        return values[wanted] if isinstance(values[wanted], Tensor) else None
+
+    def _needed_with_writes(self, wanted: Node) -> set[Node]:
+        """The nodes on whose numbers those of a node depend, and those that write into what these share memory with.
+
+        Of ``m = torch.zeros(8)`` and ``m[4:] = 1`` the second writes into a part of the first.
+        """
+        needed = self.needed_by(wanted)
+        while True:
+            read = {storage_of(one) for node in needed for one in tensor_leaves(node.meta.get("val"))}
+            others = {node for node, one in self._written() if node not in needed and storage_of(one) in read}
+            if not others:
+                return needed
+            needed = needed.union(*map(self.needed_by, others))
 
 
 _WITHOUT_STATE = (nn.Linear, nn.modules.conv._ConvNd, nn.LayerNorm, nn.GroupNorm, nn.ReLU, nn.GELU, nn.SiLU)

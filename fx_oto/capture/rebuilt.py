@@ -19,6 +19,7 @@ from fx_oto.capture.sheet import Sheet
 from fx_oto.capture.whole import bound_in
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import tensor_leaves
+from fx_oto.core.own_attributes import empty_of_own_attributes
 from fx_oto.nn.modules import is_torchs
 
 __all__ = ["Rebuilt", "is_spelled", "node_of_object", "rebuilt"]
@@ -96,6 +97,8 @@ def _parts_of(value: Any) -> tuple[Rebuilt, list[Any]]:
         raise TraceError(f"a graph cannot hold an object of class {type(value).__name__}, of which there is one only")
     make, args, *rest = found
     state, items, pairs = (*rest[:3], None, None, None)[:3]
+    if state is value:
+        make, args, state = empty_of_own_attributes, (type(value),), None
     fixed = list(takewhile(callable, args))
     parts = [tuple(args[len(fixed) :]), state, list(items or ()), list(pairs or ())]
     while parts[1:] and not parts[-1]:

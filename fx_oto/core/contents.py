@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fx_oto.core.fx_utils import tensor_leaves
 
-__all__ = ["Content", "Kept", "Writes"]
+__all__ = ["Content", "Kept", "Writes", "contents_kept"]
 
 _PLAIN = (Tensor, nn.Parameter)
 
@@ -40,6 +41,17 @@ def is_moved(tensor: Tensor, then: Tensor) -> bool:
         return False
     same = (now.device, now.dtype, now.shape) == (then.device, then.dtype, then.shape)
     return not same or now.data_ptr() != then.data_ptr()
+
+
+@contextmanager
+def contents_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Undo afterwards what is written into tensors."""
+    before = [Content(tensor) for tensor in tensors]
+    try:
+        yield
+    finally:
+        for content in before:
+            content.put_back()
 
 
 class Kept(Content):

@@ -89,6 +89,9 @@ def tensors_in(value: Any) -> list[Tensor]:
     for leaf in tree_leaves(value):
         if isinstance(leaf, Tensor):
             found.append(leaf)
-        elif hasattr(leaf, "__dict__") and not isinstance(leaf, type | nn.Module):
+            continue
+        if isinstance(leaf, dict | list | tuple):  # of a class that torch has not been told of
+            found += tensors_in(dict(leaf) if isinstance(leaf, dict) else list(leaf))
+        if hasattr(leaf, "__dict__") and not isinstance(leaf, type | nn.Module) and vars(leaf) is not leaf:
             found += tensors_in(vars(leaf))
     return found

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from fx_oto.core.errors import InputError
 from fx_oto.core.handed import HandedGraph
+from fx_oto.core.own_attributes import copy_own_attributes
 
 __all__ = [
     "bare_name",
@@ -254,7 +255,9 @@ def deep_copy(module: _Module, memo: dict[int, Any] | None = None) -> _Module:
         module: any.
         memo: as of ``copy.deepcopy``: what takes the place of objects, by ``id``.
     """
+    memo = {} if memo is None else memo
     with torch.no_grad():
+        copy_own_attributes(module, memo)
         new = copy.deepcopy(module, memo)
     trained = {name: parameter.requires_grad for name, parameter in module.named_parameters(remove_duplicate=False)}
     for name, parameter in new.named_parameters(remove_duplicate=False):

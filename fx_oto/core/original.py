@@ -146,14 +146,24 @@ class Original:
         """What has another value than then, in words, such as ``'tau' was 5.0 and is 0.5``."""
         if self.model is None:
             return []
-        now = _plain(dict(self.model.named_modules()))
+        modules = dict(self.model.named_modules())
+        now = _plain(modules)
         found = [f"the buffer {name!r} is another tensor" for name in sorted(self._replaced(dict(gm.named_buffers())))]
         for (path, name), value in self.plain.items():
             other = now.get((path, name), _GONE)
             if other is not value and other != value:
+                other = _held(modules.get(path), name) if other is _GONE else other
                 where = path or "the model" if name == _CLASS else f"{path}.{name}".lstrip(".")
                 found.append(f"{where!r} was {_shown(value)} and is {_shown(other)}")
         return found
+
+    def no_longer(self, gm: nn.Module, how: str) -> str:
+        """What an error says where the model is not what it was when it was prepared."""
+        changed = "".join(f"; {one}" for one in self.changed(gm)[:4])
+        return (
+            f"the model does not compute what it did when it was prepared: {how}{changed}. Nothing was changed: "
+            "prepare the model as it is now"
+        )
 
     def on_its_place(self, gm: nn.Module, inputs: Any) -> Any:
         """Example inputs, with what was of the type, or on the device, of the weights as they are now."""
@@ -234,8 +244,16 @@ class _Gone:
 _GONE = _Gone()
 
 
+def _held(module: nn.Module | None, name: str) -> Any:
+    """What a module has as an attribute of its own."""
+    return _GONE if module is None else vars(module).get(name, _GONE)
+
+
 def _shown(value: Any) -> str:
-    return value.__name__ if isinstance(value, type) else repr(value)
+    if isinstance(value, type):
+        return value.__name__
+    plain = all(isinstance(part, (*_PLAIN, _Gone)) for part in (value if isinstance(value, tuple) else (value,)))
+    return repr(value) if plain else f"of class {type(value).__name__}"
 
 
 def _plain(modules: dict[str, nn.Module]) -> dict[tuple[str, str], Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -13,6 +12,7 @@ from torch import nn
 
 from fx_oto.capture.numbers import Float, Int, Origin, remembered
 from fx_oto.capture.whole import is_leaf
+from fx_oto.core.own_attributes import is_own_attributes, shallow_copy
 
 __all__ = [
     "Attribute",
@@ -96,7 +96,7 @@ class Attributes:
             return value
         if isinstance(value, tuple | list):
             return _of_parts(value, [self._planted(one, _inside(place, i)) for i, one in enumerate(value)])
-        other = copy.copy(value)
+        other = shallow_copy(value)
         if isinstance(value, dict):  # of any class, which may let code read its items as attributes
             for key, one in value.items():
                 other[key] = self._planted(one, _inside(place, key))
@@ -135,7 +135,7 @@ def _inside(place: Attribute, step: Any) -> Attribute:
 
 def holds_numbers(value: Any) -> bool:
     """Whether a container or a plain object may hold numbers that can be set."""
-    if type(value) in (tuple, list, dict):
+    if type(value) in (tuple, list, dict) or is_own_attributes(value):
         return True
     if type(getattr(value, "__dict__", None)) is not dict or callable(value) or isinstance(value, _NO_SETTINGS):
         return False
@@ -210,7 +210,7 @@ def _own(module: nn.Module, steps: Steps) -> None:
     """Give a module copies of its own of the objects on a path."""
     here: Any = module
     for step in steps:
-        inside = copy.copy(get_step(here, step))
+        inside = shallow_copy(get_step(here, step))
         _put_step(here, step, inside)
         here = inside
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,10 @@ from fx_oto.core.differences import lowest_tolerance, relative_error, tensors_in
 from fx_oto.core.errors import VerificationError
 from fx_oto.core.fx_utils import described, graph_copy
 from fx_oto.core.gradients import ReadGradient, Unlike, how_unlike, perturbed, read_gradients, same_sizes, sample_of
-from fx_oto.core.interpreter import PlainInterpreter, run_graph
 from fx_oto.core.original import Original
 from fx_oto.core.preserve import Dice, unwritten, without_backward_hooks, without_fast_paths
 from fx_oto.core.warn import warn
+from fx_oto.framework.node_values import at_random, values_of
 from fx_oto.framework.stages import Analysis
 from fx_oto.ops.custom.registration import taught
 from fx_oto.passes.drop_branches import DropBranches
@@ -146,15 +146,24 @@ class Verification(Analysis):
             if is_given:
                 self._check_finite(expected)
             dice.put_back()  # a model that draws numbers of a shape that is left as it was draws the same
-            error, tolerance = worst_of(expected, self._outputs(gm, inputs), least)
+            error, tolerance = worst_of(expected, self._of_compact(gm, inputs, is_given), least)
             if not error <= tolerance:
                 again, allowed = worst_of(expected, self._outputs(referee, inputs, of=plan), least)
                 if not again <= allowed:
-                    raise VerificationError(_at_random(self.reference, context, again))
+                    raise VerificationError(at_random(self.reference, context.inputs, again))
                 raise VerificationError(self._difference(gm, context, expected, inputs, (error, tolerance)))
             worst = max(worst, (error, tolerance))
             dice.put_back()
         return VerificationReport(*worst)
+
+    def _of_compact(self, gm: GraphModule, inputs: ExampleInputs, is_given: bool) -> list[Tensor]:
+        try:
+            return self._outputs(gm, inputs)
+        except AssertionError as error:
+            if not is_given or self._original is None:
+                raise
+            how = f"its graph, which decides as it did then, refuses the example inputs ({error})"
+            raise VerificationError(self._original.no_longer(self.reference, how)) from error
 
     def _tell_of_hooks(self, gm: GraphModule, context: Context) -> None:
         """Warn where the compact model is not what the model is with the hooks that were put on it since."""
@@ -317,12 +326,8 @@ class Verification(Analysis):
             least, plan = lowest_tolerance(gm, self._captured_in), context.get(SlicingPlan)
             of_graph, allowed = worst_of(expected, self._outputs(self.reference, inputs, of=plan), least)
             if not of_graph <= allowed:
-                changed = self._original.changed(self.reference)
-                return (
-                    "the model does not compute what it did when it was prepared: its outputs differ from those of the "
-                    f"graph by {of_graph:.1e}{''.join(f'; {one}' for one in changed[:4])}. Nothing was changed: "
-                    "prepare the model as it is now"
-                )
+                differ = f"its outputs differ from those of the graph by {of_graph:.1e}"
+                return self._original.no_longer(self.reference, differ)
         where = _first_difference(self.reference, gm, context, tolerance)
         return (
             f"the compact model differs from the group-sparse one by {error:.1e} of the output (allowed: "
@@ -337,30 +342,11 @@ def _is_rewritten(context: Context) -> bool:
     return next(name for name in reversed(names) if name != DropBranches.name) != PhysicalSlicing.name
 
 
-class _Keeper(PlainInterpreter):
-    def __init__(self, gm: GraphModule) -> None:
-        super().__init__(gm)
-        self.kept: dict[str, Tensor] = {}
-
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        if isinstance(value, Tensor):
-            self.kept[n.name] = value.clone()
-        return value
-
-
-def _values(gm: GraphModule, inputs: ExampleInputs) -> dict[str, Tensor]:
-    keeper, inputs = _Keeper(gm), inputs.copied()
-    with unwritten(gm):
-        run_graph(keeper, inputs.args, inputs.kwargs)
-    return keeper.kept
-
-
 def _first_difference(reference: GraphModule, compact: GraphModule, context: Context, tolerance: float) -> Node | None:
     plan = context.get(SlicingPlan)
     cuts = plan.cuts
-    expected = _values(reference, plan.as_in_full(reference, context.inputs))
-    found = _values(compact, context.inputs)
+    expected = values_of(reference, plan.as_in_full(reference, context.inputs))
+    found = values_of(compact, context.inputs)
     node: Node
     for node in compact.graph.nodes:
         if node.name in expected and node.name in found and node.op != "get_attr":
@@ -387,15 +373,3 @@ def _remedy(reference: GraphModule, context: Context, where: Node | None) -> str
             node = next(node for node in reference.graph.nodes if node.name == name)
             return f"{rule}, which is yours, is the one to suspect, at {described(node)}: mend the rule"
     return "please report this model"
-
-
-def _at_random(reference: GraphModule, context: Context, error: float) -> str:
-    first, second = _values(reference, context.inputs), _values(reference, context.inputs)
-    differ = (n for n in reference.graph.nodes if n.name in first and relative_error(first[n.name], second[n.name]))
-    where = next((f", first at {described(node)}" for node in differ), "")
-    return (
-        "the group-sparse model does not return the same twice, in evaluation: its outputs differ by "
-        f"{error:.1e}{where}, so nothing can be compared with them. Nothing was changed. Let the model draw random "
-        "numbers only in training, or take them as an input; a seed is not enough, for with fewer channels fewer "
-        "numbers are drawn"
-    )

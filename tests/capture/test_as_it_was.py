@@ -433,6 +433,7 @@ def same(found, expected):
     return found.keys() <= expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
+@pytest.mark.filterwarnings("ignore:code decides by 'began':fx_oto.FxOtoWarning")
 @pytest.mark.parametrize("follow", [sets_data, copies_into_data, changes_in_place, changes_a_part, begins])
 @pytest.mark.parametrize("modes", [(True,), (True, False)], ids=["training", "both"])
 @pytest.mark.parametrize("divides", [False, True])

@@ -129,6 +129,14 @@ class AttributeDict(dict):
     __getattr__ = dict.__getitem__
 
 
+class OwnItems(dict):
+    """Has its items as its attributes."""
+
+    def __init__(self, **items):
+        super().__init__(**items)
+        self.__dict__ = self
+
+
 class Pair(NamedTuple):
     out: torch.Tensor
     aux: torch.Tensor | None = None
@@ -145,6 +153,7 @@ FORMS = {
     "a key more in evaluation": lambda t, aux, out: {"out": out(), **({} if t else {"aux": aux()})},
     "an ordered dictionary": lambda t, aux, out: OrderedDict(out=out(), **({"aux": aux()} if t else {})),
     "a dictionary of attributes": lambda t, aux, out: AttributeDict(out=out(), **({"aux": aux()} if t else {})),
+    "a dictionary that is its own attributes": lambda t, aux, out: OwnItems(out=out(), **({"aux": aux()} if t else {})),
     "a list": lambda t, aux, out: [out(), *([aux()] if t else [])],
     "a tuple or a tensor": lambda t, aux, out: (out(), aux()) if t else out(),
     "a record": lambda t, aux, out: Record(out(), aux() if t else None),

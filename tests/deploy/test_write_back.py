@@ -215,6 +215,14 @@ class Both(dict):
         self.__dict__[name] = value
 
 
+class Own(dict):
+    """Has its items as its attributes: of these ``copy.deepcopy`` leaves none."""
+
+    def __init__(self, **items):
+        super().__init__(**items)
+        self.__dict__ = self
+
+
 class Fields(namedtuple("Fields", "heads")):
     """A tuple whose parts have names."""
 
@@ -242,6 +250,17 @@ def test_a_configuration_keeps_its_class(kind):
     _, _, result = written(Stack(kind))
     assert all(type(layer.config) is kind and layer.config.heads == 2 for layer in result.layers)
     assert not report_of(result).graphs
+
+
+def test_a_configuration_that_is_its_own_attributes():
+    model = randomise(Stack(Own).eval()).double()
+    gm = fx_oto.prepare(model, TOKENS)
+    fx_oto.partition(gm).zero_(0.5, torch.Generator().manual_seed(0))
+    small = fx_oto.compress(gm)
+    result = fx_oto.write_back(small, model)
+    assert not report_of(result).graphs
+    assert (model.config.heads, result.config.heads, result.config["heads"]) == (4, 2, 2)
+    torch.testing.assert_close(result(TOKENS), small.eval()(TOKENS))
 
 
 def test_modules_that_want_other_values_get_a_configuration_of_their_own():

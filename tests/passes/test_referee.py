@@ -297,6 +297,51 @@ def test_a_buffer_of_another_form_is_named():
     assert net.count.shape == (3,)
 
 
+class Stateful(nn.Module):
+    """Computes with what its calls have left, in one of several places."""
+
+    def __init__(self, place):
+        super().__init__()
+        self.a, self.b, self.place, self.state, self.pair = nn.Linear(4, 8), nn.Linear(8, 3), place, None, (1, 2)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x):
+        h = self.a(x).relu()
+        if self.training:
+            self.steps += 1
+            self.state = h.detach().mean(0)
+            self.pair = (h.detach().mean(0), 2)
+        if self.place == "a buffer that code asks":
+            return self.b(h) * (0.5 if self.steps.item() == 0 else 1.0)
+        if self.place == "a tensor":
+            return self.b(h if self.state is None else h + self.state)
+        return self.b(h * self.pair[0])
+
+
+STATES = {
+    "a buffer that code asks": r"its graph, which decides as it did then, refuses .* captured where this was ",
+    "a tensor": r"'state' was None and is of class Tensor",
+    "a tuple": r"'pair' was \(1, 2\) and is of class tuple",
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*can(not)? be captured:fx_oto.FxOtoWarning")
+@pytest.mark.filterwarnings("ignore:the model (sets|computes with):fx_oto.FxOtoWarning")
+@pytest.mark.parametrize("place", STATES)
+def test_what_calls_have_left_since_is_named(place, monkeypatch):
+    monkeypatch.delenv("FX_OTO_VERIFY")  # which runs the graph before verification does
+    net = Stateful(place)
+    gm = fx_oto.prepare(net.eval(), X)
+    net.train()(X)
+    fx_oto.partition(gm).zero_(0.5)
+    with pytest.raises(fx_oto.VerificationError, match=STATES[place]) as found:
+        fx_oto.compress(gm)
+    assert str(found.value).endswith("prepare the model as it is now")
+    again = fx_oto.prepare(net.eval(), X)
+    fx_oto.partition(again).zero_(0.5)
+    torch.testing.assert_close(fx_oto.compress(again).eval()(X), net.eval()(X))
+
+
 @pytest.mark.parametrize("change", ["parametrized", "replaced"])
 @pytest.mark.parametrize("asked", ["zero_", "zeros", "compress"])
 def test_a_parameter_that_is_gone_is_named(change, asked):
