@@ -137,7 +137,7 @@ class Evaluator(Writer):
             if not (is_call and same and op_name(one) in _READING and list(map(len, inputs)) == [1, 1]):
                 return False
             ((one,), (other,)) = inputs
-        written = {storage_of(tensor) for tensor in self._written()}
+        written = {storage_of(tensor) for _, tensor in self._written()}
         return all(storage_of(tensor) not in written for tensor in tensor_leaves(one.meta.get("val")))
 
     @cached_property
