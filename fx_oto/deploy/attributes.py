@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -95,12 +96,17 @@ class Attributes:
         if len(place.steps) > _DEEPEST or not holds_numbers(value):
             return value
         if isinstance(value, tuple | list):
-            return _of_parts(value, [self._planted(one, _inside(place, i)) for i, one in enumerate(value)])
-        other = shallow_copy(value)
+            parts = [self._planted(one, _inside(place, i)) for i, one in enumerate(value)]
+            return value if all(map(operator.is_, parts, value)) else _of_parts(value, parts)  # hooks may hold it
         if isinstance(value, dict):  # of any class, which may let code read its items as attributes
-            for key, one in value.items():
-                other[key] = self._planted(one, _inside(place, key))
+            items = {key: self._planted(one, _inside(place, key)) for key, one in value.items()}
+            if all(map(operator.is_, items.values(), value.values())):
+                return value
+            other = shallow_copy(value)
+            for key, one in items.items():
+                other[key] = one
             return other
+        other = shallow_copy(value)
         for name, one in vars(value).items():
             other.__dict__[name] = self._planted(one, _inside(place, name))
         return other

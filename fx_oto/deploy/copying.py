@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import CellType, FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from fx_oto.core.context import Context
 from fx_oto.core.errors import InputError
-from fx_oto.core.fx_utils import clone_module, deep_copy
+from fx_oto.core.fx_utils import clone_module, deep_copy, tensor_leaves
 from fx_oto.core.parameters import parameter_like
 from fx_oto.nn.attention import FewerHeads
 from fx_oto.nn.norms import GroupNormOver, LayerNormOver, RMSNormOver
@@ -44,13 +45,36 @@ def copied_over(model: nn.Module, tensors: dict[int, Tensor]) -> nn.Module:
     Raises:
         InputError: the model holds what cannot be copied.
     """
+    memo: dict[int, Any] = {**_left_by_calls(model), **tensors}
     try:
-        return deep_copy(model, dict(tensors))
+        new = deep_copy(model, memo)
     except Exception as error:
         raise InputError(
             f"write_back returns a copy of the model, but copy.deepcopy({type(model).__name__}) fails "
             f"({type(error).__name__}: {error}): take off the model what cannot be copied"
         ) from error
+    for module in new.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            hooks.update((key, _closed_over(hook, memo)) for key, hook in hooks.items())
+    return new
+
+
+def _left_by_calls(model: nn.Module) -> dict[int, Tensor]:
+    """Tensors with a history in the containers of modules, as of features that hooks collect, without it, by ``id``."""
+    held = [
+        value for module in model.modules() for value in vars(module).values() if type(value) in (dict, list, tuple)
+    ]
+    return {id(one): one.detach() for one in tensor_leaves(held) if not one.is_leaf}
+
+
+def _closed_over(hook: Any, memo: Mapping[int, Any]) -> Any:
+    """A hook that is a function in a function, which speaks of the copies in the place of what was copied."""
+    if not isinstance(hook, FunctionType) or not hook.__closure__:
+        return hook
+    cells = [CellType(memo.get(id(cell.cell_contents), cell.cell_contents)) for cell in hook.__closure__]
+    new = FunctionType(hook.__code__, hook.__globals__, hook.__name__, hook.__defaults__, tuple(cells))
+    new.__kwdefaults__, new.__dict__ = hook.__kwdefaults__, dict(hook.__dict__)
+    return new
 
 
 def widened(module: _Module) -> _Module:

@@ -660,3 +660,43 @@ def test_what_code_notes_on_parameters_is_kept():
         assert noted == {**expected, "2.bias": {"_optim": expected["2.bias"]}}
         small.get_parameter("2.bias")._optim["steps"].append(3)
         assert net[2].bias._optim == expected["2.bias"]
+
+
+class Collecting(nn.Module):
+    """Reads what hooks have collected, functions that speak of the model, or of a list of its own."""
+
+    def __init__(self, in_dictionary):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU())
+        self.head, self.found, self.in_dictionary = nn.Linear(16, 3), {} if in_dictionary else [], in_dictionary
+        found = self.found
+        for name in ("1", "3"):
+            self.layers.get_submodule(name).register_forward_hook(
+                self.keeping(name) if in_dictionary else lambda module, args, output: found.append(output)
+            )
+
+    def keeping(self, name):
+        def keep(module, args, output):
+            self.found[name] = output
+
+        return keep
+
+    def forward(self, x):
+        self.found.clear()
+        self.layers(x)
+        return self.head(torch.cat(list(self.found.values() if self.in_dictionary else self.found), -1))
+
+
+@pytest.mark.parametrize("in_dictionary", [False, True])
+def test_hooks_speak_of_the_copy(in_dictionary):
+    model = randomise(Collecting(in_dictionary).eval()).double()
+    x = torch.randn(4, 6, dtype=torch.float64)
+    gm = fx_oto.prepare(model, x)
+    model(x).sum().backward()  # which leaves tensors with a history
+    fx_oto.partition(gm).zero_(0.5, torch.Generator().manual_seed(0))
+    small = fx_oto.compress(gm).eval()
+    left = list(model.found)
+    result = fx_oto.write_back(small, model)
+    torch.testing.assert_close(result(x + 1), small(x + 1))
+    assert result.head.in_features == 8
+    assert list(model.found) == left
