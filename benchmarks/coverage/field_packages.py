@@ -13,8 +13,10 @@ from importlib import import_module
 from typing import Any
 
 import torch
+from attention_packages import ATTENTIONS
 from making import Make, Told, called_with, dense, dice_of, first_of, many, named, on_images
 from networks import Call
+from science_packages import SCIENCES
 from sequence_packages import SEQUENCES
 from torch import Tensor, nn
 
@@ -202,4 +204,4 @@ OTHERS: dict[str, tuple[str, dict[str, Make]]] = {
         },
     ),
 }
-FIELDS = SEQUENCES | OTHERS
+FIELDS = SEQUENCES | OTHERS | ATTENTIONS | SCIENCES

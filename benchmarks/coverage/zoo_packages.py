@@ -6,8 +6,8 @@
         denoising-diffusion-pytorch vector-quantize-pytorch g-mlp-pytorch mlp-mixer-pytorch facenet-pytorch \
         pretrainedmodels asteroid tsai braindecode torchaudio openunmix lpips pytorchvideo compressai
 
-Others: ``sequence_packages``, ``field_packages``. Those that are not installed are left out. What they import besides
-torch must be there, too.
+Others: the other files named ``…_packages``. Those that are not installed are left out. What they import besides torch
+must be there, too.
 """
 
 from __future__ import annotations

@@ -94,6 +94,7 @@ class _Closure:
     def __init__(self, atoms: Atoms, frozen: list[tuple[Tensor, Reason]]) -> None:
         self.atoms, self.frozen = atoms, frozen
         self.rectangles: list[Tensor] = []
+        self.crossings: dict[tuple[int, ...], list[Crossing]] = {}
         # The same classes, but all that is frozen is one, to which one more atom belongs: so no union makes it
         # necessary to look at all atoms again, of which a large network has millions and unions by the thousand.
         self._classes = atoms.copy()
@@ -113,6 +114,8 @@ class _Closure:
         crossings = [one for one in obligations if isinstance(one, Crossing)]
         rectangles += [crossing.grid for crossing in crossings]
         self.rectangles = list({id(labels): labels for labels in rectangles}.values())
+        for crossing in crossings:
+            self.crossings.setdefault(_atoms_of(crossing.grid), []).append(crossing)
         self._firsts = torch.tensor([int(labels[(0,) * labels.ndim]) for labels in self.rectangles], dtype=torch.int64)
         # Crossings last: they ask which axis of their grid has survived. Each is met once, for what varies along one
         # axis only still does after any other union. A grid (2, 4) was left its 4 columns; then a stack of its first
@@ -157,9 +160,15 @@ class _Closure:
         # what is frozen counts as nothing left. Not the count alone, though: of queries, keys and values in one
         # projection, (3, 4, 8), something must be left of each of the three (``_leaves_parts``), or the compact model
         # would split a tensor that holds only two. Of equals the last axis: parts come before the widths of parts.
-        options = [[(labels, labels.narrow(axis, 0, 1)) for axis in axes if axis != keep] for keep in reversed(axes)]
-        parts = self._parts(labels)
-        for union in max(options, key=lambda unions: (self._leaves_parts(unions, parts), self._count(unions))):
+        # What crosses the grid along the axis that survives goes with it: where that is an output, nothing is left.
+        options = {keep: [(labels, labels.narrow(axis, 0, 1)) for axis in axes if axis != keep] for keep in axes[::-1]}
+        parts, crossings = self._parts(labels), self.crossings.get(_atoms_of(labels), [])
+
+        def left(keep: int) -> tuple[bool, int]:
+            ties = [(one.grid, one.thin) for one in crossings if _is_along(one, labels, keep)]
+            return self._leaves_parts(options[keep], parts), self._count(options[keep] + ties)
+
+        for union in options[max(options, key=left)]:
             self._unite(*union)
 
     def _parts(self, labels: Tensor) -> list[Tensor]:
@@ -220,3 +229,18 @@ class _Closure:
         for left, right in zip(parts[::2], parts[1::2], strict=True):
             trial.unite(left, right)
         return names, trial.find(stand_ins)
+
+
+def _atoms_of(grid: Tensor) -> tuple[int, ...]:
+    """What grids of the same atoms have in common, however their dimensions lie."""
+    return int(grid.min()), int(grid.max()), grid.numel()
+
+
+def _is_along(crossing: Crossing, labels: Tensor, axis: int) -> bool:
+    """Whether what crosses a grid, of which these are the atoms as well, varies along this axis of them."""
+    lines = (_first_line(crossing.grid, varying(crossing.thin)), _first_line(labels, (axis,)))
+    return torch.equal(*(line.sort().values for line in lines))
+
+
+def _first_line(grid: Tensor, dims: Sequence[int]) -> Tensor:
+    return grid[tuple(slice(None) if dim in dims else 0 for dim in range(grid.ndim))].reshape(-1)

@@ -20,7 +20,7 @@ from fx_oto.analysis.closure import Crossing, Grouped, Obligation, Rectangle
 from fx_oto.analysis.constants import Constants
 from fx_oto.analysis.dependencies import ADJUSTABLE, Adjustment, NodeValues, Reason, Said, Work, Worth
 from fx_oto.analysis.heads import before_products
-from fx_oto.analysis.labels import ZERO, Layer, Region, worth_along
+from fx_oto.analysis.labels import ZERO, Layer, Region, laid_along, worth_along
 from fx_oto.analysis.sizes import SizesRead
 from fx_oto.analysis.tape import OpCall, Tape
 from fx_oto.analysis.values import Values
@@ -368,6 +368,14 @@ class Propagation:
                 self.unite(labels, labels.narrow(dim, 0, 1))
                 labels = labels.narrow(dim, 0, 1)
         return Layer(labels, worth_along(layer.removed, keep))
+
+    def rows_of(self, grid: Layer, dim: int) -> Layer:
+        """A layer of its own along one dimension of a grid, which goes with the grid if that axis of it survives."""
+        first = grid.labels.movedim(dim, 0).flatten(1)[:, 0]
+        kinds, which = first.unique(return_inverse=True)  # (B * 6, 16): the 6 rows of each example are the same
+        rows = laid_along(self.atoms.fresh(len(kinds))[which], dim, grid.labels.ndim)
+        self.crossing(grid.labels, rows)
+        return Layer(rows, worth_along(grid.removed, {dim}))
 
     def narrow(self, layers: Iterable[Layer], dims: Collection[int], why: str) -> list[Layer]:
         """``narrow_to`` for several layers, without those that do not vary along ``dims``."""

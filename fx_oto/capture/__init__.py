@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import MethodType
 from typing import Any
 
 import torch
@@ -139,6 +140,13 @@ def _check(model: Any) -> None:
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise InputError(f"{name} is not initialised yet: run the model once on example inputs, then prepare it")
+    for path, module in model.named_modules():
+        for name in (*module._modules, *module._parameters, *module._buffers):
+            if isinstance(getattr(module, name, None), MethodType):
+                raise TraceError(
+                    f"{name!r} of {path or 'the model'} ({type(module).__name__}) is registered under the name of a "
+                    "method, which is found in its place: give it another name"
+                )
 
 
 def _found(given: Any) -> str:

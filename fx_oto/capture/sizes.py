@@ -163,8 +163,8 @@ class Sizes:
         for size in group.others():
             if (others := self._captured(group, size)) is None:
                 continue
-            if self._is_same(trial, others, group, size):
-                self._others[group] = others
+            if same := self._same(trial, others, group, size):
+                self._others[group] = same
                 unsure = any(one.rounds or (trial.taken is None and one.guesses) for one in self._comparisons)
                 # Nobody knows what becomes of plain numbers: range(len(x) // 2) is as long for 2 examples as for 3.
                 unsure = unsure or (trial.taken is None and any(run.events for run in self._runs))
@@ -181,7 +181,7 @@ class Sizes:
         if trial.taken is not None and self._handed and group.elements(self._inputs, far) <= _MOST_ELEMENTS:
             others = self._captured(group, far)
             if others is not None:
-                self._is_same(trial, others, group, far)
+                self._same(trial, others, group, far)
         if trial.taken is not None and group.size > 1:
             self._look_below(group)
         return trial
@@ -206,7 +206,7 @@ class Sizes:
         """Change dimensions that are alike one by one: a plain number may follow the height, the width, or both."""
         for one in group.apart()[:-1]:
             others = self._captured(one, size)
-            if others is not None and not self._is_same(trial, others, one, size):
+            if others is not None and not self._same(trial, others, one, size):
                 break
 
     def _captured(self, group: Group, size: int) -> list[CaptureRun] | None:
@@ -228,20 +228,30 @@ class Sizes:
             return asks_values(error.__cause__)  # nobody knows
         return True
 
-    def _is_same(self, trial: _Trial, others: list[CaptureRun], group: Group, size: int) -> bool:
-        """Whether captures at another size are the same; what differs is noted."""
+    def _same(self, trial: _Trial, others: list[CaptureRun], group: Group, size: int) -> list[CaptureRun]:
+        """Captures at another size, if they are the same; none if something differs, which is noted."""
         found = self._compare(others, group, size)
+        # Code that decides by a size may remember what it decided, as plans of contractions are kept by their sizes: of
+        # two sizes, the model may have met one before. By the second capture it has met both.
+        if found is not None and self._lengths(others) != self._lengths(self._runs):
+            again = self._captured(group, size)
+            if again is not None and self._lengths(again) != self._lengths(others):
+                others, found = again, self._compare(again, group, size)
         if found is None:
             decisions = [decision for one in self._comparisons for decision in one.decisions]
             trial.difference = decisions[0] if decisions else trial.difference
             trial.note(decisions)
-            return True
+            return others
         trial.difference, trial.differed = trial.difference or found, (others, size)
         trial.note([found])
         trial.decides = found.is_checked  # perhaps otherwise at another size
         if not trial.decides:
             trial.taken = None
-        return False
+        return []
+
+    @staticmethod
+    def _lengths(runs: list[CaptureRun]) -> list[int]:
+        return [len(run.graph.nodes) for run in runs]
 
     def _apart(self, group: Group, trial: _Trial) -> list[InputSize]:
         """Each dimension alone, where that explains how all together differ, as areas do; else nothing."""

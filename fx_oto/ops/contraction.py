@@ -115,10 +115,13 @@ def contract(
     """
     letters = result + "".join(letter for letter in dict.fromkeys("".join(terms)) if letter not in result)
     lifted = [lift(p, side, term, letters, len(result)) for side, term in zip(sides, terms, strict=True)]
-    product = combine(p, lifted, len(letters), times, may_cross=False)
+    weighted = any(side.weight for side in sides)
+    product = combine(p, lifted, len(letters), times, may_cross=weighted)
     pairs = zip(sides, lifted, strict=True)
     columns = [layer for side, one in pairs if side.weight and can_be_zero(p, side) for layer in one.layers]
-    return [total for layer in product if (total := _sum_out(p, layer, lifted[0], columns, len(result), foldable))]
+    kept, left = len(result), lifted[0]
+    totals = [_sum_out(p, layer, left, columns, kept, foldable, may_wait=weighted) for layer in product]
+    return [total for total in totals if total is not None]
 
 
 def can_be_zero(p: Propagation, side: Operand) -> bool:
@@ -155,14 +158,17 @@ def times(values: list[Tensor]) -> Tensor:
 
 
 def _sum_out(
-    p: Propagation, layer: Layer, left: Operand, columns: Sequence[Layer], kept: int, foldable: bool
+    p: Propagation, layer: Layer, left: Operand, columns: Sequence[Layer], kept: int, foldable: bool, *, may_wait: bool
 ) -> Layer | None:
     """Sum over the dimensions from ``kept`` on."""
     survives = [dim for dim in layer.dims if dim < kept]
     if not survives:
         _consume(p, layer, left, columns, foldable)
         return None
-    narrowed = p.narrow_to(layer, survives, "")
+    # y (N, 6, 16) times the weight (3, 16) of nn.Linear: of the grid (6, 16) rows may go, with those of the result, or
+    # columns, with those of the weight, which takes nothing from a sum. Nobody knows yet which.
+    waits = may_wait and len(layer.dims) > len(survives) == 1 and bool((layer.removed == 0).all())
+    narrowed = p.rows_of(layer, survives[0]) if waits else p.narrow_to(layer, survives, "")
     assert narrowed is not None
     removed = zero_stays(narrowed.removed)
     shape = narrowed.labels.shape[:kept]

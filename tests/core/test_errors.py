@@ -307,6 +307,27 @@ def test_lazy_parameters():
         fx_oto.prepare(nn.Sequential(nn.LazyConv2d(8, 3), nn.ReLU()), IMAGE)
 
 
+@pytest.mark.parametrize("name", ["parameters", "half", "describe"])
+@pytest.mark.parametrize("registered", [nn.ParameterList([torch.ones(8)]), nn.Linear(8, 8)], ids=type)
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_is_registered_under_the_name_of_a_method(name, registered, inside):
+    class Shadowed(nn.Module):
+        def describe(self):
+            return "a scale"
+
+        def forward(self, x):
+            found = self._modules[name]
+            return found(x) if isinstance(found, nn.Linear) else x * found[0]
+
+    net = Shadowed()
+    setattr(net, name, registered)
+    whole = nn.Sequential(nn.Linear(4, 8), net, nn.Linear(8, 2)) if inside else net
+    with pytest.raises(
+        fx_oto.TraceError, match=rf"'{name}' of {'1' if inside else 'the model'} \(Shadowed\) is registered"
+    ):
+        fx_oto.prepare(whole, torch.randn(2, 4 if inside else 8))
+
+
 def test_settings_of_training_without_training(net):
     gm = fx_oto.prepare(net, IMAGE)
     with pytest.raises(fx_oto.SettingsError, match=r"without train=…, .* so lr, example_inputs cannot be used"):

@@ -17,6 +17,7 @@ from fx_oto.analysis.labels import UNKNOWN, Layer, Region, compress, laid_along,
 from fx_oto.analysis.sizes import PLACE
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import op_name
+from fx_oto.ops.movement.grids import Move, continue_region, is_grid, is_one_line, open_region
 
 __all__ = [
     "as_complex",
@@ -36,7 +37,6 @@ __all__ = [
 ]
 
 _Rule = TypeVar("_Rule", bound=Callable[[OpCall, Propagation], None])
-Move = Callable[[Tensor], list[Tensor]]
 # Ops that take no size, so that code around them which slicing cannot rewrite may still call them.
 _SIZE_FREE = {"aten::permute", "aten::transpose.int", "aten::t", "aten::unsqueeze", "aten::squeeze.dim", "aten::alias"}
 
@@ -123,23 +123,34 @@ def follow(call: OpCall, p: Propagation, source: Tensor, move: Move) -> None:
         return
     if not p.rewritable and call.func.name() not in _SIZE_FREE and not _stays_as_it_is(call, p, source):
         p.freeze_value(source, "it is reshaped inside an opaque function, into which slicing does not see")
-    # (N, 16) becomes (N, 4, 4) by a view: what was a line of 16 labels is a grid of 4 by 4, of which no single label
-    # can go without leaving a hole. But where it becomes (N, 16) again, in another order, the ops between merely
-    # shuffle, and any label can go: a region begins where the grid does, and slicing replaces it by one selection.
-    # A grid that another op reads, such as attention, loses rows or columns instead.
-    region = p.region(source)
-    results = [carried(layer, move, len(call.outputs)) for layer in layers]
-    if region is None and any(
-        len(layer.dims) == 1 and _is_grid(result) for layer, result in zip(layers, results, strict=True)
-    ):
-        region, layers = _open_region(p, source, layers, results)
-        results = [carried(layer, move, len(call.outputs)) for layer in layers]
+    region, results = _in_region(p, source, layers, move, len(call.outputs))
     moved = [carried(layer, move, len(call.outputs)) for layer in region.coordinates] if region else []
     for i, out in enumerate(call.outputs):
         p.put(out, _of_their_own(p, [result[i] for result in results]))
         if region is not None:
             now = replace(region, coordinates=tuple(result[i] for result in moved))
-            _continue_region(p, source, out, now)
+            continue_region(p, source, out, now)
+
+
+def _in_region(
+    p: Propagation, source: Tensor, layers: Sequence[Layer], move: Move, count: int
+) -> tuple[Region | None, list[list[Layer]]]:
+    """The region that a movement belongs to, perhaps one that begins here, and where it brings labels."""
+    # (N, 16) becomes (N, 4, 4) by a view: what was a line of 16 labels is a grid of 4 by 4, of which no single label
+    # can go without leaving a hole. But where it becomes (N, 16) again, in another order, the ops between merely
+    # shuffle, and any label can go: a region begins where the grid does, and slicing replaces it by one selection.
+    # A grid that another op reads, such as attention, loses rows or columns instead.
+    region = p.region(source)
+    results = [carried(layer, move, count) for layer in layers]
+    split = [place for place, layer in enumerate(layers) if len(layer.dims) == 1 and is_grid(results[place])]
+    if region is not None or not split:
+        return region, results
+    if is_one_line(layers[split[0]], results[split[0]], move):
+        region, layers = open_region(p, source, layers, split[0])
+        return region, [carried(layer, move, count) for layer in layers]
+    for grid in (layer for place in split for layer in results[place]):
+        p.rectangle(grid.labels)
+    return None, results
 
 
 def _stays_as_it_is(call: OpCall, p: Propagation, source: Tensor) -> bool:
@@ -184,40 +195,6 @@ def carried(layer: Layer, move: Move, count: int) -> list[Layer]:
     if layer.removed.numel() > 1:
         return [Layer(*pair) for pair in zip(labels, move(layer.removed), strict=True)]
     return [Layer(moved, layer.removed.reshape((1,) * moved.ndim)) for moved in labels[:count]]
-
-
-def _is_grid(results: list[Layer]) -> bool:
-    return any(len(layer.dims) > 1 for layer in results)
-
-
-def _open_region(
-    p: Propagation, source: Tensor, layers: Sequence[Layer], results: list[list[Layer]]
-) -> tuple[Region, list[Layer]]:
-    """Give the split dimension fresh atoms, so that each index can be told from every other."""
-    chosen = next(i for i, layer in enumerate(layers) if len(layer.dims) == 1 and _is_grid(results[i]))
-    layer = layers[chosen]
-    dim = layer.dims[0]
-    atoms = p.atoms.fresh(source.size(dim))
-    fresh = atoms.view(layer.labels.shape)
-    p.unite(fresh, layer.labels)
-    renamed = [Layer(fresh, layer.removed) if i == chosen else other for i, other in enumerate(layers)]
-    return Region.begin(source, dim, atoms), renamed
-
-
-def _continue_region(p: Propagation, source: Tensor, out: Tensor, region: Region) -> None:
-    # Still a grid: the region goes on. A line of the length at the beginning: it ends, and is a selection. A line of
-    # another length, such as after a part was taken: what was removed must have left rectangles all the way.
-    inside = [layer for layer in p.layers(out) if region.holds(layer)]
-    if any(len(layer.dims) > 1 for layer in inside):
-        p.put_region(out, region)
-        return
-    if inside and region.ends_in(out):
-        positions = inside[0].labels.reshape(-1) - region.atoms[0]
-        p.put_gather(out, region.entry, region.dim, positions)
-        return
-    for layer in (*p.layers(source), *inside):
-        if region.holds(layer):
-            p.rectangle(layer.labels)
 
 
 # What expands inside, to a size that no argument says, so that slicing cannot rewrite it.
