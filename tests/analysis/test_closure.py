@@ -176,12 +176,12 @@ def test_a_grid_that_only_goes_as_one_takes_the_line_with_it(s):
     assert s.classes(torch.cat([grid, line])) == "aaaa aaaa aaaa"
 
 
-def test_a_line_that_is_kept_whole_keeps_all_columns(s):
+def test_a_line_that_is_kept_whole_keeps_all_columns_and_rows_go(s):
     grid, line = s.grid(2, 4), s.grid(1, 4)
     s.freeze(line)
     s.settle(Crossing(grid, line, WHY))
-    assert s.classes(grid) == "---- ----"
-    assert s.reasons(grid) == {WHY}
+    assert s.classes(grid) == "aaaa bbbb"
+    assert not s.reasons(grid)
 
 
 def test_a_line_that_is_kept_whole_leaves_the_other_axis_alone(s):
