@@ -600,7 +600,7 @@ def test_what_others_have_put_on_the_model_since_is_left_out_and_left_on(wrap, n
         torch.testing.assert_close(result(inputs), plain(inputs), rtol=1e-4, atol=1e-5)
     else:
         assert [*map(has_own_forward, result.modules())][:2] == [*map(has_own_forward, model.modules())][:2]
-        torch.testing.assert_close(result(inputs), model(inputs), rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(result(inputs), model(inputs), rtol=5e-2, atol=1e-1)  # in bfloat16
 
 
 def test_a_model_with_other_weights_is_told():
