@@ -88,6 +88,36 @@ def test_a_grid_of_what_unbind_gives(shape):
     assert found.zigs == 14
 
 
+class DownAndUp(nn.Module):
+    """Space to depth and depth to space, with layers between, as einops has them: half a size times 2 is the size."""
+
+    def __init__(self, up=(2, 2)):
+        super().__init__()
+        self.stem, self.down, self.mid, self.head, self.up = *_convolutions(3, 8, 32, 12), nn.Conv2d(8, 3, 1), up
+        self.to_up = nn.Conv2d(12, 8 * up[0] * up[1], 1)
+
+    def forward(self, x):
+        y = self.stem(x).relu()
+        b, c, h, w = y.shape
+        y = y.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(b, c * 4, h // 2, w // 2)
+        y = self.to_up(self.mid(self.down(y).relu()).relu())
+        b, c, h, w = y.shape
+        p, q = self.up
+        y = y.reshape(b, c // (p * q), p, q, h, w).permute(0, 1, 4, 2, 5, 3)
+        return self.head(y.reshape(b, c // (p * q), h * p, w * q).tanh())
+
+
+def _convolutions(channels, stem, down, mid):
+    return nn.Conv2d(channels, stem, 3, padding=1), nn.Conv2d(down, mid, 1), nn.Conv2d(mid, mid, 3, padding=1)
+
+
+@pytest.mark.parametrize("up", [(2, 2), (1, 3), (4, 2)], ids=str)
+@pytest.mark.parametrize("size", [(8, 8), (4, 12)], ids=str)
+def test_half_a_size_is_a_whole_number(size, up):
+    found = holds(DownAndUp(up), torch.randn(2, 3, *size), [torch.randn(1, 3, 12, 6)])
+    assert found.zigs == 8 + 12 + 12 + 8
+
+
 @pytest.mark.parametrize("name", IMAGES_SPELLED_OUT)
 def test_sizes_that_code_spells_out_are_checked(name):
     """What tutorials do: the channels go, and on larger images, which would be mixed up, the graph says so."""

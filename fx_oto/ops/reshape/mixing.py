@@ -8,7 +8,7 @@ images another mix of channels is in a row. Where it becomes ``(B, -1)``, each r
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import takewhile
@@ -69,10 +69,13 @@ class _Size:
 
     def pinned(self, names: Sequence[Any]) -> _Size:
         """The same where some symbols are numbers."""
-        number = math.prod(
-            (Fraction(name) ** self.powers[name] for name in names if name in self.powers), start=self.number
-        )
-        return _Size(number, {name: power for name, power in self.powers.items() if name not in names})
+        rest = {name: power for name, power in self.powers.items() if name not in names}
+        return _Size(self.in_steps({name: name for name in names}).number, rest)
+
+    def in_steps(self, steps: Mapping[Any, int]) -> _Size:
+        """The same where some symbols stand for so many of themselves."""
+        factors = (Fraction(steps.get(name, 1)) ** power for name, power in self.powers.items())
+        return replace(self, number=math.prod(factors, start=self.number))
 
 
 def _product(sizes: Sequence[_Size]) -> _Size:
@@ -95,9 +98,12 @@ def cut_moves(call: OpCall, p: Propagation, layer: Layer) -> bool | None:
     new = _given(p, node, sizes, known)
     if new is None:
         return None
-    if pinned := list((_product(sizes) / _product(new)).powers):  # torch refuses inputs for which they are others
-        old = [[one.pinned(pinned) for one in parts] for parts in old]
-        sizes, new = ([one.pinned(pinned) for one in some] for some in (sizes, new))
+    # Torch refuses inputs for which those are others that are on one side alone. And of (B, 16, H / 2, 2, W), which
+    # becomes (B, 16, H, W), H is even, for each size is a whole number.
+    pinned = list((_product(sizes) / _product(new)).powers)
+    steps = _steps([one.pinned(pinned) for one in sizes])
+    old = [[one.pinned(pinned).in_steps(steps) for one in parts] for parts in old]
+    sizes, new = ([one.pinned(pinned).in_steps(steps) for one in some] for some in (sizes, new))
     # (B, 16, H, W) to (B, -1): B is the same on both sides, so what is left is (16, H, W) to (-1): its one cut, after
     # all of them, falls where the channels end.
     alike = takewhile(lambda pair: pair[0] == pair[1], zip(sizes[:-1], new[:-1], strict=False))
@@ -109,6 +115,16 @@ def cut_moves(call: OpCall, p: Propagation, layer: Layer) -> bool | None:
         _, length, after = old[dim] if len(old[dim]) == 3 else (_Size(), sizes[dim], _Size())
         found.append(_moves(after * _product(sizes[dim + 1 :]), length, tails, known))
     return True if True in found else None if None in found else False
+
+
+def _steps(sizes: Sequence[_Size]) -> dict[Any, int]:
+    """How many of it a symbol stands for, where parts of it are sizes."""
+    steps: dict[Any, int] = {}
+    for size in sizes:
+        if list(size.powers.values()) == [1]:
+            (name,) = size.powers
+            steps[name] = math.lcm(steps.get(name, 1), size.number.denominator)
+    return steps
 
 
 def spelled_out(node: Node, dims: int = 1) -> set[int]:
