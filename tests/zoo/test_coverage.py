@@ -1,4 +1,4 @@
-"""What the coverage benchmark found exact stays exact: all takes hours (-m slow -k resnet chooses), these minutes."""
+"""What the coverage benchmark found exact stays exact and small: all takes hours (-m slow -k resnet), these minutes."""
 
 from __future__ import annotations
 
@@ -47,11 +47,12 @@ def exact(zoo):
     for name in records:
         if records[name].get("status") == "exact":
             fast = any(fnmatchcase(name, pattern) for pattern in FAST[zoo])
-            yield pytest.param(zoo, name, id=f"{zoo}-{name}", marks=() if fast else pytest.mark.slow)
+            left = records[name]["params_left"]
+            yield pytest.param(zoo, name, left, id=f"{zoo}-{name}", marks=() if fast else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("zoo", "name"), [parameter for zoo in ZOOS for parameter in exact(zoo)])
-def test_stays_exact(zoo, name, monkeypatch):
+@pytest.mark.parametrize(("zoo", "name", "left"), [parameter for zoo in ZOOS for parameter in exact(zoo)])
+def test_stays_exact(zoo, name, left, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(COVERAGE), *sys.path])
     if any(find_spec(library) is None for library in LIBRARIES.get(zoo, (zoo,))):
         pytest.skip("a library of networks is not installed")
@@ -62,6 +63,7 @@ def test_stays_exact(zoo, name, monkeypatch):
         warnings.simplefilter("ignore")  # what libraries warn of themselves
         record = measure(lambda: load(zoo).build(name), lambda stage: None)
     assert record["status"] == "exact", record["reason"]
+    assert record["params_left"] <= left + 0.01  # what could go still can
     assert not record["kernel_taps"]  # along them a kernel slides: no index of theirs means the same everywhere
 
 
