@@ -203,6 +203,8 @@ def record_tape(gm: GraphModule, inputs: ExampleInputs) -> Tape:
                 one.meta["asks_values"] = True  # what it returns depends on the numbers in its inputs
             try:
                 really = _real_values(gm, inputs)
+            except RuleError:
+                raise
             except Exception as refusal:  # such as of inputs of another type
                 raise error from refusal
         else:

@@ -141,7 +141,7 @@ def _check(model: Any) -> None:
         if is_lazy(parameter):
             raise InputError(f"{name} is not initialised yet: run the model once on example inputs, then prepare it")
     for path, module in model.named_modules():
-        for name in (*module._modules, *module._parameters, *module._buffers):
+        for name in (*module._modules.keys(), *module._parameters.keys(), *module._buffers.keys()):
             if isinstance(getattr(module, name, None), MethodType):
                 raise TraceError(
                     f"{name!r} of {path or 'the model'} ({type(module).__name__}) is registered under the name of a "

@@ -85,8 +85,8 @@ class Sizes:
     ) -> None:
         self._model, self._inputs, self._again = model, inputs, again
         runs = list(comparisons)
-        handed = [run for run in runs if run.handed]
-        self._handed, self._runs = bool(handed), handed or runs
+        self._handed = any(run.handed for run in runs)
+        self._runs = [run for run in runs if run.handed or not run.is_plain] or runs
         self._names = names_of(model, inputs)
         self._others: dict[Group, list[CaptureRun]] = {}
         self._comparisons = [comparisons[run] for run in self._runs]

@@ -558,7 +558,7 @@ class Counting(nn.Module):
     """Returns no tensor, but a number that depends on what it is given."""
 
     def forward(self, x):
-        return {"positive": int((x > 0).sum())}
+        return {"positive": len(str(int((x > 0).sum())))}
 
 
 class Counted(nn.Module):
