@@ -581,8 +581,9 @@ def has_own_forward(module):
 )
 @pytest.mark.parametrize("norm", [nn.LayerNorm, OwnLayerNorm])  # whose code becomes a graph
 def test_what_others_have_put_on_the_model_since_is_left_out_and_left_on(wrap, norm):
+    torch.manual_seed(0)  # in bfloat16 numbers may be rounded to either side
     model = randomise(Block(Attention(), norm).eval())
-    inputs = TOKENS.float()
+    inputs = torch.randn(2, 6, 16)
     gm = fx_oto.prepare(model, inputs)
     plain = copy.deepcopy(model)
     wrap(model)
@@ -600,7 +601,7 @@ def test_what_others_have_put_on_the_model_since_is_left_out_and_left_on(wrap, n
         torch.testing.assert_close(result(inputs), plain(inputs), rtol=1e-4, atol=1e-5)
     else:
         assert [*map(has_own_forward, result.modules())][:2] == [*map(has_own_forward, model.modules())][:2]
-        torch.testing.assert_close(result(inputs), model(inputs), rtol=5e-2, atol=1e-1)  # in bfloat16
+        torch.testing.assert_close(result(inputs), model(inputs), rtol=1e-2, atol=1e-2)
 
 
 def test_a_model_with_other_weights_is_told():
