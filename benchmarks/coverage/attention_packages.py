@@ -55,6 +55,8 @@ def _clip(batch: int, seed: int) -> Call:
     return (*tokens(12, batch, seed)[0], *dense((3, 32, 32), batch, seed)[0]), {}
 
 
+# Of U-nets.
+_STAGES = {"dim_mults": (1, 2, 4), "num_blocks_per_stage": (1, 1, 1), "num_self_attn_per_stage": (0, 0, 1)}
 _CLIP = {"dim_text": 48, "dim_image": 48, "dim_latent": 32, "num_text_tokens": TOKENS, "text_seq_len": 12}
 _CLIP |= {"visual_image_size": 32, "visual_patch_size": 8, "visual_patch_dropout": 0.0, "text_enc_depth": 2}
 _CLIP |= {"text_heads": 3, "text_dim_head": 16, "visual_enc_depth": 2, "visual_heads": 3, "visual_dim_head": 16}
@@ -253,30 +255,13 @@ ATTENTIONS: dict[str, tuple[str, dict[str, Make]]] = {
         "x_unet",
         {
             "XUnet": on_images(
-                named(
-                    "XUnet",
-                    16,
-                    dim_mults=(1, 2, 4),
-                    num_blocks_per_stage=(1, 1, 1),
-                    num_self_attn_per_stage=(0, 0, 1),
-                    nested_unet_depths=(2, 1, 0),
-                    nested_unet_dim=8,
-                ),
+                named("XUnet", 16, **_STAGES, nested_unet_depths=(2, 1, 0), nested_unet_dim=8),
                 3,
                 32,
                 32,
             ),
             "XUnet_next": on_images(
-                named(
-                    "XUnet",
-                    16,
-                    dim_mults=(1, 2, 4),
-                    num_blocks_per_stage=(1, 1, 1),
-                    num_self_attn_per_stage=(0, 0, 1),
-                    nested_unet_depths=(0, 0, 0),
-                    use_convnext=True,
-                    weight_standardize=True,
-                ),
+                named("XUnet", 16, **_STAGES, nested_unet_depths=(0, 0, 0), use_convnext=True, weight_standardize=True),
                 3,
                 32,
                 32,

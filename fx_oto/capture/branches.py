@@ -78,7 +78,7 @@ class Branching(Counting):
             raise TraceError("a loop goes on until the values in a tensor say that it ends")
         if (way := self.options.ways.get(site)) is not None:
             if way.text:
-                self.asserts(node, way.answer, way.text)
+                self.asserts(node, way)
             self.is_plain = False
             return way.answer
         if self.options.tried is not None and self.options.tried[0] == site:
@@ -87,7 +87,7 @@ class Branching(Counting):
             answer = found
             self._took(node, answer)
         else:
-            self.undecided = site
+            self.answered = (site, None)
             self.raised = TraceError(ON_VALUES)
             raise self.raised
         self.answered = (site, answer)

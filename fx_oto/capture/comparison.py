@@ -23,6 +23,7 @@ from fx_oto.capture.deciding import may_decide, may_split_otherwise
 from fx_oto.capture.groups import Group
 from fx_oto.capture.writer import Writer
 from fx_oto.core.fx_utils import source_line
+from fx_oto.nn.checks import is_check
 
 __all__ = ["Comparison", "Difference"]
 
@@ -61,7 +62,7 @@ class Difference:
     @property
     def check(self) -> str:
         """What the graph says where this is a decision that it checks; else empty."""
-        checks = [user for user in self.node.users if user.target is torch._assert]
+        checks = [user for user in self.node.users if is_check(user)]
         return str(checks[0].args[1]) if checks else ""
 
     @property

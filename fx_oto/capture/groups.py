@@ -19,6 +19,7 @@ from fx_oto.core.layouts import by_way_of_dense
 __all__ = ["Group", "groups_of", "resized"]
 
 _FAR = 2048
+_MOST_ELEMENTS = 2**23
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,11 @@ class Group:
         """A multiple beyond the lengths in which code cuts its work, such as ``range(0, length, 512)``."""
         return max(2, -(-_FAR // self.size)) * self.size
 
-    def elements(self, inputs: ExampleInputs, size: int) -> int:
+    def can_be(self, size: int, inputs: ExampleInputs) -> bool:
+        """Whether inputs of a size are not too large to be tried."""
+        return self._elements(inputs, size) <= _MOST_ELEMENTS
+
+    def _elements(self, inputs: ExampleInputs, size: int) -> int:
         """How many elements the largest input has at a size."""
         tensors = tree_leaves((inputs.args, inputs.kwargs))
         largest = 0

@@ -14,13 +14,13 @@ from collections import Counter, OrderedDict, UserDict, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
 from torch.fx import Node
 
 from fx_oto.capture.arguments import Arguments, is_none, is_so, length, sorted_keys
 from fx_oto.capture.refusals import unless_refused
 from fx_oto.capture.run import CaptureRun
 from fx_oto.core.context import ExampleInputs
+from fx_oto.nn.checks import is_check
 from fx_oto.nn.modes import says_in_place
 
 __all__ = ["orders_that_matter"]
@@ -117,8 +117,9 @@ def _ends(numbered: dict[Node, int]) -> Counter[int]:
 
 def _in_order(numbered: dict[Node, int]) -> list[int]:
     """What code calls; entries are read, and keys are checked, before it runs."""
-    ours = (*(sorted_keys, length, is_none, is_so), torch._assert, operator.eq)
-    return [number for node, number in numbered.items() if node.target not in ours and not node.meta.get("is_number")]
+    ours = (sorted_keys, length, is_none, is_so, operator.eq)
+    called = (one for one in numbered.items() if not (one[0].target in ours or is_check(one[0])))
+    return [number for node, number in called if not node.meta.get("is_number")]
 
 
 def _writes(node: Node) -> bool:

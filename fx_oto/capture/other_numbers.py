@@ -35,7 +35,6 @@ _ON_OTHER_SIDES: tuple[_Change, ...] = (
     lambda number: 1009 * number + 7,
 )
 _SAME_SIZE = (Group((), 1), 1)
-_MOST_ELEMENTS = 2**23
 
 
 def followed(run: CaptureRun, run_with: _RunWith) -> Comparison | None:
@@ -72,7 +71,7 @@ def _with_others(run: CaptureRun, run_with: _RunWith, change: _Change) -> Captur
     """
     options, read = replace(run.options, other_number=change), {number for number, _ in run.numbers_read}
     sizes = {group: max(change(group.size), 1) for group in groups_of(run.inputs)}
-    sizes = {group: size for group, size in sizes.items() if group.elements(run.inputs, size) <= _MOST_ELEMENTS}
+    sizes = {group: size for group, size in sizes.items() if group.can_be(size, run.inputs)}
     same = {group: size for group, size in sizes.items() if group.size in read}
     # The length of the longest example may only be another one beside other inputs, which it may follow by itself.
     others = [same, *({group: size} for group, size in sizes.items() if size > group.size)]

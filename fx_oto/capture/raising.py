@@ -44,18 +44,21 @@ def way_after(
         options: those of that run.
         run_with: runs the model again.
     """
-    site = refusal.undecided or refusal.answered
-    if refusal.way is not None or site is None:
-        return refusal.way
+    decision = refusal.decision
+    if decision is None:
+        return None
+    if decision.way is not None:
+        return decision.site, decision.way
     found = set[Any]()
     for answer in (True, False):
         try:
-            found.add((None, str(run_with(replace(options, tried=(site, answer))).graph)))
+            found.add((None, str(run_with(replace(options, tried=(decision.site, answer))).graph)))
         except NotCapturedError as error:
-            if error.way is not None and error.way[0] == site:
-                return error.way
-            found.add((error.undecided, error.graph))
-    return (site, Way(True)) if site is refusal.undecided and len(found) == 1 else None
+            then = error.decision
+            if then is not None and then.way is not None and then.site == decision.site:
+                return then.site, then.way
+            found.add(None if then is None else (then.site, then.is_told, then.graph))
+    return None if decision.is_told or len(found) > 1 else (decision.site, Way(True))
 
 
 def is_same_otherwise(run: Sheet, run_with: Callable[[Options], Sheet]) -> bool:

@@ -30,6 +30,7 @@ from fx_oto.core.contents import contents_kept
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import is_random, op_name, source_line, tensor_leaves, tensor_names
 from fx_oto.core.preserve import unwritten
+from fx_oto.nn.checks import is_check
 from fx_oto.nn.modules import is_torchs
 
 __all__ = ["Evaluator", "behind"]
@@ -183,7 +184,7 @@ class Evaluator(Writer):
 
     def decisions_by(self, memory: set[Any]) -> Iterator[str]:
         """What a user should know of checks of numbers that are in such memory."""
-        for check in (node for node in self.graph.nodes if memory and node.target is torch._assert):
+        for check in (node for node in self.graph.nodes if memory and is_check(node)):
             found = [one for one in behind(check, lambda node: node.all_input_nodes) if one.op == "get_attr"]
             names = [
                 str(one.target) for one in found if any(storage_of(t) in memory for t in tensor_leaves(one.meta["val"]))

@@ -23,10 +23,11 @@ from fx_oto.capture.calls import (
 )
 from fx_oto.capture.handing import Handing
 from fx_oto.capture.numbers import Float, Int
+from fx_oto.capture.refusals import Way
 from fx_oto.capture.whole import GradientHook, bound_in
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import last_node, tensor_leaves
-from fx_oto.nn.modes import is_as_told
+from fx_oto.nn.checks import has_truth, raise_unless
 from fx_oto.nn.norms import WholeNorms
 from fx_oto.nn.products import WholeProducts
 from fx_oto.nn.recurrence import WholeRecurrence
@@ -92,12 +93,12 @@ class Recorder(Handing):
         again = partial(self.record, func, name)
         return self.compute_node(node, args, kwargs, partial(self.called, func), last, again=again)
 
-    def asserts(self, node: Node, answer: bool, text: str) -> None:
+    def asserts(self, node: Node, way: Way) -> None:
         """See ``Sheet.asserts``."""
         self.is_plain = False
-        asked = self.create("call_function", is_as_told, (node, answer, text))
+        asked = self.create("call_function", has_truth, (node, way.answer, way.text))
         asked.meta.update(val=True, is_number=True, is_wrapped=True)
-        self.create("call_function", torch._assert, (asked, text)).meta["val"] = None
+        self.create("call_function", raise_unless, (asked, way.text, way.error)).meta["val"] = None
 
     def _turned(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """A tensor that is turned in place is from here on a view of what it was; None where it is the model's own."""

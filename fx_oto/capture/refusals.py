@@ -19,6 +19,7 @@ __all__ = [
     "LAYOUT",
     "ON_VALUES",
     "AskedError",
+    "Decision",
     "NotCapturedError",
     "NotHashedError",
     "RandomError",
@@ -56,10 +57,29 @@ class Way:
     Attributes:
         answer: what code is told.
         text: which error it would raise, and where; empty of code that does the same.
+        error: the class of that error: see ``checks.name_of_error``.
     """
 
     answer: bool
     text: str = ""
+    error: str = "AssertionError"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Where code decided last by a truth value that nobody knows, before it could not be captured.
+
+    Attributes:
+        site: the place.
+        is_told: whether it was given an answer.
+        graph: what was written down until then, if it was not.
+        way: how it goes on, if it has raised an error after the answer.
+    """
+
+    site: Site
+    is_told: bool
+    graph: str = ""
+    way: Way | None = None
 
 
 class NotCapturedError(TraceError):
@@ -72,11 +92,8 @@ class NotCapturedError(TraceError):
         lines: where it is in the ``forward`` of the model, and of the classes of its modules.
         in_training: whether evaluation can be captured as it is.
         selects: whether code does not do the same where nothing was selected.
-        undecided: where code asked for a truth value that nobody knows.
-        answered: where it did so last, and was told something.
-        graph: what was written down until then.
         raises: whether code raised an error by itself.
-        way: where code decided by one to raise an error, and how it does not.
+        decision: what code decided last by a truth value that nobody knows.
     """
 
     def __init__(
@@ -87,11 +104,8 @@ class NotCapturedError(TraceError):
         self.in_training = False
         self.lines: dict[type, int] = {}
         self.selects = False
-        self.undecided: Site | None = None
-        self.answered: Site | None = None
-        self.graph = ""
         self.raises = False
-        self.way: tuple[Site, Way] | None = None
+        self.decision: Decision | None = None
 
 
 class RandomError(NotCapturedError):

@@ -43,7 +43,16 @@ from fx_oto.capture.numbers import Flag
 from fx_oto.capture.opaque import opaque_calls
 from fx_oto.capture.raising import raising_line
 from fx_oto.capture.recorder import Recorder
-from fx_oto.capture.refusals import DRAWS, ON_VALUES, NotCapturedError, NotHashedError, RandomError, Way, told_of
+from fx_oto.capture.refusals import (
+    DRAWS,
+    ON_VALUES,
+    Decision,
+    NotCapturedError,
+    NotHashedError,
+    RandomError,
+    Way,
+    told_of,
+)
 from fx_oto.capture.statements import failed_line
 from fx_oto.capture.subject import depends_on_mode, held_by
 from fx_oto.capture.whole import (
@@ -54,6 +63,7 @@ from fx_oto.capture.whole import (
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import last_node, raised_at
 from fx_oto.core.preserve import Dice, evaluating, forget_parameters, without_backward_hooks
+from fx_oto.nn.checks import name_of_error
 from fx_oto.nn.leaves import LeafOp, leaf_of
 from fx_oto.nn.modules import is_torchs
 
@@ -235,14 +245,13 @@ class CaptureRun(Recorder):
     def _tell_answers(self, refusal: NotCapturedError, error: Exception) -> None:
         """Say where code decided by numbers, and raised an error."""
         line = raising_line(error)
-        refusal.raises, refusal.undecided = bool(line), self.undecided
-        if self.undecided is not None:
-            refusal.graph = str(self.graph)
-        elif self.answered is not None:
-            refusal.answered, answer = self.answered
-            if line:
-                text = f"the model raises {type(error).__name__} at {line}"
-                refusal.way = refusal.answered, Way(not answer, text)
+        refusal.raises = bool(line)
+        if self.answered is None:
+            return
+        site, answer = self.answered
+        text = f"the model raises {type(error).__name__} at {line}"
+        way = Way(not answer, text, name_of_error(error)) if line and answer is not None else None
+        refusal.decision = Decision(site, answer is not None, "" if answer is not None else str(self.graph), way)
 
     def tape(self, gm: GraphModule) -> Tape:
         """The ATen calls, of a module that holds the graph, or of one that is the same; nodes get this run's values."""

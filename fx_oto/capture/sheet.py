@@ -108,8 +108,7 @@ class Sheet(TorchFunctionMode):
         types_asked: nodes that code asked for their types, or tensors that the model holds, and those types.
         types_asked_before: how many of these there were when a node was made, if any.
         branches: nodes that code decided by, and the answer that it was given, for each element of a tensor.
-        answered: where code decided last by what nobody knows, and what it was told.
-        undecided: where it asked for that, and was told nothing.
+        answered: where code decided last by what nobody knows, and what it was told; None if it was told nothing.
         has_tried: whether it was given the answer that is tried: then nothing is kept of what it does.
         counts_rows: whether code was given the plain number of rows that were selected.
         raised: the last error that the run raised into code, which may have caught it and gone on.
@@ -149,8 +148,7 @@ class Sheet(TorchFunctionMode):
         self.types_asked: list[tuple[Node | Tensor, torch.dtype]] = []
         self.types_asked_before: dict[Node, int] = {}
         self.branches: list[tuple[Node, bool]] = []
-        self.answered: tuple[Site, bool] | None = None
-        self.undecided: Site | None = None
+        self.answered: tuple[Site, bool | None] | None = None
         self.has_tried = False
         self.in_own_mode: set[int] = set()
         self.raised: Exception | None = None
@@ -243,8 +241,8 @@ class Sheet(TorchFunctionMode):
         """The way that code goes which decides by a node's value."""
 
     @abstractmethod
-    def asserts(self, node: Node, answer: bool, text: str) -> None:
-        """Let the graph raise an error with a text, unless a node's value is true, or not, as code was told."""
+    def asserts(self, node: Node, way: Way) -> None:
+        """Let the graph raise an error unless code would go the same way by a node's value."""
 
     def node_of(self, origin: Origin) -> Node:
         """The node that computes a number; made when somebody reads it."""

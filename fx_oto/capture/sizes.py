@@ -20,8 +20,6 @@ from fx_oto.core.errors import InputError
 
 __all__ = ["Sizes", "names_of"]
 
-_MOST_ELEMENTS = 2**23
-
 
 def names_of(model: nn.Module, inputs: ExampleInputs) -> list[str]:
     """The name of each tensor among the inputs, as ``forward`` calls it."""
@@ -178,7 +176,7 @@ class Sizes:
             self._tell_apart(trial, group, trial.taken)
         far = group.far()
         # Code in C, such as range(0, length, 512), returns the same for all short inputs, and otherwise for long ones.
-        if trial.taken is not None and self._handed and group.elements(self._inputs, far) <= _MOST_ELEMENTS:
+        if trial.taken is not None and self._handed and group.can_be(far, self._inputs):
             others = self._captured(group, far)
             if others is not None:
                 self._same(trial, others, group, far)

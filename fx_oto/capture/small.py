@@ -20,6 +20,7 @@ from fx_oto.capture.groups import Group, resized
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.interpreter import PlainInterpreter, run_graph
 from fx_oto.core.preserve import without_zeros
+from fx_oto.nn.checks import is_check
 from fx_oto.nn.modes import FLAG, TrainingFlag, holds_in
 
 __all__ = ["keep_small_out", "let_ones_in"]
@@ -157,7 +158,7 @@ class _Unchecked(PlainInterpreter):
     def run_node(self, n: Node) -> Any:
         """See the base class."""
         given, _ = self.fetch_args_kwargs_from_env(n)
-        if n.target is torch._assert and given[0] is False:
+        if is_check(n) and given[0] is False:
             self.failed.add(n)
             return None
         if n.target in _DIFFER and given[0] == given[1]:

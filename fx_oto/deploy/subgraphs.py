@@ -18,6 +18,7 @@ from fx_oto.core.errors import SlicingError
 from fx_oto.core.fx_utils import behind, op_name
 from fx_oto.deploy.calls import CALL, Call, Made, Value
 from fx_oto.deploy.forward import GraphForward, check_given, check_sizes, signature_of
+from fx_oto.nn.checks import is_check
 from fx_oto.nn.modes import TrainingFlag, by_mode, says_in_place
 from fx_oto.ops.values import ANALYSED
 
@@ -228,12 +229,12 @@ class _Extraction:
         return needed
 
     def _is_effect(self, node: Node) -> bool:
-        writes = says_in_place(node) or op_name(node) in ("copy_", "written_in") or node.target is torch._assert
+        writes = says_in_place(node) or op_name(node) in ("copy_", "written_in") or is_check(node)
         return writes and node.meta.get(ANALYSED) is not None and self._is_mine(node)
 
     def _is_check(self, node: Node, needed: set[Node]) -> bool:
         """Whether slicing put in a check of what the module computes."""
-        if node.target is not torch._assert or node.meta.get(ANALYSED) is not None:
+        if not is_check(node) or node.meta.get(ANALYSED) is not None:
             return False
         return any(isinstance(one.meta.get("val"), Tensor) and one in needed for one in behind(node.args[0]))
 

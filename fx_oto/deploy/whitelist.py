@@ -27,7 +27,7 @@ from fx_oto.capture.arguments import is_none, is_so, keys_in_order, length, sort
 from fx_oto.capture.numbers import is_whole
 from fx_oto.capture.precision import complex_of, limit_of, real_of
 from fx_oto.core.handed import named_op
-from fx_oto.nn import attention, modes, norms, products
+from fx_oto.nn import attention, checks, modes, norms, products
 from fx_oto.ops.reshape.rewriting import times_each, times_ratio
 
 __all__ = [
@@ -50,7 +50,8 @@ _BUILTINS = "abs bool complex dict float getattr int len list max min round sum 
 _OURS: tuple[Callable[..., Any], ...] = (
     *(is_none, is_so, is_whole, keys_in_order, length, sorted_keys, times_each, times_ratio),
     *(complex_of, limit_of, real_of),
-    *(modes.by_mode, modes.holds_in, modes.is_as_told, modes.written_in),
+    *(checks.has_truth, checks.raise_unless),
+    *(modes.by_mode, modes.holds_in, modes.written_in),
     *(norms.batch_norm_over, norms.group_norm_over, norms.layer_norm_over, norms.mean_over, norms.rms_norm_over),
     products.grouped_mm_of_any_width,
     *(norms.variance_over, norms.worth_beside, norms.beside, norms.moments_of, norms.normalized_beside),

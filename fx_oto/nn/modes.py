@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterator
 from difflib import SequenceMatcher
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import Graph, Node
@@ -22,9 +21,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import bare_name, op_name, source_line
+from fx_oto.nn.checks import is_check
 
 __all__ = ["FLAG", "IN_PLACE", "TrainingFlag"]
-__all__ += ["by_mode", "called", "holds_in", "is_as_told", "merge_modes", "says_in_place", "written_in"]
+__all__ += ["by_mode", "called", "holds_in", "merge_modes", "says_in_place", "written_in"]
 
 FLAG = "fx_oto_training_mode"
 
@@ -56,14 +56,6 @@ def written_in(wanted: bool, training: bool, write: Any, target: Tensor, *args: 
 def holds_in(wanted: bool, training: bool, condition: bool) -> bool:
     """Whether a condition holds, of which one mode alone asks."""
     return condition or training != wanted
-
-
-def is_as_told(condition: Any, answer: bool, text: str) -> bool:
-    """Whether a truth value, or a tensor of one, is an answer; compiled code asserts it, for it does not know."""
-    if isinstance(condition, Tensor) and torch.compiler.is_compiling():
-        torch._assert_async(condition if answer else condition.logical_not(), text)
-        return True
-    return bool(condition) == answer
 
 
 def called(node: Node) -> tuple[str, tuple[Any, ...]]:
@@ -243,7 +235,7 @@ class _Merger:
                     "a module's running statistics, that the other mode reads; write it without a change in place"
                 )
             merged[node] = self.graph.node_copy(node, merged.__getitem__)
-            if node.target is torch._assert:
+            if is_check(node):
                 self._ask_in(not stateful, merged[node])
 
     def _ask_in(self, mode: bool, check: Node) -> None:

@@ -88,6 +88,21 @@ def _first(first, *rest):
     return first
 
 
+def _finite(y):
+    if not torch.isfinite(y).all():
+        raise ValueError("not finite")
+    return y
+
+
+def test_code_that_raises_an_error_by_numbers_still_does():
+    torch.manual_seed(0)
+    model, x = Net(lambda m, y, rows: m.inner(_finite(y))), torch.randn(6, 4)
+    gm = fx_oto.prepare(model, x)
+    torch.testing.assert_close(gm(x), model(x))
+    with pytest.raises(ValueError, match="not finite"):
+        gm(x / 0)
+
+
 # As many turns, or parts, as rows were chosen.
 COUNTED = {
     "for row in x": lambda m, y, rows: sum((m.inner(row).relu() for row in y[rows]), y),
