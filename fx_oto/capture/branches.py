@@ -63,7 +63,7 @@ class Branching(Counting):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._times = Counter[tuple[int, Site]]()
+        self._times = Counter[tuple[int, Site | None]]()
 
     def branch(self, node: Node) -> bool:
         """The answer, to code that decides by a node's value, where something was selected, or no error is raised.
@@ -72,14 +72,14 @@ class Branching(Counting):
             TraceError: it asks for more, or may not be answered so.
         """
         frame = self._user_frame()
-        site = frame.f_code, frame.f_lasti
+        site: Site | None = frame and (frame.f_code, frame.f_lasti)  # None in a model of torch's own
         self._times[id(frame), site] += 1
         if self._times[id(frame), site] > _MOST:
             raise TraceError("a loop goes on until the values in a tensor say that it ends")
-        if (way := self.options.ways.get(site)) is not None:
+        if site is not None and (way := self.options.ways.get(site)) is not None:
+            self.is_plain = False
             if way.text:
                 self.asserts(node, way)
-            self.is_plain = False
             return way.answer
         if self.options.tried is not None and self.options.tried[0] == site:
             answer, self.has_tried = self.options.tried[1], True
@@ -87,10 +87,10 @@ class Branching(Counting):
             answer = found
             self._took(node, answer)
         else:
-            self.answered = (site, None)
+            self.answered = site and (site, None)
             self.raised = TraceError(ON_VALUES)
             raise self.raised
-        self.answered = (site, answer)
+        self.answered = site and (site, answer)
         return answer
 
     def _took(self, node: Node, answer: bool) -> None:

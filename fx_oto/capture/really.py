@@ -36,23 +36,10 @@ from fx_oto.nn.modules import is_torchs
 __all__ = ["Evaluator", "behind"]
 
 
-_APART = 17
-_READING = {
-    "item",
-    "max",
-    "min",
-    "amax",
-    "amin",
-    "sum",
-    "getitem",
-    "select",
-    "long",
-    "int",
-    "float",
-    "to",
-    "add",
-    "sub",
-}
+_APART = 17  # and more, what stands in for numbers that are equal in the example alone
+# What returns the same of the same, and is written often where code reads a number.
+_READING = {"item", "max", "min", "amax", "amin", "sum", "getitem", "select"}
+_READING |= {"long", "int", "float", "to", "add", "sub"}
 
 
 class Evaluator(Writer):

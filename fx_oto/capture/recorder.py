@@ -95,7 +95,6 @@ class Recorder(Handing):
 
     def asserts(self, node: Node, way: Way) -> None:
         """See ``Sheet.asserts``."""
-        self.is_plain = False
         asked = self.create("call_function", has_truth, (node, way.answer, way.text))
         asked.meta.update(val=True, is_number=True, is_wrapped=True)
         self.create("call_function", raise_unless, (asked, way.text, way.error)).meta["val"] = None

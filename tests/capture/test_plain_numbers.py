@@ -79,9 +79,13 @@ OTHERS = [
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=["of some lengths", "as long as can be", "of one length"])
 @pytest.mark.parametrize("name", CODES)
-def test_what_follows_from_a_plain_number_is_computed(name, lengths):
+def test_what_follows_from_a_plain_number_is_computed(name, lengths, tmp_path):
     torch.manual_seed(0)
     found = compress_half(Net(CODES[name]), (torch.randn(6, 5, 4), lengths), others=OTHERS)
+    fx_oto.save(found.small, tmp_path / "small.safetensors")
+    loaded = fx_oto.load(tmp_path / "small.safetensors").eval()
+    for x, others in OTHERS:
+        assert torch.equal(loaded(x.double(), others), found.small.eval()(x.double(), others))
     assert not fx_oto.Context.of(found.gm).capture.opaque
     assert found.zigs == 16
 

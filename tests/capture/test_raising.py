@@ -171,6 +171,16 @@ def test_checks_are_kept_by_files_and_by_exporters(tmp_path):
             module(x / 0)
 
 
+def test_a_model_of_torchs_own_that_looks_at_numbers():
+    """There is no line of the user's where it asks."""
+    torch.manual_seed(0)
+    model, x = nn.AdaptiveLogSoftmaxWithLoss(8, 20, [5, 10], div_value=2.0), torch.randn(6, 8)
+    target = torch.tensor([0, 7, 15, 3, 12, 9])
+    gm = fx_oto.prepare(model, (x, target))
+    for mine, theirs in zip(gm(x, target), model(x, target), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
 def _warned(x, y):
     if x.max() > 1:
         warnings.warn("large", stacklevel=1)
