@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import sys
 import pytest
 import torch
 from support import killed
+from support.torchrun import torchrun
 
 KINDS = [("DHSPG", "SGD", "model"), ("DHSPG", "AdamW", "gm"), ("HESSO", "SGD", "gm"), ("HESSO", "AdamW", "model")]
 
@@ -41,10 +41,7 @@ def test_two_processes_that_are_killed_end_as_two_that_are_not(tmp_path, kind, b
     files, dice = (tmp_path / "saved.pt", tmp_path / "other.pt"), random.Random(f"{kind}{base}")
 
     def run(file, step):
-        together = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-        command = [*together, killed.__file__, str(file), kind, base, trained, str(step)]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        return torchrun(2, killed.__file__, file, kind, base, trained, step)
 
     for step in sorted(dice.sample(range(killed.EVERY, killed.STEPS), kills)):
         done = run(files[0], step)

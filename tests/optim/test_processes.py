@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
 from support import in_processes, replicas
+from support.torchrun import torchrun
 
 import fx_oto
 
 
 def run(folder, processes, script, *arguments):
     """What each rank ends with."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    given = [script.__file__, str(folder), *arguments]
-    done = subprocess.run([*command, *given], capture_output=True, text=True, env=environment, check=False)
+    done = torchrun(processes, script.__file__, folder, *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / f"{rank}.pt") for rank in range(processes)]
 

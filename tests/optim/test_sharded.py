@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ import torch
 from support import sharded
 from support.guides import python_blocks
 from support.sharded import CASES, STEPS, build, phases, prepared, train
+from support.torchrun import torchrun
 
 import fx_oto
 
@@ -19,17 +17,11 @@ GUIDE = Path(fx_oto.__file__).parent / "guides" / "sharded_training.md"
 slow = pytest.mark.slow
 
 
-def torchrun(processes, *given, cwd=None):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    command += map(str, given)
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=cwd)
+def launch(processes, *given, script=sharded.__file__, cwd=None):
+    """What is printed."""
+    done = torchrun(processes, script, *given, cwd=cwd)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
-
-
-def launch(processes, *given):
-    torchrun(processes, sharded.__file__, *given)
 
 
 def found(folder, name, processes):
@@ -124,7 +116,7 @@ def test_a_training_goes_on_with_another_number_of_processes(tmp_path, name, ste
 
 def test_the_guide_is_a_program(tmp_path):
     (tmp_path / "guide.py").write_text("".join(block.code.lstrip() for block in python_blocks(GUIDE)))
-    printed = torchrun(2, "guide.py", cwd=tmp_path)
+    printed = launch(2, script="guide.py", cwd=tmp_path)
     assert "'group sparsity': " in printed
     small = torch.load(tmp_path / "small.pt", weights_only=False)
     assert sum(p.numel() for p in small.parameters()) <= 0.4 * 2473
