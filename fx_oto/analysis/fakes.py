@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import DisableTorchFunction as _DisableTorchFunction
+from torch._C import _DisableTorchDispatch
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -118,8 +120,7 @@ class Fakes(TorchDispatchMode):
         if is_sparse(value):
             with _disable_current_modes():
                 return value if is_fake(value) else self.torchs.from_tensor(value)
-        meta = torch.empty_strided(tuple(value.shape), _strides(value), dtype=value.dtype, device=_META)
-        return self._wrap(meta, device)
+        return self._wrap(_empty(tuple(value.shape), _strides(value), value.dtype), device)
 
     def _wrap(self, meta: Tensor, device: torch.device) -> FakeTensor:
         fake = FakeTensor(self.torchs, meta, device)
@@ -178,18 +179,17 @@ class Fakes(TorchDispatchMode):
         return self._made(traits, forms, device) if forms else self._run(func, args, kwargs, device, key)
 
     def _made(self, traits: _Traits, forms: list[_Form], device: torch.device) -> Any:
-        made = [
-            self._wrap(torch.empty_strided(size, strides, dtype=dtype, device=_META), device)
-            for size, strides, dtype in forms
-        ]
+        made = [self._wrap(_empty(*form), device) for form in forms]
         return made[0] if traits.returns_one else tuple(made)
 
     def _run(self, func: Any, args: Any, kwargs: Any, device: torch.device, key: Any) -> Any:
         """Ask the kernel for meta tensors; what has none, torch's fake mode."""
         on_meta = {name: _META if name == "device" else _metas(value) for name, value in kwargs.items()}
         on_meta.pop("pin_memory", None)
+        given = _metas(args)
         try:
-            result = func(*_metas(args), **on_meta)
+            with _DisableTorchFunction(), _DisableTorchDispatch():
+                result = func(*given, **on_meta)
         except Exception as error:
             refused = "but got 1D meta" in str(error)  # by pack_padded_sequence, which reads the lengths
             if torch.Tag.dynamic_output_shape in func.tags or isinstance(error, _UNTOLD) or refused:
@@ -250,11 +250,17 @@ def _traits(func: OpOverload) -> _Traits:
     return _Traits(func)
 
 
+def _empty(size: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A meta tensor, and no stand-in, which modes that are active would make of it: each later call would be slow."""
+    with _DisableTorchFunction(), _DisableTorchDispatch():
+        return torch.empty_strided(size, strides, dtype=dtype, device=_META)
+
+
 def _metas(value: Any) -> Any:
     if is_fake(value):
         meta = value.__dict__.get("on_meta")
         if meta is None:
-            meta = torch.empty_strided(tuple(value.shape), _strides(value), dtype=value.dtype, device=_META)
+            meta = _empty(tuple(value.shape), _strides(value), value.dtype)
             value.__dict__["on_meta"] = meta
         return meta
     if type(value) in (tuple, list):
