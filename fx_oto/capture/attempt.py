@@ -284,7 +284,7 @@ class Attempt:
         if not is_same_otherwise(run, partial(self._run_with, inputs=inputs, training=training)):
             raise self._refusal(run)
         if run.numbers_read and inputs is self.inputs:
-            if (comparison := followed(run, partial(self._run_with, training=training))) is not None:
+            if (comparison := self._followed(run)) is not None:
                 self._comparisons[run] = comparison
             elif self.options.reads_plain and reads_plain(run):  # or what asks for them is called as a whole
                 self.options = replace(self.options, reads_plain=False)
@@ -295,6 +295,16 @@ class Attempt:
         if counts and not all(self._is_same_with(run, length) for length in _LENGTHS):
             raise not_the_same_without(run)
         return run
+
+    def _followed(self, run: CaptureRun) -> Comparison | None:
+        """What the graph makes of the numbers that are read; None also if nobody knew of the same graph before."""
+        same = replace(run.options, compiling=False), run.training, str(run.graph)
+        found = None
+        if same not in self.subject.not_followed:
+            found = followed(run, partial(self._run_with, training=run.training))
+        if found is None:
+            self.subject.not_followed.append(same)
+        return found
 
     def _run_without_errors(self, inputs: ExampleInputs, training: bool) -> CaptureRun:
         """A run in which code that decides by numbers goes where it raises no error, or either way."""

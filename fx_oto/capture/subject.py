@@ -31,6 +31,7 @@ class Subject:
         own: of each of these, by ``id``, which tensors it and its children hold.
         tensors: the name of each tensor that they hold, by ``id``.
         namespaces: where its code finds functions.
+        not_followed: how it was captured, and in what graph, where nobody could tell what becomes of numbers.
         seen_inside: which ``torch.autograd.Function`` is part of the graph.
         reads_mode: whether its classes read ``training``, be it to compute with, which Python does not tell, or put
             modules into a mode of their own.
@@ -45,6 +46,7 @@ class Subject:
         self.leaves = self.own.keys()
         self.tensors = _names_of_tensors(self.modules)
         self.namespaces = namespaces_of(model)
+        self.not_followed: list[Any] = []
         self.seen_inside = Judged()
         found = (value for names in self.namespaces for value in names.values())
         codes = [one for value in found if isinstance(value, FunctionType) for one in _codes(value.__code__)]

@@ -185,6 +185,8 @@ def parts_in(trace: TracebackType | None, model: nn.Module, call_module: CodeTyp
 def _function_of(frame: FrameType) -> WrappedFunction | None:
     """The function of the user's that a frame runs, if its caller, or its own module, knows it by a name."""
     for names in (frame.f_back.f_globals if frame.f_back is not None else {}, frame.f_globals):
+        if names.get("__name__", "").split(".")[0] == "torch":
+            continue
         for name, value in names.items():
             if isinstance(value, FunctionType) and value.__code__ is frame.f_code and not is_torchs(value):
                 return None if value.__module__.split(".")[0] == "fx_oto" else WrappedFunction(names, name, value)

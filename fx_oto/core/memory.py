@@ -9,13 +9,13 @@ from threading import Event, Thread
 __all__ = ["PeakMemory"]
 
 _STATISTICS = Path("/proc/self/statm")
-_SECONDS_BETWEEN_SAMPLES = 0.002
+_SECONDS_BETWEEN_SAMPLES = 0.01
 
 
 class PeakMemory:
     """Context manager that watches by how much the process's resident memory rises above that at the start.
 
-    It is sampled every 2 ms by a thread, so a shorter peak can be missed; memory of accelerators is not counted.
+    It is sampled every 10 ms by a thread, so a shorter peak can be missed; memory of accelerators is not counted.
     """
 
     def __init__(self) -> None:
