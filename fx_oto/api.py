@@ -205,6 +205,9 @@ def compress(  # noqa: PLR0913 - options are keyword arguments
         SlicingError: all ZIGs of a family are zero that an output depends on.
         VerificationError: the outputs differ; the text names the first node that does.
 
+    With ``train``, whatever ends the training or the cutting, an interruption as well, holds the prepared GraphModule
+    in its attribute ``gm``: what was trained is not lost with a model that nobody else holds.
+
     Example:
         >>> import torch, fx_oto
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -219,17 +222,32 @@ def compress(  # noqa: PLR0913 - options are keyword arguments
         raise SettingsError(
             "fold_batchnorm leaves out layers that the model which is given by into has: compress without one of them"
         )
-    gm: Any = model
     if train is not None and not callable(train):
         raise SettingsError(f"train must be a function (gm, optimizer) that trains; found {train!r:.60}")
-    if train is not None:
-        gm = _prepared(model, example_inputs, options, on_pass)
-        train(gm, DHSPG(gm, **optimizer))
-    elif found := [*optimizer, *_given({**options, "example_inputs": example_inputs is not None})]:
-        raise SettingsError(
-            f"without train=…, compress only cuts a prepared GraphModule, so {', '.join(found)} cannot be used: pass "
-            "them to fx_oto.prepare or fx_oto.DHSPG, or give train"
+    if train is None:
+        if found := [*optimizer, *_given({**options, "example_inputs": example_inputs is not None})]:
+            raise SettingsError(
+                f"without train=…, compress only cuts a prepared GraphModule, so {', '.join(found)} cannot be used: "
+                "pass them to fx_oto.prepare or fx_oto.DHSPG, or give train"
+            )
+        return _cut(model, fold_batchnorm, verify, into, on_pass)
+    gm = _prepared(model, example_inputs, options, on_pass)
+    trainer = DHSPG(gm, **optimizer)
+    try:
+        train(gm, trainer)
+        return _cut(gm, fold_batchnorm, verify, into, on_pass)
+    except BaseException as error:  # nobody else may hold the model
+        error.gm = gm  # type: ignore[attr-defined]
+        error.add_note(
+            "What was trained is not lost: the prepared GraphModule is the attribute gm of this error (in a notebook, "
+            "sys.last_value.gm); fx_oto.compress(gm) cuts it"
         )
+        raise
+
+
+def _cut(
+    gm: Any, fold_batchnorm: bool, verify: bool, into: nn.Module | None, on_pass: Callable[[PassRecord], object] | None
+) -> nn.Module:
     if (original := Context.of(gm).original) is not None:
         original.share(gm)
     _tell_of_training(gm)

@@ -236,6 +236,29 @@ def test_the_whole_job_in_one_call():
     assert sum(p.numel() for p in small.parameters()) < 0.5 * sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize("end", [KeyboardInterrupt, RuntimeError("out of memory"), None])
+def test_what_was_trained_in_one_call_is_not_lost(end):
+    """Of a model that only the call holds: neither by what ends the training, nor by what cannot be cut."""
+    trained = []
+
+    def ends(gm, optimizer):
+        train(gm, optimizer, 15)
+        trained.append({name: weight.clone() for name, weight in gm.state_dict().items()})
+        if end is not None:
+            raise end
+        torch._foreach_zero_([weight.detach() for weight in gm.parameters()])  # all of a layer, which cannot be cut
+
+    target = {"lr": 0.05, "target_group_sparsity": 0.5, "total_steps": 20}
+    with pytest.raises(BaseException, match="the attribute gm of this error") as caught:
+        fx_oto.compress(make_net(), IMAGE, train=ends, base=torch.optim.SGD, **target)
+    gm = caught.value.gm
+    assert isinstance(caught.value, fx_oto.SlicingError if end is None else (KeyboardInterrupt, RuntimeError))
+    if end is not None:
+        assert all(map(torch.equal, gm.state_dict().values(), trained[0].values()))
+        assert fx_oto.prune(gm, target_group_sparsity=0.5)
+        assert fx_oto.compress(gm)
+
+
 def test_help_shows_every_argument():
     """Those of all optimizers in the same order, then the optimizer's own, then those of the base."""
     shared = inspect.signature(fx_oto.HESSO).parameters
