@@ -30,7 +30,7 @@ NodeValues = dict[str, tuple[tuple[Layer, ...], ...]]
 # How the compact graph computes what removed channels of a value are worth: it is known, a column of a table, what
 # they are worth in the node's operand, or what the node makes of that.
 Worth = Literal[
-    "known", "table", "same", "cast", "joined", "moved", "looked up", "gathered", "normalized", "elementwise"
+    "known", "table", "same", "cast", "joined", "moved", "looked up", "gathered", "normalized", "mixed", "elementwise"
 ]
 
 

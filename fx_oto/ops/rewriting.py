@@ -36,7 +36,7 @@ Fold = Callable[[Node, Adjustment], Tensor]
 _ALIASES = {"axis": "dim", "keepdims": "keepdim", "x": "input"}
 
 
-def rewrite(gm: GraphModule, cuts: Cuts, fold: Fold, full: Mapping[str, Tensor]) -> None:
+def rewrite(gm: GraphModule, cuts: Cuts, fold: Fold, full: Mapping[str, Tensor]) -> int:
     """Rewrite every node of a graph over sliced parameters, then drop those that nothing reads any more.
 
     Args:
@@ -44,6 +44,9 @@ def rewrite(gm: GraphModule, cuts: Cuts, fold: Fold, full: Mapping[str, Tensor])
         cuts: what is kept.
         fold: computes what removed channels contributed to a node's output, shape ``(outputs,)``.
         full: tensors before they were cut, by name.
+
+    Returns:
+        The multiply-adds of what was put in.
 
     Raises:
         SlicingError: a node cannot be rewritten; names it.
@@ -67,8 +70,10 @@ def rewrite(gm: GraphModule, cuts: Cuts, fold: Fold, full: Mapping[str, Tensor])
             stale.add(node)
         for adjustment in adjustments.get(name, ()):
             _adjust(edit, edit.nodes[name], adjustment, fold, worth[adjustment])
+    removed.follow()
     _erase(edit, stale)
     note_values(edit)
+    return removed.macs
 
 
 def _positional(node: Node) -> None:

@@ -61,6 +61,7 @@ class SlicingPlan(Tabular):
         gone: by name, the ZIGs of each family of which all are zero, as root atoms: int64, shape ``(num_zigs,)``.
             One of each was kept, for a tensor cannot be empty; ``DropBranches`` takes out what is not needed.
         original: the model that was captured, as it was then.
+        added_macs: multiply-adds by which the compact model finds what removed channels would be worth.
 
     Example:
         >>> import torch, fx_oto
@@ -88,6 +89,7 @@ class SlicingPlan(Tabular):
     gone: Mapping[str, Tensor] = field(default_factory=dict)
     tokens: Mapping[TokenInput, Tensor] = field(default_factory=dict)
     original: Original | None = None
+    added_macs: int = 0
 
     def left_of(self, name: str, tensor: Tensor) -> Tensor:
         """What is left of a tensor of the full model, such as a parameter or its gradient.
@@ -217,7 +219,7 @@ class PhysicalSlicing(Pass):
             context.original.drop_forwards_of_others(compact)
         with evaluating(compact):  # in training, reading a parametrized weight may write into buffers
             fold, full = lambda node, adjustment: _contribution(gm, cuts, node, adjustment), tensor_names(gm)
-            rewrite(compact, cuts, fold, full)
+            plan = replace(plan, added_macs=rewrite(compact, cuts, fold, full))
         with_modes_of(compact, gm)  # also what was put in the place of a module meanwhile
         compact._modules.pop(MASKS, None)
         now = context.keep(self.preserves, self.name).provide(plan)
@@ -229,8 +231,8 @@ class PhysicalSlicing(Pass):
 
     def macs(self, before: int | None, context: Context) -> int | None:
         """Those that are left of each contraction."""
-        saved = context.get(SlicingPlan).cuts.saved_macs
-        return None if before is None else before - saved
+        plan = context.get(SlicingPlan)
+        return None if before is None else before - plan.cuts.saved_macs + plan.added_macs
 
     def refusals(self, gm: GraphModule, context: Context) -> tuple[str, ...]:
         """ZIGs that are zero and were kept all the same."""

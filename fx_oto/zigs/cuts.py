@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fx_oto.analysis.dependencies import Dependencies
+from fx_oto.analysis.dependencies import Dependencies, Work
 from fx_oto.analysis.labels import Layer, compress, varying
 from fx_oto.core.errors import SlicingError
 
@@ -89,17 +89,20 @@ class Cuts:
     @cached_property
     def saved_macs(self) -> int:
         """Multiply-adds that are saved: each contraction runs over what is left of each of its axes."""
-        saved = 0
-        for work in self.found.works:
-            if work.summed is not None:
-                labels, _ = work.operands[work.summed]
-                left, full = self._lengths(labels, (labels.ndim - 1,))
-                if left == 1 < full:
-                    saved += work.macs
-                    continue
-            lengths = [self._lengths(*operand) for operand in work.operands]
-            saved += work.macs - work.macs * math.prod(left for left, _ in lengths) // math.prod(n for _, n in lengths)
-        return saved
+        return sum(map(self._saved, self.found.works))
+
+    def macs_left(self, node: str) -> int:
+        """Multiply-adds that are left of what a node makes."""
+        return sum(work.macs - self._saved(work) for work in self.found.works if work.node == node)
+
+    def _saved(self, work: Work) -> int:
+        if work.summed is not None:
+            labels, _ = work.operands[work.summed]
+            left, full = self._lengths(labels, (labels.ndim - 1,))
+            if left == 1 < full:
+                return work.macs
+        lengths = [self._lengths(*operand) for operand in work.operands]
+        return work.macs - work.macs * math.prod(left for left, _ in lengths) // math.prod(n for _, n in lengths)
 
     def _lengths(self, labels: Tensor, dims: tuple[int, ...]) -> tuple[int, int]:
         """How much is left of the one of these dimensions that is cut, and how long it was; 1 of 1 if none is."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.fx.node import map_arg
 from torch.nn.functional import embedding
 
 from fx_oto.analysis.dependencies import Worth
@@ -40,6 +41,35 @@ class Removed:
         self._found: dict[tuple[str, int], Node] = {}
         self._whole: dict[Node, Node] = {}
         self._moments: dict[tuple[Node, tuple[int, ...]], tuple[Node, Node]] = {}
+        self._mixed: list[tuple[Node, str, Node, dict[str, Node]]] = []
+
+    def follow(self) -> None:
+        """Let what mixes others do as the nodes that it repeats, now that these are rewritten."""
+        for node, name, new, given in self._mixed:
+            last, instead = self._edit.nodes[name], {self._edit.nodes[read]: found for read, found in given.items()}
+            new.args, new.kwargs = self._reading((node.args, node.kwargs), instead)
+            self._add_behind(new, node, last)
+
+    def _reading(self, arguments: Any, instead: Mapping[Node, Node]) -> Any:
+        return map_arg(arguments, lambda one: instead.get(one, one))
+
+    def _add_behind(self, new: Node, node: Node, last: Node) -> Node:
+        """Add to ``new`` what was added to ``node`` for hidden channels that are gone, up to ``last``."""
+        if last is node:
+            return new
+        before = self._add_behind(new, node, last.args[0])  # type: ignore[arg-type]
+        with self._graph.inserting_after(before):
+            added = self._graph.node_copy(last, lambda one: before if one is last.args[0] else one)
+        before.replace_all_uses_with(added, delete_user_cb=lambda user: user is not added)
+        return added
+
+    @property
+    def macs(self) -> int:
+        """The multiply-adds of what was put in, once the values of all nodes are noted."""
+        macs_left = self._edit.cuts.macs_left
+        return sum(
+            macs_left(name) * new.meta["val"].numel() // node.meta["val"].numel() for node, name, new, _ in self._mixed
+        )
 
     def moments(self, node: Node, labels: Tensor, dims: tuple[int, ...]) -> Moments:
         """How many channels are gone; the mean and the variance, over some dimensions, of what they are worth."""
@@ -94,7 +124,11 @@ class Removed:
         with self._graph.inserting_before(before):
             if how == "moved":
                 given = {one: self._spread(one, found, labels) for one, found in given.items()}
+            if how == "mixed":  # all else is needed, but one channel may stand for all
+                given = {one: self._graph.call_function(beside, (one, found, dim, -1)) for one, found in given.items()}
             new = self._graph.node_copy(node, lambda one: given.get(one, one))
+        if how == "mixed":
+            self._mixed.append((node, node.name, new, {one.name: found for one, found in given.items()}))
         if op_name(node) in SIZED:
             self._resize(new, node, dim, int(self._gone(labels).sum()))
         elif (target := without_writing(node)) is not None:

@@ -16,6 +16,7 @@ from fx_oto.analysis.labels import Layer, varying
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import op_name, tensor_leaves
 from fx_oto.nn.modes import IN_PLACE
+from fx_oto.nn.modules import is_torchs
 from fx_oto.ops.reshape.mixing import entries_of
 
 __all__ = ["SIZED", "along", "can_compute_in", "parts_of", "without_writing"]
@@ -25,8 +26,9 @@ _COPIES = {"alias", "clone", "lift_fresh_copy", "_to_copy"}
 _MOVES = {"getitem", "permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "unsqueeze", "squeeze"}
 _NORMS = {"layer_norm", "layernorm", "layer_norm_over", "layernormover"}
 _JOINS = {"cat", "concat", "concatenate"}
-_MOVES |= _JOINS | {"flatten", "mean", "sum"}
+_MOVES |= _JOINS | {"flatten", "mean", "sum", "getattr"}  # x.mT
 _SPREADS = {"expand", "repeat"}
+_PRODUCTS = {"matmul", "mm", "bmm", "einsum"}
 SIZED = {"view", "reshape", "expand"}
 
 
@@ -94,6 +96,10 @@ def _from_operands(p: Propagation, node: Node, layer: Layer) -> Worth | None:
     elif _is_normalized(node, calls, layer.dims[0]):
         how = "normalized"
         found = _can_compute(p, node.name, read[0], labels)
+    elif _mixes_others(p, node, layer):
+        how = "mixed"
+        carrying = [one for one in read if _carries(p, node, one, labels)]
+        found = len(carrying) == 1 and _can_compute(p, node.name, carrying[0], labels)
     elif not calls or not _holds_nothing(node, calls) or not all(_can_repeat(p, call, node) for call in calls):
         found = False
     elif any(_moves(p, call) for call in calls):
@@ -121,6 +127,27 @@ def _is_normalized(node: Node, calls: Sequence[OpCall], dim: int) -> bool:
     source, shape, weight, bias = calls[0].args[:4]
     plain = weight is None and bias is None and len(shape) == 1 and dim == source.ndim - 1
     return plain and node.all_input_nodes[0].meta["val"] is source
+
+
+def _mixes_others(p: Propagation, node: Node, layer: Layer) -> bool:
+    """Return whether a node is a linear map, or a convolution, of whose rows, or positions, the channels are some.
+
+    So it is over the tokens in networks that mix those of each channel: behind a bias, a channel that was worth 0 is
+    worth something else, but the same as all others that are gone.
+    """
+    kind, dim = op_name(node).lower(), layer.dims[0]
+    owner: Any = node.graph.owning_module
+    if node.op == "call_module" and not is_torchs(type(owner.get_submodule(str(node.target)))):
+        return False
+    if kind in ("conv1d", "conv2d", "conv3d"):  # of a kernel that slides, the positions do not go at all
+        return any(dim >= call.out.ndim - len(call.arg("stride")) for call in p.calls_of(node.name))
+    return kind in _PRODUCTS or (kind == "linear" and dim < node.meta["val"].ndim - 1)
+
+
+def _carries(p: Propagation, node: Node, operand: Node, labels: Tensor) -> bool:
+    """Return whether some of these channels are along what a node reads."""
+    given = p.given[node.name].get(operand.name, ())
+    return any(bool(torch.isin(p.atoms.find(layer.labels), p.atoms.find(labels)).any()) for layer in given)
 
 
 def _is_joined(node: Node, calls: Sequence[OpCall], dim: int) -> bool:
