@@ -18,14 +18,15 @@ def own_code_of_scripted_functions() -> Iterator[None]:
 
     TorchScript calls operators past ``__torch_function__``, and fails where one writes into a tensor without numbers.
     """
-    compiled, mine = ScriptFunction.__call__, threading.get_ident()
+    kind: Any = ScriptFunction
+    compiled, mine = kind.__call__, threading.get_ident()
 
     def call(function: Any, *args: Any, **kwargs: Any) -> Any:
         code = getattr(function, "_torchdynamo_inline", None) if threading.get_ident() == mine else None
         return compiled(function, *args, **kwargs) if code is None else code(*args, **kwargs)
 
-    ScriptFunction.__call__ = call
+    kind.__call__ = call
     try:
         yield
     finally:
-        ScriptFunction.__call__ = compiled
+        kind.__call__ = compiled

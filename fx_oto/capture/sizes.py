@@ -201,11 +201,17 @@ class Sizes:
         return next(filter(None, (one.unlike(other, group, size) for one, other in pairs)), None)
 
     def _tell_apart(self, trial: _Trial, group: Group, size: int) -> None:
-        """Change dimensions that are alike one by one: a plain number may follow the height, the width, or both."""
+        """Change dimensions that are alike one by one: a plain number may follow the height, the width, or both.
+
+        Not every size tells: a quarter of 33 is a quarter of 32 once it is whole.
+        """
         for one in group.apart()[:-1]:
-            others = self._captured(one, size)
-            if others is not None and not self._same(trial, others, one, size):
-                break
+            for other in dict.fromkeys((size, *group.others())):
+                others = self._captured(one, other)
+                if others is not None and not self._same(trial, others, one, other):
+                    return
+                if not any(comparison.in_doubt for comparison in self._comparisons):
+                    break
 
     def _captured(self, group: Group, size: int) -> list[CaptureRun] | None:
         """The model at another size; None if it does not take it."""
