@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -70,3 +71,18 @@ def test_a_size_of_which_nothing_is_made_is_not_checked():
 
     gm = fx_oto.prepare(Square(), torch.randn(2, 3, 25, 25))
     assert not fixed(gm)
+
+
+def test_a_tensor_of_numpys_is_told_with_the_line_of_the_code():
+    class Anchors(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            columns = np.arange(2, x.shape[3], 4).astype(np.float32)
+            return self.last(self.first(x).relu()), torch.from_numpy(columns).to(x.device)[None]
+
+    gm = fx_oto.prepare(Anchors(), torch.randn(2, 3, 16, 16))
+    assert fixed(gm)
+    assert all("test_rare_sizes.py" in where for where in fixed(gm).values())
