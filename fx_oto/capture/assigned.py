@@ -20,6 +20,7 @@ from fx_oto.nn.modes import IN_PLACE
 __all__ = ["Assigned", "tensors_kept"]
 
 _REGISTRIES = frozenset(vars(nn.Module()))
+_COPYING = frozenset({"to", "type", "type_as", "float", "double", "cpu", "cuda", "contiguous", "clone", "detach"})
 
 
 class Assigned:
@@ -60,6 +61,8 @@ class Assigned:
             if is_fake(new) and isinstance(value, Tensor):
                 alike = (new.shape, new.dtype) == (value.shape, value.dtype)
                 if alike and path not in self._buffers and run.reads(path):
+                    if _is_copy(run.node_of_tensor(new), path):  # such as a mask that code moves to where the input is
+                        continue
                     run.notes.append(_note(path, "one tensor", "another"))
                 elif alike and path in self._buffers and _written(node := run.node_of_tensor(new)).target != path:
                     changes[path] = node, value
@@ -92,6 +95,14 @@ def _write(run: Recorder, changes: dict[str, tuple[Node, Tensor]]) -> None:
         new.meta["val"] = node.meta["val"]
         buffer = run.attribute(path, tensor)
         run.create("call_method", "copy_", (buffer, new)).meta["val"] = buffer.meta["val"]
+
+
+def _is_copy(node: Node, path: str) -> bool:
+    """Whether a node returns the numbers of an attribute."""
+    kind = node.meta["val"].dtype
+    while op_name(node) in _COPYING and node.meta["val"].dtype == kind:
+        node = node.all_input_nodes[0]
+    return node.op == "get_attr" and node.target == path and node.meta["val"].dtype == kind
 
 
 def _written(node: Node) -> Node:

@@ -11,6 +11,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
 from typing import Any
 
 import torch
@@ -107,8 +108,20 @@ class _Product:
     groups: tuple[Group, ...]
 
 
+@dataclass(frozen=True)
+class _OfTwo:
+    """The product of two whole numbers that code was handed, such as of the rows and the columns of a grid.
+
+    Attributes:
+        events: which of the numbers that were handed out, in order.
+    """
+
+    events: tuple[int, int]
+
+
+_Way = _OfHanded | _OfTwo | _Product
 # Height and width are one number as long as images are square: which of them it is, others tell.
-_Ways = tuple[_OfHanded | _Product, ...]
+_Ways = tuple[_Way, ...]
 
 
 class Comparison:
@@ -131,6 +144,11 @@ class Comparison:
         self.guesses, self.rounds = 0, False
         self.decisions: list[Difference] = []
         self._counted: set[Node] = set()
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a plain number may follow one size or another, as far as is known."""
+        return any(len(ways) > 1 for ways in self.places.values())
 
     def with_other(self, other: Writer, group: Group, size: int) -> Difference | None:
         """The first place where a capture at another size differs; None if it is the same."""
@@ -169,7 +187,7 @@ class Comparison:
 
     def rewrite(self) -> bool:
         """Let the graph compute the numbers, and check how many parts there are; returns whether it does."""
-        by_node: dict[Node, dict[tuple[Any, ...], _OfHanded | _Product]] = {}
+        by_node: dict[Node, dict[tuple[Any, ...], _Way]] = {}
         for (node, path), ways in self.places.items():
             by_node.setdefault(node, {})[path] = ways[0]
         for node, places in by_node.items():
@@ -194,8 +212,10 @@ class Comparison:
             return slice(*(self._put(getattr(value, key), (*path, key), places) for key in _SLICE))
         return value
 
-    def _computed(self, how: _OfHanded | _Product) -> Node:
+    def _computed(self, how: _Way) -> Node:
         graph = self._run.graph
+        if isinstance(how, _OfTwo):
+            return _called(graph, operator.mul, *(self._computed(_OfHanded(int, event)) for event in how.events))
         if isinstance(how, _OfHanded):
             node, plain = self._run.events[how.event]
             kind = int if how.function is math.isqrt else type(plain)
@@ -307,6 +327,7 @@ class _Pass:
         ways = [way for way in known or () if self._explains(way, left, right)]
         if known is None:
             ways = [*self._handed(left, right), *self._multiples(left, right, _Product(left, ()))]
+            ways = ways or list(self._of_two(left, right))
         elif not ways:  # a size that was the same before is a factor as well
             products = [way for way in known if isinstance(way, _Product) and not self._power(way)]
             ways = [more for way in products for more in self._multiples(left, right, way)]
@@ -314,7 +335,10 @@ class _Pass:
             self.places[place] = tuple(ways)
         return bool(ways)
 
-    def _explains(self, way: _OfHanded | _Product, left: Any, right: Any) -> bool:
+    def _explains(self, way: _Way, left: Any, right: Any) -> bool:
+        if isinstance(way, _OfTwo):
+            one, other = (self._pairs[event][1] for event in way.events)
+            return all(map(self._is_before, way.events)) and bool(one * other == right)
         if isinstance(way, _OfHanded):
             return self._is_before(way.event) and bool(way.of(self._pairs[way.event][1]) == right)
         power = self._power(way)
@@ -333,6 +357,16 @@ class _Pass:
                 if way is not None and (*way, self._run.events[event][0]) not in found:
                     found.add((*way, self._run.events[event][0]))
                     yield _OfHanded(way[0], event, way[1])
+
+    def _of_two(self, left: Any, right: Any) -> Iterator[_OfTwo]:
+        """Products of two whole numbers that code was handed, one for each two that these were made of."""
+        whole: dict[Node, int] = {}
+        for event, (mine, theirs) in enumerate(self._pairs):
+            if type(mine) is type(theirs) is int and self._is_before(event):
+                whole.setdefault(self._run.events[event][0], event)
+        for one, other in combinations_with_replacement(whole.values() if type(left) is int else (), 2):
+            if tuple(map(operator.mul, self._pairs[one], self._pairs[other])) == (left, right):
+                yield _OfTwo((one, other))
 
     def _function(self, left: Any, right: Any, mine: Any, theirs: Any) -> tuple[Callable[[Any], Any], int] | None:
         """How two numbers follow from two that were handed out, and by how many they are larger."""

@@ -15,6 +15,7 @@ from torch.autograd import Function
 from torch.utils.checkpoint import CheckpointFunction
 
 from fx_oto.capture.calls import without_memory
+from fx_oto.capture.checkpoints import NOTE, checkpointed
 from fx_oto.capture.derivatives import Applied
 from fx_oto.capture.recorder import Recorder
 from fx_oto.nn.modules import is_torchs
@@ -77,6 +78,9 @@ def _seen(run: Recorder, thread: int, kind: Any, forward: Callable[..., Any]) ->
         inherits = any(one is not kind and issubclass(one, kind) for one in run.applying)
         if applied.forward is not tell or (inherits and not lead):  # called by what inherits it, by name
             return forward(*given)
+        if (inside := checkpointed(run, applied, args)) is not None:
+            _note(run)
+            return run.learning(inside, applied)
         if _may_be_seen(run, Applied(without_memory(run.fakes.faked(args)), applied, forward, run.gets_gradient)):
             return run.learning(lambda: forward(*given), applied)
         return run.call_custom(as_function(applied), args, lambda args, _: forward(*lead, *args))
@@ -97,9 +101,12 @@ def _checkpointed(run: Recorder, thread: int, kind: Any, forward: Callable[..., 
     def inside(ctx: Any, function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
         if threading.get_ident() != thread or run.depth or run.is_over:
             return forward(ctx, function, preserve, *args)
-        note = "torch.utils.checkpoint is left out of the graph, which keeps all activations: train the model itself"
-        if note not in run.notes:
-            run.notes.append(note)
+        _note(run)
         return run.learning(lambda: function(*args), kind)
 
     return inside
+
+
+def _note(run: Recorder) -> None:
+    if NOTE not in run.notes:
+        run.notes.append(NOTE)

@@ -52,7 +52,8 @@ class Group:
         # Of 16, or 1 + 16, patches of a square image code may ask for the side: four times as many are a square, too.
         rest = next((rest for rest in (0, 1) if isqrt(self.size - rest) ** 2 == self.size - rest), None)
         squares = () if rest is None else (4 * (self.size - rest) + rest,)
-        return (far, *near, farther, *squares)
+        # Where layers meet at corners, sizes are 1 more than a multiple of 8, or of another power of 2.
+        return (far, *near, farther, *squares, self.size + 32)
 
     def far(self) -> int:
         """A multiple beyond the lengths in which code cuts its work, such as ``range(0, length, 512)``."""

@@ -1,4 +1,4 @@
-"""Code for graphs of modules whose names are no identifiers, or keywords, as those in an ``nn.ModuleDict`` may be."""
+"""Names in graphs: of tensors that code makes, and of modules that are no identifiers, as in ``nn.ModuleDict``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from unicodedata import normalize
 
 from torch.fx.graph import CodeGen, PythonCode
 
-__all__ = ["AnyNames", "is_plain"]
+__all__ = ["CONSTANT", "AnyNames", "is_plain"]
+
+CONSTANT = "_tensor_constant"  # how names begin of tensors that are not the model's
 
 
 class AnyNames(CodeGen):

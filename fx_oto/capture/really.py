@@ -172,7 +172,7 @@ class Evaluator(Writer):
     def decisions_by(self, memory: set[Any]) -> Iterator[str]:
         """What a user should know of checks of numbers that are in such memory."""
         for check in (node for node in self.graph.nodes if memory and is_check(node)):
-            found = [one for one in behind(check, lambda node: node.all_input_nodes) if one.op == "get_attr"]
+            found = [one for one in behind(check, _read_but_for_sizes) if one.op == "get_attr"]
             names = [
                 str(one.target) for one in found if any(storage_of(t) in memory for t in tensor_leaves(one.meta["val"]))
             ]
@@ -332,6 +332,10 @@ def _read_for_numbers(node: Node) -> list[Node]:
     name = "" if node.op == "call_module" else op_name(node)
     form = node.args[:1] if name in _LIKE else node.args[1:2] if name in ("to", "type_as") else ()
     return [read for read in node.all_input_nodes if read not in form]
+
+
+def _read_but_for_sizes(node: Node) -> list[Node]:
+    return [] if node.target == "size" else node.all_input_nodes
 
 
 _LIKE = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "new_tensor"}

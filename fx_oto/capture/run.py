@@ -53,6 +53,7 @@ from fx_oto.capture.refusals import (
     Way,
     told_of,
 )
+from fx_oto.capture.scripted import own_code_of_scripted_functions
 from fx_oto.capture.statements import failed_line
 from fx_oto.capture.subject import depends_on_mode, held_by
 from fx_oto.capture.whole import (
@@ -186,6 +187,7 @@ class CaptureRun(Recorder):
         yield custom_functions(self)
         yield opaque_calls(self)
         yield questions_seen(self)
+        yield own_code_of_scripted_functions()
         yield _seeing_module_calls()
         yield _unchecked_distributions()
         if self.options.watchful:

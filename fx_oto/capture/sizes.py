@@ -17,6 +17,7 @@ from fx_oto.capture.refusals import NotCapturedError, NotHashedError
 from fx_oto.capture.run import CaptureRun
 from fx_oto.core.context import ExampleInputs, InputSize
 from fx_oto.core.errors import InputError
+from fx_oto.core.fx_utils import behind
 
 __all__ = ["Sizes", "names_of"]
 
@@ -153,7 +154,19 @@ class Sizes:
             for comparison, places in zip(self._comparisons, before, strict=True):  # which were guessed wrong
                 comparison.places = places
             return [self._fix(group, difference)]
-        return [told for one in group.apart() for told in self._try(one)] or [self._told(group)]
+        if apart := [told for one in group.apart() for told in self._try(one)]:
+            return apart
+        blind = self._blind(group)
+        return [self._told(group) if blind is None else self._fix(group, blind)]
+
+    def _blind(self, group: Group) -> Difference | None:
+        """A plain number that is made of a size of which no other was taken: nobody knows what it is at others."""
+        for run in self._runs:
+            sizes = [(run.node_of_input(number), dim) for number, dim in group.dims]
+            for node, _ in run.events:
+                if any(one.target == "size" and one.args in sizes for one in behind([node])):
+                    return Difference(node)
+        return None
 
     def _trial(self, group: Group) -> _Trial:
         """Capture at other sizes, until it is known what follows them."""
@@ -201,11 +214,17 @@ class Sizes:
         return next(filter(None, (one.unlike(other, group, size) for one, other in pairs)), None)
 
     def _tell_apart(self, trial: _Trial, group: Group, size: int) -> None:
-        """Change dimensions that are alike one by one: a plain number may follow the height, the width, or both."""
+        """Change dimensions that are alike one by one: a plain number may follow the height, the width, or both.
+
+        Not every size tells: a quarter of 33 is a quarter of 32 once it is whole.
+        """
         for one in group.apart()[:-1]:
-            others = self._captured(one, size)
-            if others is not None and not self._same(trial, others, one, size):
-                break
+            for other in dict.fromkeys((size, *group.others())):
+                others = self._captured(one, other)
+                if others is not None and not self._same(trial, others, one, other):
+                    return
+                if not any(comparison.in_doubt for comparison in self._comparisons):
+                    break
 
     def _captured(self, group: Group, size: int) -> list[CaptureRun] | None:
         """The model at another size; None if it does not take it."""

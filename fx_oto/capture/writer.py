@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from fx_oto.capture.arguments import keys_in_order, sorted_keys
 from fx_oto.capture.calls import LISTS, is_numpys
 from fx_oto.capture.modes import without_modes
+from fx_oto.capture.names import CONSTANT
 from fx_oto.capture.numbers import Flag, Float, Int, Origin, remembered
 from fx_oto.capture.rebuilt import is_spelled, node_of_object, rebuilt
 from fx_oto.capture.refusals import NotHashedError
@@ -131,7 +132,7 @@ class Writer(Sheet):
             for name, other in self.constants.items():
                 if isinstance(other, Tensor) and (other is tensor or _is_same(other, tensor)):
                     return name, other
-        name = f"_tensor_constant{len(self.constants)}"
+        name = f"{CONSTANT}{len(self.constants)}"
         self.constants[name] = tensor
         return name, tensor
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -38,7 +38,7 @@ def read_gradients(outputs: Sequence[Tensor], parameters: Mapping[str, Tensor], 
     if not (roots and wanted):
         return
     weights = [_random(root, seed) for seed, root in roots.items()]
-    with _hooked(wanted, read):
+    with _hooked(wanted, read, _Outermost(roots.values())):
         torch.autograd.grad(list(roots.values()), list(wanted.values()), weights, allow_unused=True)
 
 
@@ -47,23 +47,46 @@ def _random(like: Tensor, seed: int) -> Tensor:
     return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed), device="cpu").to(like)
 
 
+class _Outermost:
+    """Tells the backward pass of some roots from those that functions in it start, as checkpointing does."""
+
+    def __init__(self, roots: Iterable[Tensor]) -> None:
+        self._task: int | None = None
+        self._handles = [root.register_hook(self._begin) for root in roots]
+
+    def _begin(self, gradient: Tensor) -> None:
+        self._task = torch._C._current_graph_task_id() if self._task is None else self._task
+
+    def is_here(self) -> bool:
+        """Whether that is the one that runs now."""
+        return bool(torch._C._current_graph_task_id() == self._task)
+
+    def forget(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+
 @contextmanager
-def _hooked(parameters: Mapping[str, Tensor], read: ReadGradient) -> Iterator[None]:
+def _hooked(parameters: Mapping[str, Tensor], read: ReadGradient, outermost: _Outermost) -> Iterator[None]:
     """Let each parameter hand its gradient over instead of calling the hooks that it has."""
     before = [(parameter, parameter._backward_hooks) for parameter in parameters.values()]
     try:
         for name, parameter in parameters.items():
             parameter._backward_hooks = None
-            parameter.register_hook(_handing_over(name, read))
+            parameter.register_hook(_handing_over(name, read, outermost))
         yield
     finally:
+        outermost.forget()
         for parameter, hooks in before:
             parameter._backward_hooks = hooks
 
 
-def _handing_over(name: str, read: ReadGradient) -> Callable[[Tensor], Tensor | None]:
+def _handing_over(name: str, read: ReadGradient, outermost: _Outermost) -> Callable[[Tensor], Tensor | None]:
     def hook(gradient: Tensor) -> Tensor | None:
         read(name, gradient)
+        if not outermost.is_here():  # what has started it returns the gradient, to be read once more
+            return None
         # Autograd keeps what a hook returns until all gradients are there: zeros that share one element.
         return gradient.new_zeros(()).expand_as(gradient) if gradient.layout is torch.strided else None
 

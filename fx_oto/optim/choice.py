@@ -159,7 +159,8 @@ class Choice:
             raise TrainingError(
                 "no ZIG has a gradient at the start of pruning: is the prepared model being trained? A loss that only "
                 "compares it with a copy of itself is at its minimum, and says of no ZIG whether it is needed: add "
-                "another one, such as that of the labels, or train with dropout"
+                "another one, such as that of the labels, or train with dropout. Behind layers that begin at zero, as "
+                "the last ones of diffusion models do, others learn from the second step on: set a later start_step"
             )
         scores = torch.cat([score.detach() for score in scores_of(self._saliency, zigs)]).cpu()  # in one piece
         if scores.isnan().any():

@@ -289,7 +289,9 @@ class DHSPG(GroupSparseOptimizer):
         if not moments.square.isfinite().all():
             warn(
                 "redundant ZIGs hold NaN or infinite values: the training diverged; restore a checkpoint, and lower "
-                "the learning rate or clip the gradients"
+                "the learning rate or clip the gradients. If gradients were clipped by their norm, and code divides "
+                "weights by theirs: the gradient of sqrt(w.square().sum()) is NaN where a ZIG is zero, which clipping "
+                "spreads to all; write sqrt(w.square().sum() + eps), or w.norm()"
             )
         rows.retire(self.base, dual.project)
 

@@ -115,8 +115,15 @@ def limits_for(target: Target, zigs: Partition, alone: Sequence[bool], rules: Ru
         f"{target.setting} cannot be reached: with the minimum kept of each family and the other "
         f"limits, what can be reached is {target.describe(reachable)}; change the target, min_kept, "
         "max_group_sparsity or round_to"
-        + (f" ({counted(sum(alone), *_ALONE)}: unprunable, or with requires_grad=False)" if any(alone) else "")
+        + _left_alone([family.name for family, one in zip(zigs.families, alone, strict=True) if one])
     )
+
+
+def _left_alone(names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    shown = f"{', '.join(map(repr, names[:3]))}{' …' if len(names) > 3 else ''}"
+    return f" ({counted(len(names), *_ALONE)}: unprunable, or with requires_grad=False in one of its tensors: {shown})"
 
 
 def _count(zigs: Partition) -> Price:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -113,3 +114,24 @@ def test_what_does_not_is_refused(name):
     torch.manual_seed(0)
     with pytest.raises(fx_oto.TraceError, match=r"test_plain_numbers\.py:\d+.*depends on the values in a tensor"):
         fx_oto.prepare(Net(UNKNOWN[name]), (torch.randn(6, 5, 4), LENGTHS[0]))
+
+
+def test_a_number_of_sizes_is_not_said_to_be_decided_by_what_the_tensor_is_made_of():
+    class Counted(nn.Module):
+        """A batch norm that BigGAN writes by hand, over weights whose norm is estimated in a buffer."""
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 3, 1)
+            self.register_buffer("norm", torch.ones(8))
+
+        def forward(self, x):
+            y = self.a(x) * self.norm[:, None, None]
+            if self.training:
+                self.norm.mul_(0.9)
+            return self.b(y - y.sum([0, 2, 3], keepdim=True) / float(torch.prod(torch.tensor(y.shape)[[0, 2, 3]])))
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", fx_oto.FxOtoWarning)
+        fx_oto.prepare(Counted(), torch.randn(2, 3, 8, 8))
+    assert not any("which calls of the model write" in str(one.message) for one in told)

@@ -185,3 +185,34 @@ def test_modes_that_write_into_parameters_are_refused(training, starts_at_zero, 
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert model[0].merged is not training
     assert torch.equal(model(x), expected)
+
+
+class Moving(nn.Module):
+    """Assigns to an attribute what it has made of it."""
+
+    def __init__(self, move):
+        super().__init__()
+        self.a, self.b, self.mask, self.move = nn.Linear(4, 8), nn.Linear(8, 3), torch.rand(8), move
+
+    def forward(self, x):
+        self.mask = self.move(self.mask, x)
+        return self.b(self.a(x) * self.mask)
+
+
+MOVES = {
+    "to, as in CLIP": lambda mask, x: mask.to(dtype=x.dtype, device=x.device),
+    "type_as": lambda mask, x: mask.type_as(x),
+    "to a tensor, cloned": lambda mask, x: mask.to(x).clone().contiguous(),
+    "less precise on the way": lambda mask, x: mask.half().float(),
+    "other numbers": lambda mask, x: mask.to(x) * 2,
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_what_is_only_moved_to_where_the_input_is_is_not_told(name):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", fx_oto.FxOtoWarning)
+        gm = fx_oto.prepare(Moving(MOVES[name]), torch.randn(2, 4))
+    told = [str(one.message) for one in found if "sets mask from one tensor to another" in str(one.message)]
+    assert bool(told) == (name in ("less precise on the way", "other numbers"))
+    assert fx_oto.partition(gm).num_zigs == 8
