@@ -215,7 +215,7 @@ class _Binder:
                 self.run.mark_differentiable(fake)
             return fake
         if isinstance(value, _FIXED):
-            _check(self.run, node, value, self.name)
+            check_same(self.run, node, value, self.name)
             return value
         if type(value) in (int, float):
             return self.run.number_given(value, node, self.name)
@@ -256,7 +256,7 @@ class _Binder:
         if any(isinstance(one, Tensor) for one in value):
             raise TraceError(f"{self.name} is a set of tensors, in which no graph finds one: give a list")
         if all(map(_is_plain, value)):
-            _check(self.run, node, frozenset(value), self.name)
+            check_same(self.run, node, frozenset(value), self.name)
         return copy.copy(value)
 
     def _part(self, value: Any, parent: Node, read: Callable[..., Any], key: Any) -> Any:

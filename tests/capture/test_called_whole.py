@@ -510,16 +510,23 @@ class Told(nn.Module):
         return self.code(x)
 
 
+def _refusal(model, x):
+    try:
+        fx_oto.prepare(model, x)
+    except fx_oto.TraceError as error:
+        return str(error)
+    return None
+
+
 @pytest.mark.parametrize("as_module", [False, True])
 @pytest.mark.parametrize("name", CHOICES)
 def test_what_a_call_chooses_by_numbers_is_not_taken_for_a_constant(name, as_module):
     torch.manual_seed(0)
     model, x = Choosing(name, as_module), torch.ones(4, 6)
-    try:
-        gm = fx_oto.prepare(model, x)
-    except fx_oto.TraceError as error:
-        assert "control flow depends on the values in a tensor" in str(error)
+    if (text := _refusal(model, x)) is not None:
+        assert "control flow depends on the values in a tensor" in text
         return
+    gm = fx_oto.prepare(model, x)
     torch.testing.assert_close(gm(x), model(x))
     with pytest.raises(AssertionError, match="the graph was captured where"):
         gm(-x)
