@@ -709,3 +709,28 @@ def test_an_error_that_code_catches_is_seen(error):
     assert fx_oto.Context.of(gm).capture.opaque == ("caught",)
     for other in (x, x - 99):
         torch.testing.assert_close(gm(other), model(other))
+
+
+@torch.jit.script
+def gated(a: torch.Tensor, b: torch.Tensor, channels: torch.Tensor) -> torch.Tensor:
+    width = channels[0]
+    both = a + b
+    return torch.tanh(both[:, :width, :]) * torch.sigmoid(both[:, width:, :])
+
+
+class Gated(nn.Module):
+    """As vocoders are written, that hand the number of channels to scripted code in a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.channels = 8
+        self.a, self.b, self.last = nn.Conv1d(4, 16, 3), nn.Conv1d(4, 16, 3), nn.Conv1d(8, 3, 1)
+
+    def forward(self, x):
+        return self.last(gated(self.a(x), self.b(x), torch.IntTensor([self.channels])))
+
+
+def test_scripted_code_that_reads_a_number_from_a_constant_is_looked_into():
+    found = compress_half(Gated(), torch.randn(2, 4, 9))
+    assert found.zigs == 8
+    assert not fx_oto.Context.of(found.gm).capture.opaque
