@@ -21,15 +21,13 @@ from fx_oto.capture.numbers import Origin
 from fx_oto.capture.refusals import Site, Way
 from fx_oto.capture.subject import Subject
 from fx_oto.capture.whole import Part, WrappedFunction
-from fx_oto.core import parts
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import TraceError
-from fx_oto.core.fx_utils import tensor_names
+from fx_oto.core.fx_utils import is_users, tensor_names
 
 __all__ = ["Item", "Options", "Sheet"]
 
 _TORCHS, _OURS = (f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
-_NOT_USERS = (_TORCHS, _OURS, parts.__file__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +180,7 @@ class Sheet(TorchFunctionMode):
         frame: Any = sys._getframe(2)
         found = None
         while frame is not None and frame.f_code.co_name != "_run_of_users_code":
-            if found is None and not frame.f_code.co_filename.startswith(_NOT_USERS):
+            if found is None and is_users(frame.f_code.co_filename):
                 found = frame
                 self._globals[id(frame.f_globals)] = frame.f_globals
                 break
