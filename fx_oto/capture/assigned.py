@@ -20,6 +20,7 @@ from fx_oto.nn.modes import IN_PLACE
 __all__ = ["Assigned", "tensors_kept"]
 
 _REGISTRIES = frozenset(vars(nn.Module()))
+_MOVING = ("to", "type", "type_as", "cpu", "cuda", "contiguous")
 
 
 class Assigned:
@@ -59,7 +60,7 @@ class Assigned:
                 continue
             if is_fake(new) and isinstance(value, Tensor):
                 alike = (new.shape, new.dtype) == (value.shape, value.dtype)
-                if alike and path not in self._buffers and run.reads(path):
+                if alike and path not in self._buffers and run.reads(path) and not _is_itself(run, new, path):
                     run.notes.append(_note(path, "one tensor", "another"))
                 elif alike and path in self._buffers and _written(node := run.node_of_tensor(new)).target != path:
                     changes[path] = node, value
@@ -77,6 +78,14 @@ class Assigned:
                         f"code gives the module {path!r} another parameter {name!r}, as module.to(dtype) does, or "
                         f"module.weight = nn.Parameter(…): {BEFORE}"
                     )
+
+
+def _is_itself(run: Recorder, new: Tensor, path: str) -> bool:
+    """Whether what is assigned is what was there, as of ``self.table = self.table.to(x.device)``."""
+    node = run.node_of_tensor(new)
+    while op_name(node) in _MOVING and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node.op == "get_attr" and node.target == path
 
 
 def _same(new: Any, value: Any) -> bool:

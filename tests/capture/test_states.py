@@ -116,6 +116,26 @@ def test_what_is_only_looked_at_is_not_told(keep):
         torch.testing.assert_close(gm(x), other(x))
 
 
+MOVES = {
+    "device": lambda table, x: table.to(x.device),
+    "another tensor": lambda table, x: table.to(x).contiguous(),
+    "type": lambda table, x: table.type_as(x),
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_what_is_moved_to_where_it_is_already_is_not_told(name):
+    def moved(model, x):
+        model.mean = MOVES[name](model.mean, x)
+        return model.first(x) + model.mean
+
+    model, x = Keeping(moved), torch.randn(2, 6, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gm = fx_oto.prepare(model, x)
+    torch.testing.assert_close(gm(x), model(x))
+
+
 class Unregistered(nn.Module):
     def __init__(self, held, frozen):
         super().__init__()
