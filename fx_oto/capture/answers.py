@@ -138,6 +138,16 @@ def _listed(run: Recorder, tensor: Tensor, as_array: bool) -> Any:
     return sys.modules["numpy"].array(found, dtype=object) if as_array else found
 
 
+def _same(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    """``torch.equal`` and ``torch.allclose``, as code that asks whether all numbers are, or are close."""
+    tensors = (*args, *kwargs.values())[:2]
+    if len(tensors) != 2 or torch.Size(tensors[0].shape) != torch.Size(tensors[1].shape):
+        return NotImplemented
+    compare, name = (torch.eq, "eq") if name_of(func) == "equal" else (torch.isclose, "isclose")
+    alike = run.record(compare, name, args, kwargs)
+    return _ask_values(run, torch.Tensor.__bool__, (run.record(torch.Tensor.all, "all", (alike,), {}),), {})
+
+
 def _always(node: Node) -> bool | None:
     """Whether a comparison with a number that is drawn from [0, 1) holds, or fails, whatever is drawn."""
     if node.target not in (operator.lt, operator.ge) or len(node.args) != 2:
@@ -302,6 +312,7 @@ ANSWERS: dict[str, Callable[[Recorder, Any, Any, Any], Any]] = {
     "new": _new,
     "__len__": _length,
     "unbind": _unbind,
+    **dict.fromkeys(("equal", "allclose"), _same),
     "l1_loss": _weighted,
     "data_ptr": _layout,
     "is_contiguous": _layout,

@@ -24,6 +24,7 @@ __all__ = [
     "Arguments",
     "annotate",
     "check_length",
+    "check_same",
     "content_of",
     "is_none",
     "is_so",
@@ -117,7 +118,7 @@ class Arguments:
                 handed[name] = bound
         for name, node in placeholders.items():
             if name not in self.given:
-                _check(run, node, self.signature.parameters[name].default, name)
+                check_same(run, node, self.signature.parameters[name].default, name)
         annotate(run.graph)
         call = inspect.BoundArguments(self.signature, handed)
         return call.args, call.kwargs
@@ -145,8 +146,8 @@ def _remedy(signature: inspect.Signature, inputs: ExampleInputs) -> str:
     )
 
 
-def _check(run: Sheet, node: Node, value: Any, name: str) -> None:
-    """Let the graph check that an argument is what it was, where that can be compared."""
+def check_same(run: Sheet, node: Node, value: Any, name: str) -> None:
+    """Let the graph check that a value is what it was, where that can be compared."""
     if value is None:
         same = run.create("call_function", is_none, (node,))
     else:  # torch.jit.trace and TorchScript have no == between a tensor and a bool
@@ -160,13 +161,13 @@ def check_length(run: Sheet, node: Node, count: int, name: str) -> None:
     """Let the graph check that a list or tuple is as long as it was."""
     counted = run.create("call_function", length, (node,))
     counted.meta["val"], counted.meta["is_wrapped"] = count, True
-    _check(run, counted, count, f"the length of {name}")
+    check_same(run, counted, count, f"the length of {name}")
 
 
 def _check_keys(run: Sheet, node: Node, keys: list[Any], name: str) -> None:
     found = run.create("call_function", sorted_keys, (node,))
     found.meta["val"], found.meta["is_wrapped"], found.meta["in_order"] = sorted(keys, key=repr), True, keys
-    _check(run, found, sorted(keys, key=repr), f"what is in {name}")
+    check_same(run, found, sorted(keys, key=repr), f"what is in {name}")
 
 
 def content_of(container: Any) -> dict[Any, Any]:
@@ -214,7 +215,7 @@ class _Binder:
                 self.run.mark_differentiable(fake)
             return fake
         if isinstance(value, _FIXED):
-            _check(self.run, node, value, self.name)
+            check_same(self.run, node, value, self.name)
             return value
         if type(value) in (int, float):
             return self.run.number_given(value, node, self.name)
@@ -255,7 +256,7 @@ class _Binder:
         if any(isinstance(one, Tensor) for one in value):
             raise TraceError(f"{self.name} is a set of tensors, in which no graph finds one: give a list")
         if all(map(_is_plain, value)):
-            _check(self.run, node, frozenset(value), self.name)
+            check_same(self.run, node, frozenset(value), self.name)
         return copy.copy(value)
 
     def _part(self, value: Any, parent: Node, read: Callable[..., Any], key: Any) -> Any:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
+from torch.utils._pytree import tree_map_only
 
 from fx_oto.capture.arguments import check_length, length
 from fx_oto.capture.deciding import may_decide, may_split_otherwise
@@ -301,7 +302,8 @@ class _Pass:
 
     def _vary(self, left: Node, right: Node) -> bool:
         """Whether a number, or one that it is made of, is another at the other size."""
-        if not isinstance(left.meta.get("val"), Tensor) and left.meta.get("val") != right.meta.get("val"):
+        mine, theirs = (tree_map_only(Tensor, lambda _: None, node.meta.get("val")) for node in (left, right))
+        if mine != theirs:
             return True
         pairs = zip(left.all_input_nodes, right.all_input_nodes, strict=False)
         return any(self._vary(a, b) for a, b in pairs if a.meta.get("is_number"))

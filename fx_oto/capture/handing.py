@@ -16,14 +16,16 @@ from torch.utils._pytree import tree_leaves
 from fx_oto.analysis.disguises import disguise, undisguise
 from fx_oto.analysis.fakes import ValuesAskedError, asks_values
 from fx_oto.analysis.recording import laid_out
+from fx_oto.capture.arguments import check_same
 from fx_oto.capture.branches import Branching
 from fx_oto.capture.calls import INTEGERS, LISTS, without_memory
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Float, Int, Origin
+from fx_oto.capture.refusals import ON_VALUES
 from fx_oto.capture.seen import SeenList, SeenTuple
 from fx_oto.capture.sheet import Item
 from fx_oto.core.errors import TraceError
-from fx_oto.core.fx_utils import tensor_leaves
+from fx_oto.core.fx_utils import source_line, tensor_leaves
 from fx_oto.core.preserve import Dice
 
 __all__ = ["Handing"]
@@ -175,6 +177,8 @@ class Handing(Branching):
         if isinstance(value, dict):
             for key, one in value.items():
                 self._bound_part(one, node, operator.getitem, key, given)
+        elif node.meta.get("asks_values"):
+            self._check_choice(value, node, node)
         return value
 
     def _bound_parts(self, value: Any, node: Node, given: set[int]) -> Any:
@@ -202,7 +206,23 @@ class Handing(Branching):
             node = self.create("call_function", read, (parent, key))
             node.meta["val"] = value
             return self._bound(value, node, given)
+        if parent.meta.get("asks_values"):
+            part = self.create("call_function", read, (parent, key))
+            part.meta["val"] = value
+            self._check_choice(value, part, parent)
         return value
+
+    def _check_choice(self, value: Any, node: Node, call: Node) -> None:
+        """Let the graph check what a call returns that may choose it by numbers, and is neither a tensor nor a number.
+
+        Raises:
+            TraceError: it cannot be compared, or a larger piece that is called as a whole may go either way.
+        """
+        if isinstance(value, torch.dtype | torch.device | torch.layout):
+            return
+        if value is not None and (not isinstance(value, bool | str) or call in self.by_values):
+            raise TraceError(ON_VALUES)
+        check_same(self, node, value, f"{node.name} ({source_line(call)})")
 
 
 def _by_products() -> AbstractContextManager[Any]:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils._pytree import tree_map_only
 
@@ -73,6 +73,12 @@ class Recorder(Handing):
 
     def record(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """Write a call of a torch function down; returns what it returns, for the user's code."""
+        value = self._recorded(func, name, args, kwargs)
+        if isinstance(value, Tensor) and writes_first(name, kwargs) and args and isinstance(args[0], nn.Parameter):
+            return args[0]  # of ``self.steps += 1`` a module takes nothing else in the place of its parameter
+        return value
+
+    def _recorded(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         if is_wrapped_by_functorch(args) or self.is_cast() or holds_arrays(name, (args, kwargs)):
             return self._call_by_call(func, args, kwargs)
         if name.startswith("set "):

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.fx import GraphModule
 
@@ -37,9 +37,9 @@ from fx_oto.capture.circumstances import questions_seen
 from fx_oto.capture.containers import announce_changes
 from fx_oto.capture.custom import custom_functions
 from fx_oto.capture.draws import without_checkers_draws
-from fx_oto.capture.modes import active
+from fx_oto.capture.modes import active, without_modes
 from fx_oto.capture.names import AnyNames
-from fx_oto.capture.numbers import Flag
+from fx_oto.capture.numbers import Flag, Origin
 from fx_oto.capture.opaque import opaque_calls
 from fx_oto.capture.raising import raising_line
 from fx_oto.capture.recorder import Recorder
@@ -304,11 +304,22 @@ class CaptureRun(Recorder):
         with self.unseen():
             self.fakes.note_literal(func, args)
             func = _COPYING.get(func, func)
+            if func is torch.ops.aten._local_scalar_dense.default and (known := self._number_known(*args)) is not None:
+                return known
             args, kwargs = self.fakes.faked(tuple(args)), self.fakes.faked(dict(kwargs))
             last = last_node(self.graph)
             self.is_plain = False
             node = self.create("call_function", func, self.nodes(args), self.nodes(kwargs))
             return without_memory(self.compute_node(node, args, kwargs, lambda a, k: self.fakes.call(func, a, k), last))
+
+    def _number_known(self, tensor: Tensor) -> Any:
+        """A number that scripted code reads from a tensor that depends on no input: the graph checks it."""
+        with without_modes():
+            real = self.constant(tensor)
+            number = None if real is None else real.item()
+        if number is not None:
+            self.decided(Origin("item", (self.node_of_tensor(tensor),)), number)
+        return number
 
     def call_module(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """A module is called: as a whole, or its code is run."""

@@ -44,6 +44,7 @@ class _Trial:
         differed: the captures that were not the same, and their size.
         decides: whether those differ in what the graph checks.
         checks: all that code decides by the size: what the graph says where it is otherwise, and where that is.
+        may_remember: whether code may decide by sizes that it has met before.
     """
 
     taken: int | None = None
@@ -51,6 +52,7 @@ class _Trial:
     differed: tuple[list[CaptureRun], int] | None = None
     decides: bool = False
     checks: dict[str, str] = field(default_factory=dict)
+    may_remember: bool = True
 
     def note(self, differences: Collection[Difference]) -> None:
         """Remember what code decides by."""
@@ -249,10 +251,12 @@ class Sizes:
         """Captures at another size, if they are the same; none if something differs, which is noted."""
         found = self._compare(others, group, size)
         # Code that decides by a size may remember what it decided, as plans of contractions are kept by their sizes: of
-        # two sizes, the model may have met one before. By the second capture it has met both.
-        if found is not None and self._lengths(others) != self._lengths(self._runs):
+        # two sizes, the model may have met one before. By the second capture it has met both. What has remembered
+        # nothing of one size remembers none.
+        if found is not None and trial.may_remember and self._lengths(others) != self._lengths(self._runs):
             again = self._captured(group, size)
-            if again is not None and self._lengths(again) != self._lengths(others):
+            trial.may_remember = again is None or self._lengths(again) != self._lengths(others)
+            if again is not None and trial.may_remember:
                 others, found = again, self._compare(again, group, size)
         if found is None:
             decisions = [decision for one in self._comparisons for decision in one.decisions]

@@ -169,7 +169,7 @@ def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, Made):
         return Made(value.kind, {key: change(one) for key, one in value.parts.items()})
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(change, value))
+        return tuple.__new__(type(value), map(change, value))  # one such as PackedSequence looks at what it is made of
     if isinstance(value, tuple | list):
         parts = list(map(change, value))
         return parts if isinstance(value, list) else tuple(parts)

@@ -9,11 +9,13 @@ from torch.fx import GraphModule, Node
 
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.differences import relative_error
-from fx_oto.core.fx_utils import described
+from fx_oto.core.fx_utils import described, op_name
 from fx_oto.core.interpreter import PlainInterpreter, run_graph
 from fx_oto.core.preserve import unwritten
 
 __all__ = ["at_random", "values_of"]
+
+_UNWRITTEN = ("new", "empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "resize")  # any numbers
 
 
 class _Keeper(PlainInterpreter):
@@ -39,7 +41,8 @@ def values_of(gm: GraphModule, inputs: ExampleInputs) -> dict[str, Tensor]:
 def at_random(gm: GraphModule, inputs: ExampleInputs, error: float) -> str:
     """What an error says of a graph that does not return the same twice: the first node that does not."""
     first, second = values_of(gm, inputs), values_of(gm, inputs)
-    differ = (n for n in gm.graph.nodes if n.name in first and relative_error(first[n.name], second[n.name]))
+    written = (n for n in gm.graph.nodes if n.name in first and op_name(n).strip("_") not in _UNWRITTEN)
+    differ = (n for n in written if relative_error(first[n.name], second[n.name]))
     where = next((f", first at {described(node)}" for node in differ), "")
     return (
         "the group-sparse model does not return the same twice, in evaluation: its outputs differ by "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -465,6 +466,85 @@ def test_what_code_decides_by_a_number_of_an_opaque_module_is_checked():
         small(-x)
 
 
+def chooses(told):
+    """A function that says whether numbers are large."""
+
+    def choose(x):
+        return told(bool((x > 0).all()), x)
+
+    return choose
+
+
+CHOICES = {
+    "a bool": (chooses(lambda large, x: large), lambda found: found),
+    "one of two": (chooses(lambda large, x: (large, x * 1)), lambda found: found[0]),
+    "text": (chooses(lambda large, x: ("large" if large else "small", x)), lambda found: found[0] == "large"),
+    "nothing": (chooses(lambda large, x: (None if large else x * 2, x)), lambda found: found[0] is None),
+    "nothing at all": (chooses(lambda large, x: None if large else x * 2), lambda found: found is None),
+    "an array": (chooses(lambda large, x: (np.array([1 + large]), x * 1)), lambda found: found[0][0] > 1),
+    "an array in a dictionary": (chooses(lambda large, x: {"k": np.array(large)}), lambda found: bool(found["k"])),
+    "numpy's number": (chooses(lambda large, x: np.int64(large)), lambda found: found > 0),
+    "a set": (chooses(lambda large, x: {int(large)}), lambda found: 1 in found),
+}
+
+
+class Choosing(nn.Module):
+    def __init__(self, name, as_module):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.told, self.is_large = CHOICES[name]
+        self.inner = Told(self.told) if as_module else None
+
+    def forward(self, x):
+        h = torch.relu(self.first(x))
+        found = self.told(x) if self.inner is None else self.inner(x)
+        return self.last(h if self.is_large(found) else -h)
+
+
+class Told(nn.Module):
+    def __init__(self, code):
+        super().__init__()
+        self.code = code
+
+    def forward(self, x):
+        return self.code(x)
+
+
+def _refusal(model, x):
+    try:
+        fx_oto.prepare(model, x)
+    except fx_oto.TraceError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("as_module", [False, True])
+@pytest.mark.parametrize("name", CHOICES)
+def test_what_a_call_chooses_by_numbers_is_not_taken_for_a_constant(name, as_module):
+    torch.manual_seed(0)
+    model, x = Choosing(name, as_module), torch.ones(4, 6)
+    if (text := _refusal(model, x)) is not None:
+        assert "control flow depends on the values in a tensor" in text
+        return
+    gm = fx_oto.prepare(model, x)
+    torch.testing.assert_close(gm(x), model(x))
+    with pytest.raises(AssertionError, match="the graph was captured where"):
+        gm(-x)
+
+
+def test_a_statement_that_goes_by_what_a_function_found_is_called_as_a_whole():
+    has_negative = chooses(lambda large, x: not large)
+
+    class Net(Reading):
+        def forward(self, x):
+            h = torch.relu(self.first(x))
+            if has_negative(x):
+                x = x.masked_fill(x < 0, 0)
+            return self.last(h * x.sum(1, keepdim=True))
+
+    assert compress_half(Net(None), torch.randn(4, 6), others=[torch.rand(3, 6)]).zigs == 16
+
+
 class Routed(nn.Module):
     """Only those that some example is sent to are called, in a loop over numbers."""
 
@@ -629,3 +709,28 @@ def test_an_error_that_code_catches_is_seen(error):
     assert fx_oto.Context.of(gm).capture.opaque == ("caught",)
     for other in (x, x - 99):
         torch.testing.assert_close(gm(other), model(other))
+
+
+@torch.jit.script
+def gated(a: torch.Tensor, b: torch.Tensor, channels: torch.Tensor) -> torch.Tensor:
+    width = channels[0]
+    both = a + b
+    return torch.tanh(both[:, :width, :]) * torch.sigmoid(both[:, width:, :])
+
+
+class Gated(nn.Module):
+    """As vocoders are written, that hand the number of channels to scripted code in a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.channels = 8
+        self.a, self.b, self.last = nn.Conv1d(4, 16, 3), nn.Conv1d(4, 16, 3), nn.Conv1d(8, 3, 1)
+
+    def forward(self, x):
+        return self.last(gated(self.a(x), self.b(x), torch.IntTensor([self.channels])))
+
+
+def test_scripted_code_that_reads_a_number_from_a_constant_is_looked_into():
+    found = compress_half(Gated(), torch.randn(2, 4, 9))
+    assert found.zigs == 8
+    assert not fx_oto.Context.of(found.gm).capture.opaque

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.exactness import randomise
+from support.exactness import compress_half, randomise
 from support.saved import saved
 from support.vision import without_compiled_library
 from torch import nn
@@ -342,3 +342,29 @@ def test_a_cache_of_transformers_is_left_as_it_was():
         assert past.get_seq_length() == 6
         found = gm(input_ids=tokens[:, 6:], past_key_values=past, use_cache=True)[0]
         torch.testing.assert_close(found, model(tokens)[0][:, 6:], rtol=1e-4, atol=1e-5)
+
+
+class Recurrent(nn.Module):
+    """Is given the states of its layers, which it counts and takes apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.cells = nn.ModuleList([nn.LSTMCell(4, 8), nn.LSTMCell(8, 6)])
+        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 3)
+
+    def forward(self, x, states):
+        new = []
+        for cell, state in zip(self.cells, states, strict=True):
+            x, c = cell(x, tuple(state.values()) if isinstance(state, dict) else state)
+            new.append((x, c))
+        return self.last(self.first(x).relu()), new
+
+
+@pytest.mark.parametrize("kind", [tuple, list, lambda pair: dict(zip("hc", pair, strict=True))])
+@pytest.mark.parametrize("outer", [tuple, list])
+def test_states_are_given_in_containers_within_containers(outer, kind):
+    def given(batch):
+        states = [kind(torch.randn(2, batch, width)) for width in (8, 6)]
+        return torch.randn(batch, 4), outer(states)
+
+    assert compress_half(Recurrent(), given(2), others=[given(5)]).params_left < 1

@@ -115,3 +115,21 @@ class Attention(nn.Module):
 def test_attention_as_in_tutorials():
     found = holds(Attention(), torch.randn(2, 6, 8), [torch.randn(5, 6, 8)], any_size=False)
     assert found.zigs == 4
+
+
+class Placed(nn.Module):
+    """Adds positions that numpy has counted."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.positions, self.last = nn.Embedding(20, 8), nn.Embedding(16, 8), nn.Linear(8, 3)
+
+    def forward(self, tokens):
+        places = np.tile(np.arange(tokens.shape[1]), [tokens.shape[0], 1])
+        return self.last(self.embedding(tokens) + self.positions(torch.LongTensor(places)))
+
+
+def test_the_line_of_the_model_is_named_that_makes_a_tensor_of_an_array():
+    line = Placed.forward.__code__.co_firstlineno + 2
+    with pytest.warns(fx_oto.FxOtoWarning, match=rf"the graph takes batches of 2 only.*test_numpy\.py:{line}\)"):
+        fx_oto.prepare(Placed(), torch.randint(0, 20, (2, 5)))

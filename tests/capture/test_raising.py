@@ -106,7 +106,17 @@ def _chosen_before(x, y):
         assert torch.isfinite(y[rows]).all()
 
 
+def _the_same(x, y):
+    assert torch.equal(y, y + 0)
+
+
+def _close(x, y):
+    if not (torch.allclose(y, y + 1e-9) and x.allclose(x, rtol=0.1)):
+        raise ValueError(y)
+
+
 CHECKS = [
+    *(_the_same, _close),
     *(_assert_finite, _no_nan, _not_large, _item_not_large, _named, _two, _both, _negated, _truth_as_item, _torchs),
     *(_Checks(), _chosen_before, _of_its_own),
 ]

@@ -200,6 +200,7 @@ class Moving(nn.Module):
 
 
 MOVES = {
+    "to its device": lambda mask, x: mask.to(x.device),
     "to, as in CLIP": lambda mask, x: mask.to(dtype=x.dtype, device=x.device),
     "type_as": lambda mask, x: mask.type_as(x),
     "to a tensor, cloned": lambda mask, x: mask.to(x).clone().contiguous(),
@@ -216,3 +217,51 @@ def test_what_is_only_moved_to_where_the_input_is_is_not_told(name):
     told = [str(one.message) for one in found if "sets mask from one tensor to another" in str(one.message)]
     assert bool(told) == (name in ("less precise on the way", "other numbers"))
     assert fx_oto.partition(gm).num_zigs == 8
+
+
+class Counting(nn.Module):
+    """Keeps a count, or a mean, in parameters that are not trained, as they were before there were buffers."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.a, self.b, self.step = nn.Linear(4, 8), nn.Linear(8, 3), step
+        self.steps = nn.Parameter(torch.zeros(1, dtype=torch.long), requires_grad=False)
+        self.mean = nn.Parameter(torch.zeros(8), requires_grad=False)
+
+    def forward(self, x):
+        h = self.a(x).relu()
+        self.step(self, h.detach().mean(0))
+        return self.b(h - self.mean)
+
+
+def _counted(model, h):
+    model.steps += 1
+
+
+def _added_up(model, h):
+    model.steps = model.steps.add_(1)
+    model.mean *= 0.9
+    model.mean += 0.1 * h
+
+
+def _without_gradient(model, h):
+    with torch.no_grad():
+        model.mean *= 0.5
+        model.mean += h
+
+
+@pytest.mark.parametrize("step", [_counted, _added_up, _without_gradient], ids=lambda step: step.__name__)
+def test_what_is_added_to_a_parameter_stays_in_it(step):
+    torch.manual_seed(0)
+    model, x = Counting(step), torch.randn(5, 4)
+    gm = fx_oto.prepare(model, x)
+    other = copy.deepcopy(model)
+    torch.testing.assert_close([gm(x), gm(x)], [other(x), other(x)])
+    for name, mine in model.named_parameters():
+        torch.testing.assert_close(mine, other.get_parameter(name))
+    assert type(model.steps) is nn.Parameter
+    fx_oto.partition(gm).zero_(0.5)
+    with torch.no_grad():
+        model.mean *= (model.a.weight != 0).any(1)  # what is gone has no mean
+    small, other = fx_oto.compress(gm), copy.deepcopy(model)
+    torch.testing.assert_close(small(x), other(x))

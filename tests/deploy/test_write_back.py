@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from support.exactness import randomise
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fx_oto
 from fx_oto.core.differences import relative_error
@@ -701,3 +702,49 @@ def test_hooks_speak_of_the_copy(in_dictionary):
     torch.testing.assert_close(result(x + 1), small(x + 1))
     assert result.head.in_features == 8
     assert list(model.found) == left
+
+
+class Packing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.rnn = nn.Embedding(20, 6), nn.GRU(6, 8, batch_first=True)
+
+    def forward(self, tokens, lengths):
+        packed = pack_padded_sequence(self.embedding(tokens), lengths, batch_first=True, enforce_sorted=False)
+        return self.rnn(packed)[0]
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.score = nn.Linear(8, 8), nn.Linear(8, 1)
+
+    def forward(self, packed):
+        h, _ = pad_packed_sequence(packed, batch_first=True)
+        return (self.score(torch.tanh(self.inner(h))).softmax(1) * h).sum(1)
+
+
+class Summary(nn.Module):
+    """A packed sequence goes from one of the user's modules to another."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.attention, self.last = Packing(), Attending(), nn.Linear(8, 3)
+
+    def forward(self, tokens, lengths):
+        return self.last(self.attention(self.encoder(tokens, lengths)))
+
+
+def test_modules_that_hand_each_other_packed_sequences():
+    torch.manual_seed(0)
+    model = randomise(Summary().eval()).double()
+    gm = fx_oto.prepare(model, (torch.randint(0, 20, (2, 5)), torch.tensor([5, 3])))
+    fx_oto.partition(gm).zero_(0.5, torch.Generator().manual_seed(0))
+    result = fx_oto.write_back(fx_oto.compress(gm), model)
+    assert not fx_oto.WriteBack.of(result).graphs
+    assert result.attention.inner.in_features == 4
+    for given in (
+        (torch.randint(0, 20, (2, 5)), torch.tensor([2, 5])),
+        (torch.ones(3, 4).long(), torch.tensor([4, 4, 1])),
+    ):
+        torch.testing.assert_close(result(*given), model(*given))

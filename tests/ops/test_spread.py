@@ -53,6 +53,13 @@ REPEATS = {
     "interleaved twice": lambda m, h: (
         h.repeat_interleave(3, dim=0).repeat_interleave(2, dim=0).view(h.size(0), 2 * 3, h.size(1), -1)
     ),
+    "channels, repeated": lambda m, h: h.repeat(1, 1, 3).view(h.size(0), h.size(1), 3, -1).sum(2),
+    "channels, tiled": lambda m, h: torch.tile(h, (1, 1, 3)).relu().unflatten(2, (3, -1)).sum(2),
+    "channels, side by side": lambda m, h: (
+        torch.cat([h, h.relu(), h.tanh()], 2).view(h.size(0), h.size(1), 3, -1).sum(2)
+    ),
+    "channels, side by side as rows": lambda m, h: torch.cat([h] * 3, dim=-1).view(h.size(0), h.size(1) * 3, -1),
+    "channels, interleaved": lambda m, h: h.repeat_interleave(3, 2).view(h.size(0), h.size(1), -1, 3).sum(3),
     "beams of their own": lambda m, h: merged((beams(h) + m.shift).relu()),
     "and back": lambda m, h: merged(beams(h)).view(h.size(0), 3, h.size(1), -1).amax(1),
     "as a number for each beam": lambda m, h: merged(beams(h)).sum(1).view(h.size(0), -1, WIDTH),

@@ -88,7 +88,8 @@ class Sampling(nn.Module):
         self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 4)
 
     def forward(self, x):
-        return self.b(F.dropout(F.relu(self.a(x)), 0.5, training=True))
+        other = x.new(3, 6).zero_() + x.new_empty(2, 6).fill_(0).sum()  # of unwritten memory at first
+        return self.b(F.dropout(F.relu(self.a(x + other.sum())), 0.5, training=True))
 
 
 def test_a_model_that_is_random_in_evaluation_is_told_so():

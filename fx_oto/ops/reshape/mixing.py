@@ -8,8 +8,8 @@ images another mix of channels is in a row. Where it becomes ``(B, -1)``, each r
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from itertools import takewhile
 from typing import Any
@@ -23,6 +23,7 @@ from fx_oto.analysis.engine import Propagation
 from fx_oto.analysis.labels import Layer
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import behind, op_name
+from fx_oto.ops.reshape.symbols import Size, product, steps_of
 
 __all__ = ["cut_moves", "entries_of", "spelled_out"]
 
@@ -30,56 +31,9 @@ _GIVEN = {"view", "reshape", "_unsafe_view", "view_as", "reshape_as", "unflatten
 _TURNING = ("transpose", "permute", "flatten", "movedim", "moveaxis", "swapaxes", "swapdims", "squeeze", "unsqueeze")
 _EXPANDING = {"expand", "broadcast_to"}
 _SPREADING = {*_EXPANDING, "repeat", "tile", "repeat_interleave"}
+_JOINING = {"cat", "concat", "concatenate"}
+_REPEATING = {"repeat", "tile", *_JOINING}
 _SLIDING = ("conv", "pool", "getitem", "slice", "narrow", "select", "view", "reshape", "unflatten", "unfold")
-
-
-@dataclass(frozen=True)
-class _Size:
-    """A number times powers of symbols; a symbol is named by what it is on the example inputs.
-
-    Attributes:
-        number: the number.
-        powers: of each symbol.
-        is_rounded: whether it is a quotient that need not be whole, such as ``T // 2``, taken for the quotient itself.
-    """
-
-    number: Fraction = Fraction(1)
-    powers: dict[Any, int] = field(default_factory=dict)
-    is_rounded: bool = field(default=False, compare=False)
-
-    @classmethod
-    def symbol(cls, name: Any) -> _Size:
-        return cls(Fraction(1), {name: 1})
-
-    def __mul__(self, other: _Size) -> _Size:
-        return self._with(other, self.number * other.number, 1)
-
-    def __truediv__(self, other: _Size) -> _Size:
-        return self._with(other, self.number / other.number, -1)
-
-    def _with(self, other: _Size, number: Fraction, sign: int) -> _Size:
-        names = self.powers.keys() | other.powers.keys()
-        powers = {name: self.powers.get(name, 0) + sign * other.powers.get(name, 0) for name in names}
-        rounded = self.is_rounded or other.is_rounded
-        return _Size(number, {name: power for name, power in powers.items() if power}, rounded)
-
-    def is_whole(self) -> bool:
-        """Return whether it is a whole number on all inputs."""
-        return self.number.denominator == 1 and all(power > 0 for power in self.powers.values())
-
-    def pinned(self, names: Sequence[Any]) -> _Size:
-        """The same where some symbols are numbers."""
-        rest = {name: power for name, power in self.powers.items() if name not in names}
-        return _Size(self.in_steps({name: name for name in names}).number, rest)
-
-    def in_steps(self, steps: Mapping[Any, int]) -> _Size:
-        """The same where some symbols stand for so many of themselves."""
-        factors = (Fraction(steps.get(name, 1)) ** power for name, power in self.powers.items())
-        return replace(self, number=math.prod(factors, start=self.number))
-
-
-def _product(sizes: Sequence[_Size]) -> _Size:
-    return math.prod(sizes, start=_Size())
 
 
 def cut_moves(call: OpCall, p: Propagation, layer: Layer) -> bool | None:
@@ -93,38 +47,28 @@ def cut_moves(call: OpCall, p: Propagation, layer: Layer) -> bool | None:
     if all(isinstance(size, int) and size >= 0 for size in entries_of(node)):  # torch refuses more elements, or fewer
         return False
     old = [_parts(p, node, source, dim) for dim in range(source.ndim)]
-    sizes = [_product(parts) for parts in old]
+    sizes = [product(parts) for parts in old]
     known = {name for size in sizes for name in size.powers}
     new = _given(p, node, sizes, known)
     if new is None:
         return None
     # Torch refuses inputs for which those are others that are on one side alone. And of (B, 16, H / 2, 2, W), which
     # becomes (B, 16, H, W), H is even, for each size is a whole number.
-    pinned = list((_product(sizes) / _product(new)).powers)
-    steps = _steps([one.pinned(pinned) for one in sizes])
-    old = [[one.pinned(pinned).in_steps(steps) for one in parts] for parts in old]
-    sizes, new = ([one.pinned(pinned).in_steps(steps) for one in some] for some in (sizes, new))
+    pinned = list((product(sizes) / product(new)).powers)
+    steps = steps_of([one.pinned(pinned) for one in sizes])
+    old = [[one.pinned(pinned).insteps_of(steps) for one in parts] for parts in old]
+    sizes, new = ([one.pinned(pinned).insteps_of(steps) for one in some] for some in (sizes, new))
     # (B, 16, H, W) to (B, -1): B is the same on both sides, so what is left is (16, H, W) to (-1): its one cut, after
     # all of them, falls where the channels end.
     alike = takewhile(lambda pair: pair[0] == pair[1], zip(sizes[:-1], new[:-1], strict=False))
     first = len(list(alike))  # within what comes before, such as the batch, each reshape is one of the rest
     known = {name for size in sizes[first:] for name in size.powers}
-    tails = [_product(new[dim:]) for dim in range(len(new) - 1, first, -1)]
+    tails = [product(new[dim:]) for dim in range(len(new) - 1, first, -1)]
     found: list[bool | None] = []
     for dim in (dim for dim in layer.dims if dim >= first):
-        _, length, after = old[dim] if len(old[dim]) == 3 else (_Size(), sizes[dim], _Size())
-        found.append(_moves(after * _product(sizes[dim + 1 :]), length, tails, known))
+        _, length, after = old[dim] if len(old[dim]) == 3 else (Size(), sizes[dim], Size())
+        found.append(_moves(after * product(sizes[dim + 1 :]), length, tails, known))
     return True if True in found else None if None in found else False
-
-
-def _steps(sizes: Sequence[_Size]) -> dict[Any, int]:
-    """How many of it a symbol stands for, where parts of it are sizes."""
-    steps: dict[Any, int] = {}
-    for size in sizes:
-        if list(size.powers.values()) == [1]:
-            (name,) = size.powers
-            steps[name] = math.lcm(steps.get(name, 1), size.number.denominator)
-    return steps
 
 
 def spelled_out(node: Node, dims: int = 1) -> set[int]:
@@ -155,7 +99,7 @@ def _is_all(node: Node, call: OpCall) -> bool:
     return [one.shape for one in ends] == [call.args[0].shape, call.out.shape]
 
 
-def _moves(inner: _Size, length: _Size, tails: Sequence[_Size], known: set[Any]) -> bool | None:
+def _moves(inner: Size, length: Size, tails: Sequence[Size], known: set[Any]) -> bool | None:
     """Return whether cuts, after every ``tail`` elements, fall elsewhere among channels of ``inner`` elements each."""
     # Channels of H W elements each, cut after 512 of them: where H W = 64 a row ends with 8 channels, where it is 100
     # within one. Cut after 2 H W, a row ends with 2 channels on all inputs.
@@ -169,38 +113,61 @@ def _moves(inner: _Size, length: _Size, tails: Sequence[_Size], known: set[Any])
     return False
 
 
-def _parts(p: Propagation, node: Node, source: Tensor, dim: int) -> list[_Size]:
+def _parts(p: Propagation, node: Node, source: Tensor, dim: int) -> list[Size]:
     """The size of a dimension: one factor, or three: repeats of all channels, channels, repeats of each."""
     size = source.size(dim)
     if not p.is_fixed(source, dim):
         settled = size in p.sizes.fixed or _is_settled(p, _read_by(node), dim - source.ndim)
-        return [_Size(Fraction(size)) if settled else _of_dim(p, _read_by(node), dim)]
+        return [Size(Fraction(size)) if settled else _of_dim(p, _read_by(node), dim)]
     layer = next((layer for layer in p.layers(source) if dim in layer.dims), None)
     if layer is None:
-        return [_Size(Fraction(size))]
+        return [Size(Fraction(size))]
     line = layer.labels[tuple(slice(None) if d == dim else 0 for d in range(source.ndim))]
     channels = line.unique().numel()
     if channels == size:
-        return [_Size(Fraction(size))]
+        return [Size(Fraction(size))]
     each = int((line == line[0]).to(torch.int64).cumprod(0).sum())
     whole = line[: channels * each : each].repeat_interleave(each)
     if size % len(whole) or not torch.equal(whole.repeat(size // len(whole)), line):
-        return [_Size(Fraction(size))]
-    repeats = (_Size.symbol(n) if n > 1 else _Size() for n in (size // len(whole), each))
-    before, after = repeats
-    return [before, _Size(Fraction(channels)), after]
+        return [Size(Fraction(size))]
+    copies = ((size // len(whole), _REPEATING), (each, {"repeat_interleave"}))
+    before, after = (_copies(_read_by(node), dim, times, names) for times, names in copies)
+    return [before, Size(Fraction(channels)), after]
 
 
-def _of_dim(p: Propagation, node: Any, dim: int) -> _Size:
+def _copies(node: Node | None, dim: int, times: int, names: Collection[str]) -> Size:
+    """How often channels are repeated along a dimension: a number where code tells, as in ``cat([x] * 4, 1)``."""
+    number = Size(Fraction(times))
+    while times > 1 and node is not None:
+        value, name = node.meta["val"], op_name(node)
+        if name in names:
+            return number if _times_told(node, dim - value.ndim) == times else Size.symbol(times)
+        node = source if (source := _read_by(node)) is not None and source.meta["val"].shape == value.shape else None
+    return number if times == 1 else Size.symbol(times)
+
+
+def _times_told(node: Node, back: int) -> int | None:
+    """How many parts are put one after the other along a dimension, counted from the last, if that is told."""
+    if op_name(node) in _JOINING:
+        parts: Any = node.args[0] if node.args else node.kwargs["tensors"]
+        along: Any = [*node.args[1:], node.kwargs.get("dim", 0)][0]
+        is_told = isinstance(parts, tuple | list) and (along - back) % node.meta["val"].ndim == 0
+        return len(parts) if is_told else None
+    given = _times_each(node) if op_name(node) == "repeat_interleave" else entries_of(node)
+    told = given[back] if given is not None and -back <= len(given) else None
+    return told if isinstance(told, int) else None
+
+
+def _of_dim(p: Propagation, node: Any, dim: int) -> Size:
     """The size of a dimension; of one that others were flattened into, the product of theirs."""
     key = _of_dim, node, dim
     if key not in p.memo:
         p.memo[key] = _traced(p, node, dim) or _plain(p, node.meta["val"].size(dim))
-    found: _Size = p.memo[key]
+    found: Size = p.memo[key]
     return found
 
 
-def _traced(p: Propagation, node: Node, dim: int) -> _Size | None:
+def _traced(p: Propagation, node: Node, dim: int) -> Size | None:
     """The size of a dimension, from where it was turned, flattened or reshaped; None if it was not."""
     size = node.meta["val"].size(dim)
     while (spread := _spread(p, node, dim)) is None and (source := _read_by(node)) is not None:
@@ -210,10 +177,10 @@ def _traced(p: Propagation, node: Node, dim: int) -> _Size | None:
         elif name in _TURNING:
             parts = _turned_into(node, value, dim)
             whole = math.prod(value.size(one) for one in parts) == size
-            return _product([_of_dim(p, source, one) for one in parts]) if whole else None
+            return product([_of_dim(p, source, one) for one in parts]) if whole else None
         elif name in _GIVEN:
             sizes = [
-                _Size(Fraction(n)) if p.is_fixed(value, one) else _of_dim(p, source, one)
+                Size(Fraction(n)) if p.is_fixed(value, one) else _of_dim(p, source, one)
                 for one, n in enumerate(value.shape)
             ]
             new = _given(p, node, sizes, {symbol for one in sizes for symbol in one.powers})
@@ -225,7 +192,7 @@ def _traced(p: Propagation, node: Node, dim: int) -> _Size | None:
     return spread
 
 
-def _spread(p: Propagation, node: Node, dim: int) -> _Size | None:
+def _spread(p: Propagation, node: Node, dim: int) -> Size | None:
     """The size of a dimension of what a node spreads, of which code tells how many times; None of any other node."""
     # What (B, T, 12) expands to, (B, 3, T, 12), has 3 T 12 elements for each example, on all inputs: as (B 3, T, -1)
     # it ends in 12 again. Were 3 a size that may be another one, 12 might be mixed with it.
@@ -236,14 +203,14 @@ def _spread(p: Propagation, node: Node, dim: int) -> _Size | None:
         new = int(given) % ndim
         if not isinstance(parts, tuple | list):
             return None
-        return _Size(Fraction(len(parts))) if dim == new else _read(p, (parts[0], dim - (dim > new)))
+        return Size(Fraction(len(parts))) if dim == new else _read(p, (parts[0], dim - (dim > new)))
     if name not in _SPREADING or (source := _read_by(node)) is None:
         return None
     place = dim - (ndim - source.meta["val"].ndim)
-    before = _read(p, (source, place)) if place >= 0 else _Size()
+    before = _read(p, (source, place)) if place >= 0 else Size()
     if (given := _times_each(node) if name == "repeat_interleave" else entries_of(node)) is None:
         return None
-    told = _read(p, given[dim - ndim]) if dim - ndim >= -len(given) else _Size()
+    told = _read(p, given[dim - ndim]) if dim - ndim >= -len(given) else Size()
     if told is None or before is None or name in _EXPANDING:
         return told or before
     return told * before
@@ -323,7 +290,7 @@ def _has(node: Node, ndim: int, back: int, size: int) -> bool:
     return isinstance(value, Tensor) and value.ndim == ndim and value.shape[back] == size
 
 
-def _given(p: Propagation, node: Node, sizes: Sequence[_Size], known: set[Any]) -> list[_Size] | None:
+def _given(p: Propagation, node: Node, sizes: Sequence[Size], known: set[Any]) -> list[Size] | None:
     """The sizes of the result; of one that is not told, or not understood, what is left for it."""
     given = [_read(p, entry) for entry in entries_of(node)]
     if op_name(node) == "unflatten":
@@ -331,10 +298,10 @@ def _given(p: Propagation, node: Node, sizes: Sequence[_Size], known: set[Any]) 
         dim %= len(sizes)
         left = _filled(given, sizes[dim], known)
         return left and [*sizes[:dim], *left, *sizes[dim + 1 :]]
-    return _filled(given, _product(sizes), known)
+    return _filled(given, product(sizes), known)
 
 
-def _filled(given: list[_Size | None], total: _Size, known: set[Any]) -> list[_Size] | None:
+def _filled(given: list[Size | None], total: Size, known: set[Any]) -> list[Size] | None:
     open_ = [place for place, size in enumerate(given) if size is None]
     strange = [place for place, size in enumerate(given) if size is not None and not known.issuperset(size.powers)]
     if not open_ and len(strange) == 1:
@@ -344,7 +311,7 @@ def _filled(given: list[_Size | None], total: _Size, known: set[Any]) -> list[_S
     told = [size for place, size in enumerate(given) if place not in open_ and size is not None]
     if None in given and any(size.is_rounded for size in told):  # without -1 torch refuses what does not divide
         return None
-    left = total / _product(told)
+    left = total / product(told)
     return [left if place in open_ or size is None else size for place, size in enumerate(given)]
 
 
@@ -364,25 +331,25 @@ def entries_of(node: Node) -> list[Any]:
     return list(given)
 
 
-def _read(p: Propagation, entry: Any) -> _Size | None:
+def _read(p: Propagation, entry: Any) -> Size | None:
     """A size that a node gives, None if torch is to find it."""
     if isinstance(entry, int | float):
-        return _Size(Fraction(entry)) if entry >= 0 else None
+        return Size(Fraction(entry)) if entry >= 0 else None
     if isinstance(entry, Node):
         return _computed(p, entry)
     node, dim = entry
     value: Any = node.meta["val"]
     if isinstance(value, Tensor):
-        return _Size(Fraction(value.shape[dim])) if p.is_fixed(value, dim) else _of_dim(p, node, dim)
-    return _plain(p, value[dim]) if p.sizes.vary(node) else _Size(Fraction(int(value[dim])))
+        return Size(Fraction(value.shape[dim])) if p.is_fixed(value, dim) else _of_dim(p, node, dim)
+    return _plain(p, value[dim]) if p.sizes.vary(node) else Size(Fraction(int(value[dim])))
 
 
-def _computed(p: Propagation, node: Node) -> _Size | None:
+def _computed(p: Propagation, node: Node) -> Size | None:
     """A number that a node computes."""
     number: Any = node.meta["val"]
     name, args = op_name(node), node.args
     if not p.sizes.vary(node):
-        return _Size(Fraction(int(number)))
+        return Size(Fraction(int(number)))
     if name == "int" and args:
         return _read(p, args[0])
     if name == "size" and len(args) == 2:
@@ -395,5 +362,5 @@ def _computed(p: Propagation, node: Node) -> _Size | None:
     return _plain(p, number)
 
 
-def _plain(p: Propagation, value: Any) -> _Size:
-    return _Size(Fraction(int(value))) if value in p.sizes.fixed or value == 0 else _Size.symbol(int(value))
+def _plain(p: Propagation, value: Any) -> Size:
+    return Size(Fraction(int(value))) if value in p.sizes.fixed or value == 0 else Size.symbol(int(value))
