@@ -25,7 +25,6 @@ from fx_oto.analysis.sizes import SizesRead
 from fx_oto.analysis.tape import OpCall, Tape
 from fx_oto.analysis.values import Values
 from fx_oto.analysis.vocabulary import Vocabularies
-from fx_oto.core.errors import SettingsError
 from fx_oto.core.fx_utils import op_name, source_line
 from fx_oto.nn.modes import called
 from fx_oto.nn.modules import is_opaque
@@ -244,37 +243,6 @@ class Propagation:
     def produce(self, labels: Tensor) -> None:
         """Mark atoms whose indices are variables that the zero-invariant group drives to zero."""
         self._producers.append((self.node, labels.reshape(-1)))
-
-    def look_up(self, table: Tensor, rows: Tensor, ids: Tensor, padding: int) -> None:
-        """Rows of a table are looked up: they can go if the ids are an input's, which can be counted anew.
-
-        Args:
-            table: shape ``(rows, columns)``.
-            rows: their atoms, of any shape.
-            ids: the tensor of ids.
-            padding: the id of the row that does not learn; negative if all do.
-
-        Raises:
-            SettingsError: a token that is to be kept is none of the rows.
-        """
-        token, rows = self.vocabularies.ids.get(id(ids)), rows.reshape(-1)
-        if token is None:
-            self.freeze(rows, "it is the vocabulary that indices look up")
-            return
-        if len(rows) == table.size(1):
-            self.freeze(rows, "a table with as many rows as columns does not tell tokens from features in the outputs")
-            return
-        kept = [*self.vocabularies.kept, *([padding] if padding >= 0 else [])]
-        if kept and not 0 <= min(kept) <= max(kept) < len(rows):
-            raise SettingsError(f"keep_tokens must be ids of the {len(rows)} tokens of {token.name!r}, found {kept}")
-        others = self.vocabularies.rows.setdefault(token, rows)
-        if len(others) != len(rows):
-            for labels in (rows, others):
-                self.freeze(labels, "one id looks up rows of tables of different lengths")
-            return
-        self.produce(rows)
-        self.unite(rows, others)
-        self.freeze(rows[kept], "it is a token that is kept in any case")
 
     def consume(self, labels: Tensor) -> None:
         """Mark atoms whose indices are only summed over here: cut with their group, but not driven to zero."""

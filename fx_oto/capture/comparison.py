@@ -23,23 +23,12 @@ from torch.utils._pytree import tree_map_only
 from fx_oto.capture.arguments import check_length, length
 from fx_oto.capture.deciding import may_decide, may_split_otherwise
 from fx_oto.capture.groups import Group
+from fx_oto.capture.ways import OfHanded, OfTwo, Product, Way, Ways, function_of
 from fx_oto.capture.writer import Writer
 from fx_oto.core.fx_utils import source_line
 from fx_oto.nn.checks import is_check
 
 __all__ = ["Comparison", "Difference"]
-
-_FUNCTIONS: tuple[Callable[[Any], Any], ...] = (
-    math.sqrt,
-    math.log,
-    math.log2,
-    math.log10,
-    math.exp,
-    math.floor,
-    math.ceil,
-    operator.neg,
-    math.isqrt,  # the side of a square, also of code that rounds math.sqrt
-)
 
 
 @dataclass(frozen=True)
@@ -77,54 +66,6 @@ class Difference:
 _Place = tuple[Node, tuple[Any, ...]]
 
 
-@dataclass(frozen=True)
-class _OfHanded:
-    """A function of a number that code was handed, or a whole number that is larger or smaller by some.
-
-    Attributes:
-        function: the function.
-        event: which of the numbers that were handed out, in order.
-        more: by how many.
-    """
-
-    function: Callable[[Any], Any]
-    event: int
-    more: int = 0
-
-    def of(self, number: Any) -> Any:
-        """What follows from a plain number that was handed out."""
-        return _of_plain(self.function, number) + self.more
-
-
-@dataclass(frozen=True)
-class _Product:
-    """A multiple of sizes of the inputs, which is what C code makes of shapes.
-
-    Attributes:
-        factor: the rest of the product.
-        groups: whose sizes are in it.
-    """
-
-    factor: int
-    groups: tuple[Group, ...]
-
-
-@dataclass(frozen=True)
-class _OfTwo:
-    """The product of two whole numbers that code was handed, such as of the rows and the columns of a grid.
-
-    Attributes:
-        events: which of the numbers that were handed out, in order.
-    """
-
-    events: tuple[int, int]
-
-
-_Way = _OfHanded | _OfTwo | _Product
-# Height and width are one number as long as images are square: which of them it is, others tell.
-_Ways = tuple[_Way, ...]
-
-
 class Comparison:
     """Compares a capture with others, at other sizes.
 
@@ -141,7 +82,7 @@ class Comparison:
 
     def __init__(self, run: Writer) -> None:
         self._run = run
-        self.places: Mapping[_Place, _Ways] = {}
+        self.places: Mapping[_Place, Ways] = {}
         self.guesses, self.rounds = 0, False
         self.decisions: list[Difference] = []
         self._counted: set[Node] = set()
@@ -188,7 +129,7 @@ class Comparison:
 
     def rewrite(self) -> bool:
         """Let the graph compute the numbers, and check how many parts there are; returns whether it does."""
-        by_node: dict[Node, dict[tuple[Any, ...], _Way]] = {}
+        by_node: dict[Node, dict[tuple[Any, ...], Way]] = {}
         for (node, path), ways in self.places.items():
             by_node.setdefault(node, {})[path] = ways[0]
         for node, places in by_node.items():
@@ -213,11 +154,11 @@ class Comparison:
             return slice(*(self._put(getattr(value, key), (*path, key), places) for key in _SLICE))
         return value
 
-    def _computed(self, how: _Way) -> Node:
+    def _computed(self, how: Way) -> Node:
         graph = self._run.graph
-        if isinstance(how, _OfTwo):
-            return _called(graph, operator.mul, *(self._computed(_OfHanded(int, event)) for event in how.events))
-        if isinstance(how, _OfHanded):
+        if isinstance(how, OfTwo):
+            return _called(graph, operator.mul, *(self._computed(OfHanded(int, event)) for event in how.events))
+        if isinstance(how, OfHanded):
             node, plain = self._run.events[how.event]
             kind = int if how.function is math.isqrt else type(plain)
             is_as_given = type(node.meta["val"]) is kind or how.function is kind
@@ -231,10 +172,6 @@ class Comparison:
 
 
 _SLICE = ("start", "stop", "step")
-
-
-def _of_plain(function: Callable[[Any], Any], number: Any) -> Any:
-    return function(int(number) if function is math.isqrt else number)
 
 
 def _called(graph: Graph, function: Callable[..., Any], *args: Any) -> Node:
@@ -252,7 +189,7 @@ class _Pass:
         other: Writer,
         group: Group,
         size: int,
-        known: Mapping[_Place, _Ways],
+        known: Mapping[_Place, Ways],
     ) -> None:
         self._group, self._size, self._known = group, size, known
         self._run, self._other = run, other
@@ -260,7 +197,7 @@ class _Pass:
         self._node: Any = None
         self.decisions: list[Difference] = []
         self.counted: set[Node] = set()
-        self.places: dict[_Place, _Ways] = {}
+        self.places: dict[_Place, Ways] = {}
         self._pairs: list[tuple[Any, Any]] = []
         if len(run.events) == len(other.events):
             self._pairs = [(mine, theirs) for (_, mine), (_, theirs) in zip(run.events, other.events, strict=True)]
@@ -328,39 +265,40 @@ class _Pass:
             return True
         ways = [way for way in known or () if self._explains(way, left, right)]
         if known is None:
-            ways = [*self._handed(left, right), *self._multiples(left, right, _Product(left, ()))]
+            ways = [*self._handed(left, right), *self._multiples(left, right, Product(left, ()))]
             ways = ways or list(self._of_two(left, right))
         elif not ways:  # a size that was the same before is a factor as well
-            products = [way for way in known if isinstance(way, _Product) and not self._power(way)]
+            products = [way for way in known if isinstance(way, Product) and not self._power(way)]
             ways = [more for way in products for more in self._multiples(left, right, way)]
         if ways:
             self.places[place] = tuple(ways)
         return bool(ways)
 
-    def _explains(self, way: _Way, left: Any, right: Any) -> bool:
-        if isinstance(way, _OfTwo):
+    def _explains(self, way: Way, left: Any, right: Any) -> bool:
+        if isinstance(way, OfTwo):
             one, other = (self._pairs[event][1] for event in way.events)
             return all(map(self._is_before, way.events)) and bool(one * other == right)
-        if isinstance(way, _OfHanded):
+        if isinstance(way, OfHanded):
             return self._is_before(way.event) and bool(way.of(self._pairs[way.event][1]) == right)
         power = self._power(way)
         return bool(left * self._size**power == right * self._group.size**power)
 
-    def _power(self, way: _Product) -> int:
+    def _power(self, way: Product) -> int:
         """How often the size that is another one in the other capture is a factor."""
         return sum(map(self._group.holds, way.groups))
 
-    def _handed(self, left: Any, right: Any) -> Iterator[_OfHanded]:
+    def _handed(self, left: Any, right: Any) -> Iterator[OfHanded]:
         """Functions of numbers that code was handed, one for each number that they were made of."""
         found: set[tuple[Any, int, Node]] = set()
         for event, (mine, theirs) in enumerate(self._pairs):
             if mine != theirs and type(mine) in (int, float) and self._is_before(event):
-                way = self._function(left, right, mine, theirs)
+                of_same_size = self._size == self._group.size  # of another size sizes alone tell what is added
+                way = function_of(left, right, mine, theirs, may_add=of_same_size)
                 if way is not None and (*way, self._run.events[event][0]) not in found:
                     found.add((*way, self._run.events[event][0]))
-                    yield _OfHanded(way[0], event, way[1])
+                    yield OfHanded(way[0], event, way[1])
 
-    def _of_two(self, left: Any, right: Any) -> Iterator[_OfTwo]:
+    def _of_two(self, left: Any, right: Any) -> Iterator[OfTwo]:
         """Products of two whole numbers that code was handed, one for each two that these were made of."""
         whole: dict[Node, int] = {}
         for event, (mine, theirs) in enumerate(self._pairs):
@@ -368,34 +306,19 @@ class _Pass:
                 whole.setdefault(self._run.events[event][0], event)
         for one, other in combinations_with_replacement(whole.values() if type(left) is int else (), 2):
             if tuple(map(operator.mul, self._pairs[one], self._pairs[other])) == (left, right):
-                yield _OfTwo((one, other))
-
-    def _function(self, left: Any, right: Any, mine: Any, theirs: Any) -> tuple[Callable[[Any], Any], int] | None:
-        """How two numbers follow from two that were handed out, and by how many they are larger."""
-        if (mine, theirs) == (left, right):
-            return type(left), 0
-        for function in _FUNCTIONS if mine > 0 and theirs > 0 else ():
-            try:
-                found = _of_plain(function, mine), _of_plain(function, theirs)
-            except OverflowError:  # exp of a length
-                continue
-            if found == (left, right) and type(found[0]) is type(left):
-                return function, 0
-        if type(left) is type(mine) is int and left - mine == right - theirs:  # of another size sizes alone tell
-            return (int, left - mine) if self._size == self._group.size else None
-        return None
+                yield OfTwo((one, other))
 
     def _is_before(self, event: int) -> bool:
         """Whether a number was handed out by now, and is computed alike in both captures."""
         return self._pairs != [] and self._run.events[event][0] in self._twins
 
-    def _multiples(self, left: Any, right: Any, known: _Product) -> Iterator[_Product]:
+    def _multiples(self, left: Any, right: Any, known: Product) -> Iterator[Product]:
         """The size as one more factor, of each of the dimensions that it is of."""
         size = self._group.size
         whole = isinstance(left, int) and isinstance(right, int) and known.factor % size == 0
         if whole and left * self._size == right * size:
             for one in self._group.apart() or [self._group]:
-                yield _Product(known.factor // size, (*known.groups, one))
+                yield Product(known.factor // size, (*known.groups, one))
 
 
 def _value(node: Node) -> Any:

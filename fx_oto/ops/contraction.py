@@ -17,6 +17,7 @@ from torch.fx import Node
 from fx_oto.analysis.engine import Propagation
 from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer, align, zero_stays
 from fx_oto.analysis.tape import OpCall
+from fx_oto.core.errors import SettingsError
 from fx_oto.core.fx_utils import op_name
 from fx_oto.nn.products import grouped_mm_of_any_width
 from fx_oto.ops.editor import Editor
@@ -212,8 +213,41 @@ def embedding(call: OpCall, p: Propagation) -> None:
             p.produce(layer.labels)
             layers.append(layer.map(lambda t: align(t, indices.ndim + 1)))
         else:
-            p.look_up(weight, layer.labels, indices, call.arg("padding_idx"))
+            _look_up(p, weight, layer.labels, indices, call.arg("padding_idx"))
     p.put(call.out, layers)
+
+
+def _look_up(p: Propagation, table: Tensor, rows: Tensor, ids: Tensor, padding: int) -> None:
+    """Rows of a table are looked up: they can go if the ids are an input's, which can be counted anew.
+
+    Args:
+        p: the engine.
+        table: shape ``(rows, columns)``.
+        rows: their atoms, of any shape.
+        ids: the tensor of ids.
+        padding: the id of the row that does not learn; negative if all do.
+
+    Raises:
+        SettingsError: a token that is to be kept is none of the rows.
+    """
+    token, rows = p.vocabularies.ids.get(id(ids)), rows.reshape(-1)
+    if token is None:
+        p.freeze(rows, "it is the vocabulary that indices look up")
+        return
+    if len(rows) == table.size(1):
+        p.freeze(rows, "a table with as many rows as columns does not tell tokens from features in the outputs")
+        return
+    kept = [*p.vocabularies.kept, *([padding] if padding >= 0 else [])]
+    if kept and not 0 <= min(kept) <= max(kept) < len(rows):
+        raise SettingsError(f"keep_tokens must be ids of the {len(rows)} tokens of {token.name!r}, found {kept}")
+    others = p.vocabularies.rows.setdefault(token, rows)
+    if len(others) != len(rows):
+        for labels in (rows, others):
+            p.freeze(labels, "one id looks up rows of tables of different lengths")
+        return
+    p.produce(rows)
+    p.unite(rows, others)
+    p.freeze(rows[kept], "it is a token that is kept in any case")
 
 
 def count_padding_anew(edit: Editor, node: Node) -> None:
@@ -236,7 +270,7 @@ def embedding_bag(call: OpCall, p: Propagation) -> None:
             p.produce(layer.labels)
             layers.append(Layer(layer.labels, zero_stays(layer.removed)))
         else:
-            p.look_up(call.args[0], layer.labels, call.args[1], -1)
+            _look_up(p, call.args[0], layer.labels, call.args[1], -1)
     p.put(call.out, layers)
 
 
