@@ -235,8 +235,12 @@ class Player(Propagation):
             by_chance = node.args[0] and any(map(is_random, behind(node) - behind(node.args[3])))
             self.put(target, before if by_chance else self._agreed(before, self.layers(target)))
         self._keep_steps(target)
-        if not self._values.says_the_same(target, before):
+        still = {layer.dims for layer in self.layers(target)}
+        if not self._values.says_the_same(target, [layer for layer in before if layer.dims in still]):
             self._write_through(target)
+        for layer in before:  # what shares its memory still speaks of those that it has lost
+            for one in self._values.sharing(target) if layer.dims not in still else ():
+                self._values[one].lost += (layer.labels,) if one is not target else ()
 
     def _write_through(self, target: Tensor) -> None:
         """What shares memory with a tensor is what has been written into that; where this is not told, it is outdated.
@@ -353,10 +357,13 @@ class Player(Propagation):
 
     def _check_outdated(self, values: Iterable[Any]) -> None:
         """What is read must not have changed behind its layers."""
+        why = "it was written in place through a view before it is read here"
         for value in values:
             if (target := self._values[value].outdated_by) is not None:
                 for alias in (value, target):
-                    self.freeze_value(alias, "it was written in place through a view before it is read here")
+                    self.freeze_value(alias, why)
+            for labels in self._values[value].lost:
+                self.freeze(labels, why)
 
 
 def _is_written_back(node: Node) -> bool:

@@ -31,6 +31,7 @@ class Value:
         is_drawn: whether it may depend on random numbers that are drawn in evaluation.
         origin: the refusal further up that left it without layers.
         outdated_by: the tensor through which its memory was changed after its layers were recorded.
+        lost: labels along which elements cannot be removed any more since its memory was changed through another one.
         content: its real content, if it was asked for and is the same in every call; see ``Constants``.
         is_judged: whether it was asked for.
         is_table: whether it is computed of buffers and of sizes alone; None if that was not asked.
@@ -45,6 +46,7 @@ class Value:
     is_drawn: bool = False
     origin: Reason | None = None
     outdated_by: Tensor | None = None
+    lost: tuple[Tensor, ...] = ()
     content: Tensor | None = None
     is_judged: bool = False
     is_table: bool | None = None
@@ -82,8 +84,8 @@ class Values:
         Of ``y = x.view(8)``, then ``y.cos_()``, the layers of ``x`` say that a removed element is zero, but it is one
         now. After ``y.relu_()`` they still tell the truth.
         """
-        after = self[tensor].layers
-        return len(after) == len(before) and all(map(_equivalent, before, after))
+        was, now = (sorted(layers, key=lambda layer: layer.dims) for layers in (before, self[tensor].layers))
+        return len(was) == len(now) and all(map(_equivalent, was, now))
 
     def behind(self, call: OpCall | None) -> Reason | None:
         """Why an operand of a call is without layers; None if all have some, or none is known to have lost them."""
@@ -106,4 +108,5 @@ def storage_of(tensor: Tensor) -> int:
 
 
 def _equivalent(left: Layer, right: Layer) -> bool:
-    return left.labels is right.labels and (left.removed is right.removed or torch.equal(left.removed, right.removed))
+    pairs = (left.labels, right.labels), (left.removed, right.removed)
+    return all(one is other or torch.equal(one, other) for one, other in pairs)
