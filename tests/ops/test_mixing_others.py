@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from support.exactness import compress_half
 from torch import nn
 
+import fx_oto
+
 TOKENS, HIDDEN = 9, 14
 
 
@@ -69,3 +71,60 @@ def test_channels_go_though_biases_of_tokens_are_added_to_them(mix):
     inputs = torch.randn(2, TOKENS, 12)
     found = compress_half(Mixer(mix), inputs, others=[torch.randn(3, TOKENS, 12), torch.randn(1, TOKENS, 12)])
     assert found.params_left < 0.45
+
+
+class Hand(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.rand(size)), nn.Parameter(torch.rand(size))
+
+    def forward(self, x):
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * self.weight + self.bias
+
+
+class OverTokens(nn.Module):
+    """A norm that takes its channels from the middle."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x):
+        return self.norm(x.mT).mT
+
+
+NORMS = {
+    "RMSNorm": nn.RMSNorm,
+    "by hand": Hand,
+    "in one group": lambda size: OverTokens(nn.GroupNorm(1, size)),
+    "in groups": lambda size: OverTokens(nn.GroupNorm(4, size)),
+    "BatchNorm": lambda size: OverTokens(nn.BatchNorm1d(size)),
+    "none": lambda size: nn.Identity(),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+def test_every_norm_counts_what_they_are_worth(norm):
+    inputs = torch.randn(2, TOKENS, 12)
+    mix = MIXES["linear layers"]
+    assert compress_half(Mixer(mix, norm), inputs, others=[torch.randn(3, TOKENS, 12)]).params_left < 0.3
+
+
+def test_it_is_saved_exported_written_back_and_cut_again(tmp_path):
+    model = Mixer(MIXES["convolutions"]).double().eval()
+    del model.images, model.linears
+    inputs, other = (torch.randn(size, TOKENS, 12, dtype=torch.float64) for size in (2, 5))
+    gm = fx_oto.prepare(model, inputs)
+    fx_oto.partition(gm).zero_(0.5)
+    small = fx_oto.compress(gm)
+    written = fx_oto.write_back(small, model)
+    assert type(written) is Mixer
+    torch.testing.assert_close(written(other), model(other))
+    fx_oto.save(small, tmp_path / "small.safetensors")
+    assert torch.equal(fx_oto.load(tmp_path / "small.safetensors")(other), small(other))
+    program = torch.export.export(small, (other,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    torch.testing.assert_close(program.module()(inputs), small(inputs))
+    again = fx_oto.prepare(small, inputs)
+    fx_oto.partition(again).zero_(0.5)
+    torch.testing.assert_close(fx_oto.compress(again)(other), small(other))
