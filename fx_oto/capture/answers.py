@@ -304,6 +304,13 @@ def _caller(code: CodeType) -> FrameType | None:
     return frame
 
 
+def _forward_mode(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    raise TraceError(
+        "code computes derivatives in forward mode (torch.func.jvp, jacfwd, torch.autograd.forward_ad), which a graph "
+        "does not keep; those of torch.func.grad can be captured"
+    )
+
+
 ANSWERS: dict[str, Callable[[Recorder, Any, Any, Any], Any]] = {
     "shape": _shape,
     "size": _shape,
@@ -314,6 +321,7 @@ ANSWERS: dict[str, Callable[[Recorder, Any, Any, Any], Any]] = {
     "unbind": _unbind,
     **dict.fromkeys(("equal", "allclose"), _same),
     "l1_loss": _weighted,
+    "_make_dual": _forward_mode,
     "data_ptr": _layout,
     "is_contiguous": _layout,
     "requires_grad": _requires_grad,

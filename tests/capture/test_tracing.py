@@ -186,7 +186,27 @@ class Dice(nn.Module):
         return x if self.training and torch.rand(1).item() < 0.5 else self.b(x)
 
 
-@pytest.mark.parametrize("how", ["jvp", "autograd"])
+def _by_dual_numbers(f, x):
+    with torch.autograd.forward_ad.dual_level():
+        return torch.autograd.forward_ad.unpack_dual(
+            f(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+        ).tangent
+
+
+def _by_autograd(f, x):
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(f(x).sum(), x, create_graph=True)[0]
+
+
+DERIVATIVES = {
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (torch.ones_like(x),))[1],
+    "jacfwd": lambda f, x: torch.func.jacfwd(f)(x).sum((0, 1)),
+    "dual numbers": _by_dual_numbers,
+    "autograd": _by_autograd,
+}
+
+
+@pytest.mark.parametrize("how", DERIVATIVES)
 def test_derivatives_inside_of_forward_are_refused_with_another_remedy(how):
     class Slope(nn.Module):
         def __init__(self):
@@ -197,10 +217,7 @@ def test_derivatives_inside_of_forward_are_refused_with_another_remedy(how):
             return self.last(torch.tanh(self.first(x)))
 
         def forward(self, x):
-            if how == "jvp":
-                return torch.func.jvp(self.height, (x,), (torch.ones_like(x),))[1]
-            x = x.detach().requires_grad_()
-            return torch.autograd.grad(self.height(x).sum(), x, create_graph=True)[0]
+            return DERIVATIVES[how](self.height, x)
 
     with pytest.raises(fx_oto.TraceError, match=r"What to do: move this code into a submodule") as caught:
         fx_oto.prepare(Slope(), torch.randn(2, 4))
