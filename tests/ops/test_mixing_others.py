@@ -61,6 +61,13 @@ MIXES = {
     "products": lambda m, x: by_product(m, x, torch.matmul),
     "products by operator": lambda m, x: by_product(m, x, lambda weight, x: weight @ x),
     "einsum": lambda m, x: by_product(m, x, lambda weight, x: torch.einsum("mn,bnd->bmd", weight, x)),
+    "einsum that moves channels": lambda m, x: by_product(
+        m, x, lambda weight, x: torch.einsum("mn,bnd->dbm", weight, x).permute(1, 2, 0)
+    ),
+    "tensordot": lambda m, x: by_product(
+        m, x, lambda weight, x: torch.tensordot(x, weight, dims=([1], [1])).transpose(1, 2)
+    ),
+    "rolled": lambda m, x: m.convs[1](F.gelu(m.convs[0](x))).roll(1, 1).flip(1),
     "what is gone of their own": lambda m, x: m.convs[1](torch.sigmoid(m.convs[0](x))),
     "in a sum of two": lambda m, x: m.convs[1](F.gelu(m.convs[0](x)) + F.silu(m.convs[0](2 * x))),
 }

@@ -122,10 +122,9 @@ class Removed:
         given = {one: self.of(one, labels) for one in read if self._layer(one, labels) is not None}
         before = node.next
         with self._graph.inserting_before(before):
-            if how == "moved":
-                given = {one: self._spread(one, found, labels) for one, found in given.items()}
-            if how == "mixed":  # all else is needed, but one channel may stand for all
-                given = {one: self._graph.call_function(beside, (one, found, dim, -1)) for one, found in given.items()}
+            if how in ("moved", "mixed"):  # of what mixes others one channel may stand for all, but all else is needed
+                size = -1 if how == "mixed" else int(self._gone(labels).sum())
+                given = {one: self._spread(one, found, labels, size) for one, found in given.items()}
             new = self._graph.node_copy(node, lambda one: given.get(one, one))
         if how == "mixed":
             self._mixed.append((node, node.name, new, {one.name: found for one, found in given.items()}))
@@ -155,7 +154,7 @@ class Removed:
         found, index = self.of(source, layer.labels), self._edit.argument(node, 2, "index")
         before = node.next
         with self._graph.inserting_before(before):
-            found = self._spread(source, found, layer.labels)
+            found = self._spread(source, found, layer.labels, int(self._gone(layer.labels).sum()))
             one = self._graph.call_method("narrow", (index, layer.dims[0], 0, 1))
             return self._graph.call_function(torch.take_along_dim, (found, one, dim))
 
@@ -176,7 +175,7 @@ class Removed:
         ]
         before = node.next
         with self._graph.inserting_before(before):
-            parts = [self._spread(one, found, labels) for one, labels, found in gone]
+            parts = [self._spread(one, found, labels, int(self._gone(labels).sum())) for one, labels, found in gone]
             return self._graph.call_function(torch.cat, (parts, layer.dims[0]))
 
     def _known(self, node: Node, layer: Layer) -> Node:
@@ -240,10 +239,11 @@ class Removed:
                 found = self._graph.call_method("type_as", (found, node))
         return found
 
-    def _spread(self, node: Node, found: Node, labels: Tensor) -> Node:
+    def _spread(self, node: Node, found: Node, labels: Tensor, size: int) -> Node:
+        """What they are worth in a value, as large as that, but of a size along the channels; of -1, of its own."""
         layer = self._layer(node, labels)
         assert layer is not None
-        return self._graph.call_function(beside, (node, found, layer.dims[0], int(self._gone(labels).sum())))
+        return self._graph.call_function(beside, (node, found, layer.dims[0], size))
 
     def _resize(self, new: Node, node: Node, dim: int, size: int) -> None:
         sizes = entries_of(node)

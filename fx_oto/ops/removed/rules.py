@@ -26,9 +26,9 @@ _COPIES = {"alias", "clone", "lift_fresh_copy", "_to_copy"}
 _MOVES = {"getitem", "permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "unsqueeze", "squeeze"}
 _NORMS = {"layer_norm", "layernorm", "layer_norm_over", "layernormover"}
 _JOINS = {"cat", "concat", "concatenate"}
-_MOVES |= _JOINS | {"flatten", "mean", "sum", "getattr"}  # x.mT
+_MOVES |= _JOINS | {"flatten", "mean", "sum", "roll", "flip", "getattr"}  # x.mT
 _SPREADS = {"expand", "repeat"}
-_PRODUCTS = {"matmul", "mm", "bmm", "einsum"}
+_PRODUCTS = {"matmul", "mm", "bmm", "baddbmm", "einsum", "tensordot"}
 SIZED = {"view", "reshape", "expand"}
 
 

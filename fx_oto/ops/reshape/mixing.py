@@ -56,8 +56,8 @@ def cut_moves(call: OpCall, p: Propagation, layer: Layer) -> bool | None:
     # becomes (B, 16, H, W), H is even, for each size is a whole number.
     pinned = list((product(sizes) / product(new)).powers)
     steps = steps_of([one.pinned(pinned) for one in sizes])
-    old = [[one.pinned(pinned).insteps_of(steps) for one in parts] for parts in old]
-    sizes, new = ([one.pinned(pinned).insteps_of(steps) for one in some] for some in (sizes, new))
+    old = [[one.pinned(pinned).in_steps(steps) for one in parts] for parts in old]
+    sizes, new = ([one.pinned(pinned).in_steps(steps) for one in some] for some in (sizes, new))
     # (B, 16, H, W) to (B, -1): B is the same on both sides, so what is left is (16, H, W) to (-1): its one cut, after
     # all of them, falls where the channels end.
     alike = takewhile(lambda pair: pair[0] == pair[1], zip(sizes[:-1], new[:-1], strict=False))

@@ -49,9 +49,9 @@ class Size:
     def pinned(self, names: Sequence[Any]) -> Size:
         """The same where some symbols are numbers."""
         rest = {name: power for name, power in self.powers.items() if name not in names}
-        return Size(self.insteps_of({name: name for name in names}).number, rest)
+        return Size(self.in_steps({name: name for name in names}).number, rest)
 
-    def insteps_of(self, steps: Mapping[Any, int]) -> Size:
+    def in_steps(self, steps: Mapping[Any, int]) -> Size:
         """The same where some symbols stand for so many of themselves."""
         factors = (Fraction(steps.get(name, 1)) ** power for name, power in self.powers.items())
         return replace(self, number=math.prod(factors, start=self.number))
