@@ -36,7 +36,7 @@ def _parameters(func: Any) -> tuple[tuple[str, Any], ...]:
     return tuple((arg.name, arg.default_value) for arg in func._schema.arguments)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class OpCall:
     """One ATen call: the operator, its arguments with fake tensors, and its results.
 
@@ -52,7 +52,7 @@ class OpCall:
     kwargs: dict[str, Any]
     outputs: tuple[Tensor, ...]
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The operator's name without overload, and for torch's own without namespace: ``"convolution"``."""
         if not hasattr(self.func, "_schema"):
@@ -70,20 +70,20 @@ class OpCall:
                 return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
         raise KeyError(f"{self.func} has no argument {name!r}")
 
-    @property
+    @cached_property
     def given(self) -> dict[str, Any]:
         """The arguments by the names of the operator's schema, or their defaults; none of what has no schema."""
         names = [key for key, _ in _parameters(self.func)] if hasattr(self.func, "_schema") else []
         return {name: self.arg(name) for name in names}
 
-    @property
+    @cached_property
     def numbers(self) -> list[Any]:
         """What the arguments hold, but for those that say which dimensions are meant."""
         names = [key for key, _ in _parameters(self.func)] if hasattr(self.func, "_schema") else []
         given = dict(zip(names or range(len(self.args)), self.args, strict=False))
         return tree_leaves([value for key, value in (given | self.kwargs).items() if key not in _DIMS])
 
-    @property
+    @cached_property
     def inputs(self) -> list[Tensor]:
         """Every tensor among the arguments."""
         return tensors_in((*self.args, *self.kwargs.values()))

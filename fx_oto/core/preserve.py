@@ -119,6 +119,8 @@ def unchanged(
 
     def put_back() -> None:
         for held, content in before:
+            if not held and not content:  # as most registries of modules
+                continue
             kept: dict[str, Any] = {}
             if but and (held is vars(model) or held is model._modules):
                 kept = {key: value for key, value in held.items() if key.startswith(but)}

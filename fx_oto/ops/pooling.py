@@ -85,7 +85,8 @@ def steps_by_one(call: OpCall, p: Propagation, i: int, kernel: Sequence[int]) ->
     numbers = {"stride": 1, "padding": 0, "output_padding": 0} | {"kernel": 1}
     rows = {name: call.given[name] for name in numbers if name in call.given} | {"kernel": kernel}
     at = {name: row[i % len(row)] for name, row in rows.items() if row}
-    return all(n == numbers[name] and not p.sizes.may_vary(call, n) for name, n in at.items())
+    ones = all(n == numbers[name] for name, n in at.items())
+    return ones and not any(p.sizes.may_vary(call, n) for n in at.values())
 
 
 def _follows(p: Propagation, i: int) -> bool:

@@ -12,17 +12,17 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import takewhile
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.fx import Node
+from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from fx_oto.analysis.engine import Propagation
 from fx_oto.analysis.labels import Layer
 from fx_oto.analysis.tape import OpCall
-from fx_oto.core.fx_utils import behind, op_name
+from fx_oto.core.fx_utils import op_name
 from fx_oto.ops.reshape.symbols import Size, product, steps_of
 
 __all__ = ["cut_moves", "entries_of", "spelled_out"]
@@ -261,7 +261,7 @@ def _is_settled(p: Propagation, node: Any, back: int) -> bool:
         size = value.shape[back]
         below = [read for read in one.all_input_nodes if _has(read, value.ndim, back, size)]
         cut = any(word in name for word in _SLIDING) and (size == 1 or not below or "view" in name or "shape" in name)
-        if (cut or not below) and all(source.op != "placeholder" for source in behind(one)):  # computed from parameters
+        if (cut or not below) and one not in _of_inputs(p, one.graph):  # computed from parameters
             return True
         if cut:
             continue
@@ -270,6 +270,16 @@ def _is_settled(p: Propagation, node: Any, back: int) -> bool:
         # Of two that are added torch refuses one of another size, so it is enough that one of them has a settled one.
         waiting += [read for read in (below if _is_pointwise(p, one) else below[:1]) if read not in waiting]
     return False
+
+
+def _of_inputs(p: Propagation, graph: Graph) -> set[Node]:
+    """The nodes that are computed from inputs, found once for all."""
+    if _of_inputs not in p.memo:
+        found = p.memo[_of_inputs] = set[Node]()
+        for node in graph.nodes:
+            if node.op == "placeholder" or not found.isdisjoint(node.all_input_nodes):
+                found.add(node)
+    return cast(set[Node], p.memo[_of_inputs])
 
 
 def _is_pointwise(p: Propagation, node: Node) -> bool:
