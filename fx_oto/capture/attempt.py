@@ -308,14 +308,17 @@ class Attempt:
 
     def _run_without_errors(self, inputs: ExampleInputs, training: bool) -> CaptureRun:
         """A run in which code that decides by numbers goes where it raises no error, or either way."""
+        options = self.options
         while True:
             try:
-                return self._run_with(self.options, inputs, training)
+                return self._run_with(options, inputs, training)
             except NotCapturedError as error:
-                way = way_after(error, self.options, partial(self._run_with, inputs=inputs, training=training))
+                way = way_after(error, options, partial(self._run_with, inputs=inputs, training=training))
                 if way is None:
                     raise
-                self.options = replace(self.options, ways={**self.options.ways, way[0]: way[1]})
+                options = replace(options, ways={**options.ways, way[0]: way[1]})
+                if inputs is self.inputs:  # of others code may raise an error that these never lead to
+                    self.options = options
 
     def _is_same_with(self, run: CaptureRun, length: int) -> bool:
         """Whether the graph is the same where code is given another number of rows that were selected."""

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.fx import Node
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 
 from fx_oto.analysis.fakes import asks_values
@@ -162,13 +164,15 @@ class Sizes:
         return [self._told(group) if blind is None else self._fix(group, blind)]
 
     def _blind(self, group: Group) -> Difference | None:
-        """A plain number that is made of a size of which no other was taken: nobody knows what it is at others."""
+        """A plain number that is, or may be, made of a size of which no other was taken: nobody knows it at others."""
         for run in self._runs:
             sizes = [(run.node_of_input(number), dim) for number, dim in group.dims]
             for node, _ in run.events:
                 if any(one.target == "size" and one.args in sizes for one in behind([node])):
                     return Difference(node)
-        return None
+        plain = next((node for run in self._runs for node in run.graph.nodes if _is_given_numbers(node)), None)
+        others = (resized(self._inputs, {group: size}) for size in group.others())
+        return Difference(plain) if plain is not None and any(map(self._takes, others)) else None
 
     def _trial(self, group: Group) -> _Trial:
         """Capture at other sizes, until it is known what follows them."""
@@ -328,3 +332,9 @@ class Sizes:
             return None
         same = len(others[0].graph.nodes) == len(self._runs[0].graph.nodes)
         return others[0] if same else None
+
+
+def _is_given_numbers(node: Node) -> bool:
+    """Whether it is an ATen call, as under ``vmap``, which is given plain numbers, and not what they are made of."""
+    given = tree_leaves((node.args, node.kwargs)) if isinstance(node.target, OpOverload) else []
+    return any(isinstance(one, int | float) and not isinstance(one, bool) for one in given)

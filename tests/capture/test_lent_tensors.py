@@ -137,3 +137,32 @@ def test_layers_under_vmap_are_whole_rather_than_wrong():
         gm = fx_oto.prepare(model, x)
     for given in (x, torch.randn(7, 8)):
         torch.testing.assert_close(gm(given), model(given))
+
+
+class Masked(nn.Module):
+    """Of which other lengths cannot be tried by themselves: the longest one is a number in ``lengths``."""
+
+    def __init__(self, each):
+        super().__init__()
+        self.first, self.last, self.each = nn.Linear(4, 8), nn.Linear(8, 2), each
+
+    def forward(self, x, lengths):
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        return self.last(torch.vmap(self.each)(self.first(x).relu() * mask[..., None]))
+
+
+@pytest.mark.parametrize(
+    "each",
+    [
+        lambda row: row.sum(0) / row.shape[0],
+        lambda row: row.reshape(row.shape[0], -1),
+        lambda row: row * (row.shape[0] - 1) ** 0.5,
+    ],
+)
+def test_sizes_that_cannot_be_tried_are_refused_where_code_is_given_plain_ones(each):
+    model = Masked(each).eval()
+    gm = fx_oto.prepare(model, (torch.randn(2, 5, 4), torch.tensor([5, 3])))
+    more = torch.randn(3, 5, 4), torch.tensor([2, 5, 4])
+    assert torch.equal(gm(*more), model(*more))
+    with pytest.raises(AssertionError, match="was 5"):
+        gm(torch.randn(2, 7, 4), torch.tensor([7, 3]))

@@ -270,3 +270,36 @@ def test_a_model_that_raises_in_both_ways_is_told():
 
     with pytest.raises(fx_oto.InputError, match=r"large|small"):
         fx_oto.prepare(Net(fails), torch.randn(6, 4))
+
+
+class Routed(nn.Module):
+    """Experts, and a weight of each token; errors are raised again in other words."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.gate, self.c = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)) for _ in range(3))
+
+    def forward(self, x, weights):
+        try:
+            return self.routed(x, weights)
+        except RuntimeError as error:
+            raise TypeError("forward was called with the wrong arguments") from error
+
+    def routed(self, x, weights):
+        y = self.a(x).relu()
+        rows = y.reshape(-1, 8)
+        chosen = nn.functional.one_hot(self.gate(rows).argmax(-1), 3)
+        out = torch.zeros_like(rows)
+        for i in (chosen.sum(0) > 0).nonzero():
+            (at,) = torch.where(chosen[:, i].squeeze(-1) > 0)
+            out.index_add_(0, at, self.experts[i](rows[at]))
+        return self.c(out.reshape(y.shape) * torch.vmap(lambda row: row.reshape(row.shape[0], 1))(weights))
+
+
+def test_what_inputs_that_do_not_fit_raise_changes_nothing():
+    model = Routed().eval()
+    gm = fx_oto.prepare(model, (torch.randn(2, 5, 4), torch.rand(2, 5)))
+    assert not any(size.fixed for size in fx_oto.Context.of(gm).capture.sizes)
+    longer = torch.randn(3, 7, 4), torch.rand(3, 7)
+    assert torch.equal(gm(*longer), model(*longer))
