@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
-import subprocess
 import sys
 import warnings
 from fnmatch import fnmatchcase
@@ -54,22 +51,8 @@ def exact(zoo):
             yield pytest.param(zoo, name, left, id=f"{zoo}-{name}", marks=() if fast else pytest.mark.slow)
 
 
-APART = "FX_OTO_MEASURED_APART"
-
-
-def measured_apart(test, reason):
-    """Once more in a process of its own, as the benchmark measures: what else has run in this one must not count.
-
-    Of mixtral's rows by expert, torch has twice said after thousands of other tests that 11 numbers are 17.
-    """
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "", f"{__file__}::{test}"]
-    again = subprocess.run(command, capture_output=True, text=True, env=os.environ | {APART: "1"}, check=False)
-    assert again.returncode == 0, f"{reason}\n{again.stdout[-3000:]}"
-    logging.getLogger(__name__).warning("%s is exact in a process of its own alone; here: %s", test, reason)
-
-
 @pytest.mark.parametrize(("zoo", "name", "left"), [parameter for zoo in ZOOS for parameter in exact(zoo)])
-def test_stays_exact(zoo, name, left, monkeypatch, request):
+def test_stays_exact(zoo, name, left, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(COVERAGE), *sys.path])
     if any(find_spec(library) is None for library in LIBRARIES.get(zoo, (zoo,))):
         pytest.skip("a library of networks is not installed")
@@ -79,9 +62,6 @@ def test_stays_exact(zoo, name, left, monkeypatch, request):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what libraries warn of themselves
         record = measure(lambda: load(zoo).build(name), lambda stage: None)
-    if record["status"] != "exact" and APART not in os.environ:
-        measured_apart(request.node.name, record.get("reason"))
-        return
     assert record["status"] == "exact", record["reason"]
     assert record["params_left"] <= left + 0.01  # what could go still can
     assert not record["kernel_taps"]  # along them a kernel slides: no index of theirs means the same everywhere
