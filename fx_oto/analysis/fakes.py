@@ -28,12 +28,12 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from fx_oto.analysis.disguises import disguise, is_fake, lies_on, undisguise
 from fx_oto.core.layouts import is_sparse
 
-__all__ = ["Fakes", "StandIns", "ValuesAskedError", "asks_values", "tensors_in", "text_of"]
+__all__ = ["Fakes", "StandIns", "ValuesAskedError", "asks_values", "is_pointwise", "tensors_in", "text_of"]
 
 _META = torch.device("meta")
 _CPU = torch.device("cpu")
 _NORMS = {"aten::native_batch_norm", "aten::native_layer_norm", "aten::native_group_norm"}
-_POINTWISE = {"aten::hardswish", "aten::_prelu_kernel"}  # torch forgets to say so
+_POINTWISE = {"aten::hardswish", "aten::hardswish_", "aten::_prelu_kernel"}  # torch forgets to say so
 _LAYOUTS = {"memory_format", "layout", "out", "device"}
 _LIFTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
 _UNTOLD = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
@@ -63,6 +63,11 @@ def tensors_in(value: Any) -> list[Tensor]:
     if not isinstance(value, list | tuple):
         return [value] if isinstance(value, Tensor) else []
     return [tensor for part in value for tensor in tensors_in(part)]
+
+
+def is_pointwise(func: Any) -> bool:
+    """Whether an operator computes each element by itself; of what is no operator of torch's, nobody says so."""
+    return hasattr(func, "_schema") and (torch.Tag.pointwise in func.tags or func._schema.name in _POINTWISE)
 
 
 # What depends on how many elements a sparse tensor has, and where, which its stand-in does not know.
@@ -311,8 +316,7 @@ def _formed(func: Any, args: Any, kwargs: Any) -> list[_Form]:
     if name == "aten::_grouped_mm" and args[0].ndim == 2 and args[1].ndim == 3:  # its meta kernel takes one type only
         size = (args[0].shape[0], args[1].shape[2])
         return [(size, (size[1], 1), kwargs.get("out_dtype") or args[0].dtype)]
-    known = torch.Tag.pointwise in func.tags or name in _POINTWISE
-    if not known or len(func._schema.returns) != 1 or not kwargs.keys().isdisjoint(_LAYOUTS):
+    if not is_pointwise(func) or len(func._schema.returns) != 1 or not kwargs.keys().isdisjoint(_LAYOUTS):
         return []
     tensors = tensors_in((*args, *kwargs.values()))
     if not tensors:

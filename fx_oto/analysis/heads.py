@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-
+from fx_oto.analysis.fakes import is_pointwise
 from fx_oto.analysis.tape import OpCall, Tape
 
 __all__ = ["before_products"]
@@ -40,4 +39,4 @@ def before_products(tape: Tape, moves: Callable[[OpCall], bool]) -> set[int]:
 
 
 def _keeps_apart(call: OpCall) -> bool:
-    return torch.Tag.pointwise in getattr(call.func, "tags", ()) or call.name in _STATISTICS
+    return is_pointwise(call.func) or call.name in _STATISTICS

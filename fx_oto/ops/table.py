@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fx_oto.analysis.engine import Rule
+from fx_oto.analysis.fakes import is_pointwise
 from fx_oto.analysis.tape import GROUPED
 from fx_oto.nn.leaves import OpaqueOp
 from fx_oto.nn.modes import by_mode
@@ -95,7 +96,7 @@ _RULES: dict[Rule, str] = {
     pointwise.overwrite: "copy_ fill fill_",
     pointwise.glu: "glu",
     pointwise.pointwise: "floor_divide floor_divide_ rsub masked_fill masked_fill_ log_sigmoid_forward "
-    "hardswish hardswish_ _prelu_kernel native_dropout zero_ zeros_like ones_like "
+    "native_dropout zero_ zeros_like ones_like "
     "full_like rand_like randn_like empty_like bernoulli bernoulli_ rrelu_with_noise complex polar normal_ log_normal_ "
     "uniform_ exponential_ cauchy_ geometric_ random_ poisson normal "
     "leaky_relu leaky_relu_ ldexp ldexp_",  # of which torch says so from 2.11 on
@@ -129,7 +130,7 @@ def rule_for(op: Any) -> Rule:
 def _is_pointwise(op: Any) -> bool:
     """Whether ATen says so, of what writes into its first argument perhaps only of its twin that returns a tensor."""
     try:
-        return torch.Tag.pointwise in op.tags or torch.Tag.pointwise in pointwise.functional(op).tags
+        return is_pointwise(op) or is_pointwise(pointwise.functional(op))
     except AttributeError:
         return False
 

@@ -58,6 +58,7 @@ MIXES = {
         torch.sigmoid(F.conv1d(x, m.convs[0].weight, m.convs[0].bias)), m.convs[1].weight, m.convs[1].bias
     ),
     "convolutions of images": lambda m, x: m.images[1](F.gelu(m.images[0](x[..., None, :])))[..., 0, :],
+    "hardswish": lambda m, x: m.convs[1](F.hardswish(m.convs[0](x))),
     "products": lambda m, x: by_product(m, x, torch.matmul),
     "products by operator": lambda m, x: by_product(m, x, lambda weight, x: weight @ x),
     "einsum": lambda m, x: by_product(m, x, lambda weight, x: torch.einsum("mn,bnd->bmd", weight, x)),

@@ -12,6 +12,7 @@ from torch.fx import Node
 
 from fx_oto.analysis.dependencies import Worth
 from fx_oto.analysis.engine import Propagation
+from fx_oto.analysis.fakes import is_pointwise
 from fx_oto.analysis.labels import Layer, varying
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import op_name, tensor_leaves
@@ -182,7 +183,7 @@ def _can_repeat(p: Propagation, call: OpCall, node: Node) -> bool:
         return call.name in _COPIES or (may_move and not _counts_channels(call, node))
     if getattr(call.func, "namespace", "") != "aten" or torch.Tag.nondeterministic_seeded in call.func.tags:
         return False
-    return torch.Tag.pointwise in call.func.tags and (not call.mutates or without_writing(node) is not None)
+    return is_pointwise(call.func) and (not call.mutates or without_writing(node) is not None)
 
 
 def _moves(p: Propagation, call: OpCall) -> bool:

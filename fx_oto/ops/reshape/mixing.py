@@ -20,6 +20,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from fx_oto.analysis.engine import Propagation
+from fx_oto.analysis.fakes import is_pointwise
 from fx_oto.analysis.labels import Layer
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import op_name
@@ -285,7 +286,7 @@ def _of_inputs(p: Propagation, graph: Graph) -> set[Node]:
 def _is_pointwise(p: Propagation, node: Node) -> bool:
     """Return whether a node combines what it reads element by element."""
     calls = p.calls_of(node.name)
-    return bool(calls) and all(torch.Tag.pointwise in getattr(call.func, "tags", ()) for call in calls)
+    return bool(calls) and all(is_pointwise(call.func) for call in calls)
 
 
 def _name(node: Node) -> str:
