@@ -38,8 +38,9 @@ class SizesRead:
 
     @cached_property
     def fixed(self) -> frozenset[int]:
-        """Sizes of the example inputs for which the graph was captured, and which take no others."""
-        return frozenset(one.size for one in Context.of(self._gm).capture.sizes if one.fixed)
+        """Sizes of the example inputs for which the graph was captured, and which take no others, in none of them."""
+        sizes = Context.of(self._gm).capture.sizes
+        return frozenset(one.size for one in sizes if one.fixed) - {one.size for one in sizes if not one.fixed}
 
     def vary(self, node: Node) -> bool:
         """Whether a node returns numbers, and others on inputs of other sizes."""

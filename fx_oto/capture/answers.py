@@ -16,7 +16,7 @@ from torch.nn import functional
 from fx_oto.analysis.disguises import is_fake
 from fx_oto.capture.calls import INTEGERS, TENSORS, TYPES, is_wrapped_by_functorch, name_of, without_memory
 from fx_oto.capture.modes import without_modes
-from fx_oto.capture.numbers import Origin
+from fx_oto.capture.numbers import Origin, shown
 from fx_oto.capture.recorder import Recorder
 from fx_oto.capture.refusals import BEFORE, GRADIENTS, LAYOUT, ON_VALUES
 from fx_oto.core.errors import TraceError
@@ -43,8 +43,8 @@ def _shape(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     node = run.node_of_tensor(tensor)
     if which is not None:
         which = int(without_memory(which)) % max(len(dims), 1)
-        return run.number(dims[which], _size_of(run, node, which))
-    return torch.Size([run.number(n, _size_of(run, node, dim)) for dim, n in enumerate(dims)])
+        return run.size(dims[which], _size_of(run, node, which))
+    return torch.Size([run.size(n, _size_of(run, node, dim)) for dim, n in enumerate(dims)])
 
 
 def _size_of(run: Recorder, node: Node, dim: int) -> Origin:
@@ -75,10 +75,10 @@ def _length(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
         return func(*args)
     run.handed = True
     n = int(tensor.shape[0])
-    count = run.number(n, _size_of(run, run.node_of_tensor(tensor), 0))
+    count = run.size(n, _size_of(run, run.node_of_tensor(tensor), 0))
     given = run.length_of_some(count)
-    run.handed_out(count, n)
-    return given
+    run.handed_out(count, shown(count))
+    return shown(count) if given == n else given
 
 
 def _unbind(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:

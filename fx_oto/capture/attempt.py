@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -162,7 +162,7 @@ class Attempt:
             return found
         precision = Precision(self.model, self.inputs, runs, self._runs_of)
         comparisons = {run: self._comparisons.get(run) or Comparison(run) for run in runs}
-        sizes = Sizes(self.model, self.inputs, self._runs_like, comparisons)
+        sizes = Sizes(self.model, self.inputs, self._runs_like, self._runs_seen_as, comparisons)
         by_values = not self.options.may_fix and any(run.calls_functions_whole for run in runs)
         if by_values and any(one.fixed for one in sizes.found):
             raise FixedByValuesError
@@ -278,6 +278,10 @@ class Attempt:
 
     def _runs_with_number(self, given: tuple[int, float]) -> list[CaptureRun]:
         return replace(self, options=replace(self.options, given=given))._runs(self.inputs)
+
+    def _runs_seen_as(self, other: Callable[[int], int], runs: list[CaptureRun]) -> list[CaptureRun]:
+        """Some runs again, where code that does not let sizes remember sees other numbers in their place."""
+        return [self._run_with(replace(run.options, other_size=other), self.inputs, run.training) for run in runs]
 
     def _run(self, inputs: ExampleInputs, training: bool) -> CaptureRun:
         run = self._run_without_errors(inputs, training)

@@ -12,7 +12,7 @@ from torch.fx import Node
 from torch.overrides import is_tensor_method_or_property
 from torch.utils._pytree import tree_leaves
 
-from fx_oto.capture.numbers import Flag, Float, Int
+from fx_oto.capture.numbers import Flag, Float, Int, plain
 from fx_oto.capture.seen import SeenList, SeenTuple
 from fx_oto.core.fx_utils import tensor_leaves
 from fx_oto.nn.modes import IN_PLACE
@@ -161,7 +161,7 @@ def without_memory(value: Any) -> Any:
     return {key: without_memory(one) for key, one in value.items()} if kind is dict else value
 
 
-_NUMBERS: dict[type, Any] = {Int: int.__int__, Float: float.__float__, Flag: lambda flag: bool(int(flag))}
+_NUMBERS: dict[type, Any] = {Int: plain, Float: plain, Flag: lambda flag: bool(int(flag))}
 
 
 _is_autocast_enabled = torch.is_autocast_enabled  # whatever takes its place while a model is captured

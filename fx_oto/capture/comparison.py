@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from typing import Any
@@ -102,6 +102,10 @@ class Comparison:
         self.decisions = found.decisions
         self._counted |= found.counted
         return None
+
+    def count(self, names: Collection[str]) -> None:
+        """Let the graph check how many parts some nodes return."""
+        self._counted.update(node for node in self._run.graph.nodes if node.name in names)
 
     def unlike(self, other: Writer, group: Group, size: int) -> Difference | None:
         """What a capture at another size may differ for, as far as is known by now; None if it is the same.

@@ -64,14 +64,17 @@ class Counting(Evaluator):
 
         What becomes of numbers that the graph reads is found by capturing again.
         """
-        splits = node.op != "call_module" and op_name(node) in _SPLITTING and not takes_list(node)
-        if not splits or node not in self.by_values or node.meta.get("asks_values"):
+        if not self.splits(node) or node not in self.by_values or node.meta.get("asks_values"):
             return False
         try:
             with self._unrecorded():
                 return any(len(self._value(node, count, True)) != len(node.meta["val"]) for count in _COUNTS)
         except Exception:
             return None
+
+    def splits(self, node: Node) -> bool:
+        """Whether a node may return more parts, or fewer, of what is longer, or shorter."""
+        return node.op != "call_module" and op_name(node) in _SPLITTING and not takes_list(node)
 
     def refuse_lengths(self, node: Node) -> None:
         """See ``Sheet.refuse_lengths``; where nobody knows, the graph checks them."""

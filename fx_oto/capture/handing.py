@@ -25,10 +25,12 @@ from fx_oto.capture.refusals import ON_VALUES
 from fx_oto.capture.seen import SeenList, SeenTuple
 from fx_oto.capture.sheet import Item
 from fx_oto.core.errors import TraceError
-from fx_oto.core.fx_utils import source_line, tensor_leaves
+from fx_oto.core.fx_utils import op_name, source_line, tensor_leaves
 from fx_oto.core.preserve import Dice
 
 __all__ = ["Handing"]
+
+_SIZES = ("size", "numel", "nelement", "stride")
 
 
 class Handing(Branching):
@@ -168,10 +170,11 @@ class Handing(Branching):
             return value
         if isinstance(value, torch.Size):
             self.handed = True
-            return torch.Size([self.number(n, Origin(operator.getitem, (node, i))) for i, n in enumerate(value)])
+            return torch.Size([self.size(n, Origin(operator.getitem, (node, i))) for i, n in enumerate(value)])
         if isinstance(value, int | float) and not isinstance(value, bool):
             self.handed = True
-            return self.number(self.as_read(value, node), Origin(_itself, (node,), node))
+            number = self.size if op_name(node) in _SIZES else self.number
+            return number(self.as_read(value, node), Origin(_itself, (node,), node))
         if isinstance(value, tuple | list):
             return self._bound_parts(value, node, given)
         if isinstance(value, dict):
@@ -189,8 +192,9 @@ class Handing(Branching):
         self.handed |= not opaque  # perhaps as many as an input is long
         # Of one part, code may read the first, or all.
         is_seen = opaque or (len(parts) == 1 and node.op != "call_module") or self.has_other_lengths(node) is not False
-        if is_seen:
-            return (SeenList if isinstance(value, list) else SeenTuple).of(self, node, parts)
+        is_noted = self.options.other_size is not None and not is_seen and self.splits(node)
+        if is_seen or is_noted:
+            return (SeenList if isinstance(value, list) else SeenTuple).of(self, node, parts, is_noted)
         return type(value)(parts)
 
     def _bound_part(self, value: Any, parent: Node, read: Callable[..., Any], key: Any, given: set[int]) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.fx import Node
 
-__all__ = ["Flag", "Float", "Int", "Origin", "is_whole", "remembered"]
+__all__ = ["Flag", "Float", "Int", "Origin", "is_whole", "plain", "remembered", "shown"]
 
 
 class Origin:
@@ -37,7 +37,7 @@ class Run(Protocol):
     def decided(self, origin: Origin, answer: Any) -> Any:
         """Code decides by a number or truth value; returns the one to go on with."""
 
-    def handed_out(self, number: Any, plain: Any) -> None:
+    def handed_out(self, number: Any, given: Any) -> None:
         """Code is given a plain number, which does not remember."""
 
     def hashed(self, number: Any) -> None:
@@ -55,17 +55,31 @@ class Run(Protocol):
         """Whether its numbers are written into a graph as they are, and any other run is told in its place."""
 
 
-def remembered(run: Run, value: Any, origin: Origin) -> Any:
-    """A number that remembers; of what is neither an int nor a float, the value itself."""
+def remembered(run: Run, value: Any, origin: Origin, shown_as: Any = None) -> Any:
+    """A number that remembers; of what is neither an int nor a float, the value itself.
+
+    Args:
+        run: what it belongs to.
+        value: the number.
+        origin: how it is computed.
+        shown_as: another number, for code that does not let it remember, such as ``range`` and all that is written in
+            C: what comes of that must be the same, or it depends on the number.
+    """
     kind = {int: Int, float: Float}.get(type(value))
     if kind is None:
         return value
-    number = kind(value)
-    number.run, number.origin = run, origin
+    number = kind(value if shown_as is None else shown_as)
+    number.run, number.origin, number.plain = run, origin, value
     return number
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The plain number in the place of one that remembers; anything else as it is."""
+    return value.plain if isinstance(value, _Remembering) else value
+
+
+def shown(value: Any) -> Any:
+    """The number that code sees which does not let it remember."""
     if isinstance(value, Int):
         return int.__int__(value)
     return float.__float__(value) if isinstance(value, Float) else value
@@ -74,39 +88,40 @@ def _plain(value: Any) -> Any:
 class _Remembering:
     run: Run
     origin: Origin
+    plain: Any
 
     def __bool__(self) -> bool:
-        answer = bool(_plain(self))
+        answer = bool(self.plain)
         return bool(self._decided(operator.ne, (self, 0), answer))
 
     def __hash__(self) -> int:
         if not self.run.is_over:
             self.run.hashed(self)
-        return hash(_plain(self))
+        return hash(self.plain)
 
     def _decided(self, function: Callable[..., Any], args: tuple[Any, ...], answer: Any) -> Any:
         run = _told(self, args[-1])
         return answer if run.is_over else run.decided(Origin(function, args), answer)
 
-    def _handed(self, plain: Any) -> Any:
+    def _handed(self, given: Any) -> Any:
         if not self.run.is_over:
-            self.run.handed_out(self, plain)
-        return plain
+            self.run.handed_out(self, given)
+        return given
 
     def __int__(self) -> int:
-        return int(self._handed(int(_plain(self))))
+        return int(self._handed(int(shown(self))))
 
     def __float__(self) -> float:
-        return float(self._handed(float(_plain(self))))
+        return float(self._handed(float(shown(self))))
 
     def __repr__(self) -> str:
-        return repr(self._handed(_plain(self)))
+        return repr(self._handed(shown(self)))
 
     def __str__(self) -> str:
-        return str(self._handed(_plain(self)))
+        return str(self._handed(shown(self)))
 
     def __format__(self, spec: str) -> str:
-        return format(self._handed(_plain(self)), spec)
+        return format(self._handed(shown(self)), spec)
 
     def __copy__(self) -> Any:
         return self
@@ -115,8 +130,8 @@ class _Remembering:
         return self
 
     def __reduce__(self) -> Any:
-        plain = _plain(self)
-        return type(plain), (plain,)
+        given = shown(self)
+        return type(given), (given,)
 
 
 class Int(_Remembering, int):
@@ -128,7 +143,7 @@ class Float(_Remembering, float):
 
     def is_integer(self) -> bool:
         """Whether nothing follows the decimal point."""
-        answer = float.is_integer(_plain(self))
+        answer = float.is_integer(self.plain)
         return bool(self._decided(is_whole, (self,), answer))
 
 
@@ -142,10 +157,16 @@ def _arithmetic(function: Callable[..., Any], turned: bool) -> Callable[[Any, An
         if not isinstance(other, int | float):
             return NotImplemented
         args = (other, self) if turned else (self, other)
-        value, run = function(*map(_plain, args)), _told(self, other)
-        return value if run.is_over else remembered(run, value, Origin(function, args))
+        run = _told(self, other)
+        return function(*map(plain, args)) if run.is_over else _computed(run, function, args)
 
     return compute
+
+
+def _computed(run: Run, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    value, given = function(*map(plain, args)), [*map(shown, args)]
+    shown_as = None if given == [*map(plain, args)] else function(*given)
+    return remembered(run, value, Origin(function, args), shown_as)
 
 
 def _told(number: Any, other: Any) -> Run:
@@ -158,15 +179,15 @@ def _power(turned: bool) -> Callable[..., Any]:
     compute = _arithmetic(operator.pow, turned)
 
     def power(self: Any, other: Any, modulo: Any = None) -> Any:
-        return compute(self, other) if modulo is None else pow(_plain(self), _plain(other), _plain(modulo))
+        return compute(self, other) if modulo is None else pow(shown(self), shown(other), shown(modulo))
 
     return power
 
 
 def _of_one(function: Callable[..., Any]) -> Callable[..., Any]:
     def compute(self: Any, *args: Any) -> Any:
-        value = function(_plain(self), *map(_plain, args))
-        return value if self.run.is_over else remembered(self.run, value, Origin(function, (self, *args)))
+        given = (self, *args)
+        return function(*map(plain, given)) if self.run.is_over else _computed(self.run, function, given)
 
     return compute
 
@@ -175,7 +196,7 @@ def _comparison(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
     def compare(self: Any, other: Any) -> Any:
         if not isinstance(other, int | float) or isinstance(other, Tensor) or _told(self, other) is not self.run:
             return NotImplemented  # of a size and a module's attribute, the size is asked, as it is of a plain number
-        answer = function(_plain(self), _plain(other))
+        answer = function(plain(self), plain(other))
         return self._decided(function, (self, other), answer)
 
     return compare

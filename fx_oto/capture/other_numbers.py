@@ -20,7 +20,7 @@ from fx_oto.capture.run import CaptureRun
 from fx_oto.capture.sheet import Options
 from fx_oto.core.context import ExampleInputs
 
-__all__ = ["followed", "reads_plain"]
+__all__ = ["SAME_SIZE", "followed", "reads_plain"]
 
 _Change = Callable[[Any], Any]
 _RunWith = Callable[[Options, ExampleInputs], CaptureRun]
@@ -34,7 +34,7 @@ _ON_OTHER_SIDES: tuple[_Change, ...] = (
     lambda number: -number if isinstance(number, float) else 3 * number,
     lambda number: 1009 * number + 7,
 )
-_SAME_SIZE = (Group((), 1), 1)
+SAME_SIZE = (Group((), 1), 1)
 
 
 def followed(run: CaptureRun, run_with: _RunWith) -> Comparison | None:
@@ -50,7 +50,7 @@ def followed(run: CaptureRun, run_with: _RunWith) -> Comparison | None:
             other = _with_others(run, run_with, change)
         except NotCapturedError:
             return None
-        if other is not None and comparison.with_other(other, *_SAME_SIZE) is not None:
+        if other is not None and comparison.with_other(other, *SAME_SIZE) is not None:
             return None
         num_same += other is not None
     if num_same > 1:

@@ -22,12 +22,14 @@ class _Seen:
     parts: Any
     kind: Any
     was_counted: bool
+    is_noted: bool
 
     @classmethod
-    def of(cls, run: Sheet, node: Node, parts: list[Any]) -> Any:
-        """What code is handed for the value of a node."""
+    def of(cls, run: Sheet, node: Node, parts: list[Any], is_noted: bool = False) -> Any:
+        """What code is handed for a node; of one that ``is_noted``, the run is only told where code counts it."""
         made = cls(parts)  # type: ignore[call-arg]
         made.run, made.node, made.length, made.was_counted = run, node, len(parts), False
+        made.is_noted = is_noted
         made.parts = tree_flatten(made.held())
         return made
 
@@ -42,7 +44,9 @@ class _Seen:
 
     def counted(self) -> Any:
         """What it holds now, as an ordinary one, once the graph checks how long it was."""
-        if not self.was_counted:
+        if self.is_noted:
+            self.run.counted_parts.add(self.node.name)
+        elif not self.was_counted:
             self.was_counted = True
             self.run.refuse_lengths(self.node)
             check_length(self.run, self.node, self.length, f"{self.node.name} ({source_line(self.node)})")
@@ -59,6 +63,11 @@ class _Seen:
     def __iter__(self) -> Iterator[Any]:
         self._ask()
         return iter(self.kind.__iter__(self))
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice) or place < 0:  # counted from the end, or up to it
+            self._ask()
+        return self.kind.__getitem__(self, place)
 
 
 class SeenList(_Seen, list[Any]):

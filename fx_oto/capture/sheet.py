@@ -46,6 +46,8 @@ class Options:
         selects: whether code that asks if anything was selected is told so, to see whether it does the same without.
         length: the plain number of rows that were selected, where code asks for one, to see what becomes of it.
         other_number: another number in the place of one that is read from a tensor, to see what becomes of it.
+        other_size: another number in the place of a size, for code that does not let it remember, to see what becomes
+            of it: see ``remembered``.
         reads_plain: whether code is given plain numbers that are read from tensors.
         steered: where what is chosen, and so counted, is to be something else: see ``Steered``.
         given: which of the numbers among the inputs is another one, and which one, to see what becomes of it.
@@ -66,6 +68,7 @@ class Options:
     selects: bool = False
     length: int | None = None
     other_number: Callable[[Any], Any] | None = None
+    other_size: Callable[[int], int] | None = None
     reads_plain: bool = True
     steered: int = 0
     given: tuple[int, float] | None = None
@@ -141,6 +144,7 @@ class Sheet(TorchFunctionMode):
         self.handed = self.asked = self.is_over = self.is_at_output = False
         self.is_plain = True
         self.rewritten = self.counts_rows = False
+        self.counted_parts: set[str] = set()
         self.events: list[tuple[Node, Any]] = []
         self.numbers_given: list[tuple[Node, float, str]] = []
         self.types_asked: list[tuple[Node | Tensor, torch.dtype]] = []

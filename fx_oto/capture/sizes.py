@@ -15,13 +15,16 @@ from fx_oto.analysis.recording import fake_run
 from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.comparison import Comparison, Difference
 from fx_oto.capture.groups import Group, groups_of, resized
+from fx_oto.capture.other_numbers import SAME_SIZE
 from fx_oto.capture.refusals import NotCapturedError, NotHashedError
 from fx_oto.capture.run import CaptureRun
 from fx_oto.core.context import ExampleInputs, InputSize
 from fx_oto.core.errors import InputError
-from fx_oto.core.fx_utils import behind
 
 __all__ = ["Sizes", "names_of"]
+
+# Numbers in the place of sizes.
+_NEAR_AND_FAR = (lambda size: size + 1, lambda size: 13 * size + 101)
 
 
 def names_of(model: nn.Module, inputs: ExampleInputs) -> list[str]:
@@ -68,6 +71,7 @@ class Sizes:
         model: the model.
         inputs: the example inputs.
         again: captures the model on other inputs, in the modes of some runs.
+        seen_as: captures it on these, where code sees other numbers in the place of sizes.
         comparisons: of the captures on the example inputs; what code that was given no numbers made of sizes does in
             one of them, it does at any size.
 
@@ -84,9 +88,10 @@ class Sizes:
         model: nn.Module,
         inputs: ExampleInputs,
         again: Callable[[ExampleInputs, list[CaptureRun]], list[CaptureRun]],
+        seen_as: Callable[[Callable[[int], int], list[CaptureRun]], list[CaptureRun]],
         comparisons: Mapping[CaptureRun, Comparison],
     ) -> None:
-        self._model, self._inputs, self._again = model, inputs, again
+        self._model, self._inputs, self._again, self._seen_as = model, inputs, again, seen_as
         runs = list(comparisons)
         self._handed = any(run.handed for run in runs)
         self._runs = [run for run in runs if run.handed or not run.is_plain] or runs
@@ -94,6 +99,7 @@ class Sizes:
         self._others: dict[Group, list[CaptureRun]] = {}
         self._comparisons = [comparisons[run] for run in self._runs]
         self._fixed: list[tuple[Group, Difference]] = []
+        self._untried: list[Group] = []
         self.larger: dict[Group, int] = {}
         self._decided: dict[InputSize, tuple[Group, dict[str, str]]] = {}
         self.notes: list[tuple[InputSize, str]] = []
@@ -101,7 +107,7 @@ class Sizes:
         found: list[InputSize] = []
         for group in groups_of(inputs):
             found += self._try(group) if self._handed or (group.size == 1 and len(runs) == 1) else [self._told(group)]
-        self.found = tuple(found)
+        self.found = (*found, *self._told_of_untried())
         self._on_larger = self._run_on_larger()
         rewritten = [comparison.rewrite() for comparison in comparisons.values()]
         self.rewritten = any(rewritten) or bool(self._fixed)
@@ -160,19 +166,35 @@ class Sizes:
             return [self._fix(group, difference)]
         if apart := [told for one in group.apart() for told in self._try(one)]:
             return apart
-        blind = self._blind(group)
-        return [self._told(group) if blind is None else self._fix(group, blind)]
+        self._untried.append(group)
+        return []
 
-    def _blind(self, group: Group) -> Difference | None:
-        """A plain number that is, or may be, made of a size of which no other was taken: nobody knows it at others."""
+    def _told_of_untried(self) -> list[InputSize]:
+        """Sizes of which no other was taken, as the model wants two inputs to fit: nobody knows what becomes of them.
+
+        They stay free where code that does not let them remember sees other numbers, and the graph is the same.
+        """
+        difference = self._seen_otherwise() if self._untried else None
+        if difference is None:
+            return list(map(self._told, self._untried))
+        return [self._fix(group, difference) for group in self._untried]
+
+    def _seen_otherwise(self) -> Difference | None:
+        """A place that depends on plain numbers which are made of sizes, or where that cannot be told."""
         for run in self._runs:
-            sizes = [(run.node_of_input(number), dim) for number, dim in group.dims]
-            for node, _ in run.events:
-                if any(one.target == "size" and one.args in sizes for one in behind([node])):
-                    return Difference(node)
-        plain = next((node for run in self._runs for node in run.graph.nodes if _is_given_numbers(node)), None)
-        others = (resized(self._inputs, {group: size}) for size in group.others())
-        return Difference(plain) if plain is not None and any(map(self._takes, others)) else None
+            if (node := next(filter(_is_given_numbers, run.graph.nodes), None)) is not None:
+                return Difference(node)
+        for other in _NEAR_AND_FAR:
+            try:
+                runs = self._seen_as(other, self._runs)
+            except (NotCapturedError, NotHashedError):
+                sizes = [node for run in self._runs for node in run.graph.nodes if node.meta.get("is_number")]
+                return Difference(sizes[0]) if sizes else None
+            for comparison, run in zip(self._comparisons, runs, strict=True):
+                if (difference := comparison.with_other(run, *SAME_SIZE)) is not None:
+                    return difference
+                comparison.count(run.counted_parts)
+        return None
 
     def _trial(self, group: Group) -> _Trial:
         """Capture at other sizes, until it is known what follows them."""

@@ -17,7 +17,7 @@ from fx_oto.capture.arguments import keys_in_order, sorted_keys
 from fx_oto.capture.calls import LISTS, is_numpys
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.names import CONSTANT
-from fx_oto.capture.numbers import Flag, Float, Int, Origin, remembered
+from fx_oto.capture.numbers import Flag, Float, Int, Origin, plain, remembered
 from fx_oto.capture.rebuilt import is_spelled, node_of_object, rebuilt
 from fx_oto.capture.refusals import NotHashedError
 from fx_oto.capture.seen import SeenList, SeenTuple
@@ -61,6 +61,11 @@ class Writer(Sheet):
         """A number that remembers its origin."""
         return remembered(self, value, origin)
 
+    def size(self, value: int, origin: Origin) -> Any:
+        """A number that remembers which size it is."""
+        other = self.options.other_size
+        return remembered(self, value, origin, None if other is None else other(value))
+
     def number_given(self, value: float, node: Node, name: str) -> Any:
         """A number among the inputs, or another one in its place."""
         if self.options.given is not None and self.options.given[0] == len(self.numbers_given):
@@ -77,20 +82,20 @@ class Writer(Sheet):
         if isinstance(value, Int | Float) and value.run is self:
             node = self.node_of(value.origin)
             if "val" not in node.meta:
-                node.meta["val"] = int.__int__(value) if isinstance(value, Int) else float.__float__(value)
+                node.meta["val"] = plain(value)
                 node.meta["is_number"] = True
             return node
         if isinstance(value, Flag):
             return self._mode(value)
         if isinstance(value, Int | Float) and not value.run.stays_in_graphs:  # of an earlier run, kept by some cache
-            return int.__int__(value) if isinstance(value, Int) else float.__float__(value)
+            return plain(value)
         if value is None or isinstance(value, bool | str | Int | Float) or type(value) in (int, float):
             return value
         return self._nodes_of_container(value)
 
     def _nodes_of_container(self, value: Any) -> Any:
         if isinstance(value, SeenList | SeenTuple):
-            return value.node if value.is_as_it_was() else self.nodes(value.counted())
+            return value.node if value.is_as_it_was() and not value.is_noted else self.nodes(value.counted())
         if isinstance(value, torch.Size) and self.is_at_output:
             return rebuilt(self, value)
         if isinstance(value, torch.Size) or type(value) in LISTS:
@@ -166,10 +171,10 @@ class Writer(Sheet):
     def _question(self, node: Node) -> Any:
         return node.op, node.target, str(node.args)
 
-    def handed_out(self, number: Any, plain: Any) -> None:
+    def handed_out(self, number: Any, given: Any) -> None:
         """Note a plain number, which may come back in the graph."""
         self.is_plain = False
-        self.events.append((self.nodes(number), plain))
+        self.events.append((self.nodes(number), given))
 
     def shorten_checks(self) -> None:
         """Let checks ask for a condition, not whether it is True, which torch.jit.trace has no op for."""
@@ -194,8 +199,9 @@ class Writer(Sheet):
         site = (frame.f_code, frame.f_lasti)
         if site not in self.options.hashable:
             raise NotHashedError(site)
-        plain = int.__int__(number) if isinstance(number, Int) else float.__float__(number)
-        self.decided(number.origin, plain)
+        if self.options.other_size is not None:  # whatever is kept by this key would be kept for all of the process
+            raise TraceError("a size is used as a key")
+        self.decided(number.origin, plain(number))
 
     def asked_for_mode(self) -> None:
         """Note that the other mode may go another way."""

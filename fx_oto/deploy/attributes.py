@@ -115,7 +115,7 @@ class Attributes:
         """See ``Run``: where the answer would be another, so will be what the model computes."""
         return answer
 
-    def handed_out(self, number: Any, plain: Any) -> None:
+    def handed_out(self, number: Any, given: Any) -> None:
         """See ``Run``: what becomes of it is found when models are compared."""
 
     def hashed(self, number: Any) -> None:

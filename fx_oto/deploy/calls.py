@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from fx_oto.capture.modes import active
-from fx_oto.capture.numbers import Float, Int, Origin
+from fx_oto.capture.numbers import Float, Int, Origin, plain
 from fx_oto.capture.whole import is_leaf
 from fx_oto.core.fx_utils import last_node
 from fx_oto.nn.modes import by_mode
@@ -158,7 +158,7 @@ def _noted(run: Any, value: Any) -> Any:
     if isinstance(value, Int | Float) and not value.run.stays_in_graphs:
         return Value(origin=value.origin)
     if isinstance(value, Int | Float):
-        return int.__int__(value) if isinstance(value, Int) else float.__float__(value)
+        return plain(value)
     if isinstance(value, dict) and type(value) is not dict and all(isinstance(key, str) for key in value):
         return Made(type(value), {key: _noted(run, one) for key, one in value.items()})
     return _mapped(value, lambda one: _noted(run, one))

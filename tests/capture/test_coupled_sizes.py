@@ -1,0 +1,142 @@
+"""Inputs that must fit, such as a sequence and the same shifted by one: no size can be tried alone.
+
+What code makes of such sizes holds at others, or is refused there, however it comes by plain numbers.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+import statistics
+import struct
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fx_oto
+
+FOLLOWED = {  # computed by the graph
+    "arithmetic": lambda x: (x.shape[1] * 3 - 1) // 2 % 5 + divmod(x.shape[1], 3)[1],
+    "math.sqrt": lambda x: math.sqrt(x.shape[1]),
+    "numpy's root": lambda x: float(np.sqrt(x.shape[1])),
+    "text": lambda x: float(f"{x.shape[1]}"),
+    "len": lambda x: len(x[0]),
+    "numpy's product": lambda x: int(np.prod(x.shape[1:])),
+    "product": lambda x: math.prod(x.shape[1:]),
+    "torch": lambda x: torch.arange(x.shape[1]).sum(),
+}
+PLAIN = {
+    "half of a float": lambda x: float(x.shape[1]) / 2,
+    "range": lambda x: len(range(x.shape[1])),
+    "list": lambda x: len([0] * x.shape[1]),
+    "bits": lambda x: x.shape[1].bit_length(),
+    "int's method": lambda x: int.__mul__(x.shape[1], 2),
+    "numpy": lambda x: float(np.arange(x.shape[1]).sum()),
+    "an empty array": lambda x: np.empty((x.shape[1], 2)).size,
+    "bytes": lambda x: struct.unpack("i", struct.pack("i", x.shape[1]))[0],
+    "Fraction": lambda x: float(Fraction(x.shape[1], 2)),
+    "logarithm": lambda x: math.log2(x.shape[1]),
+    "binomial": lambda x: math.comb(x.shape[1], 2),
+    "power": lambda x: pow(x.shape[1], 2, 7),
+    "repeated": lambda x: len(list(itertools.repeat(1, x.shape[1]))),
+    "formatted": lambda x: int("%d" % x.shape[1]),  # noqa: UP031
+    "compared as texts": lambda x: 2.0 if str(x.shape[1]) < "6" else 1.0,
+    "bisected": lambda x: bisect.bisect([1, 6, 8], x.shape[1]),
+    "mean": lambda x: float(statistics.mean([x.shape[1], 2])),
+    "all elements": lambda x: x.shape.numel(),
+    "a key": lambda x: {5: 1.0, 7: 2.0}.get(x.shape[1], 9.0),
+    "a branch": lambda x: 2.0 if x.shape[1] > 6 else 1.0,
+    "parts": lambda x: len(x.unbind(1)),
+    "parts of two": lambda x: len(x.split(2, 1)),
+    "the last part": lambda x: x.split(2, 1)[-1].mean(),
+    "the last but one": lambda x: x.unbind(1)[-2].mean(),
+    "from the first part on": lambda x: sum(part.mean() for part in x.unbind(1)[1:]),
+    "rows": lambda x: sum(i for i, _ in enumerate(x[0])),
+    "rows and others": lambda x: sum(i for i, _ in zip(range(100), x[0], strict=False)),
+    "all parts": lambda x: torch.stack(x.unbind(1)).mean(0).sum(),
+    "vmap": torch.vmap(lambda row: row.mean(0, keepdim=True) * row.shape[0]),
+}
+
+
+class Shifted(nn.Module):
+    """Takes ``(batch, n, 4)`` and ``(batch, n + 1, 4)``."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.a, self.b, self.c, self.number = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2), number
+
+    def forward(self, x, longer):
+        h = self.a(x).relu() + self.a(longer)[:, 1:].relu()
+        return self.c((self.b(h) * self.number(h)).relu())
+
+
+class Scaled(nn.Module):
+    """Takes images of ``(n, n)`` and of ``(2 n, 2 n)``."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.a, self.b, self.c, self.number = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 2, 2), nn.Conv2d(8, 2, 1), number
+
+    def forward(self, x, larger):
+        h = self.a(x).relu() + self.b(larger).relu()
+        return self.c(h * self.number(h.flatten(2).mT))
+
+
+def shifted(batch, n):
+    return torch.randn(batch, n, 4), torch.randn(batch, n + 1, 4)
+
+
+def scaled(batch, n):
+    return torch.randn(batch, 3, n, n), torch.randn(batch, 3, 2 * n, 2 * n)
+
+
+SIZES = ((3, 5), (2, 7), (2, 8), (1, 13), (3, 6), (2, 4))
+
+
+def taken(model, inputs):
+    """The sizes at which the graph returns what the model does; at all others it must refuse."""
+    gm = fx_oto.prepare(model, inputs(2, 5))
+    found = []
+    for size in SIZES:
+        given = inputs(*size)
+        expected = model(*given)
+        try:
+            made = gm(*given)
+        except AssertionError:
+            continue
+        torch.testing.assert_close(made, expected)
+        found.append(size)
+    return found
+
+
+@pytest.mark.parametrize("number", FOLLOWED.values(), ids=FOLLOWED)
+def test_numbers_of_sizes_that_cannot_be_tried_are_computed(number):
+    assert taken(Shifted(number).eval(), shifted) == list(SIZES)
+
+
+@pytest.mark.parametrize("number", PLAIN.values(), ids=PLAIN)
+def test_plain_numbers_of_sizes_that_cannot_be_tried_are_refused_at_others(number):
+    assert (3, 5) in taken(Shifted(number).eval(), shifted)
+
+
+@pytest.mark.parametrize("number", [FOLLOWED["math.sqrt"], PLAIN["range"], PLAIN["all parts"]])
+def test_images_at_two_scales(number):
+    found = taken(Scaled(number).eval(), scaled)
+    assert found == list(SIZES) if number is FOLLOWED["math.sqrt"] else (3, 5) in found
+
+
+def test_layers_that_split_channels_take_all_sizes():
+    class Attends(Shifted):
+        def forward(self, x, longer):
+            h = self.a(x) + self.a(longer)[:, :-1]
+            batch, length, width = h.shape
+            parts = self.b(h).repeat(1, 1, 3).reshape(batch, length, 3, 2, width // 2).permute(2, 0, 3, 1, 4)
+            q, k, v = parts.unbind(0)
+            return self.c(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width))
+
+    assert taken(Attends(None).eval(), shifted) == list(SIZES)
