@@ -86,6 +86,7 @@ class Comparison:
         self.guesses, self.rounds = 0, False
         self.decisions: list[Difference] = []
         self._counted: set[Node] = set()
+        self._any_number: set[Node] = set()
 
     @property
     def in_doubt(self) -> bool:
@@ -101,11 +102,13 @@ class Comparison:
         self.places = {**self.places, **found.places}
         self.decisions = found.decisions
         self._counted |= found.counted
+        self._any_number |= found.other_numbers
         return None
 
     def count(self, names: Collection[str]) -> None:
-        """Let the graph check how many parts some nodes return."""
-        self._counted.update(node for node in self._run.graph.nodes if node.name in names)
+        """Let the graph check how many parts some nodes return, but for those that were the same with more of them."""
+        nodes = {node for node in self._run.graph.nodes if node.name in names}
+        self._counted |= nodes - self._any_number
 
     def unlike(self, other: Writer, group: Group, size: int) -> Difference | None:
         """What a capture at another size may differ for, as far as is known by now; None if it is the same.
@@ -201,6 +204,7 @@ class _Pass:
         self._node: Any = None
         self.decisions: list[Difference] = []
         self.counted: set[Node] = set()
+        self.other_numbers: set[Node] = set()
         self.places: dict[_Place, Ways] = {}
         self._pairs: list[tuple[Any, Any]] = []
         if len(run.events) == len(other.events):
@@ -224,6 +228,9 @@ class _Pass:
         same = all(self._same(mine, theirs, path) for mine, theirs, path in both)
         if same:
             self._twins[left] = right
+            mine, theirs = left.meta.get("val"), right.meta.get("val")
+            if isinstance(mine, tuple | list) and isinstance(theirs, tuple | list) and len(mine) != len(theirs):
+                self.other_numbers.add(left)
             if may_split_otherwise(left, right):
                 self.counted.add(left)
                 self.decisions.append(Difference(left))

@@ -65,10 +65,10 @@ def remembered(run: Run, value: Any, origin: Origin, shown_as: Any = None) -> An
         shown_as: another number, for code that does not let it remember, such as ``range`` and all that is written in
             C: what comes of that must be the same, or it depends on the number.
     """
-    kind = {int: Int, float: Float}.get(type(value))
-    if kind is None:
+    kind: Any = type(value)
+    if kind not in (int, float):
         return value
-    number = kind(value if shown_as is None else shown_as)
+    number: Any = kind.__new__(Int if kind is int else Float, value if shown_as is None else shown_as)
     number.run, number.origin, number.plain = run, origin, value
     return number
 
@@ -137,9 +137,17 @@ class _Remembering:
 class Int(_Remembering, int):
     """An int that remembers."""
 
+    def __new__(cls, *args: Any) -> int:  # type: ignore[misc]
+        """To code that calls ``type(n)``, a plain one."""
+        return int(*args)
+
 
 class Float(_Remembering, float):
     """A float that remembers."""
+
+    def __new__(cls, *args: Any) -> float:  # type: ignore[misc]
+        """To code that calls ``type(n)``, a plain one."""
+        return float(*args)
 
     def is_integer(self) -> bool:
         """Whether nothing follows the decimal point."""

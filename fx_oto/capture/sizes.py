@@ -188,8 +188,8 @@ class Sizes:
             try:
                 runs = self._seen_as(other, self._runs)
             except (NotCapturedError, NotHashedError):
-                sizes = [node for run in self._runs for node in run.graph.nodes if node.meta.get("is_number")]
-                return Difference(sizes[0]) if sizes else None
+                nodes = list(self._runs[0].graph.nodes)
+                return Difference(next((node for node in nodes if node.meta.get("is_number")), nodes[-1]))
             for comparison, run in zip(self._comparisons, runs, strict=True):
                 if (difference := comparison.with_other(run, *SAME_SIZE)) is not None:
                     return difference
