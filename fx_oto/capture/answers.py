@@ -31,7 +31,7 @@ _TRUTHS = ("__bool__", "is_nonzero")
 # Of one number, which remembers where it is from: what code is given.
 _READ: dict[str, Callable[[Any], Any]] = {"item": lambda number: number, "__int__": int, "__float__": float}
 _DRAWING = ("rand", "rand_like")
-_COMPARING: dict[str, Callable[[float, float], bool]] = {name: getattr(operator, name) for name in ("lt", "le", "gt", "ge")}
+_COMPARING = {"lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge}
 _VALUES = (*_READ, "__index__", "__complex__", *_TRUTHS, *_ALL)
 
 

@@ -28,7 +28,8 @@ __all__ = [
 ]
 
 # What these create is the same along a dimension.
-_ALIKE = frozenset("zeros ones full empty new_zeros new_ones new_full new_empty expand expand_as broadcast_to".split())
+_FILLED = ("zeros", "ones", "full", "empty")
+_ALIKE = (*_FILLED, *(f"new_{name}" for name in _FILLED), "expand", "expand_as", "broadcast_to")
 
 
 def read_size(edit: Editor, node: Node) -> None:
