@@ -195,6 +195,8 @@ class Fakes(TorchDispatchMode):
         try:
             with _DisableTorchFunction(), _DisableTorchDispatch():
                 result = func(*given, **on_meta)
+                if isinstance(result, Tensor) and not result.is_meta:  # as of torch.mul(2, 3)
+                    result = result.to("meta")
         except Exception as error:
             refused = "but got 1D meta" in str(error)  # by pack_padded_sequence, which reads the lengths
             if torch.Tag.dynamic_output_shape in func.tags or isinstance(error, _UNTOLD) or refused:

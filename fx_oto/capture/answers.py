@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Origin, shown
 from fx_oto.capture.recorder import Recorder
 from fx_oto.capture.refusals import BEFORE, GRADIENTS, LAYOUT, ON_VALUES
+from fx_oto.capture.rejoined import rejoined
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import last_node, op_name
 
@@ -28,6 +30,8 @@ _ALL = ("tolist", "numpy", "__array__")
 _TRUTHS = ("__bool__", "is_nonzero")
 # Of one number, which remembers where it is from: what code is given.
 _READ: dict[str, Callable[[Any], Any]] = {"item": lambda number: number, "__int__": int, "__float__": float}
+_DRAWING = ("rand", "rand_like")
+_COMPARING = {"lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge}
 _VALUES = (*_READ, "__index__", "__complex__", *_TRUTHS, *_ALL)
 
 
@@ -150,13 +154,14 @@ def _same(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _always(node: Node) -> bool | None:
     """Whether a comparison with a number that is drawn from [0, 1) holds, or fails, whatever is drawn."""
-    if node.target not in (operator.lt, operator.ge) or len(node.args) != 2:
+    drawn, bound, *_ = (*node.args, None, None)
+    compare = _COMPARING.get(op_name(node))
+    if compare is None or not isinstance(drawn, Node) or op_name(drawn) not in _DRAWING:
         return None
-    drawn, bound = node.args
-    if not (isinstance(drawn, Node) and op_name(drawn) == "rand" and isinstance(bound, int | float)):
+    if not isinstance(bound, int | float):
         return None
-    below = False if bound <= 0 else True if bound >= 1 else None
-    return below if node.target is operator.lt or below is None else not below
+    least, largest = compare(0.0, bound), compare(math.nextafter(1.0, 0.0), bound)
+    return bool(least) if least == largest else None
 
 
 def _type(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
@@ -319,6 +324,7 @@ ANSWERS: dict[str, Callable[[Recorder, Any, Any, Any], Any]] = {
     "new": _new,
     "__len__": _length,
     "unbind": _unbind,
+    **dict.fromkeys(("cat", "concat", "concatenate", "stack"), rejoined),
     **dict.fromkeys(("equal", "allclose"), _same),
     "l1_loss": _weighted,
     "_make_dual": _forward_mode,

@@ -116,6 +116,8 @@ class Handing(Branching):
             raise TraceError(
                 "what is called as a whole returns a module, or a function, which it may choose by numbers"
             )
+        if not torch.is_grad_enabled() and self._learns_from_these(given, module):
+            node.meta["detached"] = True
         value = self._bound(value, node, given)
         node.meta["val"] = without_memory(value)
         self.calls[node] = self.fakes.calls
@@ -129,8 +131,11 @@ class Handing(Branching):
         return value
 
     def _note_gradients(self, tensors: list[Tensor], given: set[int], module: nn.Module | None) -> None:
-        if not self.gets_gradient.isdisjoint(given) or (module is not None and self._learns(module)):
+        if self._learns_from_these(given, module):
             self.gets_gradient.update(id(tensor) for tensor in tensors if tensor.is_floating_point())
+
+    def _learns_from_these(self, given: set[int], module: nn.Module | None) -> bool:
+        return not self.gets_gradient.isdisjoint(given) or (module is not None and self._learns(module))
 
     def _learns(self, module: nn.Module) -> bool:
         if id(module) not in self._learning:
@@ -202,13 +207,13 @@ class Handing(Branching):
             value = self.fakes.of(value)
             if id(value) in given:
                 value = self.alias(value)
-            self._show(value, Item(parent, read, key))
+            self._show(value, Item(parent, read, key, bool(parent.meta.get("detached")) and value.is_floating_point()))
             return value
         if isinstance(value, int | float) and not isinstance(value, bool):
             return self.number(self.as_read(value, parent, key), Origin(read, (parent, key)))
         if isinstance(value, tuple | list | dict) and tensor_leaves(value):
             node = self.create("call_function", read, (parent, key))
-            node.meta["val"] = value
+            node.meta.update(val=value, detached=parent.meta.get("detached"))
             return self._bound(value, node, given)
         if parent.meta.get("asks_values"):
             part = self.create("call_function", read, (parent, key))

@@ -81,11 +81,12 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """What a node returns inside of a container, until somebody reads it."""
+    """What a node returns inside of a container, until somebody reads it; with its gradient, or without."""
 
     parent: Node
     read: Callable[..., Any]
     key: Any
+    detached: bool = False
 
 
 class Sheet(TorchFunctionMode):

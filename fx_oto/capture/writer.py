@@ -119,6 +119,9 @@ class Writer(Sheet):
         if place is not None:
             node = self.create("call_function", place.read, (place.parent, place.key))
             node.meta["val"], node.meta["item"] = tensor, place
+            if place.detached:
+                node = self.create("call_method", "detach", (node,))
+                node.meta["val"], node.meta["item"] = tensor, place
             return self.put(tensor, node)
         tensor = self.fakes.real.get(id(tensor), tensor)
         if self.fakes.is_own(tensor):

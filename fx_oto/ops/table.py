@@ -78,6 +78,7 @@ _RULES: dict[Rule, str] = {
     rows.by_rows: "gather scatter scatter_ scatter_add scatter_add_ scatter_reduce scatter_reduce_ index_add "
     "index_add_ index_copy index_copy_ index_reduce index_reduce_ index_fill index_fill_",
     rows.at_places: "index_put index_put_ _unsafe_index_put",
+    rows.in_order: "masked_scatter masked_scatter_",
     rows.pack: "_pack_padded_sequence",
     rows.unpack: "_pad_packed_sequence",
     view: "view _unsafe_view _reshape_alias reshape",

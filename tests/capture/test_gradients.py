@@ -454,3 +454,46 @@ def test_what_has_no_gradient_in_the_model_has_none_in_the_compact_one():
     assert not eager.gradients.keys() & {"first.weight", "second.weight"}
     assert compact.gradients.keys() == eager.gradients.keys()
     assert not any("has none" in name for name in apart(model, found.small, eager, compact))
+
+
+def _apart(function):
+    """Parts that are computed without gradient, beside what has one."""
+
+    def code(h, x):
+        with torch.no_grad():
+            one, two = function(h)
+        return h * one.mean((-1, -2), keepdim=True) + two.mean((-1, -2), keepdim=True) * h
+
+    return code
+
+
+PARTS = {
+    "chunk": _apart(lambda h: h.chunk(2, 1)),
+    "split": _apart(lambda h: torch.split(h, [2, h.size(1) - 2], 1)),
+    "tensor_split": _apart(lambda h: h.tensor_split([1], dim=1)),
+    "unbind": _apart(lambda h: torch.stack([h, h * h]).unbind()),
+    "max": _apart(lambda h: (h.max(1, keepdim=True)[0], h.sort(1)[0])),
+    "aminmax": _apart(lambda h: torch.aminmax(h, dim=1, keepdim=True)),
+    "var_mean": _apart(lambda h: torch.var_mean(h, 1, keepdim=True)),
+    "part of a part": _apart(lambda h: torch.stack([h, h.tanh()]).chunk(2)[1].unbind()[0].chunk(2, 1)),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_several_results_without_a_gradient_have_none(name):
+    holds(tokens_around(PARTS[name]), EXAMPLE, OTHERS)
+
+
+def test_what_a_layer_returns_without_a_gradient_has_none():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.teacher, self.b = nn.Linear(4, 8), nn.LSTM(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = self.a(x)
+            with torch.no_grad():
+                y, (state, _) = self.teacher(x)
+            return self.b(x * y.tanh() + state[0])
+
+    compress_half(Net(), EXAMPLE)

@@ -328,3 +328,20 @@ def test_an_integer_in_a_tensor(name):
     found = holds(model, TOKENS, OTHER_TOKENS, any_size=False)
     assert fx_oto.Context.of(found.gm).capture.opaque == ()
     assert found.params_left < 0.7
+
+
+# Functions of torch that are given numbers alone, and return a tensor of one.
+OF_NUMBERS = {
+    "div": lambda h, x: h * torch.div(x.size(1), 3, rounding_mode="trunc"),
+    "floor of a div": lambda h, x: h[:, : torch.div(x.size(1) + 2, 3, rounding_mode="floor")].mean(1, True) + h,
+    "add": lambda h, x: h * torch.add(x.size(1), 2.5),
+    "mul": lambda h, x: h * torch.mul(x.size(1), x.size(0)),
+    "sub": lambda h, x: h.reshape(h.size(0), torch.sub(x.size(1), 0), -1),
+    "true_divide": lambda h, x: h + torch.true_divide(x.size(1), 4),
+}
+
+
+@pytest.mark.parametrize("name", OF_NUMBERS)
+def test_a_function_of_numbers_alone(name):
+    found = holds(tokens_around(OF_NUMBERS[name]), TOKENS, OTHER_TOKENS)
+    assert fx_oto.Context.of(found.gm).capture.opaque == ()

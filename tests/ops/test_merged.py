@@ -22,6 +22,29 @@ BETWEEN = {
 }
 
 
+# What code creates for heads beside examples, as the scores that torch.baddbmm adds products to.
+CREATED = {
+    "zeros": lambda x, n: torch.zeros(n, 6),
+    "ones": lambda x, n: torch.ones((n, 6)) * 0.5,
+    "full": lambda x, n: torch.full((n, 6), 2.0),
+    "new_zeros": lambda x, n: x.new_zeros(n, 6),
+    "new_full": lambda x, n: x.new_full((n, x.size(-1)), 0.5),
+    "expand": lambda x, n: x.mean((0, 1)).expand(n, 6),
+    "expand of a number": lambda x, n: x.mean().view(1, 1).expand(n, 6),
+    "broadcast_to": lambda x, n: torch.broadcast_to(x.mean((0, 1)), (n, 6)),
+}
+
+
+@pytest.mark.parametrize("name", CREATED)
+def test_what_is_created_beside_the_batch_is_as_large_as_what_is_left(name):
+    def move(x, b):
+        merged = x.reshape(b * 8, 6)
+        return (merged + CREATED[name](x, merged.size(0)).to(x.dtype)).view(b, 8, 6)
+
+    found = compress_half(Between(move), torch.randn(2, 3, 6), others=[torch.randn(5, 3, 6)], any_size=True, sizes=1)
+    assert found.params_left < 0.7
+
+
 class Between(nn.Module):
     def __init__(self, move):
         super().__init__()

@@ -42,6 +42,23 @@ def experts(h, source, target):
     return result
 
 
+def rows_of(h):
+    return (h.sum(1) > 0)[:, None].expand_as(h)
+
+
+def grid(h):
+    return torch.stack([h, 2 * h], 1)
+
+
+def counted(h, source, target):
+    """As models of images and text do that put features in the place of some tokens."""
+    features = h[source[:2]]
+    mask = torch.arange(h.size(0)).lt(2).unsqueeze(-1).expand_as(h)
+    if h[mask].numel() != features.numel():
+        raise ValueError(f"{mask.sum()} rows")
+    return h.masked_scatter(mask, features)
+
+
 CODE = {
     "scatter_add_": lambda h, i, j: h.new_zeros(h.shape).scatter_add_(0, column(j, h[i]), h[i]),
     "scatter_add": lambda h, i, j: torch.zeros_like(h).scatter_add(0, column(j, h[i]), h.index_select(0, i)),
@@ -66,6 +83,12 @@ CODE = {
     "rows are written": lambda h, i, j: written(h, torch.arange(2), h[2:4]),
     "rows are masked": lambda h, i, j: written(h, h.sum(1) > 1, 0.0),
     "rows are added": lambda h, i, j: torch.zeros_like(h).index_put((j,), h[i], accumulate=True),
+    "masked rows are replaced": lambda h, i, j: h.masked_scatter(rows_of(h), torch.stack([h, 2 * h])),
+    "masked rows are replaced in place": lambda h, i, j: (h * 1).masked_scatter_((h.sum(1, True) > 0), h.tanh()),
+    "rows of a grid are masked": lambda h, i, j: grid(h)[(h.sum(1) > 0)[:, None, None].expand_as(grid(h))].view(
+        -1, WIDTH
+    ),
+    "masked rows are counted": counted,
     "experts": experts,
 }
 
@@ -82,6 +105,10 @@ def test_channels_are_cut(name):
 
 
 KEPT = {
+    "masked elements are replaced": lambda h, i, j: h.masked_scatter(h > 0, 2 * h),
+    "masked columns are replaced": lambda h, i, j: h.T.masked_scatter(rows_of(h.T), 2 * h.T).T,
+    "rows of other rows": lambda h, i, j: h.masked_scatter(rows_of(h), torch.stack([h, h], -1).flatten(1)),
+    "masked elements": lambda h, i, j: h * h[h > 0].mean(),
     "along the channels": lambda h, i, j: torch.zeros_like(h).scatter(1, torch.arange(WIDTH).expand_as(h), h),
     "fewer channels": lambda h, i, j: torch.zeros_like(h).scatter_add(0, column(j, h[i])[:, :3], h[i][:, :3]),
     "channels are written": lambda h, i, j: written(h.T, i[:2] % WIDTH, 1.0).T,

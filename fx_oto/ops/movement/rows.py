@@ -19,7 +19,7 @@ from fx_oto.analysis.tape import OpCall
 from fx_oto.nn.modes import called
 from fx_oto.ops.pointwise import Operand, combine, known_number
 
-__all__ = ["at_places", "by_rows", "pack", "unpack"]
+__all__ = ["at_places", "by_rows", "in_order", "keep_rows", "masked_rows", "pack", "unpack"]
 
 _WRITES = ("setitem", "index_put", "index_put_")
 
@@ -64,21 +64,53 @@ def at_places(call: OpCall, p: Propagation) -> None:
         return
     rest = target.ndim - taken
     why = f"{call.name} writes along it"
-    inside = p.narrow(p.layers(target), range(taken, target.ndim), why)
-    behind = range(max(value.ndim - rest, 0), value.ndim)
-    written = [
-        layer.map(lambda t: t.reshape(t.shape[behind.start :])) for layer in p.narrow(p.layers(value), behind, why)
-    ]
-    operands = [
-        Operand(_without(target.shape, *range(taken)), inside),
-        Operand(value.shape[behind.start :], written),
-    ]
+    operands = [_row_of(p, target, rest, why), _row_of(p, value, min(rest, value.ndim), why)]
     number, zero_of_zeros = known_number(p, value, target.ndim), _zero_of_zeros(2)
 
     def worth(values: list[Tensor]) -> Tensor:
         return zero_of_zeros(values if number is None else [values[0], number])
 
     p.put(call.out, combine(p, operands, target.ndim, worth))
+
+
+def in_order(call: OpCall, p: Propagation) -> None:
+    """``x.masked_scatter(mask, y)`` where whole rows of ``x`` are written: those of ``y`` lie as they do."""
+    target, mask, source = call.args
+    rest = _same_along(mask.expand(call.out.shape))
+    if not rest or source.shape[-len(rest) :] != rest or target.shape[-len(rest) :] != rest:
+        for tensor in call.args:
+            p.freeze_value(tensor, "it is written element after element")
+        return
+    why = f"{call.name} writes along it"
+    operands = [_row_of(p, tensor, len(rest), why) for tensor in (target, source, mask)]
+    p.put(call.out, combine(p, operands, call.out.ndim, _zero_of_zeros(2)))
+
+
+def masked_rows(call: OpCall) -> torch.Size:
+    """The sizes of the rows of which ``x[mask]`` takes all or nothing, because the mask is expanded along them."""
+    indices = call.args[1] if call.name == "index" else []
+    alone = len(indices) == 1 and _is_mask(indices[0]) and indices[0].ndim == call.args[0].ndim
+    return _same_along(indices[0]) if alone else torch.Size()
+
+
+def keep_rows(call: OpCall, p: Propagation, rows: torch.Size) -> None:
+    """Of the rows that a mask takes from, what goes is what goes of the mask."""
+    source, (mask,) = call.args
+    operands = [_row_of(p, tensor, len(rows), "it is indexed by data") for tensor in (source, mask)]
+    p.put(source, combine(p, operands, source.ndim, lambda values: values[0]))
+
+
+def _same_along(mask: Tensor) -> torch.Size:
+    """The sizes of the last dimensions of a mask along which it was expanded."""
+    strides = mask.stride()
+    return mask.shape[mask.ndim - next((at for at, one in enumerate(reversed(strides)) if one), mask.ndim) :]
+
+
+def _row_of(p: Propagation, tensor: Tensor, count: int, why: str) -> Operand:
+    """A tensor along its last dimensions; what varies along others is kept whole."""
+    lead = tensor.ndim - count
+    layers = p.narrow(p.layers(tensor), range(lead, tensor.ndim), why)
+    return Operand(tensor.shape[lead:], [layer.map(lambda t: t.reshape(t.shape[lead:])) for layer in layers])
 
 
 def _constant_places(p: Propagation, index: Tensor) -> Tensor | None:

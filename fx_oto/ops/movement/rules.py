@@ -18,6 +18,7 @@ from fx_oto.analysis.sizes import PLACE
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import op_name
 from fx_oto.ops.movement.grids import Move, continue_region, is_grid, is_one_line, open_region
+from fx_oto.ops.movement.rows import keep_rows, masked_rows
 
 __all__ = [
     "as_complex",
@@ -297,11 +298,13 @@ def index(call: OpCall, p: Propagation) -> None:
     """Indexing by tensors: along the dimensions that they index, what is taken must be the same in every call."""
     source = call.args[0]
     real = [p.constant(t) for t in call.inputs[1:]]
-    if len(real) > 1 or any(content is None or (_is_mask(content) and content.ndim > 1) for content in real):
+    if rows := masked_rows(call):
+        keep_rows(call, p, rows)
+    elif len(real) > 1 or any(content is None or (_is_mask(content) and content.ndim > 1) for content in real):
         read = _indexed(call)
         if any(not read.isdisjoint(layer.dims) for layer in p.layers(source)):
             p.keep_along(source, read, "it is indexed by several tensors, a mask of several dimensions, or by data")
-    for tensor in call.inputs[1:]:
+    for tensor in () if rows else call.inputs[1:]:
         p.freeze_value(tensor, "it tells which elements are taken")
     constants = iter(real)
 
@@ -309,7 +312,7 @@ def index(call: OpCall, p: Propagation) -> None:
         if not isinstance(leaf, Tensor):
             return leaf
         content = next(constants)
-        return _first_ones(call, leaf) if content is None else content.cpu()
+        return _first_ones(call, leaf, math.prod(rows)) if content is None else content.cpu()
 
     rest = tree_map(stand_in, call.args[1:])
 
@@ -331,12 +334,15 @@ def _indexed(call: OpCall) -> set[int]:
     return found
 
 
-def _first_ones(call: OpCall, index: Tensor) -> Tensor:
-    """Indices in the place of some that depend on data, at least one, so that labels stay where nothing is taken."""
+def _first_ones(call: OpCall, index: Tensor, row: int) -> Tensor:
+    """Indices in the place of some that depend on data, at least one, so that labels stay where nothing is taken.
+
+    Masks take whole rows of so many elements.
+    """
     if not _is_mask(index):
         return torch.zeros([max(size, 1) for size in index.shape], dtype=torch.int64)
-    taken = max(index.numel() * call.out.numel() // max(call.args[0].numel(), 1), 1)
-    mask: Tensor = torch.arange(index.numel()) < taken
+    taken = index.numel() * call.out.numel() // max(call.args[0].numel(), 1)
+    mask: Tensor = torch.arange(index.numel()) < max(taken - taken % row, row)
     return mask.view(index.shape)
 
 

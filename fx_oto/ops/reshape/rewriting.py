@@ -27,6 +27,10 @@ __all__ = [
     "use_sizes",
 ]
 
+# What these create is the same along a dimension.
+_FILLED = ("zeros", "ones", "full", "empty")
+_ALIKE = (*_FILLED, *(f"new_{name}" for name in _FILLED), "expand", "expand_as", "broadcast_to")
+
 
 def read_size(edit: Editor, node: Node) -> None:
     """``x.shape``, ``x.size()``, ``x.size(1)``: of a cut dimension, the size that it would have."""
@@ -205,12 +209,27 @@ def repeated(edit: Editor, node: Node) -> None:
 
 
 def _select_created(edit: Editor, node: Node, dims: set[int]) -> None:
-    """Dimensions that a node creates are cut after it."""
+    """Dimensions that a node creates are cut after it; one that is computed may be that of channels beside examples."""
     value, cut = node, edit.cut(node)
     for dim in sorted(dims):
-        index = edit.constant(f"kept_{dim}", cut[dim], value.next, node)
-        value = edit.append(value, torch.index_select, dim, index)
+        if op_name(node) in _ALIKE and any(isinstance(one.meta["val"], int) for one in node.all_input_nodes):
+            value = _first_of(edit, value, dim, len(cut[dim]))
+        else:
+            index = edit.constant(f"kept_{dim}", cut[dim], value.next, node)
+            value = edit.append(value, torch.index_select, dim, index)
         edit.adopt(value, node)
+
+
+def _first_of(edit: Editor, value: Node, dim: int, after: int) -> Node:
+    """As large a share of a dimension as is left of it, where its parts are alike."""
+    before = edit.shape(value)[dim]
+    first = edit.append(value, torch.narrow, dim, 0, after)
+    with edit.graph.inserting_before(first):
+        size = edit.graph.call_method("size", (value, dim))
+        left = edit.graph.call_function(times_ratio, (size, after, before))
+    size.meta["val"], left.meta["val"] = before, after
+    first.args = (value, dim, 0, left)
+    return first
 
 
 def times_ratio(size: int, after: int, before: int) -> int:
