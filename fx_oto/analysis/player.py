@@ -86,6 +86,7 @@ class Player(Propagation):
             contents=self._constants.read_of(self._gm.named_buffers()),
             tokens=self.vocabularies.rows,
             divisors=divisors_among(axes, roots, self._tape, self._divided),
+            steep=self._steep_classes(roots),
         )
 
     def _tables(self) -> Iterator[str]:
@@ -139,6 +140,14 @@ class Player(Propagation):
             for root in roots[labels[labels > 0]].unique().tolist():
                 reasons.setdefault(root, reason)
         return reasons
+
+    def _steep_classes(self, roots: Tensor) -> dict[int, Reason]:
+        found: dict[int, Reason] = {}
+        for labels, reached, reason in self._steep:
+            classes = roots[labels].unique()
+            for root in classes[torch.isin(classes, roots[reached])].tolist():
+                found.setdefault(root, reason)
+        return found
 
     def _parameter_axes(self) -> tuple[Axis, ...]:
         axes = []

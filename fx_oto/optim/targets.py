@@ -49,6 +49,11 @@ class Target:
         """As it was given to an optimizer: ``"target_macs=0.5"``."""
         return f"{_option(self.name)}={1 - self.left if self.name == 'group sparsity' else self.left:g}"
 
+    @property
+    def asked(self) -> float | None:
+        """The fraction of the ZIGs that is to go, if these are counted."""
+        return 1 - self.left if self.name == "group sparsity" else None
+
     def describe(self, left: float) -> str:
         """A fraction left, in the words of the target."""
         return in_words(self.name, 1 - left if self.name == "group sparsity" else left)
@@ -123,7 +128,8 @@ def _left_alone(names: Sequence[str]) -> str:
     if not names:
         return ""
     shown = f"{', '.join(map(repr, names[:3]))}{' …' if len(names) > 3 else ''}"
-    return f" ({counted(len(names), *_ALONE)}: unprunable, or with requires_grad=False in one of its tensors: {shown})"
+    why = "unprunable, with requires_grad=False in one of its tensors, or with a derivative that is not finite at zero"
+    return f" ({counted(len(names), *_ALONE)}: {why}: {shown})"
 
 
 def _count(zigs: Partition) -> Price:
