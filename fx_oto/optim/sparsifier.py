@@ -126,7 +126,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
             unprunable=unprunable,
             prune_frozen=prune_frozen,
         )
-        self._choice = Choice(gm, self.zigs, self.target, score, shares, rules, steep(gm, families))
+        self._choice = Choice(gm, self.zigs, self.target, score, shares, rules, steep(gm, families, rules))
         self.base = checks.build_base(base, gm, base_kwargs)
         pairs = zip(families, self._choice.alone, strict=True)
         checks.check_covered(gm, [family for family, alone in pairs if not alone], self.base)
@@ -299,8 +299,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
     def _choose(self, period: Period, now: int) -> None:
         if not self._choice.observed:
             self._choice.observe(self.statistics())
-        late = 2 * now >= self.schedule.start + self.schedule.end
-        if self._choice.make(self._rows, self.left_after(period), now, late):
+        if self._choice.make(self._rows, self.left_after(period), now, self.schedule.is_late(now)):
             self.begin(self._rows, period)
 
     def _attach(self) -> None:
@@ -314,7 +313,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
         is_last = period is not None and period.done == 1
         self.trajectory.done |= is_last and not self._rows.count and not self._choice.waits
         self.trajectory.add(now, self._rows.num_gone, self._loss)
-        self.trajectory.gone = self._rows.gone
+        self.trajectory.gone, self.trajectory.held = self._rows.gone, self._choice.held
         if self._bar is not None:
             self._bar.show(self._steps, self._rows.num_gone)
         log_step(self._steps, self.trajectory.total or self.schedule.end, self._rows.num_gone, self.zigs.num_zigs)
