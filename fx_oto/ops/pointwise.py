@@ -26,6 +26,7 @@ __all__ += ["overwrite", "pointwise", "with_other_sizes"]
 # Ops in which an operand that is known can decide the result, whatever the others are: 0 · x, 0 / x, where(x, a, a).
 _ABSORBING = {"mul", "div", "floor_divide", "where", "masked_fill", "addcmul", "addcdiv", "lerp", "native_dropout"}
 _ABSORBING |= {"_prelu_kernel"}
+_FACTORS_BY_CHANCE = {"native_dropout", "dropout", "rrelu_with_noise"}  # 0 · r is 0, whatever r is
 _IGNORING = {"zeros_like", "ones_like", "full_like", "fill", "zero"}
 # What a number made of sizes may be on other inputs.
 _OTHER_SIZES: list[Callable[[float], float]] = [
@@ -324,7 +325,7 @@ def evaluated(call: OpCall, values: list[Tensor]) -> Tensor:
     if name == "empty_like":  # as ``movement.create``
         return torch.zeros_like(values[0])
     if torch.Tag.nondeterministic_seeded in call.func.tags:
-        zero = (values[0] == 0) & (name in ("native_dropout", "dropout"))
+        zero = (values[0] == 0) & (name in _FACTORS_BY_CHANCE)
         return torch.where(zero, values[0], UNKNOWN)
     # 0 · x is 0 for any x, so it is worth a trial with several x; x + 1 of an unknown x needs none.
     absorbs = name in _IGNORING or (name in _ABSORBING and not all(bool(value.isnan().all()) for value in values))
