@@ -89,7 +89,7 @@ class Propagation:
         self._producers: list[tuple[str, Tensor]] = []
         self._silenced: list[tuple[str, Tensor]] = []
         self._divided: list[tuple[Tensor, Tensor]] = []
-        self._steep: list[tuple[Tensor, Tensor, Reason]] = []
+        self._steep: list[tuple[Tensor, Tensor, bool, Reason]] = []
         self._contracting: set[str] = set()
         self._works: list[Work] = []
         self._adjustments: list[Adjustment] = []
@@ -261,12 +261,13 @@ class Propagation:
         """Note that something is divided by a value, and which of its atoms must not make it zero."""
         self._divided.append((value, labels[labels > 0].reshape(-1)))
 
-    def steep(self, labels: Tensor, reached: Tensor) -> None:
-        """Note atoms that must not be zero in a training: a gradient that is not finite would reach those ``reached``.
+    def steep(self, labels: Tensor, reached: Tensor, is_weight: bool) -> None:
+        """Note atoms that, being zero, have a gradient that is not finite, and which atoms of what it ends in.
 
-        What it reaches of them is what it comes from, by other labels.
+        That is a parameter, or what a contraction returns, and all that is before it.
         """
-        self._steep.append((labels[labels > 0].reshape(-1), reached, self.reason("its derivative is not finite")))
+        reason = self.reason("its derivative is not finite")
+        self._steep.append((labels[labels > 0].reshape(-1), reached, is_weight, reason))
 
     def slide(self, labels: Tensor) -> None:
         """Mark atoms of a weight's axes along which a convolution slides: they stay, whatever else reads the weight."""

@@ -86,7 +86,8 @@ class Player(Propagation):
             contents=self._constants.read_of(self._gm.named_buffers()),
             tokens=self.vocabularies.rows,
             divisors=divisors_among(axes, roots, self._tape, self._divided),
-            steep=self._steep_classes(roots),
+            steep=self._steep_classes(roots, in_weights=False),
+            steep_weights=self._steep_classes(roots, in_weights=True),
         )
 
     def _tables(self) -> Iterator[str]:
@@ -141,11 +142,11 @@ class Player(Propagation):
                 reasons.setdefault(root, reason)
         return reasons
 
-    def _steep_classes(self, roots: Tensor) -> dict[int, Reason]:
+    def _steep_classes(self, roots: Tensor, in_weights: bool) -> dict[int, Reason]:
         found: dict[int, Reason] = {}
-        for labels, reached, reason in self._steep:
+        for labels, reached, is_weight, reason in self._steep:
             classes = roots[labels].unique()
-            for root in classes[torch.isin(classes, roots[reached])].tolist():
+            for root in classes[torch.isin(classes, roots[reached])].tolist() if is_weight == in_weights else ():
                 found.setdefault(root, reason)
         return found
 

@@ -35,22 +35,27 @@ def note_steep(call: OpCall, p: Propagation) -> None:
     for position in _not_finite(call, p, among=False):
         value = call.inputs[position]
         reached = list(_reached(p, value, set()))
-        for layer in p.layers(value) if reached else ():
-            p.steep(layer.labels, torch.cat(reached))
+        for layer in p.layers(value):
+            for is_weight in {is_weight for is_weight, _ in reached}:
+                ends = torch.cat([labels for which, labels in reached if which == is_weight])
+                p.steep(layer.labels, ends, is_weight)
 
 
-def _reached(p: Propagation, value: Tensor, seen: set[int]) -> Iterator[Tensor]:
-    """Labels of the contractions to which a gradient goes that is not finite where elements of a value are removed.
+def _reached(p: Propagation, value: Tensor, seen: set[int]) -> Iterator[tuple[bool, Tensor]]:
+    """Where a gradient goes that is not finite where elements of a value are removed.
 
-    What is computed of parameters alone reaches no contraction: only gradients of what is zero are not finite there.
+    Yields:
+        Whether it is a parameter, of which only what is zero gets such a gradient, or else what a contraction returns,
+        through which it goes to all that is before; and its labels, ``(n,)``.
     """
     call = p.maker(value)
-    if call is None or id(value) in seen or call.name in _STOPS:
+    if id(value) in seen or (call is not None and call.name in _STOPS):
         return
     seen.add(id(value))
-    sources = [call.inputs[position] for position in _not_finite(call, p, among=True)]
-    if macs_of(call) or any(one is value for one in sources):  # of what is written in place only the last call is known
-        yield from (layer.labels.reshape(-1) for layer in p.layers(value))
+    sources = [] if call is None else [call.inputs[position] for position in _not_finite(call, p, among=True)]
+    # Of what is written in place only the last call is known.
+    if call is None or macs_of(call) or any(one is value for one in sources):
+        yield from ((call is None, layer.labels.reshape(-1)) for layer in p.layers(value))
         return
     for source in sources:
         yield from _reached(p, source, seen)

@@ -256,6 +256,7 @@ class DHSPG(GroupSparseOptimizer):
             rows.remember()
         self.base.step()
         if rows.count and (taken == self._stride(period) or step + 1 == period.end):
+            rows.keep_zero()  # entries that an active ZIG shares with one that is gone say nothing, NaN least of all
             self._correct(rows, period, taken, period.fade(step, taken))
 
     def _stride(self, period: Period) -> int:

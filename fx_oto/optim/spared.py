@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from fx_oto.analysis.dependencies import Dependencies
+from fx_oto.analysis.dependencies import Dependencies, Reason
 from fx_oto.core.context import Context
 from fx_oto.core.fx_utils import tensor_names
 from fx_oto.core.tables import counted
@@ -16,6 +16,10 @@ from fx_oto.optim.targets import Target
 from fx_oto.zigs.families import Family
 
 __all__ = ["explained", "left_alone", "steep", "warn_of_untrained"]
+
+_REMEDY = (
+    "Keep what that op is given from zero, as (x + 1e-8).sqrt() does, or let torch compute it, by x.norm() or x.std()"
+)
 
 
 def left_alone(gm: nn.Module, families: Sequence[Family], rules: Rules) -> list[bool]:
@@ -43,19 +47,37 @@ def explained(gm: nn.Module, families: Sequence[Family], alone: Sequence[bool], 
 
 
 def steep(gm: nn.Module, families: Sequence[Family], rules: Rules) -> list[bool]:
-    """Families that must not be zero while a model is trained, since a derivative is not finite then; warns of them."""
+    """Families that must not be zero while a model is trained, since a derivative is not finite then; warns of them.
+
+    It warns as well of those of which only what is zero gets such a gradient: that does harm where gradients are looked
+    at before the optimizer's step.
+    """
     found = Context.of(gm).results.get(Dependencies)
-    at = found.steep if found is not None else {}
-    reasons = [next((at[root] for root in family.classes.tolist() if root in at), None) for family in families]
-    pairs = [(family, reason) for family, reason in zip(families, reasons, strict=True) if reason is not None]
-    if told := [(family.name, reason) for family, reason in pairs if not _is_named(family, rules)]:
+    if found is None:
+        return [False] * len(families)
+    reasons = [_reason(family, found.steep) for family in families]
+    alone = [one or mine is not None for one, mine in zip(left_alone(gm, families, rules), reasons, strict=True)]
+    pairs = [(family.name, reason) for family, reason in zip(families, reasons, strict=True) if reason is not None]
+    named = {family.name for family in families if _is_named(family, rules)}
+    if told := [(name, reason) for name, reason in pairs if name not in named]:
         name, reason = told[0]
         warn(
             f"{_counted(told)} left alone, such as {name!r}: {reason} where its ZIGs are zero, and NaN would reach the "
-            "layers before. Keep what that op is given from zero, as (x + 1e-8).sqrt() does, or let torch compute it, "
-            "by x.norm() or x.std(); or cut at once, and train what is left: fx_oto.prune, then fx_oto.compress"
+            f"layers before. {_REMEDY}; or cut at once, and train what is left: fx_oto.prune, then fx_oto.compress"
+        )
+    weights = [(one, _reason(one, found.steep_weights)) for one, mine in zip(families, alone, strict=True) if not mine]
+    if told := [(family.name, reason) for family, reason in weights if reason is not None]:
+        name, reason = told[0]
+        warn(
+            f"{_counted(told)} pruned, such as {name!r}, of which the gradients of what is zero are NaN, for {reason}. "
+            "They are not used; but to clip all gradients by their norm makes NaN of all, and GradScaler skips the "
+            f"steps. {_REMEDY}"
         )
     return [reason is not None for reason in reasons]
+
+
+def _reason(family: Family, reasons: Mapping[int, Reason]) -> Reason | None:
+    return next((reasons[root] for root in family.classes.tolist() if root in reasons), None)
 
 
 def warn_of_untrained(

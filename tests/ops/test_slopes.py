@@ -119,3 +119,47 @@ def test_a_target_that_needs_it_is_refused_with_the_reason():
 def test_what_is_named_needs_no_warning():
     gm = fx_oto.prepare(Net("norm", "root of var"), X[:3])
     fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.1, target_group_sparsity=0.3, total_steps=20, unprunable="second")
+
+
+NORMS = {
+    "root, plus": lambda w: w.square().sum(1, keepdim=True).sqrt() + 1e-8,
+    "root of var, plus": lambda w: w.var(1, keepdim=True).sqrt() + 1e-5,
+    "root, clamped": lambda w: w.square().sum(1, keepdim=True).sqrt().clamp(min=1e-6),
+    "root of more": lambda w: (w.square().sum(1, keepdim=True) + 1e-12).sqrt(),
+    "norm": lambda w: w.norm(dim=1, keepdim=True) + 1e-8,
+    "detached": lambda w: w.detach().square().sum(1, keepdim=True).sqrt() + 1e-8,
+}
+
+
+class Normalized(nn.Module):
+    def __init__(self, norm):
+        super().__init__()
+        self.a, self.w, self.b = nn.Linear(6, 12), nn.Parameter(torch.randn(10, 12)), nn.Linear(10, 4)
+        self.norm = NORMS[norm]
+
+    def forward(self, x):
+        return self.b(F.relu(F.linear(F.relu(self.a(x)), self.w / self.norm(self.w))))
+
+
+@pytest.mark.parametrize("kind", [fx_oto.DHSPG, fx_oto.HESSO])
+@pytest.mark.parametrize("norm", NORMS)
+def test_gradients_of_weights_that_are_zero_do_no_harm_and_are_told(norm, kind):
+    torch.manual_seed(0)
+    net, x = Normalized(norm), torch.randn(16, 6)
+    gm = fx_oto.prepare(net, x[:3])
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", fx_oto.FxOtoWarning)
+        optimizer = kind(gm, torch.optim.Adam, lr=0.01, target_group_sparsity=0.5, total_steps=60, periods=3)
+    is_nan = False
+    for _ in range(60):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), LABELS).backward()
+        is_nan |= not net.w.grad.isfinite().all()
+        optimizer.step()
+    told = [
+        str(one.message) for one in warned if "'w', of which the gradients of what is zero are NaN" in str(one.message)
+    ]
+    assert len(told) == is_nan == (norm in ("root, plus", "root of var, plus", "root, clamped"))
+    assert all("op sqrt at" in one and "GradScaler skips the steps" in one for one in told)
+    assert optimizer.group_sparsity == 0.5
+    torch.testing.assert_close(fx_oto.compress(gm)(x), net(x), rtol=1e-4, atol=1e-5)
