@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 from fx_oto.analysis.engine import Propagation
 from fx_oto.analysis.fakes import tensors_in
 from fx_oto.analysis.labels import UNKNOWN, Layer, align
-from fx_oto.analysis.tape import OpCall, macs_of
+from fx_oto.analysis.tape import OpCall, macs_of_all
 
 __all__ = ["PROBES", "functional", "note_steep", "stand_ins"]
 
@@ -54,7 +54,7 @@ def _reached(p: Propagation, value: Tensor, seen: set[int]) -> Iterator[tuple[bo
     seen.add(id(value))
     sources = [] if call is None else [call.inputs[position] for position in _not_finite(call, p, among=True)]
     # Of what is written in place only the last call is known.
-    if call is None or macs_of(call) or any(one is value for one in sources):
+    if call is None or macs_of_all([call]) or any(one is value for one in sources):
         yield from ((call is None, layer.labels.reshape(-1)) for layer in p.layers(value))
         return
     for source in sources:

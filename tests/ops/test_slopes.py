@@ -163,3 +163,24 @@ def test_gradients_of_weights_that_are_zero_do_no_harm_and_are_told(norm, kind):
     assert all("op sqrt at" in one and "GradScaler skips the steps" in one for one in told)
     assert optimizer.group_sparsity == 0.5
     torch.testing.assert_close(fx_oto.compress(gm)(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.embedding, self.layer, self.head = nn.Embedding(10, 6), layer(6, 8, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, tokens):
+        return self.head(self.layer(self.embedding(tokens))[0].square().mean(1).sqrt())
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+def test_units_of_recurrent_layers_are_told(layer):
+    net, tokens = Recurrent(layer), torch.arange(30).view(3, 10) % 10
+    gm = fx_oto.prepare(net, tokens)
+    assert {
+        family.name.partition(".")[0]: told(gm, family) is not None for family in fx_oto.partition(gm).families
+    } == {
+        "embedding": False,
+        "layer": True,
+    }
