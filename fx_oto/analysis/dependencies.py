@@ -196,6 +196,9 @@ class Dependencies:
         tokens: of inputs that are token ids, the atoms of the rows that they look up: int64, shape ``(tokens,)``. Of
             what is left of these, the ids are counted anew.
         divisors: axes of parameters by which something is divided that would be zero, by name and dimension.
+        steep: for each class that can go, but not be zero in a training, by its root atom, the op whose derivative is
+            not finite then.
+        steep_weights: the same, where nothing but what is zero gets such a gradient.
 
     Example:
         >>> import torch, fx_oto
@@ -230,6 +233,8 @@ class Dependencies:
     contents: dict[str, Tensor]
     tokens: dict[TokenInput, Tensor] = field(default_factory=dict)
     divisors: frozenset[tuple[str, int]] = frozenset()
+    steep: dict[int, Reason] = field(default_factory=dict)
+    steep_weights: dict[int, Reason] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         found = f"{len(self.axes)} axes, {self.num_axis_atoms - 1} atoms, {len(self.works)} contractions"

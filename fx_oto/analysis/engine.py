@@ -89,6 +89,7 @@ class Propagation:
         self._producers: list[tuple[str, Tensor]] = []
         self._silenced: list[tuple[str, Tensor]] = []
         self._divided: list[tuple[Tensor, Tensor]] = []
+        self._steep: list[tuple[Tensor, Tensor, bool, Reason]] = []
         self._contracting: set[str] = set()
         self._works: list[Work] = []
         self._adjustments: list[Adjustment] = []
@@ -149,6 +150,10 @@ class Propagation:
         if call is None or self._tape.made_at(call.node) != (call,):
             return None
         return call if self._nodes[call.node].op in ("call_function", "call_method") else None
+
+    def maker(self, value: Tensor) -> OpCall | None:
+        """The call that returned a tensor, or wrote into it, last; None of parameters and inputs."""
+        return self._values[value].made_by
 
     def region(self, value: Tensor) -> Region | None:
         """The movement region that a tensor is part of."""
@@ -255,6 +260,14 @@ class Propagation:
     def keep_from_zero(self, value: Tensor, labels: Tensor) -> None:
         """Note that something is divided by a value, and which of its atoms must not make it zero."""
         self._divided.append((value, labels[labels > 0].reshape(-1)))
+
+    def steep(self, labels: Tensor, reached: Tensor, is_weight: bool) -> None:
+        """Note atoms that, being zero, have a gradient that is not finite, and which atoms of what it ends in.
+
+        That is a parameter, or what a contraction returns, and all that is before it.
+        """
+        reason = self.reason("its derivative is not finite")
+        self._steep.append((labels[labels > 0].reshape(-1), reached, is_weight, reason))
 
     def slide(self, labels: Tensor) -> None:
         """Mark atoms of a weight's axes along which a convolution slides: they stay, whatever else reads the weight."""

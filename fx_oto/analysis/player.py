@@ -86,6 +86,8 @@ class Player(Propagation):
             contents=self._constants.read_of(self._gm.named_buffers()),
             tokens=self.vocabularies.rows,
             divisors=divisors_among(axes, roots, self._tape, self._divided),
+            steep=self._steep_classes(roots, in_weights=False),
+            steep_weights=self._steep_classes(roots, in_weights=True),
         )
 
     def _tables(self) -> Iterator[str]:
@@ -139,6 +141,14 @@ class Player(Propagation):
             for root in roots[labels[labels > 0]].unique().tolist():
                 reasons.setdefault(root, reason)
         return reasons
+
+    def _steep_classes(self, roots: Tensor, in_weights: bool) -> dict[int, Reason]:
+        found: dict[int, Reason] = {}
+        for labels, reached, is_weight, reason in self._steep:
+            classes = roots[labels].unique()
+            for root in classes[torch.isin(classes, roots[reached])].tolist() if is_weight == in_weights else ():
+                found.setdefault(root, reason)
+        return found
 
     def _parameter_axes(self) -> tuple[Axis, ...]:
         axes = []

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from itertools import accumulate
+from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx.graph_module import _assign_attr
 
+from fx_oto.core.errors import InputError
 from fx_oto.core.warn import warn
 
 __all__ = ["may_read", "names_of", "parameters_of_graph", "with_parameters"]
@@ -44,8 +46,38 @@ def with_parameters(gm: GraphModule, model: nn.Module, names: Collection[str]) -
         )
     for name in names:
         if name not in taken:
+            _make_places(gm, name)
             _assign_attr(parameters[name], gm, name)
     return gm
+
+
+class Beside(nn.Module):
+    """What a graph has in the place of a submodule of the model that it does not use: its parameters."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+
+    def forward(self, *_: Any, **__: Any) -> None:
+        """There is nothing to run.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            f"{self.path!r} is not part of the graph, for forward did not use it on the example inputs; its parameters "
+            f"are those of the model: call the model's own, model.{self.path}(…)"
+        )
+
+
+def _make_places(gm: nn.Module, name: str) -> None:
+    """Make the modules in which a parameter lies, where there are none."""
+    at = gm
+    for path in list(_paths(name))[:-1]:
+        step = path.rpartition(".")[2]
+        if step not in at._modules:
+            at.add_module(step, Beside(path))
+        at = at.get_submodule(step)
 
 
 def may_read(parameters: Mapping[str, Tensor], sizes: Collection[int]) -> dict[str, Tensor]:

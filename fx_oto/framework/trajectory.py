@@ -35,6 +35,7 @@ class Trajectory(Tabular):
         total: the length of the training, if it was given.
         done: whether all that is to go is zero.
         gone: for each family the positions of the ZIGs that were made zero for good: int64, shape ``(n,)``.
+        held: families that are missing for the target, since they were frozen when it was chosen what goes.
 
     Example:
         >>> from fx_oto import Trajectory
@@ -61,6 +62,7 @@ class Trajectory(Tabular):
     total: int | None = None
     done: bool = False
     gone: Sequence[Tensor] = ()
+    held: Sequence[str] = ()
 
     def revived(self, zeros: Sequence[Tensor]) -> str:
         """What is to be said of ZIGs that the optimizer made zero and that are not any more; empty if there are none.
@@ -79,7 +81,14 @@ class Trajectory(Tabular):
 
     @property
     def unfinished(self) -> str:
-        """A sentence about a training that stopped before its pruning window ended; empty if it did not."""
+        """A sentence about a training that did not reach its target; empty if it did."""
+        if self.held and self.steps >= self.end:
+            return (
+                f"the pruning window ended at step {self.end}, and the target ({self.asked}) is not reached: "
+                f"{counted(len(self.held), 'family was', 'families were')} frozen (requires_grad=False in one of its "
+                f"tensors) when it was to be chosen what goes, such as {self.held[0]!r}. Let the window begin, by "
+                "start_step, when they are trained, or prune what is frozen: prune_frozen=True."
+            )
         if self.done or self.steps >= self.end:
             return ""
         given, ask = f" (total_steps={self.total})", "is total_steps the number of optimizer.step() calls?"

@@ -18,6 +18,7 @@ from fx_oto.analysis.labels import UNKNOWN, Layer, align, compress
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import behind, is_random, tensor_leaves
 from fx_oto.ops.rows_and_columns import Member, taken_apart
+from fx_oto.ops.slopes import PROBES, functional, note_steep, stand_ins
 
 __all__ = ["Operand", "clusters", "combine", "elementwise", "evaluated", "functional", "glu", "join", "known_number"]
 __all__ += ["overwrite", "pointwise", "with_other_sizes"]
@@ -25,9 +26,8 @@ __all__ += ["overwrite", "pointwise", "with_other_sizes"]
 # Ops in which an operand that is known can decide the result, whatever the others are: 0 · x, 0 / x, where(x, a, a).
 _ABSORBING = {"mul", "div", "floor_divide", "where", "masked_fill", "addcmul", "addcdiv", "lerp", "native_dropout"}
 _ABSORBING |= {"_prelu_kernel"}
+_FACTORS_BY_CHANCE = {"native_dropout", "dropout", "rrelu_with_noise"}  # 0 · r is 0, whatever r is
 _IGNORING = {"zeros_like", "ones_like", "full_like", "fill", "zero"}
-# Stand-ins for an operand that is not known, in these ops.
-_PROBES = torch.tensor([-1.3, 0.7, 2.9, -41.0, 33.0], dtype=torch.float64, device="cpu")
 # What a number made of sizes may be on other inputs.
 _OTHER_SIZES: list[Callable[[float], float]] = [
     lambda n: 2 * n + 1,
@@ -57,8 +57,12 @@ def pointwise(call: OpCall, p: Propagation) -> None:
     operands = [Operand.of(p, t) for t in call.inputs]
     if any(operand.layers for operand in operands):
         layers = elementwise(call, p, operands, call.out.ndim, evaluated)
+        note_steep(call, p)
         for out in call.outputs:
             p.put(out, layers)
+
+
+pointwise.is_elementwise = True  # type: ignore[attr-defined]
 
 
 def elementwise(
@@ -321,7 +325,7 @@ def evaluated(call: OpCall, values: list[Tensor]) -> Tensor:
     if name == "empty_like":  # as ``movement.create``
         return torch.zeros_like(values[0])
     if torch.Tag.nondeterministic_seeded in call.func.tags:
-        zero = (values[0] == 0) & (name in ("native_dropout", "dropout"))
+        zero = (values[0] == 0) & (name in _FACTORS_BY_CHANCE)
         return torch.where(zero, values[0], UNKNOWN)
     # 0 · x is 0 for any x, so it is worth a trial with several x; x + 1 of an unknown x needs none.
     absorbs = name in _IGNORING or (name in _ABSORBING and not all(bool(value.isnan().all()) for value in values))
@@ -334,34 +338,15 @@ def evaluated(call: OpCall, values: list[Tensor]) -> Tensor:
 
 
 def _probe(call: OpCall, values: list[Tensor]) -> Tensor:
-    """Run the op on several stand-ins for what is unknown, in a dimension of their own: what all agree on is known.
-
-    Removed values of shapes ``(1, 8, 1)`` and ``(1, 1, 1)`` become operands of shapes ``(5, 1, 8, 1)`` and
-    ``(5, 1, 1, 1)``. The stand-ins of each operand come in another order, so that ``x - y`` is not 0 in all of them.
-    """
+    """Run the op on several stand-ins for what is unknown: what all agree on is known."""
     unknown = UNKNOWN.view((1,) * values[0].ndim)
-    remaining = iter(range(len(values)))
-
-    def fill(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        position = next(remaining)
-        value = values[position].unsqueeze(0)
-        probes = _PROBES.roll(position).view(-1, *[1] * (value.ndim - 1))
-        if leaf.dtype.is_complex:
-            return torch.where(value.isnan(), probes * (1 + 0.5j), value)
-        filled = torch.where(value.isnan(), probes, value)
-        if leaf.dtype is torch.bool:
-            return filled > 0
-        return filled if leaf.dtype.is_floating_point else filled.to(leaf.dtype)
-
-    args, kwargs = tree_map(fill, (call.args, {k: v for k, v in call.kwargs.items() if k != "dtype"}))
+    args, kwargs = stand_ins(call, values)
     try:
         results = _real(tensors_in([functional(call.func)(*args, **kwargs)])[0])
     except (RuntimeError, TypeError, AttributeError, NotImplementedError):
         return unknown
-    if results.size(0) != len(_PROBES):  # nothing unknown came in, or the op ignores its operands
-        results = results.expand(len(_PROBES), *results.shape[1:])
+    if results.size(0) != PROBES:  # nothing unknown came in, or the op ignores its operands
+        results = results.expand(PROBES, *results.shape[1:])
     agree = (results == results[0]).all(0)
     known = torch.where(agree, results[0], UNKNOWN)
     known = torch.where(agree | results.isfinite().any(0), known, math.inf)  # x / 0, whatever x is
@@ -377,15 +362,3 @@ def _real(results: Tensor) -> Tensor:
     if results.is_complex():
         return torch.where(results.imag == 0, results.real, UNKNOWN).to(torch.float64)
     return results.to(torch.float64)
-
-
-def functional(func: Any) -> Any:
-    """The op that returns what an in-place one writes.
-
-    Raises:
-        AttributeError: there is none.
-    """
-    if not func._schema.is_mutable:
-        return func
-    name = func._schema.name.split("::")[1]
-    return getattr(getattr(torch.ops.aten, name.removesuffix("_")), func._overloadname)

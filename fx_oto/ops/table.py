@@ -98,8 +98,8 @@ _RULES: dict[Rule, str] = {
     pointwise.glu: "glu",
     pointwise.pointwise: "floor_divide floor_divide_ rsub masked_fill masked_fill_ log_sigmoid_forward "
     "native_dropout zero_ zeros_like ones_like "
-    "full_like rand_like randn_like empty_like bernoulli bernoulli_ rrelu_with_noise complex polar normal_ log_normal_ "
-    "uniform_ exponential_ cauchy_ geometric_ random_ poisson normal "
+    "full_like rand_like randn_like empty_like bernoulli bernoulli_ rrelu_with_noise rrelu_with_noise_ complex polar "
+    "normal_ log_normal_ uniform_ exponential_ cauchy_ geometric_ random_ poisson normal "
     "leaky_relu leaky_relu_ ldexp ldexp_",  # of which torch says so from 2.11 on
     refusals.freeze_inputs: "as_strided",
 }

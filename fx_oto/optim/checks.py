@@ -17,7 +17,6 @@ from fx_oto.core.fx_utils import tensor_names
 from fx_oto.core.tables import counted
 from fx_oto.core.unused import may_read, names_of, parameters_of_graph
 from fx_oto.core.warn import warn
-from fx_oto.optim.limits import check_patterns
 from fx_oto.optim.shards import local
 from fx_oto.zigs.families import Family
 from fx_oto.zigs.partition import Partition
@@ -30,7 +29,6 @@ __all__ = [
     "check_keywords",
     "check_unchanged",
     "is_rehearsal",
-    "left_alone",
     "signature_of",
     "warn_of_beside",
     "warn_of_idle",
@@ -157,19 +155,6 @@ def check_unchanged(zigs: Partition, tensors: dict[str, Tensor], now: dict[str, 
                 f"{slot.tensor!r} is not what prepare found: {found}. The model was changed since; call "
                 "fx_oto.prepare on the changed model and build the optimizer anew"
             )
-
-
-def left_alone(
-    gm: nn.Module, families: Sequence[Family], unprunable: Sequence[str], prune_frozen: bool = False
-) -> list[bool]:
-    """Families that match a pattern, or of which some variable must not be trained, unless told that it may go."""
-    check_patterns("unprunable", unprunable, families)
-    tensors = tensor_names(gm)
-    return [
-        not (prune_frozen or all(tensors[slot.tensor].requires_grad for slot in family.variables))
-        or any(family.matches(pattern) for pattern in unprunable)
-        for family in families
-    ]
 
 
 def check_gradients(groups: Sequence[dict[str, Any]]) -> None:

@@ -14,13 +14,14 @@ from fx_oto.core.fx_utils import tensor_names
 from fx_oto.core.tables import counted
 from fx_oto.core.warn import warn
 from fx_oto.optim.allocation import Allocation, priorities
-from fx_oto.optim.checks import check_unchanged, left_alone
+from fx_oto.optim.checks import check_unchanged
 from fx_oto.optim.limits import Limits, Rules
 from fx_oto.optim.ranks import of_first_rank
 from fx_oto.optim.rows import Rows
 from fx_oto.optim.saliency import MEANS, Criterion, ZIGStatistics, magnitude, scores_of
 from fx_oto.optim.selection import ranked, select
-from fx_oto.optim.targets import Target, limits_for
+from fx_oto.optim.spared import explained, left_alone, warn_of_untrained
+from fx_oto.optim.targets import Target, is_within, limits_for
 from fx_oto.zigs.partition import Partition
 
 __all__ = ["Choice"]
@@ -36,11 +37,13 @@ class Choice:
         saliency: scores ZIGs, larger = more redundant.
         allocation: how many of each family go, see ``priorities``.
         rules: what may go.
+        spared: for each family, whether it must stay, whatever the rules say; None: none must.
 
     Attributes:
         alone: for each family, whether it was left alone from the beginning.
         limits: how many ZIGs of each family may go.
         rules: what may go, as it was given.
+        held: the families that the last choice had to do without, since they were frozen, if that was too few.
         waits: whether a choice is put off until families that are frozen for a while are trained again.
 
     Raises:
@@ -55,11 +58,15 @@ class Choice:
         saliency: Criterion,
         allocation: Allocation,
         rules: Rules,
+        spared: Sequence[bool] | None = None,
     ) -> None:
+        self._spared = spared or [False] * len(zigs.families)
+        self.held: list[str] = []
         self._gm, self._zigs, self._target = gm, zigs, target
         self._saliency, self._allocation, self.rules = saliency, allocation, rules
         self.alone = self._left_alone()
-        self.limits = of_first_rank(lambda: limits_for(target, zigs, self.alone, rules))
+        self.limits = of_first_rank(lambda: self._limits(self.alone))
+        warn_of_untrained(gm, zigs.families, self.alone, rules, target)
         self.waits = self._warned = False
         self._observed: list[Tensor] = []
         self._batches = 0
@@ -104,6 +111,7 @@ class Choice:
             if not frozen:
                 raise
             self.waits = True
+        self.held = [] if is_within(self._target, self.limits) and not self.waits else frozen
         if self.waits:
             return False
         settled = [torch.cat(pair) for pair in zip(rows.gone, rows.active, strict=True)]
@@ -119,11 +127,13 @@ class Choice:
         rows.activate(chosen)
         return True
 
-    def _limits(self, alone: Sequence[bool], must: bool) -> Limits:
-        return limits_for(self._target, self._zigs, alone, self.rules, must)
+    def _limits(self, alone: Sequence[bool], must: bool = True) -> Limits:
+        told = explained(self._gm, self._zigs.families, alone, self.rules)
+        return limits_for(self._target, self._zigs, alone, self.rules, told, must)
 
     def _left_alone(self) -> list[bool]:
-        return left_alone(self._gm, self._zigs.families, self.rules.unprunable, self.rules.prune_frozen)
+        found = left_alone(self._gm, self._zigs.families, self.rules)
+        return [one or mine for one, mine in zip(found, self._spared, strict=True)]
 
     def _newly_frozen(self) -> list[str]:
         """The families that were to be pruned from the beginning, and hold what is not trained now."""

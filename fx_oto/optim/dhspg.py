@@ -171,7 +171,8 @@ class DHSPG(GroupSparseOptimizer):
             tuple, keep the same fraction of their ZIGs, as the layers of a transformer must, of which a configuration
             gives the width only once; ``config_limits`` finds them.
         unprunable: globs of parameter or module names whose families are left alone, as are families with a
-            parameter that does not require gradients; all of them count in the full model.
+            parameter that does not require gradients, or that make gradients of NaN once they are zero, as before
+            ``x.var(2).sqrt()``, both with a warning; all of them count in the full model.
         prune_frozen: True prunes the latter, too, as of a frozen model under low-rank adapters: what is not trained is
             scored by its numbers, and moves by the pruning alone (False).
         progress: True shows a bar of the training's steps on stderr, with the group sparsity; None a bar of
@@ -255,6 +256,7 @@ class DHSPG(GroupSparseOptimizer):
             rows.remember()
         self.base.step()
         if rows.count and (taken == self._stride(period) or step + 1 == period.end):
+            rows.keep_zero()  # entries that an active ZIG shares with one that is gone say nothing, NaN least of all
             self._correct(rows, period, taken, period.fade(step, taken))
 
     def _stride(self, period: Period) -> int:

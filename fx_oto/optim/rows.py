@@ -308,9 +308,28 @@ class Rows:
         """
         everything = self._blocks([torch.arange(len(family)) for family in self._families])
         sizes = [len(family) for family in self._families]
-        sums = self._sums(everything, sum(sizes), 3, _products(everything, sign)).split(sizes, dim=1)
+        sums = self._sums(everything, sum(sizes), 3, self._products(everything, sign)).split(sizes, dim=1)
         families = zip(sums, self.alive(), self._families, strict=True)
         return [ZIGStatistics.of(mine[0], mine[1], mine[2], alive, family) for mine, alive, family in families]
+
+    def _products(self, blocks: Iterable[_Block], sign: Mapping[int, float]) -> Iterator[Tensor]:
+        """Of each block ‖x‖², ⟨x, g⟩ and ‖g‖² of its rows, g being the gradient: shape ``(3, rows)``."""
+        for block in blocks:
+            x = block.rows(block.read(block.tensor)).flatten(1)
+            g = torch.zeros_like(x)
+            if (gradient := block.tensor.grad) is not None:
+                g = block.rows(block.read(self._of_the_living(block.tensor, gradient))).flatten(1)
+                g = g * sign.get(id(block.tensor), 1.0)
+            yield torch.stack([(x * x).sum(1), (x * g).sum(1), (g * g).sum(1)])
+
+    def _of_the_living(self, tensor: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient of a parameter, and 0 for what is gone, where it may be NaN."""
+        dense = gradient if is_sharded(gradient) else gradient.to_dense()
+        if dead := [block for block in self._dead if block.tensor is tensor]:
+            dense = dense.clone()
+            for block in dead:
+                block.clear(dense)
+        return dense
 
     @torch.no_grad()
     def keep_gone(self, gone: Sequence[Tensor]) -> None:
@@ -349,17 +368,6 @@ class Rows:
                     target = tensor if instead is None else instead[id(tensor)]
                     blocks.append(_Block.of(target, slot, mine, place, self._shards))
         return blocks
-
-
-def _products(blocks: Iterable[_Block], sign: Mapping[int, float]) -> Iterator[Tensor]:
-    """Of each block ‖x‖², ⟨x, g⟩ and ‖g‖² of its rows, g being the gradient: shape ``(3, rows)``."""
-    for block in blocks:
-        x = block.rows(block.read(block.tensor)).flatten(1)
-        g = torch.zeros_like(x)
-        if (gradient := block.tensor.grad) is not None:
-            dense = gradient if is_sharded(gradient) else gradient.to_dense()
-            g = block.rows(block.read(dense)).flatten(1) * sign.get(id(block.tensor), 1.0)
-        yield torch.stack([(x * x).sum(1), (x * g).sum(1), (g * g).sum(1)])
 
 
 def _alike(tensor: Tensor, other: Tensor | None) -> bool:

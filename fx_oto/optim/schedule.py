@@ -92,6 +92,10 @@ class Schedule:
         position = ((step - self.start + 1) * self.periods - 1) // (self.end - self.start)
         return Period(self._bound(position), self._bound(position + 1), (position + 1) / self.periods)
 
+    def is_late(self, step: int) -> bool:
+        """Whether half of the window is over at a step."""
+        return 2 * step >= self.start + self.end
+
     def observes(self, step: int, batches: int) -> bool:
         """Whether a step is among the ``batches`` steps up to and including the first one of a period."""
         if not self.start - batches < step < self.end:

@@ -27,6 +27,7 @@ from fx_oto.optim.ranks import of_first_rank
 from fx_oto.optim.rows import Rows
 from fx_oto.optim.saliency import Criterion, ZIGStatistics, criterion
 from fx_oto.optim.schedule import Period, Schedule
+from fx_oto.optim.spared import steep
 from fx_oto.optim.targets import find_target, fractions, in_words, reached
 from fx_oto.zigs.partition import partition
 
@@ -125,10 +126,10 @@ class GroupSparseOptimizer(Optimizer, ABC):
             unprunable=unprunable,
             prune_frozen=prune_frozen,
         )
-        self._choice = Choice(gm, self.zigs, self.target, score, shares, rules)
-        alone = self._choice.alone
+        self._choice = Choice(gm, self.zigs, self.target, score, shares, rules, steep(gm, families, rules))
         self.base = checks.build_base(base, gm, base_kwargs)
-        checks.check_covered(gm, [family for family, keep in zip(families, alone, strict=True) if not keep], self.base)
+        pairs = zip(families, self._choice.alone, strict=True)
+        checks.check_covered(gm, [family for family, alone in pairs if not alone], self.base)
         super().__init__(self.base.param_groups, self.base.defaults)
         self.param_groups, self.state = self.base.param_groups, self.base.state
         earlier = context.results.get(Trajectory)
@@ -298,8 +299,7 @@ class GroupSparseOptimizer(Optimizer, ABC):
     def _choose(self, period: Period, now: int) -> None:
         if not self._choice.observed:
             self._choice.observe(self.statistics())
-        late = 2 * now >= self.schedule.start + self.schedule.end
-        if self._choice.make(self._rows, self.left_after(period), now, late):
+        if self._choice.make(self._rows, self.left_after(period), now, self.schedule.is_late(now)):
             self.begin(self._rows, period)
 
     def _attach(self) -> None:
@@ -313,11 +313,10 @@ class GroupSparseOptimizer(Optimizer, ABC):
         is_last = period is not None and period.done == 1
         self.trajectory.done |= is_last and not self._rows.count and not self._choice.waits
         self.trajectory.add(now, self._rows.num_gone, self._loss)
-        self.trajectory.gone = self._rows.gone
+        self.trajectory.gone, self.trajectory.held = self._rows.gone, self._choice.held
         if self._bar is not None:
             self._bar.show(self._steps, self._rows.num_gone)
-        total = self.trajectory.total or self.trajectory.end
-        log_step(self._steps, total, self._rows.num_gone, self.zigs.num_zigs)
+        log_step(self._steps, self.trajectory.total or self.schedule.end, self._rows.num_gone, self.zigs.num_zigs)
         self._loss = None
         if period is not None and self._steps == self.schedule.end:
             found = of_first_rank(self.reached)

@@ -11,15 +11,12 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fx_oto.core.errors import SettingsError
-from fx_oto.core.tables import counted
 from fx_oto.optim.latency import Latency
 from fx_oto.optim.limits import Limits, Rules
 from fx_oto.zigs.partition import Partition
 from fx_oto.zigs.prices import Price, Quantity
 
-__all__ = ["Target", "find_target", "fractions", "in_words", "limits_for", "reached"]
-
-_ALONE = "family is left alone", "families are left alone"
+__all__ = ["Target", "find_target", "fractions", "in_words", "is_within", "limits_for", "reached"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,11 @@ class Target:
     def setting(self) -> str:
         """As it was given to an optimizer: ``"target_macs=0.5"``."""
         return f"{_option(self.name)}={1 - self.left if self.name == 'group sparsity' else self.left:g}"
+
+    @property
+    def asked(self) -> float | None:
+        """The fraction of the ZIGs that is to go, if these are counted."""
+        return 1 - self.left if self.name == "group sparsity" else None
 
     def describe(self, left: float) -> str:
         """A fraction left, in the words of the target."""
@@ -103,27 +105,35 @@ def _option(name: str) -> str:
     return f"target_{name.replace(' ', '_')}"
 
 
-def limits_for(target: Target, zigs: Partition, alone: Sequence[bool], rules: Rules, must: bool = True) -> Limits:
-    """The limits, within which the target must be, unless told."""
+def limits_for(
+    target: Target, zigs: Partition, alone: Sequence[bool], rules: Rules, told: str = "", must: bool = True
+) -> Limits:
+    """The limits, within which the target must be, unless it is said that it need not.
+
+    Args:
+        target: what is asked.
+        zigs: the partition.
+        alone: for each family, whether it is left alone.
+        rules: what may go.
+        told: what is said of those that are, if the target cannot be reached.
+        must: whether it must.
+
+    Raises:
+        SettingsError: the limits cannot be, or the target is not within them.
+    """
     limits = Limits.of(zigs.families, alone, rules, zigs.depth)
-    reachable = target.fraction(torch.tensor(limits.most))
-    if reachable <= target.left + 1e-9:
-        return limits
-    if not must:
+    if not must or is_within(target, limits):
         return limits
     raise SettingsError(
-        f"{target.setting} cannot be reached: with the minimum kept of each family and the other "
-        f"limits, what can be reached is {target.describe(reachable)}; change the target, min_kept, "
-        "max_group_sparsity or round_to"
-        + _left_alone([family.name for family, one in zip(zigs.families, alone, strict=True) if one])
+        f"{target.setting} cannot be reached: with the minimum kept of each family and the other limits, what can be "
+        f"reached is {target.describe(target.fraction(torch.tensor(limits.most)))}; change the target, min_kept, "
+        f"max_group_sparsity or round_to{told}"
     )
 
 
-def _left_alone(names: Sequence[str]) -> str:
-    if not names:
-        return ""
-    shown = f"{', '.join(map(repr, names[:3]))}{' …' if len(names) > 3 else ''}"
-    return f" ({counted(len(names), *_ALONE)}: unprunable, or with requires_grad=False in one of its tensors: {shown})"
+def is_within(target: Target, limits: Limits) -> bool:
+    """Whether a target can be reached if all goes that may."""
+    return target.fraction(torch.tensor(limits.most)) <= target.left + 1e-9
 
 
 def _count(zigs: Partition) -> Price:

@@ -706,6 +706,10 @@ CASES = {
         4,
     ),
     "dropout": (two(lambda m, x: m.d(F.dropout(x, 0.5, m.training)), d=nn.Dropout2d(0.1)), IMAGE, 8),
+    "slopes by chance": (two(lambda m, x: m.d(x), d=nn.RReLU()), IMAGE, 8),
+    "slopes by chance in place": (two(lambda m, x: m.d(x), d=nn.RReLU(0.3, 0.3, inplace=True)), IMAGE, 8),
+    "slopes by chance, a function": (two(lambda m, x: F.rrelu(x, 0.3, 0.3, training=m.training)), IMAGE, 8),
+    "slopes by chance in any mode": (two(lambda m, x: torch.rrelu(x, 0.3, 0.3, True)), IMAGE, 8),
     "shared module": (
         Net(lambda m, x: m.b(F.relu(m.s(F.relu(m.s(m.a(x)))))), a=conv(3, 8), s=conv(8, 8), b=conv(8, 4)),
         IMAGE,

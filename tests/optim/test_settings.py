@@ -63,7 +63,7 @@ import fx_oto
         ({"unprunable": ["nowhere"]}, r"the pattern 'nowhere' in unprunable matches no family"),
         (
             {"unprunable": ["*"]},
-            r"cannot be reached: .* \(2 families are left alone: unprunable, or with requires_grad",
+            r"cannot be reached: .* \(2 families are left alone: .0.weight., which is unprunable;",
         ),
     ],
 )
@@ -116,8 +116,32 @@ def test_a_single_tensor_and_a_single_family_are_told_as_such():
     base = torch.optim.SGD([*gm.parameters(), other], lr=0.1)
     with pytest.warns(fx_oto.FxOtoWarning, match=r"also holds 1 tensor beside the parameters of gm"):
         fx_oto.DHSPG(gm, base, target_group_sparsity=0.5, total_steps=4)
-    text = r"cannot be reached.* \(1 family is left alone: unprunable"
+    text = r"cannot be reached.* \(1 family is left alone: '0.weight', which is unprunable\)"
     refuse(gm, torch.optim.SGD, fx_oto.SettingsError, text, lr=0.1, target_group_sparsity=0.9, unprunable=["0"])
+
+
+@pytest.mark.parametrize(
+    ("target", "share"),
+    [({"target_group_sparsity": 0.25}, ", so that of the other 16 50% must go"), ({"target_params": 0.8}, "")],
+)
+def test_what_the_others_must_give_for_families_that_are_not_trained_is_told(target, share):
+    net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    net[0].requires_grad_(False)
+    gm = fx_oto.prepare(net, torch.randn(2, 4))
+    told = (
+        rf"16 of the 32 ZIGs are left alone, such as those of '0.weight', .* counts them{share}\. To prune them as well"
+    )
+    with pytest.warns(fx_oto.FxOtoWarning, match=told):
+        fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.1, total_steps=10, **target)
+    with pytest.warns(fx_oto.FxOtoWarning, match=told):
+        fx_oto.prune(gm, **target)
+    for meant in ({"unprunable": "0"}, {"prune_frozen": True}):
+        fx_oto.DHSPG(gm, torch.optim.SGD, lr=0.1, total_steps=10, **target, **meant)
+    net.requires_grad_(False)
+    told = (
+        r"left alone: '0.weight', for '0.weight' has requires_grad=False \(prune_frozen=True prunes it as well\); '2.we"
+    )
+    refuse(gm, torch.optim.SGD, fx_oto.SettingsError, told)
 
 
 def test_a_base_that_holds_other_parameters_too_is_announced():

@@ -298,3 +298,14 @@ def test_a_name_that_graphs_have_themselves():
         gm = fx_oto.prepare(model, X)
     assert gm.scale is model.scale
     assert fx_oto.cost(copy.deepcopy(gm), X) == fx_oto.cost(made(Net), X)
+
+
+def test_a_head_that_is_called_by_the_graphs_name_says_where_it_is():
+    torch.manual_seed(0)
+    net = Projected()
+    gm = fx_oto.prepare(net, torch.randn(4, 6))
+    for graph in (gm, copy.deepcopy(gm)):
+        with pytest.raises(fx_oto.InputError, match=r"'others.0' is not part of the graph, .* model.others.0\(…\)"):
+            graph.get_submodule("others.0")(torch.randn(2, 4))
+        with pytest.raises(fx_oto.InputError, match=r"'body.aside.proj' is not part of the graph"):
+            graph.body.aside.proj(torch.randn(2, 16))

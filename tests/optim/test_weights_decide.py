@@ -340,9 +340,25 @@ def test_a_training_that_waits_is_resumed_as_one_that_waits():
 
 def test_what_stays_frozen_stays_as_it_is():
     with pytest.warns(fx_oto.FxOtoWarning, match=r"2 families are not trained now"):
-        _, gm, optimizer = staged(200)
+        net, gm, optimizer = staged(200)
     assert fx_oto.partition(gm).removed().tolist() == [0, 0, 7]
     assert 0 < optimizer.group_sparsity < 0.5
+    told = (
+        r"is not reached: 2 families were frozen .* such as '0.0.weight'.*prune_frozen=True. Now the group sparsity is"
+    )
+    with pytest.warns(fx_oto.FxOtoWarning, match=told):
+        assert is_exact(fx_oto.compress(gm), net)
+
+
+def test_a_training_of_what_is_all_frozen_says_why_nothing_is_zero():
+    net = nn.Sequential(nn.Linear(10, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).double()
+    gm = fx_oto.prepare(net, X[:4])
+    optimizer = fx_oto.DHSPG(gm, lr=0.05, target_group_sparsity=0.5, total_steps=20)
+    net[1].requires_grad_(False)
+    with pytest.warns(fx_oto.FxOtoWarning, match=r"1 family is not trained now"):
+        train(optimizer, net, 20)
+    with pytest.raises(fx_oto.NothingToCompressError, match=r"1 family was frozen .* such as '0.weight'.*prune_frozen"):
+        fx_oto.compress(gm)
 
 
 class Adapted(nn.Module):
