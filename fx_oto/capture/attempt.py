@@ -164,7 +164,7 @@ class Attempt:
         comparisons = {run: self._comparisons.get(run) or Comparison(run) for run in runs}
         sizes = Sizes(self.model, self.inputs, self._runs_like, self._runs_seen_as, comparisons)
         by_values = not self.options.may_fix and any(run.calls_functions_whole for run in runs)
-        if by_values and any(one.fixed for one in sizes.found):
+        if by_values and sizes.fixes_what_was_tried:
             raise FixedByValuesError
         if sizes.ones and (found := self._captured_on([resized(self.inputs, sizes.ones)])) is not None:
             return found

@@ -127,9 +127,14 @@ class Sizes:
         return [group for group, _ in self._decided.values() if group.size != 1]
 
     @property
+    def fixes_what_was_tried(self) -> bool:
+        """Whether sizes are fixed of which the model takes others."""
+        return any(group not in self._untried for group, _ in self._fixed)
+
+    @property
     def ones(self) -> dict[Group, int]:
         """Sizes of 1 that are fixed, and others in their place."""
-        return {group: group.others()[0] for group, _ in self._fixed if group.size == 1}
+        return {group: group.others()[0] for group, _ in self._fixed if group.size == 1 and group not in self._untried}
 
     def forget(self, checks: Collection[str]) -> None:
         """Decisions that the graphs do not check any more."""
@@ -164,8 +169,8 @@ class Sizes:
             for comparison, places in zip(self._comparisons, before, strict=True):  # which were guessed wrong
                 comparison.places = places
             return [self._fix(group, difference)]
-        if apart := [told for one in group.apart() for told in self._try(one)]:
-            return apart
+        if alone := group.apart():
+            return [told for one in alone for told in self._try(one)]
         self._untried.append(group)
         return []
 
@@ -174,9 +179,12 @@ class Sizes:
 
         They stay free where code that does not let them remember sees other numbers, and the graph is the same.
         """
-        difference = self._seen_otherwise() if self._untried else None
+        before = [comparison.places for comparison in self._comparisons]
+        difference = self._seen_otherwise() if self._untried and self._handed else None
         if difference is None:
             return list(map(self._told, self._untried))
+        for comparison, places in zip(self._comparisons, before, strict=True):  # which one number may explain by chance
+            comparison.places = places
         return [self._fix(group, difference) for group in self._untried]
 
     def _seen_otherwise(self) -> Difference | None:
