@@ -64,7 +64,8 @@ def _written_training(training: Trajectory | None) -> Any:
     if training is None:
         return None
     training.rows()  # losses become numbers
-    return written({**vars(training), "gone": [one.tolist() for one in training.gone]})
+    fields = {name: value for name, value in vars(training).items() if name in _TRAINING}
+    return written({**fields, "gone": [one.tolist() for one in training.gone]})
 
 
 def _written_kept(context: Context, gm: nn.Module) -> list[Any]:
