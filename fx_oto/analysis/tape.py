@@ -22,9 +22,10 @@ from fx_oto.core.fx_utils import bare_name
 from fx_oto.nn.leaves import LeafOp, OpaqueOp
 from fx_oto.nn.recurrence import recurrent_macs
 
-__all__ = ["FUSED", "GROUPED", "OpCall", "Tape", "macs_of", "macs_of_all"]
+__all__ = ["DIMS", "FUSED", "GROUPED", "OpCall", "Tape", "macs_of", "macs_of_all"]
 
-_DIMS = {"dim", "dims", "dimension", "dim0", "dim1"}
+# How operators call what says which dimensions are meant.
+DIMS = {"dim", "dims", "dimension", "dim0", "dim1"}
 
 
 # Products of rows with one of several matrices; the second is an op of transformers.
@@ -81,7 +82,7 @@ class OpCall:
         """What the arguments hold, but for those that say which dimensions are meant."""
         names = [key for key, _ in _parameters(self.func)] if hasattr(self.func, "_schema") else []
         given = dict(zip(names or range(len(self.args)), self.args, strict=False))
-        return tree_leaves([value for key, value in (given | self.kwargs).items() if key not in _DIMS])
+        return tree_leaves([value for key, value in (given | self.kwargs).items() if key not in DIMS])
 
     @cached_property
     def inputs(self) -> list[Tensor]:

@@ -20,6 +20,7 @@ from fx_oto.capture.forms import Forms
 from fx_oto.capture.groups import Group, groups_of, resized
 from fx_oto.capture.memory import Memory
 from fx_oto.capture.names import AnyNames
+from fx_oto.capture.numbers import Origin
 from fx_oto.capture.other_numbers import followed, reads_plain
 from fx_oto.capture.precision import Precision
 from fx_oto.capture.raising import is_same_otherwise, way_after
@@ -162,7 +163,7 @@ class Attempt:
             return found
         precision = Precision(self.model, self.inputs, runs, self._runs_of)
         comparisons = {run: self._comparisons.get(run) or Comparison(run) for run in runs}
-        sizes = Sizes(self.model, self.inputs, self._runs_like, self._runs_seen_as, comparisons)
+        sizes = Sizes(self.model, self.inputs, self._runs_like, self._run_seen_as, comparisons)
         by_values = not self.options.may_fix and any(run.calls_functions_whole for run in runs)
         if by_values and sizes.fixes_what_was_tried:
             raise FixedByValuesError
@@ -279,9 +280,9 @@ class Attempt:
     def _runs_with_number(self, given: tuple[int, float]) -> list[CaptureRun]:
         return replace(self, options=replace(self.options, given=given))._runs(self.inputs)
 
-    def _runs_seen_as(self, other: Callable[[int], int], runs: list[CaptureRun]) -> list[CaptureRun]:
-        """Some runs again, where code that does not let sizes remember sees other numbers in their place."""
-        return [self._run_with(replace(run.options, other_size=other), self.inputs, run.training) for run in runs]
+    def _run_seen_as(self, other: Callable[[int, Origin], int], run: CaptureRun) -> CaptureRun:
+        """A run again, where code that does not let sizes remember sees other numbers in their place."""
+        return self._run_with(replace(run.options, other_size=other), self.inputs, run.training)
 
     def _run(self, inputs: ExampleInputs, training: bool) -> CaptureRun:
         run = self._run_without_errors(inputs, training)

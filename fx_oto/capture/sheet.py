@@ -68,7 +68,7 @@ class Options:
     selects: bool = False
     length: int | None = None
     other_number: Callable[[Any], Any] | None = None
-    other_size: Callable[[int], int] | None = None
+    other_size: Callable[[int, Origin], int] | None = None
     reads_plain: bool = True
     steered: int = 0
     given: tuple[int, float] | None = None

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
-from torch._ops import OpOverload
-from torch.fx import Node
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 
 from fx_oto.analysis.fakes import asks_values
@@ -15,16 +13,15 @@ from fx_oto.analysis.recording import fake_run
 from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.comparison import Comparison, Difference
 from fx_oto.capture.groups import Group, groups_of, resized
+from fx_oto.capture.numbers import Origin
 from fx_oto.capture.other_numbers import SAME_SIZE
+from fx_oto.capture.other_sizes import NEAR_AND_FAR, OtherSizes, is_given_numbers
 from fx_oto.capture.refusals import NotCapturedError, NotHashedError
 from fx_oto.capture.run import CaptureRun
 from fx_oto.core.context import ExampleInputs, InputSize
 from fx_oto.core.errors import InputError
 
 __all__ = ["Sizes", "names_of"]
-
-# Numbers in the place of sizes.
-_NEAR_AND_FAR = (lambda size: size + 1, lambda size: 13 * size + 101)
 
 
 def names_of(model: nn.Module, inputs: ExampleInputs) -> list[str]:
@@ -71,7 +68,7 @@ class Sizes:
         model: the model.
         inputs: the example inputs.
         again: captures the model on other inputs, in the modes of some runs.
-        seen_as: captures it on these, where code sees other numbers in the place of sizes.
+        seen_as: captures it on these, as in a run, where code sees other numbers in the place of sizes.
         comparisons: of the captures on the example inputs; what code that was given no numbers made of sizes does in
             one of them, it does at any size.
 
@@ -88,7 +85,7 @@ class Sizes:
         model: nn.Module,
         inputs: ExampleInputs,
         again: Callable[[ExampleInputs, list[CaptureRun]], list[CaptureRun]],
-        seen_as: Callable[[Callable[[int], int], list[CaptureRun]], list[CaptureRun]],
+        seen_as: Callable[[Callable[[int, Origin], int], CaptureRun], CaptureRun],
         comparisons: Mapping[CaptureRun, Comparison],
     ) -> None:
         self._model, self._inputs, self._again, self._seen_as = model, inputs, again, seen_as
@@ -100,6 +97,7 @@ class Sizes:
         self._comparisons = [comparisons[run] for run in self._runs]
         self._fixed: list[tuple[Group, Difference]] = []
         self._untried: list[Group] = []
+        self._tried: dict[Group, tuple[list[CaptureRun], int]] = {}
         self.larger: dict[Group, int] = {}
         self._decided: dict[InputSize, tuple[Group, dict[str, str]]] = {}
         self.notes: list[tuple[InputSize, str]] = []
@@ -180,29 +178,47 @@ class Sizes:
         They stay free where code that does not let them remember sees other numbers, and the graph is the same.
         """
         before = [comparison.places for comparison in self._comparisons]
-        difference = self._seen_otherwise() if self._untried and self._handed else None
+        difference = self._seen_otherwise() if self._handed and self._may_take_others() else None
         if difference is None:
             return list(map(self._told, self._untried))
         for comparison, places in zip(self._comparisons, before, strict=True):  # which one number may explain by chance
             comparison.places = places
         return [self._fix(group, difference) for group in self._untried]
 
+    def _may_take_others(self) -> bool:
+        """Whether the model may take other sizes where none was tried: two at once, or what goes by numbers."""
+        alone = self._untried if len(self._untried) == 1 else []
+        others = (resized(self._inputs, {group: size}) for group in alone for size in group.others())
+        return len(self._untried) > 1 or any(map(self._takes, others))
+
     def _seen_otherwise(self) -> Difference | None:
         """A place that depends on plain numbers which are made of sizes, or where that cannot be told."""
         for run in self._runs:
-            if (node := next(filter(_is_given_numbers, run.graph.nodes), None)) is not None:
+            if (node := next(filter(is_given_numbers, run.graph.nodes), None)) is not None:
                 return Difference(node)
-        for other in _NEAR_AND_FAR:
-            try:
-                runs = self._seen_as(other, self._runs)
-            except (NotCapturedError, NotHashedError):
-                nodes = list(self._runs[0].graph.nodes)
-                return Difference(next((node for node in nodes if node.meta.get("is_number")), nodes[-1]))
-            for comparison, run in zip(self._comparisons, runs, strict=True):
-                if (difference := comparison.with_other(run, *SAME_SIZE)) is not None:
+        for at, (run, comparison) in enumerate(zip(self._runs, self._comparisons, strict=True)):
+            known = set(self._sizes_tried(at))
+            for change in NEAR_AND_FAR:
+                try:
+                    other = self._seen_as(OtherSizes(known, change), run)
+                except (NotCapturedError, NotHashedError):
+                    nodes = list(run.graph.nodes)
+                    return Difference(next((node for node in nodes if node.meta.get("is_number")), nodes[-1]))
+                if (difference := comparison.with_other(other, *SAME_SIZE)) is not None:
                     return difference
-                comparison.count(run.counted_parts)
+                comparison.count(other.counted_parts)
         return None
+
+    def _sizes_tried(self, at: int) -> Iterator[tuple[str, int]]:
+        """The nodes of a run, by name, and those dimensions of their values that are as large as a size was tried."""
+        for group, (others, size) in self._tried.items():
+            for mine, theirs in zip(self._runs[at].graph.nodes, others[at].graph.nodes, strict=False):
+                if (mine.op, mine.target) != (theirs.op, theirs.target):
+                    break
+                before, then = mine.meta.get("val"), theirs.meta.get("val")
+                if isinstance(before, Tensor) and isinstance(then, Tensor):
+                    shapes = enumerate(zip(before.shape, then.shape, strict=False))
+                    yield from ((mine.name, dim) for dim, both in shapes if both == (group.size, size))
 
     def _trial(self, group: Group) -> _Trial:
         """Capture at other sizes, until it is known what follows them."""
@@ -292,6 +308,7 @@ class Sizes:
             trial.may_remember = again is None or self._lengths(again) != self._lengths(others)
             if again is not None and trial.may_remember:
                 others, found = again, self._compare(again, group, size)
+        self._tried[group] = others, size
         if found is None:
             decisions = [decision for one in self._comparisons for decision in one.decisions]
             trial.difference = decisions[0] if decisions else trial.difference
@@ -362,9 +379,3 @@ class Sizes:
             return None
         same = len(others[0].graph.nodes) == len(self._runs[0].graph.nodes)
         return others[0] if same else None
-
-
-def _is_given_numbers(node: Node) -> bool:
-    """Whether it is an ATen call, as under ``vmap``, which is given plain numbers, and not what they are made of."""
-    given = tree_leaves((node.args, node.kwargs)) if isinstance(node.target, OpOverload) else []
-    return any(isinstance(one, int | float) and not isinstance(one, bool) for one in given)

@@ -64,7 +64,7 @@ class Writer(Sheet):
     def size(self, value: int, origin: Origin) -> Any:
         """A number that remembers which size it is."""
         other = self.options.other_size
-        return remembered(self, value, origin, None if other is None else other(value))
+        return remembered(self, value, origin, None if other is None else other(value, origin))
 
     def number_given(self, value: float, node: Node, name: str) -> Any:
         """A number among the inputs, or another one in its place."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support.exactness import CHECK, compress_half
+from support.exactness import compress_half
 from support.kinds import fixed
 from torch import nn
 
@@ -48,15 +48,11 @@ def test_sizes_of_corners_are_found_beside_labels(training):
         torch.testing.assert_close(gm(*inputs), model(*inputs))
 
 
-def test_a_number_made_of_a_size_of_which_no_other_is_taken_is_checked():
+def test_a_number_made_of_a_size_of_which_no_other_is_taken_is_computed():
     model = Corners(24)
     gm = fx_oto.prepare(model, torch.randn(2, 3, 25, 25))
-    assert set(fixed(gm)) == {("x", 2), ("x", 3)}
-    assert all("test_rare_sizes.py" in where for where in fixed(gm).values())
-    torch.testing.assert_close(*(one(torch.ones(3, 3, 25, 25)) for one in (gm, model)))
-    for size in [(49, 25), (25, 49), (73, 73)]:
-        with pytest.raises(AssertionError, match=CHECK):
-            gm(torch.randn(2, 3, *size))
+    for size in [(25, 25), (49, 25), (25, 49), (73, 73)]:
+        torch.testing.assert_close(*(one(torch.ones(3, 3, *size)) for one in (gm, model)))
 
 
 def test_a_size_of_which_nothing_is_made_is_not_checked():
