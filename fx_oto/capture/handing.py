@@ -178,7 +178,7 @@ class Handing(Branching):
             return torch.Size([self.size(n, Origin(operator.getitem, (node, i))) for i, n in enumerate(value)])
         if isinstance(value, int | float) and not isinstance(value, bool):
             self.handed = True
-            number = self.size if op_name(node) in _SIZES else self.number
+            number = self.size if node.op != "call_module" and op_name(node) in _SIZES else self.number
             return number(self.as_read(value, node), Origin(_itself, (node,), node))
         if isinstance(value, tuple | list):
             return self._bound_parts(value, node, given)
