@@ -28,6 +28,8 @@ _BY_ROWS = ("nonzero", "argwhere")  # of which rows are counted; of other functi
 
 _SPLITTING = ("unbind", "split", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "hsplit", "vsplit", "dsplit")
 
+_SHAPING = ("view", "reshape")
+
 _Count = Callable[[int], int]  # of how many there are at most, or were
 # None, few, and more than there are: not at each of these is a number divisible, or equal to another, by chance.
 _COUNTS: tuple[_Count, ...] = (lambda _: 0, lambda _: 1, lambda _: 2, lambda _: 3, lambda most: 2 * most + 1)
@@ -75,6 +77,20 @@ class Counting(Evaluator):
     def splits(self, node: Node) -> bool:
         """Whether a node may return more parts, or fewer, of what is longer, or shorter."""
         return node.op != "call_module" and op_name(node) in _SPLITTING and not takes_list(node)
+
+    def has_other_parts(self, node: Node, count: int) -> bool:
+        """Whether there may be more parts on longer inputs, and not as many as code writes out, such as q, k and v."""
+        if op_name(node) == "chunk":
+            return count not in (*node.args, *node.kwargs.values())
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        while True:
+            node = node.all_input_nodes[0]
+            if node.op not in ("call_function", "call_method") or not isinstance(dim, int):
+                return True
+            given = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], tuple | list) else node.args[1:]
+            if op_name(node) != "permute" or not given:
+                return op_name(node) not in _SHAPING or bool(dim >= len(given) or given[dim] != count)
+            dim = given[dim]
 
     def refuse_lengths(self, node: Node) -> None:
         """See ``Sheet.refuse_lengths``; where nobody knows, the graph checks them."""

@@ -197,7 +197,12 @@ class Handing(Branching):
         self.handed |= not opaque  # perhaps as many as an input is long
         # Of one part, code may read the first, or all.
         is_seen = opaque or (len(parts) == 1 and node.op != "call_module") or self.has_other_lengths(node) is not False
-        is_noted = self.options.other_size is not None and not is_seen and self.splits(node)
+        is_noted = (
+            self.options.other_size is not None
+            and not is_seen
+            and self.splits(node)
+            and self.has_other_parts(node, len(parts))
+        )
         if is_seen or is_noted:
             return (SeenList if isinstance(value, list) else SeenTuple).of(self, node, parts, is_noted)
         return type(value)(parts)
