@@ -82,7 +82,7 @@ def _length(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     count = run.size(n, _size_of(run, run.node_of_tensor(tensor), 0))
     given = run.length_of_some(count)
     run.handed_out(count, shown(count))
-    return shown(count) if given == n else given
+    return given
 
 
 def _unbind(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:

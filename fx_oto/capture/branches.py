@@ -23,6 +23,7 @@ from fx_oto.analysis.disguises import lies_on
 from fx_oto.capture.calls import INTEGERS
 from fx_oto.capture.counted import Counting
 from fx_oto.capture.modes import without_modes
+from fx_oto.capture.numbers import shown
 from fx_oto.capture.refusals import ON_VALUES, Site
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import op_name
@@ -115,16 +116,15 @@ class Branching(Counting):
             TraceError: it may not be given one.
         """
         node = self.nodes(count)
-        plain = int(node.meta["val"])
         if not self.differs_by_values(node):
-            return plain
+            return int(shown(count))
         if not self.options.selects:
             raise TraceError(ON_VALUES)
         asked = self.create("call_function", operator.gt, (node, 0))
         asked.meta.update(val=True, is_number=True)
         self._took(asked, True)
         self.counts_rows = True
-        return plain if self.options.length is None else self.options.length
+        return int(shown(count)) if self.options.length is None else self.options.length
 
     def all_rows(self, tensor: Tensor) -> Tensor | None:
         """All rows that a tensor may have which ``nonzero`` made of a mask of one dimension; None of any other.

@@ -22,7 +22,7 @@ from fx_oto.capture.refusals import ON_VALUES
 from fx_oto.core.errors import TraceError
 from fx_oto.core.fx_utils import op_name
 
-__all__ = ["Counting"]
+__all__ = ["Counting", "may_have_more_parts"]
 
 _BY_ROWS = ("nonzero", "argwhere")  # of which rows are counted; of other functions, what returns lists
 
@@ -66,31 +66,13 @@ class Counting(Evaluator):
 
         What becomes of numbers that the graph reads is found by capturing again.
         """
-        if not self.splits(node) or node not in self.by_values or node.meta.get("asks_values"):
+        if not _splits(node) or node not in self.by_values or node.meta.get("asks_values"):
             return False
         try:
             with self._unrecorded():
                 return any(len(self._value(node, count, True)) != len(node.meta["val"]) for count in _COUNTS)
         except Exception:
             return None
-
-    def splits(self, node: Node) -> bool:
-        """Whether a node may return more parts, or fewer, of what is longer, or shorter."""
-        return node.op != "call_module" and op_name(node) in _SPLITTING and not takes_list(node)
-
-    def has_other_parts(self, node: Node, count: int) -> bool:
-        """Whether there may be more parts on longer inputs, and not as many as code writes out, such as q, k and v."""
-        if op_name(node) == "chunk":
-            return count not in (*node.args, *node.kwargs.values())
-        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-        while True:
-            node = node.all_input_nodes[0]
-            if node.op not in ("call_function", "call_method") or not isinstance(dim, int):
-                return True
-            given = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], tuple | list) else node.args[1:]
-            if op_name(node) != "permute" or not given:
-                return op_name(node) not in _SHAPING or bool(dim >= len(given) or given[dim] != count)
-            dim = given[dim]
 
     def refuse_lengths(self, node: Node) -> None:
         """See ``Sheet.refuse_lengths``; where nobody knows, the graph checks them."""
@@ -150,3 +132,32 @@ def _rows(tensor: Tensor, by_rows: bool, count: _Count) -> Tensor:
     if tensor.ndim != 1 and not by_rows:
         raise ValueError("nothing tells which of its sizes depend on numbers")
     return tensor.new_zeros((count(len(tensor)), *tensor.shape[1:]))
+
+
+def _splits(node: Node) -> bool:
+    """Whether a node may return more parts, or fewer, of what is longer, or shorter."""
+    return node.op != "call_module" and op_name(node) in _SPLITTING and not takes_list(node)
+
+
+def may_have_more_parts(node: Node, count: int) -> bool:
+    """Whether a node may return more parts on longer inputs, and not as many as code writes out, as of q, k and v."""
+    if not _splits(node):
+        return False
+    second = node.args[1] if len(node.args) > 1 else node.kwargs.get("chunks" if op_name(node) == "chunk" else "dim", 0)
+    return bool(second != count) if op_name(node) == "chunk" else _size_written_out(node, second) != count
+
+
+def _size_written_out(node: Node, dim: Any) -> Any:
+    """How long what a node reads is along a dimension, where code writes that out as it shapes it; else None."""
+    node = node.all_input_nodes[0]
+    is_call = node.op in ("call_function", "call_method") and isinstance(dim, int)
+    given = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], tuple | list) else node.args[1:]
+    if not is_call or dim >= len(given) or dim < -len(given):
+        return None
+    return (
+        _size_written_out(node, given[dim])
+        if op_name(node) == "permute"
+        else given[dim]
+        if op_name(node) in _SHAPING
+        else None
+    )

@@ -23,7 +23,7 @@ def may_split_otherwise(left: Node, right: Node) -> bool:
     parts: Any = left.meta.get("val")
     if not isinstance(parts, tuple | list) or not all(isinstance(part, Tensor) for part in parts):
         return False
-    if takes_list(left):
+    if takes_list(left) or left.meta.get("asks_values"):  # what numbers decide does not follow sizes
         return False
     if not any(user.target is length if len(parts) == 1 else _reads(user, len(parts) - 1) for user in left.users):
         return False

@@ -19,6 +19,7 @@ from fx_oto.analysis.recording import laid_out
 from fx_oto.capture.arguments import check_same
 from fx_oto.capture.branches import Branching
 from fx_oto.capture.calls import INTEGERS, LISTS, without_memory
+from fx_oto.capture.counted import may_have_more_parts
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.numbers import Float, Int, Origin
 from fx_oto.capture.refusals import ON_VALUES
@@ -197,12 +198,8 @@ class Handing(Branching):
         self.handed |= not opaque  # perhaps as many as an input is long
         # Of one part, code may read the first, or all.
         is_seen = opaque or (len(parts) == 1 and node.op != "call_module") or self.has_other_lengths(node) is not False
-        is_noted = (
-            self.options.other_size is not None
-            and not is_seen
-            and self.splits(node)
-            and self.has_other_parts(node, len(parts))
-        )
+        sees_others = self.options.other_size is not None and not is_seen
+        is_noted = sees_others and may_have_more_parts(node, len(parts))
         if is_seen or is_noted:
             return (SeenList if isinstance(value, list) else SeenTuple).of(self, node, parts, is_noted)
         return type(value)(parts)

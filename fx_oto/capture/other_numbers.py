@@ -34,6 +34,7 @@ _ON_OTHER_SIDES: tuple[_Change, ...] = (
     lambda number: -number if isinstance(number, float) else 3 * number,
     lambda number: 1009 * number + 7,
 )
+# Of a comparison with a capture that is no other in any size.
 SAME_SIZE = (Group((), 1), 1)
 
 

@@ -9,6 +9,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_flatten
 
 from fx_oto.capture.arguments import check_length
+from fx_oto.capture.numbers import plain
 from fx_oto.capture.sheet import Sheet
 from fx_oto.core.fx_utils import source_line
 
@@ -65,7 +66,7 @@ class _Seen:
         return iter(self.kind.__iter__(self))
 
     def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice) or place < 0:  # counted from the end, or up to it
+        if not isinstance(place, int) or plain(place) < 0:  # counted from the end, or up to it
             self._ask()
         return self.kind.__getitem__(self, place)
 

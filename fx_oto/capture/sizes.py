@@ -105,7 +105,7 @@ class Sizes:
         found: list[InputSize] = []
         for group in groups_of(inputs):
             found += self._try(group) if self._handed or (group.size == 1 and len(runs) == 1) else [self._told(group)]
-        self.found = (*found, *self._told_of_untried())
+        self.found = tuple(sorted((*found, *self._told_of_untried()), key=self._place))
         self._on_larger = self._run_on_larger()
         rewritten = [comparison.rewrite() for comparison in comparisons.values()]
         self.rewritten = any(rewritten) or bool(self._fixed)
@@ -115,6 +115,10 @@ class Sizes:
         for group, difference in self._fixed:
             for run in runs:
                 run.fix(group.dims, group.size, difference)
+
+    def _place(self, told: InputSize) -> tuple[int, int]:
+        """Where the first dimension of a size is among the inputs."""
+        return min((self._names.index(name), dim) for name, dim in told.dims)
 
     def _told(self, group: Group, fixed: str = "", decided: str = "") -> InputSize:
         return InputSize(tuple((self._names[number], dim) for number, dim in group.dims), group.size, fixed, decided)
