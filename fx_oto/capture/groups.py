@@ -18,7 +18,7 @@ from fx_oto.core.layouts import by_way_of_dense
 
 __all__ = ["Group", "groups_of", "resized"]
 
-_FAR = 2048
+_FAR, _TIMES = 2048, (16, 8, 4, 2)
 _MOST_ELEMENTS = 2**23
 
 
@@ -55,9 +55,13 @@ class Group:
         # Where layers meet at corners, sizes are 1 more than a multiple of 8, or of another power of 2.
         return (far, *near, farther, *squares, self.size + 32)
 
-    def far(self) -> int:
-        """A multiple beyond the lengths in which code cuts its work, such as ``range(0, length, 512)``."""
-        return max(2, -(-_FAR // self.size)) * self.size
+    def far(self, inputs: ExampleInputs) -> int | None:
+        """A multiple beyond the lengths in which code cuts its work, such as ``range(0, length, 512)``.
+
+        Less where inputs would be too large to be tried, and None where those twice as long would be.
+        """
+        times = (max(2, -(-_FAR // self.size)), *_TIMES)
+        return next((self.size * one for one in times if self.can_be(self.size * one, inputs)), None)
 
     def can_be(self, size: int, inputs: ExampleInputs) -> bool:
         """Whether inputs of a size are not too large to be tried."""

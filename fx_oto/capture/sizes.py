@@ -47,9 +47,11 @@ class _Trial:
         decides: whether those differ in what the graph checks.
         checks: all that code decides by the size: what the graph says where it is otherwise, and where that is.
         may_remember: whether code may decide by sizes that it has met before.
+        largest: the largest size of a capture that was the same.
     """
 
     taken: int | None = None
+    largest: int = 0
     difference: Difference | None = None
     differed: tuple[list[CaptureRun], int] | None = None
     decides: bool = False
@@ -97,6 +99,7 @@ class Sizes:
         self._comparisons = [comparisons[run] for run in self._runs]
         self._fixed: list[tuple[Group, Difference]] = []
         self._untried: list[Group] = []
+        self._near: list[Group] = []
         self._tried: dict[Group, tuple[list[CaptureRun], int]] = {}
         self.larger: dict[Group, int] = {}
         self._decided: dict[InputSize, tuple[Group, dict[str, str]]] = {}
@@ -105,7 +108,7 @@ class Sizes:
         found: list[InputSize] = []
         for group in groups_of(inputs):
             found += self._try(group) if self._handed or (group.size == 1 and len(runs) == 1) else [self._told(group)]
-        self.found = tuple(sorted((*found, *self._told_of_untried()), key=self._place))
+        self.found = tuple(sorted(self._with_untried(found), key=self._place))
         self._on_larger = self._run_on_larger()
         rewritten = [comparison.rewrite() for comparison in comparisons.values()]
         self.rewritten = any(rewritten) or bool(self._fixed)
@@ -176,24 +179,28 @@ class Sizes:
         self._untried.append(group)
         return []
 
-    def _told_of_untried(self) -> list[InputSize]:
-        """Sizes of which no other was taken, as the model wants two inputs to fit: nobody knows what becomes of them.
+    def _with_untried(self, found: list[InputSize]) -> list[InputSize]:
+        """And sizes of which no other was taken, as the model wants two inputs to fit: who knows what becomes of them?
 
-        They stay free where code that does not let them remember sees other numbers, and the graph is the same.
+        Nor is that known where only near ones were, as windows leave a rest, and are as many as before. Both stay free
+        where code that does not let them remember sees other numbers, and the graph is the same.
         """
         before = [comparison.places for comparison in self._comparisons]
         difference = self._seen_otherwise() if self._handed and self._may_take_others() else None
         if difference is None:
-            return list(map(self._told, self._untried))
+            return [*found, *map(self._told, self._untried)]
         for comparison, places in zip(self._comparisons, before, strict=True):  # which one number may explain by chance
             comparison.places = places
-        return [self._fix(group, difference) for group in self._untried]
+        for group in self._near:
+            self.doubts.pop(group, None)
+            found = [one for one in found if one.dims != self._told(group).dims]
+        return [*found, *(self._fix(group, difference) for group in (*self._untried, *self._near))]
 
     def _may_take_others(self) -> bool:
         """Whether the model may take other sizes where none was tried: two at once, or what goes by numbers."""
         alone = self._untried if len(self._untried) == 1 else []
         others = (resized(self._inputs, {group: size}) for group in alone for size in group.others())
-        return len(self._untried) > 1 or any(map(self._takes, others))
+        return len(self._untried) > 1 or bool(self._near) or any(map(self._takes, others))
 
     def _seen_otherwise(self) -> Difference | None:
         """A place that depends on plain numbers which are made of sizes, or where that cannot be told."""
@@ -216,6 +223,8 @@ class Sizes:
     def _sizes_tried(self, at: int) -> Iterator[tuple[str, int]]:
         """The nodes of a run, by name, and those dimensions of their values that are as large as a size was tried."""
         for group, (others, size) in self._tried.items():
+            if group in self._near:
+                continue
             for mine, theirs in zip(self._runs[at].graph.nodes, others[at].graph.nodes, strict=False):
                 if (mine.op, mine.target) != (theirs.op, theirs.target):
                     break
@@ -243,14 +252,15 @@ class Sizes:
                 break
         if trial.taken is not None and any(one.places for one in self._comparisons):
             self._tell_apart(trial, group, trial.taken)
-        far = group.far()
         # Code in C, such as range(0, length, 512), returns the same for all short inputs, and otherwise for long ones.
-        if trial.taken is not None and self._handed and group.can_be(far, self._inputs):
+        if trial.taken is not None and self._handed and (far := group.far(self._inputs)) is not None:
             others = self._captured(group, far)
             if others is not None:
                 self._same(trial, others, group, far)
         if trial.taken is not None and group.size > 1:
             self._look_below(group)
+        if trial.taken is not None and trial.largest < 2 * group.size:
+            self._near.append(group)
         return trial
 
     def _look_below(self, group: Group) -> None:
@@ -314,6 +324,7 @@ class Sizes:
                 others, found = again, self._compare(again, group, size)
         self._tried[group] = others, size
         if found is None:
+            trial.largest = max(trial.largest, size)
             decisions = [decision for one in self._comparisons for decision in one.decisions]
             trial.difference = decisions[0] if decisions else trial.difference
             trial.note(decisions)

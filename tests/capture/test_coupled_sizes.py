@@ -141,3 +141,62 @@ def test_layers_that_split_channels_take_all_sizes():
             return self.c(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width))
 
     assert taken(Attends(None).eval(), shifted) == list(SIZES)
+
+
+class Framed(nn.Module):
+    """Takes a waveform of ``(1, 4 n)``, whose last samples may be missing, and what is known of its frames, ``(6, n)``."""
+
+    def __init__(self, number, frames):
+        super().__init__()
+        self.a, self.b, self.c, self.frames = nn.Conv1d(1, 8, 1), nn.Conv1d(6, 8, 1), nn.Conv1d(8, 2, 1), frames
+        self.number = number
+
+    def forward(self, waveform, known):
+        h = self.frames(self.a(waveform)).relu()
+        return self.c((h + self.b(known)[..., : h.shape[-1]].relu()) * self.number(h.mT))
+
+
+FRAMES = {
+    "pooled": nn.MaxPool1d(4, ceil_mode=True),
+    "strided": lambda h: h[..., ::4],
+    "padded": lambda h: F.pad(h, (0, -h.shape[-1] % 4)).unflatten(-1, (-1, 4)).mean(-1),
+    "unfolded": lambda h: F.pad(h, (0, 3)).unfold(-1, 4, 4).mean(-1),
+}
+
+
+def framed(batch, n):
+    return torch.randn(batch, 1, 4 * n - 2), torch.randn(batch, 6, n)
+
+
+@pytest.mark.parametrize("frames", FRAMES.values(), ids=FRAMES)
+@pytest.mark.parametrize("number", [FOLLOWED["numpy's root"], PLAIN["range"], PLAIN["rows"], PLAIN["a key"]])
+def test_frames_that_are_as_many_in_slightly_longer_waveforms(frames, number):
+    found = taken(Framed(number, frames).eval(), framed)
+    assert found == list(SIZES) if number is FOLLOWED["numpy's root"] else (3, 5) in found
+
+
+@pytest.mark.filterwarnings("ignore:the graph takes batches")
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("number", [PLAIN["range"], PLAIN["rows"], FOLLOWED["text"]])
+def test_of_every_second_image(number, size):
+    """As many of three images as of four, and many more are too large to be tried."""
+
+    class Second(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 8, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            h = self.a(x).relu().mean((2, 3))
+            return self.b(h) * number(h[::2][None])
+
+    model = Second().eval()
+    gm = fx_oto.prepare(model, torch.randn(size, 3, 400, 400))
+    for batch in (1, 2, 3, 4, 5, 8):
+        images = torch.randn(batch, 3, 400, 400)
+        try:
+            made = gm(images)
+        except AssertionError:
+            assert batch != size
+            continue
+        torch.testing.assert_close(made, model(images))
