@@ -74,19 +74,24 @@ class Shown:
         if (given := self._given_numbers()) is not None:
             return Difference(given)
         for at, run in enumerate(self._comparisons):
-            known = {
-                place
-                for group, (others, size) in tried.items()
-                for place, *both in _sizes_that_changed(run, others[at])
-                if both == [group.size, size]
-            }
-            ran, found = self._seen(run, lambda place, known=known: place not in known)  # type: ignore[misc]
+            ran, found = self._seen_unless(run, {group: (others[at], size) for group, (others, size) in tried.items()})
             if not ran:
                 nodes = list(run.graph.nodes)
                 return Difference(next((node for node in nodes if node.meta.get("is_number")), nodes[-1]))
             if found is not None:
                 return found
         return None
+
+    def _seen_unless(
+        self, run: CaptureRun, tried: Mapping[Group, tuple[CaptureRun, int]]
+    ) -> tuple[bool, Difference | None]:
+        known = {
+            place
+            for group, (other, size) in tried.items()
+            for place, *both in _sizes_that_changed(run, other)
+            if both == [group.size, size]
+        }
+        return self._seen(run, lambda place: place not in known)
 
     def of_changed(self, group: Group, others: list[CaptureRun]) -> Difference | None:
         """A place that depends on sizes that are others in captures where a size of the inputs is."""

@@ -197,7 +197,9 @@ class Sizes:
         for group in differ:
             self.doubts.pop(group, None)
             self.larger.pop(group, None)
-        told = [one for one in found if one.dims not in {self._told(group).dims for group in differ}]
+        dims = {self._told(group).dims for group in differ}
+        self.notes = [(one, note) for one, note in self.notes if one.dims not in dims]
+        told = [one for one in found if one.dims not in dims]
         told += [self._told(group) for group in self._untried if group not in differ]
         return [*told, *(self._fix(group, difference) for group, difference in differ.items())]
 
