@@ -100,11 +100,11 @@ def scaled(batch, n):
 SIZES = ((3, 5), (2, 7), (2, 8), (1, 13), (3, 6), (2, 4))
 
 
-def taken(model, inputs):
+def taken(model, inputs, example=(2, 5), sizes=SIZES):
     """The sizes at which the graph returns what the model does; at all others it must refuse."""
-    gm = fx_oto.prepare(model, inputs(2, 5))
+    gm = fx_oto.prepare(model, inputs(*example))
     found = []
-    for size in SIZES:
+    for size in sizes:
         given = inputs(*size)
         expected = model(*given)
         try:
@@ -191,16 +191,10 @@ def test_of_every_second_image(number, size):
             h = self.a(x).relu().mean((2, 3))
             return self.b(h) * number(h[::2][None])
 
-    model = Second().eval()
-    gm = fx_oto.prepare(model, torch.randn(size, 3, 400, 400))
-    for batch in (1, 2, 3, 4, 5, 8):
-        images = torch.randn(batch, 3, 400, 400)
-        try:
-            made = gm(images)
-        except AssertionError:
-            assert batch != size
-            continue
-        torch.testing.assert_close(made, model(images))
+    def images(batch):
+        return (torch.randn(batch, 3, 400, 400),)
+
+    assert (size,) in taken(Second().eval(), images, (size,), ((1,), (2,), (3,), (4,), (5,), (8,)))
 
 
 RESTS = {
@@ -236,13 +230,8 @@ def test_rests_that_are_the_same_at_the_sizes_that_are_tried(rest, part, size):
             h = self.a(x).relu()
             return self.b(h) * rest(part(h))
 
-    model = Net().eval()
-    gm = fx_oto.prepare(model, torch.randn(*size, 4))
-    for other in ((size[0], 7), (size[0], 11), (size[0], 16), (5, size[1]), (7, size[1]), size):
-        given = torch.randn(*other, 4)
-        try:
-            made = gm(given)
-        except AssertionError:
-            assert other != size
-            continue
-        torch.testing.assert_close(made, model(given))
+    def sequences(batch, length):
+        return (torch.randn(batch, length, 4),)
+
+    others = ((size[0], 7), (size[0], 11), (size[0], 16), (5, size[1]), (7, size[1]))
+    assert size in taken(Net().eval(), sequences, size, (*others, size))
