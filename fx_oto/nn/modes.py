@@ -209,15 +209,16 @@ class _Merger:
         Or more of them in one mode, such as an object of outputs that holds a cache in evaluation alone.
 
         Both are then in the graph, and ``by_mode`` chooses between what they return, which is of one form. Of layers
-        that have a bias in one mode alone this would cost a second product: there it chooses between the biases.
+        that have a bias in one mode alone this would cost a second product: there it chooses between the biases. And
+        what is of another form in each mode, such as fewer tokens, meets nothing that is of one mode alone.
         """
         if left.op not in ("call_function", "call_method") or says_in_place(left):
             return False
         if len(left.args) != len(right.args) or left.kwargs.keys() != right.kwargs.keys():
             return True
-        pairs = [(a, b) for a, b in zip(left.args, right.args, strict=False) if not self._is_merged(a, b)]
-        pairs = [(a, b) for a, b in pairs if a is not None and b is not None]
-        return any(_form(one) != _form(other) for one, other in pairs)
+        pairs = [(a, b) for a, b in zip(left.args, right.args, strict=True) if a is not None and b is not None]
+        unlike = [self._is_merged(one, other) for one, other in pairs if _form(one) != _form(other)]
+        return bool(unlike) and not any(unlike)
 
     def _is_merged(self, left: Any, right: Any) -> bool:
         nodes = isinstance(left, Node) and isinstance(right, Node)

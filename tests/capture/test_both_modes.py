@@ -89,6 +89,68 @@ def test_the_reason_is_told():
     assert reasons == {"it meets a tensor that there is in training only"}
 
 
+def _dropped_at_random(h):
+    drawn = torch.argsort(torch.randn(len(h), h.shape[1] - 1), dim=-1)[:, : max(1, h.shape[1] // 2)]
+    return torch.cat([h[:, :1], h[:, 1:].gather(1, drawn.sort().values.unsqueeze(-1).expand(-1, -1, h.shape[2]))], 1)
+
+
+# What training makes of tokens.
+FEWER = {
+    "every other": lambda h: h[:, ::2],
+    "the first, and the last": lambda h: torch.cat([h[:, :1], h[:, -2:]], 1),
+    "one more": lambda h: torch.cat([h, h.mean(1, keepdim=True)], 1),
+    "at random": _dropped_at_random,
+    "a mean, which is broadcast": lambda h: h.mean(1, keepdim=True),
+}
+
+
+class Tokens(nn.Module):
+    """Has other numbers of tokens in training than in evaluation."""
+
+    def __init__(self, fewer):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.norm, self.fewer = nn.LayerNorm(8), fewer
+
+    def forward(self, x):
+        h = self.a(x)
+        h = self.fewer(h) if self.training else h
+        return self.c((h + self.b(F.relu(self.norm(h)))).mean(1))
+
+
+@pytest.mark.parametrize("name", FEWER)
+def test_fewer_tokens_in_training(name):
+    model = Tokens(FEWER[name])
+    found = compress_half(model, torch.randn(3, 6, 4))
+    assert found.zigs == 8
+    x, outputs = torch.randn(2, 6, 4, dtype=torch.float64), []
+    for one in (model, found.small):
+        torch.manual_seed(0)
+        outputs.append(one.train()(x))
+    torch.testing.assert_close(*outputs)
+
+
+class Widths(nn.Module):
+    """Has twice the channels in training, which a module reads, or none."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.a, self.b, self.module = nn.Linear(4, 8), nn.Linear(8, 8), module
+
+    def forward(self, x):
+        h = self.a(x)
+        h = torch.cat([h, h], -1) if self.training else h
+        h = h.relu() if self.module is None else self.module(h)
+        return self.b(h.unflatten(-1, (-1, 8)).sum(-2)).relu().mean(-1)
+
+
+@pytest.mark.parametrize("module", [None, nn.ReLU()])
+def test_other_widths_in_training(module):
+    gm = compress_half(Widths(module), torch.randn(3, 4)).gm
+    kept = [axis.reason.why for axis in fx_oto.partition(gm).frozen if (axis.tensor, axis.dim) == ("a.weight", 0)]
+    assert kept == ([] if module is None else ["training and evaluation return different things here"])
+
+
 class Detector(nn.Module):
     """Reads its targets in training alone, and selects, by values, in evaluation alone."""
 
