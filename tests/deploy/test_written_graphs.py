@@ -131,6 +131,20 @@ def test_what_another_module_holds_is_an_argument(first):
     assert not [name for name, _ in result.named_buffers() if "fx_oto" in name]
 
 
+class ReshapesLater(Outer):
+    """Reshapes what was computed before, by sizes that the compact graph checks."""
+
+    def forward(self, x):
+        grid = (F.relu(self.inside(self.first(x))) + 1).reshape(x.size(0), x.size(1) // 3, 3, -1)
+        return self.last(grid.mean(2))
+
+
+def test_checks_of_what_is_computed_later_stay_outside():
+    result, graphs = written(ReshapesLater(Fixed()))
+    assert graphs == {"inside"}
+    assert type(result).forward is ReshapesLater.forward
+
+
 class ReadsOutside(Fixed):
     """Reads what its caller has left on it."""
 
