@@ -251,6 +251,8 @@ class _Merger:
         write = node.target
         if node.op == "call_module":
             return self._copy_norm(node, merged)
+        if wanted and op_name(node) in ("batch_norm", "native_batch_norm"):
+            return self._copy_learning(node, merged)
         if node.op == "call_function" and (op_name(node) in IN_PLACE or write is operator.setitem):
             write = f"__{op_name(node)}__"
         if not isinstance(write, str) and not (isinstance(write, OpOverload) and _writes_first_only(write)):
@@ -270,6 +272,18 @@ class _Merger:
         args = (*map_arg(node.args, merged.__getitem__), *tensors, False, 0.0, norm.eps)
         copied = self.graph.call_function(functional.batch_norm, args)
         copied.meta |= node.meta
+        return copied
+
+    def _copy_learning(self, node: Node, merged: dict[Node, Node]) -> Node | None:
+        """A copy of a batch norm that learns its running statistics in training, and in evaluation goes by them."""
+        is_named = "training" in node.kwargs
+        if (node.kwargs["training"] if is_named else node.args[5] if len(node.args) > 5 else False) is not True:
+            return None
+        mode, copied = self._mode(), self.graph.node_copy(node, merged.__getitem__)
+        if is_named:
+            copied.update_kwarg("training", mode)
+        else:
+            copied.update_arg(5, mode)
         return copied
 
     def _reaches_other_mode(self, node: Node, stateful: bool) -> bool:

@@ -263,3 +263,40 @@ def test_an_output_that_holds_more_in_one_mode():
         expected, found = model.train(training)(x), gm.train(training)(x)
         torch.testing.assert_close(found.part, expected.part)
         assert (found.cache is None) == (expected.cache is None) == training
+
+
+# Batch norms that training alone calls, by functions.
+LEARNING = {
+    "by name": lambda h, n: F.batch_norm(h, n.running_mean, n.running_var, n.weight, n.bias, training=True),
+    "by position": lambda h, n: F.batch_norm(h, n.running_mean, n.running_var, n.weight, n.bias, True, 0.3),
+    "of torch": lambda h, n: torch.batch_norm(h, n.weight, n.bias, n.running_mean, n.running_var, True, 0.1, 0.1, True),
+    "native": lambda h, n: torch.native_batch_norm(h, n.weight, n.bias, n.running_mean, n.running_var, True, 0.1, 0.1)[
+        0
+    ],
+    "of its class": lambda h, n: nn.BatchNorm1d.forward(n, h * 2),
+}
+
+
+class Learns(nn.Module):
+    """Calls its norm in a way of its own in training, so that this stands in the graph beside what evaluation does."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.a, self.b, self.norm, self.call = nn.Linear(4, 8), nn.Linear(8, 3), nn.BatchNorm1d(8), norm
+
+    def forward(self, x):
+        h = self.a(x)
+        h = self.call(h, self.norm).relu() if self.training else self.norm(h)
+        return self.b(h.relu())
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_statistics_are_learnt_in_training_alone(name):
+    model = Learns(LEARNING[name])
+    found = compress_half(model, torch.randn(6, 4))
+    assert found.zigs == 8
+    before = {name: buffer.clone() for name, buffer in found.small.named_buffers()}
+    found.small.eval()(torch.randn(5, 4, dtype=torch.float64))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in found.small.named_buffers())
+    found.small.train()(torch.randn(5, 4, dtype=torch.float64))
+    assert not torch.equal(found.small.get_buffer("norm.running_mean"), before["norm.running_mean"])
