@@ -99,9 +99,13 @@ def merge_modes(train: Graph, evaluation: Graph, model: nn.Module, reaches: Reac
 
 
 def _key(node: Node) -> tuple[Any, ...]:
-    """What nodes of both modes must have in common to be one: what is called, and which part of a container is read."""
+    """What nodes of both modes must have in common to be one: what is called, and which part of a container is read.
+
+    Or which size of a tensor: once a size is read it is known, so the modes may read others at the same line.
+    """
     if node.target is not operator.getitem:
-        return node.op, node.target
+        sizes = node.args[1:] if node.target == "size" else ()
+        return (node.op, node.target, *("" if isinstance(one, Node) else one for one in sizes))
     part = node.args[1]
     return node.op, node.target, "" if isinstance(part, Node) else str(part), type(node.meta.get("val"))
 

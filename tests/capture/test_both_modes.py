@@ -47,6 +47,13 @@ def _matched(model, h):
             return h
 
 
+def _spread(model, h):
+    """Reads the second size first in training."""
+    scale = 1 / h.shape[1] if model.training else 1
+    batch, width = h.shape
+    return h * scale + h.square().mean(1, keepdim=True).expand(batch, width)
+
+
 CODES = {
     "shift or 0": lambda m, h: h + (m.shift if m.training else 0),
     "0 or shift": lambda m, h: h + (0 if m.training else m.shift),
@@ -69,6 +76,7 @@ CODES = {
     "dropout beside": lambda m, h: F.dropout(h, 0.0, m.training) * (2 if m.training is True else 1),
     "a number": lambda m, h: h * (1 + m.training) if m.training is not None else h,
     "the other way round": lambda m, h: m.shift * h if m.training else h * 0.5,
+    "sizes in another order": _spread,
     "nobody reads it": lambda m, h: (h + (m.shift if m.training else 0), h)[1],
 }
 
