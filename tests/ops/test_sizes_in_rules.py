@@ -129,6 +129,19 @@ def test_what_stays_the_same_whatever_the_number_is_can_go(name):
     assert exact(Between(KNOWN[name]), TOKENS, OTHERS) == 12
 
 
+BACK = {
+    "the rest": lambda h, x: h.flatten(1).reshape(len(h), -1, h.size(2), h.size(3)),
+    "divided": lambda h, x: (f := h.flatten(1)).unflatten(1, (f.size(1) // (h.size(2) * h.size(3)), *h.shape[2:])),
+    "of the images": lambda h, x: h.flatten(0, 1).unflatten(0, (-1, 12)),
+}
+
+
+@pytest.mark.parametrize("name", BACK)
+def test_flattened_and_back(name):
+    function = BACK[name]
+    assert exact(Images(lambda h, x: function(h, x).relu().mean((2, 3))), IMAGES, OTHER_IMAGES) == 12
+
+
 SUMS = {
     "sum": lambda h, x: h.cos().sum(1),
     "cumsum": lambda h, x: h.cos().cumsum(1),

@@ -133,6 +133,10 @@ def _parts(p: Propagation, node: Node | None, source: Tensor, dim: int) -> list[
         return [Size(Fraction(size))]
     copies = ((size // len(whole), _REPEATING), (each, {"repeat_interleave"}))
     before, after = (_copies(node, dim, times, names) for times, names in copies)
+    told = _traced(p, node, dim) if node is not None and bool(before.powers) != bool(after.powers) else None
+    each = told and told / (Size(Fraction(channels)) * (after if before.powers else before))
+    if each and each.is_whole():  # of 8 channels that were flattened, H W pixels
+        before, after = (each, after) if before.powers else (before, each)
     return [before, Size(Fraction(channels)), after]
 
 
