@@ -103,6 +103,7 @@ ADJUSTABLE = {
     "var": {"var", "std", "var_mean", "std_mean"} | {"variance_over"},
     "fold": {"linear", "conv1d", "conv2d", "conv3d"},
     "sizes": {"view", "reshape"},
+    "slide": {"conv1d", "conv2d", "conv3d", "convolution"},
 }
 
 
@@ -121,7 +122,8 @@ class Adjustment:
     Attributes:
         kind: ``"norm"``, ``"mean"``, ``"var"`` and ``"extreme"`` count the missing as zeros, and so does ``"share"``
             after the node, a mean of losses; ``"fold"`` adds to the bias what the removed input channels, worth a
-            constant, contributed; ``"sizes"`` checks what is reshaped, for which the code spells sizes out.
+            constant, contributed; ``"sizes"`` checks what is reshaped, for which the code spells sizes out; ``"slide"``
+            puts zeros back along which a window slides.
         node: name of the FX node.
         labels: atoms of the axis that is summed over, shape ``(channels,)``.
         removed: what each channel is worth once removed, shape ``(channels,)``; NaN where the compact graph computes

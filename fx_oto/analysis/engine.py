@@ -77,7 +77,7 @@ class Propagation:
         self._put: list[Tensor] = []
         self._made_up: set[int] = set()
         self._values = Values()
-        self._constants = Constants(tape, self._values, self._nodes, self.is_fixed)
+        self._constants = Constants(tape, self._values, self._nodes, self._keeps_size)
         self.sizes = SizesRead(gm, self._constants.without_inputs, lambda: self.fx_node)
         self._before_products = before_products(tape, self.moves_data)
         self.vocabularies = Vocabularies.of(gm, tape, self.moves_data, keep_tokens)
@@ -128,6 +128,14 @@ class Propagation:
             return True
         roots = [self.atoms.find(layer.labels) for layer in self.layers(value) if dim in layer.dims]
         return any(bool(((root > 0) & (root < self._num_axis_atoms)).all()) for root in roots)
+
+    def _keeps_size(self, value: Tensor, dim: int) -> bool:
+        """Whether a dimension is as long in every call: ``is_fixed``, and channels do not lie there several times."""
+        # Of (N, 8, H, W), flattened to (N, 8 H W), each of 8 channels lies there once for each pixel.
+        if not self.is_fixed(value, dim) or self.is_weight(value):
+            return self.is_fixed(value, dim)
+        labels = [layer.labels.movedim(dim, 0).flatten(1)[:, 0] for layer in self.layers(value) if dim in layer.dims]
+        return any(len(one.unique()) == len(one) for one in labels)
 
     @property
     def fx_node(self) -> Node:

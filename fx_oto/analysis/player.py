@@ -348,6 +348,7 @@ class Player(Propagation):
             lines = [layer for layer in self.layers(call.args[0]) if len(layer.dims) == 1 and layer.dims > (1,)]
             others = [layer for layer in self.layers(call.args[0]) if layer not in lines]
             beside = [(layer, dim) for layer in others for dim in layer.dims if dim != 1]
+            lines = [layer for layer in lines if not self._spread(layer)]
             return [*self.layers(call.args[1]), *lines], beside
         operands = [arg for arg in call.args[:3] if isinstance(arg, Tensor)][-2:]
         if len(operands) < 2 or not operands[1].ndim:
@@ -357,6 +358,11 @@ class Player(Propagation):
         inner = [layer for layer in right if last > 0 and last in layer.dims]
         grids = [(layer, last) for layer in inner if len(layer.dims) > 1]
         return [*left, *(layer for layer in inner if layer.dims == (last,))], grids
+
+    def _spread(self, layer: Layer) -> bool:
+        """Whether the current node puts zeros back along this axis, so that it stays as long as it was."""
+        here = [one for one in reversed(self._adjustments) if one.node == self.node and one.kind == "slide"]
+        return any(torch.equal(one.labels, layer.labels.reshape(-1)) for one in here)
 
     def _summed(self, call: OpCall) -> Layer | None:
         """Along the axis that ``einsum`` sums over: it does not where a single index is left."""

@@ -11,6 +11,7 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from fx_oto.analysis.recording import record_tape
+from fx_oto.analysis.tape import OpCall
 from fx_oto.analysis.values import storage_of
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.fx_utils import op_name, tensor_leaves
@@ -77,10 +78,17 @@ class Memory:
                 places.of[node].update(*(places.of[source] for source in node.all_input_nodes))
             if any(isinstance(call.func, OpaqueOp) for call in calls):
                 places.of[node] |= _storages([call.inputs for call in calls])
-            places.written[node] = _storages([call.written for call in calls])
+            places.written[node] = _storages([call.written + _learnt(call) for call in calls])
             if says_in_place(node) and node.all_input_nodes:
                 places.written[node] |= places.of[node.all_input_nodes[0]]
         return places
+
+
+def _learnt(call: OpCall) -> list[Any]:
+    """The running statistics that a batch norm writes, of which ATen does not say so."""
+    if "batch_norm" not in call.name or not call.given.get("training"):
+        return []
+    return [call.given.get(name) for name in ("running_mean", "running_var")]
 
 
 def _storages(value: Any) -> set[int]:

@@ -182,9 +182,9 @@ def _of_tensor(run: Any, tensor: Tensor) -> Value:
         return Value(place.name)
     if place is not None:
         return Value(place.parent.name, place.key)
-    name = run.subject.tensors.get(id(run.fakes.real.get(id(tensor), tensor)))
-    node = run._attributes.get(name)
-    return Value("" if node is None else node.name)
+    held = run.fakes.real.get(id(tensor), tensor)
+    name = run.subject.tensors.get(id(held))
+    return Value("" if name is None else run.attribute(name, held).name)
 
 
 def calls_of(nodes: Iterable[Node]) -> dict[tuple[str, int], Call]:

@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 
 from fx_oto.capture.names import AnyNames
 from fx_oto.core.errors import SlicingError
-from fx_oto.core.fx_utils import behind, op_name
+from fx_oto.core.fx_utils import op_name
 from fx_oto.deploy.calls import CALL, Call, Made, Value
 from fx_oto.deploy.forward import GraphForward, check_given, check_sizes, signature_of
 from fx_oto.nn.checks import is_check
@@ -236,7 +236,8 @@ class _Extraction:
         """Whether slicing put in a check of what the module computes."""
         if not is_check(node) or node.meta.get(ANALYSED) is not None:
             return False
-        return any(isinstance(one.meta.get("val"), Tensor) and one in needed for one in behind(node.args[0]))
+        sized = _sized(node.args[0])
+        return not needed.isdisjoint(sized) and all(one in needed or one in self._there for one in sized)
 
     def _need(self, start: Node, needed: set[Node]) -> None:
         waiting = [start]
@@ -320,6 +321,19 @@ class _Extraction:
         if not target.startswith(prefix):
             raise _CannotBeCutOutError(f"it calls {target!r}, a layer of another module")
         return target.removeprefix(prefix)
+
+
+def _sized(size: Any) -> set[Node]:
+    """The tensors of whose sizes a number is made."""
+    waiting, found, seen = [size] if isinstance(size, Node) else [], set[Node](), set[Node]()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node.meta.get("val"), Tensor):
+            found.add(node)
+        elif node not in seen:
+            seen.add(node)
+            waiting.extend(node.all_input_nodes)
+    return found
 
 
 def _at(root: nn.Module, owner: str, name: str) -> Any:

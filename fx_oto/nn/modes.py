@@ -99,9 +99,13 @@ def merge_modes(train: Graph, evaluation: Graph, model: nn.Module, reaches: Reac
 
 
 def _key(node: Node) -> tuple[Any, ...]:
-    """What nodes of both modes must have in common to be one: what is called, and which part of a container is read."""
+    """What nodes of both modes must have in common to be one: what is called, and which part of a container is read.
+
+    Or which size of a tensor: once a size is read it is known, so the modes may read others at the same line.
+    """
     if node.target is not operator.getitem:
-        return node.op, node.target
+        sizes = node.args[1:] if node.target == "size" else ()
+        return (node.op, node.target, *("" if isinstance(one, Node) else one for one in sizes))
     part = node.args[1]
     return node.op, node.target, "" if isinstance(part, Node) else str(part), type(node.meta.get("val"))
 
@@ -209,15 +213,16 @@ class _Merger:
         Or more of them in one mode, such as an object of outputs that holds a cache in evaluation alone.
 
         Both are then in the graph, and ``by_mode`` chooses between what they return, which is of one form. Of layers
-        that have a bias in one mode alone this would cost a second product: there it chooses between the biases.
+        that have a bias in one mode alone this would cost a second product: there it chooses between the biases. And
+        what is of another form in each mode, such as fewer tokens, meets nothing that is of one mode alone.
         """
         if left.op not in ("call_function", "call_method") or says_in_place(left):
             return False
         if len(left.args) != len(right.args) or left.kwargs.keys() != right.kwargs.keys():
             return True
-        pairs = [(a, b) for a, b in zip(left.args, right.args, strict=False) if not self._is_merged(a, b)]
-        pairs = [(a, b) for a, b in pairs if a is not None and b is not None]
-        return any(_form(one) != _form(other) for one, other in pairs)
+        pairs = [(a, b) for a, b in zip(left.args, right.args, strict=True) if a is not None and b is not None]
+        unlike = [self._is_merged(one, other) for one, other in pairs if _form(one) != _form(other)]
+        return bool(unlike) and not any(unlike)
 
     def _is_merged(self, left: Any, right: Any) -> bool:
         nodes = isinstance(left, Node) and isinstance(right, Node)
@@ -250,6 +255,8 @@ class _Merger:
         write = node.target
         if node.op == "call_module":
             return self._copy_norm(node, merged)
+        if wanted and op_name(node) in ("batch_norm", "native_batch_norm"):
+            return self._copy_learning(node, merged)
         if node.op == "call_function" and (op_name(node) in IN_PLACE or write is operator.setitem):
             write = f"__{op_name(node)}__"
         if not isinstance(write, str) and not (isinstance(write, OpOverload) and _writes_first_only(write)):
@@ -269,6 +276,18 @@ class _Merger:
         args = (*map_arg(node.args, merged.__getitem__), *tensors, False, 0.0, norm.eps)
         copied = self.graph.call_function(functional.batch_norm, args)
         copied.meta |= node.meta
+        return copied
+
+    def _copy_learning(self, node: Node, merged: dict[Node, Node]) -> Node | None:
+        """A copy of a batch norm that learns its running statistics in training, and in evaluation goes by them."""
+        is_named = "training" in node.kwargs
+        if (node.kwargs["training"] if is_named else node.args[5] if len(node.args) > 5 else False) is not True:
+            return None
+        mode, copied = self._mode(), self.graph.node_copy(node, merged.__getitem__)
+        if is_named:
+            copied.update_kwarg("training", mode)
+        else:
+            copied.update_arg(5, mode)
         return copied
 
     def _reaches_other_mode(self, node: Node, stateful: bool) -> bool:

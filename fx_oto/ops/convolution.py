@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.nn.functional import pad
 
 from fx_oto.analysis.closure import Grouped
 from fx_oto.analysis.engine import FIXED, SLIDES, Propagation
@@ -17,9 +18,10 @@ from fx_oto.ops.contraction import NOT_ZERO, can_be_zero, contract, may_be_silen
 from fx_oto.ops.editor import Editor
 from fx_oto.ops.pointwise import Operand, combine
 from fx_oto.ops.pooling import STEERS, steps_by_one
+from fx_oto.ops.removed.rules import along
 from fx_oto.ops.rows_and_columns import one_line
 
-__all__ = ["channel_dim", "convolution", "deformed", "fewer_groups"]
+__all__ = ["channel_dim", "convolution", "deformed", "fewer_groups", "slide_over_zeros"]
 
 _OF_ONE_LINE = "rows and columns of the kernel are one axis of a parameter"
 
@@ -31,7 +33,9 @@ def convolution(call: OpCall, p: Propagation) -> None:
     spatial = source.ndim - 2
     still = [2 + i for i in range(spatial) if steps_by_one(call, p, i, weight.shape[2:])]
     beside = [layer for layer in p.layers(source) if min(layer.dims) >= 2 and not set(still).isdisjoint(layer.dims)]
-    inputs = _channels(p, [layer for layer in p.layers(source) if layer not in beside])
+    lines = [(2 + i,) for i in range(spatial) if 2 + i not in still and _keeps_places(call, p, i)]
+    slid = [layer for layer in p.layers(source) if layer.dims in lines]
+    inputs = _channels(p, [layer for layer in p.layers(source) if layer not in (*beside, *slid)])
     sides = [Operand(source.shape[:2], inputs), _kernel(p, weight)]
     if groups == 1:
         padded = any(n or p.sizes.may_vary(call, n) for n in call.arg("padding"))
@@ -46,7 +50,38 @@ def convolution(call: OpCall, p: Propagation) -> None:
     keeps_zero = bias is None
     for layer in p.narrow(beside, still, SLIDES):
         layers.append(Layer(layer.labels, zero_stays(layer.removed)) if keeps_zero else Layer.uniform(layer.labels))
+    for layer in slid:  # among zeros, in the place of what is gone: what it makes there depends on what is beside
+        p.freeze_where(layer.removed != 0, layer.labels, SLIDES)
+        p.adjust("slide", layer.labels)
+        layers.append(Layer.uniform(layer.labels))
     p.put(call.out, layers)
+
+
+def _keeps_places(call: OpCall, p: Propagation, i: int) -> bool:
+    """Whether a window stands once at each index of the spatial dimension ``i``, with zeros beyond the ends."""
+    # Over the channels' means, (N, 1, 16), a window of 3 is an efficient channel attention.
+    stride, padding, dilation = (call.arg(name) for name in ("stride", "padding", "dilation"))
+    numbers = [row[i % len(row)] for row in (stride, padding, dilation)]
+    reach = numbers[2] * (call.args[1].size(2 + i) - 1)
+    fixed = not any(p.sizes.may_vary(call, n) for n in numbers)
+    return fixed and not call.arg("transposed") and numbers[0] == 1 and 2 * numbers[1] == reach
+
+
+def slide_over_zeros(edit: Editor, node: Node, labels: Tensor) -> None:
+    """Put zeros back where channels are gone along which a window slides, and take what is left of what it makes."""
+    source, layers = node.args[0], edit.layers(node.args[0])  # type: ignore[arg-type]
+    layer = along(layers, labels, edit.cuts.found.roots.__getitem__)
+    assert layer is not None
+    dim, ndim = layer.dims[0], layer.labels.ndim
+    kept = edit.cut(source)[dim]
+    places = torch.full((labels.numel(),), len(kept))
+    places[kept] = torch.arange(len(kept))
+    at = edit.constant("spread", places, node, node)
+    with edit.graph.inserting_before(node):
+        zero = edit.graph.call_function(pad, (source, [0, 0] * (ndim - 1 - dim) + [0, 1]))
+        node.update_arg(0, edit.graph.call_function(torch.index_select, (zero, dim, at)))
+    index = edit.constant("kept", kept, node.next, node)
+    edit.adopt(edit.append(node, torch.index_select, dim, index), node)
 
 
 def deformed(call: OpCall, p: Propagation) -> None:

@@ -28,6 +28,7 @@ _ABSORBING = {"mul", "div", "floor_divide", "where", "masked_fill", "addcmul", "
 _ABSORBING |= {"_prelu_kernel"}
 _FACTORS_BY_CHANCE = {"native_dropout", "dropout", "rrelu_with_noise"}  # 0 · r is 0, whatever r is
 _IGNORING = {"zeros_like", "ones_like", "full_like", "fill", "zero"}
+DIFFERENT = "training and evaluation return different things here"
 # What a number made of sizes may be on other inputs.
 _OTHER_SIZES: list[Callable[[float], float]] = [
     lambda n: 2 * n + 1,
@@ -153,16 +154,20 @@ def join(call: OpCall, p: Propagation) -> None:
     """``by_mode``: one of two values, depending on the mode; the labels of both are united.
 
     A removed element's worth is known where both modes agree on it. Where training draws random numbers, which never
-    agree, it is the one in evaluation.
+    agree, it is the one in evaluation. What varies along a dimension of which the modes have other sizes, such as
+    tokens that training drops, is kept whole.
     """
     _, *sides = call.args
     left, right = map(tensor_leaves, sides)
     by_chance = _draws_in_training(p.fx_node)
-    if [t.shape for t in left] != [t.shape for t in right]:
+    if [t.ndim for t in left] != [t.ndim for t in right]:
         for value in (*left, *right):
-            p.freeze_value(value, "training and evaluation return different things here")
+            p.freeze_value(value, DIFFERENT)
         return
     for one, other in zip(left, right, strict=True):
+        differing = [dim for dim in range(one.ndim) if one.size(dim) != other.size(dim)]
+        for value in (one, other):
+            p.keep_along(value, differing, DIFFERENT)
         operands = [Operand.of(p, t) for t in (one, other)]
         layers = combine(p, operands, one.ndim, (lambda values: values[1]) if by_chance else _agreed)
         for value in (one, other):

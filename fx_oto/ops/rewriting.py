@@ -166,6 +166,8 @@ def _adjust(edit: Editor, node: Node, adjustment: Adjustment, fold: Fold, worth:
         reductions.variance_over_share(edit, node, share, worth)
     elif adjustment.kind == "sizes":
         sizes.check_sizes(edit, node)
+    elif adjustment.kind == "slide":
+        convolution.slide_over_zeros(edit, node, adjustment.labels)
     elif adjustment.kind == "mean":
         reductions.mean_over_share(edit, node, share, worth)
     else:

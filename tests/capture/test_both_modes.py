@@ -47,6 +47,13 @@ def _matched(model, h):
             return h
 
 
+def _spread(model, h):
+    """Reads the second size first in training."""
+    scale = 1 / h.shape[1] if model.training else 1
+    batch, width = h.shape
+    return h * scale + h.square().mean(1, keepdim=True).expand(batch, width)
+
+
 CODES = {
     "shift or 0": lambda m, h: h + (m.shift if m.training else 0),
     "0 or shift": lambda m, h: h + (0 if m.training else m.shift),
@@ -69,6 +76,7 @@ CODES = {
     "dropout beside": lambda m, h: F.dropout(h, 0.0, m.training) * (2 if m.training is True else 1),
     "a number": lambda m, h: h * (1 + m.training) if m.training is not None else h,
     "the other way round": lambda m, h: m.shift * h if m.training else h * 0.5,
+    "sizes in another order": _spread,
     "nobody reads it": lambda m, h: (h + (m.shift if m.training else 0), h)[1],
 }
 
@@ -87,6 +95,68 @@ def test_the_reason_is_told():
     gm = fx_oto.prepare(Net(CODES["bias or None"]), torch.randn(3, 4))
     reasons = {axis.reason.why for axis in fx_oto.partition(gm).frozen if axis.tensor == "inner.weight"}
     assert reasons == {"it meets a tensor that there is in training only"}
+
+
+def _dropped_at_random(h):
+    drawn = torch.argsort(torch.randn(len(h), h.shape[1] - 1), dim=-1)[:, : max(1, h.shape[1] // 2)]
+    return torch.cat([h[:, :1], h[:, 1:].gather(1, drawn.sort().values.unsqueeze(-1).expand(-1, -1, h.shape[2]))], 1)
+
+
+# What training makes of tokens.
+FEWER = {
+    "every other": lambda h: h[:, ::2],
+    "the first, and the last": lambda h: torch.cat([h[:, :1], h[:, -2:]], 1),
+    "one more": lambda h: torch.cat([h, h.mean(1, keepdim=True)], 1),
+    "at random": _dropped_at_random,
+    "a mean, which is broadcast": lambda h: h.mean(1, keepdim=True),
+}
+
+
+class Tokens(nn.Module):
+    """Has other numbers of tokens in training than in evaluation."""
+
+    def __init__(self, fewer):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.norm, self.fewer = nn.LayerNorm(8), fewer
+
+    def forward(self, x):
+        h = self.a(x)
+        h = self.fewer(h) if self.training else h
+        return self.c((h + self.b(F.relu(self.norm(h)))).mean(1))
+
+
+@pytest.mark.parametrize("name", FEWER)
+def test_fewer_tokens_in_training(name):
+    model = Tokens(FEWER[name])
+    found = compress_half(model, torch.randn(3, 6, 4))
+    assert found.zigs == 8
+    x, outputs = torch.randn(2, 6, 4, dtype=torch.float64), []
+    for one in (model, found.small):
+        torch.manual_seed(0)
+        outputs.append(one.train()(x))
+    torch.testing.assert_close(*outputs)
+
+
+class Widths(nn.Module):
+    """Has twice the channels in training, which a module reads, or none."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.a, self.b, self.module = nn.Linear(4, 8), nn.Linear(8, 8), module
+
+    def forward(self, x):
+        h = self.a(x)
+        h = torch.cat([h, h], -1) if self.training else h
+        h = h.relu() if self.module is None else self.module(h)
+        return self.b(h.unflatten(-1, (-1, 8)).sum(-2)).relu().mean(-1)
+
+
+@pytest.mark.parametrize("module", [None, nn.ReLU()])
+def test_other_widths_in_training(module):
+    gm = compress_half(Widths(module), torch.randn(3, 4)).gm
+    kept = [axis.reason.why for axis in fx_oto.partition(gm).frozen if (axis.tensor, axis.dim) == ("a.weight", 0)]
+    assert kept == ([] if module is None else ["training and evaluation return different things here"])
 
 
 class Detector(nn.Module):
@@ -201,3 +271,40 @@ def test_an_output_that_holds_more_in_one_mode():
         expected, found = model.train(training)(x), gm.train(training)(x)
         torch.testing.assert_close(found.part, expected.part)
         assert (found.cache is None) == (expected.cache is None) == training
+
+
+# Batch norms that training alone calls, by functions.
+LEARNING = {
+    "by name": lambda h, n: F.batch_norm(h, n.running_mean, n.running_var, n.weight, n.bias, training=True),
+    "by position": lambda h, n: F.batch_norm(h, n.running_mean, n.running_var, n.weight, n.bias, True, 0.3),
+    "of torch": lambda h, n: torch.batch_norm(h, n.weight, n.bias, n.running_mean, n.running_var, True, 0.1, 0.1, True),
+    "native": lambda h, n: torch.native_batch_norm(h, n.weight, n.bias, n.running_mean, n.running_var, True, 0.1, 0.1)[
+        0
+    ],
+    "of its class": lambda h, n: nn.BatchNorm1d.forward(n, h * 2),
+}
+
+
+class Learns(nn.Module):
+    """Calls its norm in a way of its own in training, so that this stands in the graph beside what evaluation does."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.a, self.b, self.norm, self.call = nn.Linear(4, 8), nn.Linear(8, 3), nn.BatchNorm1d(8), norm
+
+    def forward(self, x):
+        h = self.a(x)
+        h = self.call(h, self.norm).relu() if self.training else self.norm(h)
+        return self.b(h.relu())
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_statistics_are_learnt_in_training_alone(name):
+    model = Learns(LEARNING[name])
+    found = compress_half(model, torch.randn(6, 4))
+    assert found.zigs == 8
+    before = {name: buffer.clone() for name, buffer in found.small.named_buffers()}
+    found.small.eval()(torch.randn(5, 4, dtype=torch.float64))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in found.small.named_buffers())
+    found.small.train()(torch.randn(5, 4, dtype=torch.float64))
+    assert not torch.equal(found.small.get_buffer("norm.running_mean"), before["norm.running_mean"])

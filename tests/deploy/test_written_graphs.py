@@ -101,6 +101,50 @@ def test_nested_arguments_and_numbers():
     assert type(result.inside) is OfParts
 
 
+class Given(Fixed):
+    """Is given a table, or a weight, and first to read it."""
+
+    def forward(self, x, table, weight):
+        return self.mixed(x * table.tanh()) * weight
+
+
+class GivesTensors(Outer):
+    """Gives what it holds, the first time or not."""
+
+    def __init__(self, first):
+        super().__init__(Given())
+        self.again, self.read_first = Given(), first
+        self.register_buffer("table", torch.randn(6, WIDTH))
+        self.weight = nn.Parameter(torch.randn(WIDTH))
+
+    def forward(self, x):
+        h = self.first(x)
+        h = h + self.table * self.weight if self.read_first else h
+        return self.last(self.again(self.inside(h, self.table, self.weight), table=self.table, weight=self.weight))
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_what_another_module_holds_is_an_argument(first):
+    result, graphs = written(GivesTensors(first))
+    assert graphs == {"inside", "again"}
+    assert (result.table.shape, result.weight.shape) == ((6, 8), (8,))
+    assert not [name for name, _ in result.named_buffers() if "fx_oto" in name]
+
+
+class ReshapesLater(Outer):
+    """Reshapes what was computed before, by sizes that the compact graph checks."""
+
+    def forward(self, x):
+        grid = (F.relu(self.inside(self.first(x))) + 1).reshape(x.size(0), x.size(1) // 3, 3, -1)
+        return self.last(grid.mean(2))
+
+
+def test_checks_of_what_is_computed_later_stay_outside():
+    result, graphs = written(ReshapesLater(Fixed()))
+    assert graphs == {"inside"}
+    assert type(result).forward is ReshapesLater.forward
+
+
 class ReadsOutside(Fixed):
     """Reads what its caller has left on it."""
 

@@ -93,6 +93,11 @@ UNKNOWN = {
     "threshold": lambda h, x: F.threshold(h, 1e-6, float(x.shape[1])),
     "softplus": lambda h, x: F.softplus(h, beta=x.shape[1]),
     "number of elements": lambda h, x: h.cos() * x.numel(),
+    "channels of all steps": lambda h, x: h + h.flatten(1).size(1) / 100,
+    "channels of all steps, as a shape": lambda h, x: h.sigmoid() * h.flatten(1).shape[1],
+    "channels of all examples": lambda h, x: h + h.transpose(1, 2).flatten(0, 1).size(0),
+    "channels beside steps": lambda h, x: h.cos() / math.sqrt(h.mT.reshape(len(h), -1).size(-1)),
+    "channels, as often as there are steps": lambda h, x: h + h.mean(1).repeat(1, x.size(1)).size(1),
 }
 
 
@@ -108,6 +113,8 @@ KNOWN = {
     "fixed": lambda h, x: h.sigmoid() / 3,
     "clamped": lambda h, x: h.clamp(max=x.shape[1], min=-1),
     "viewed": lambda h, x: h.relu().view(x.shape[0], x.shape[1], -1),
+    "channels": lambda h, x: h.sigmoid() * h.size(-1),
+    "channels, merged": lambda h, x: h.sigmoid() * h.unflatten(-1, (3, 4)).flatten(2).size(-1),
     "shape of the channels": lambda h, x: h.sigmoid() / math.sqrt(h.new_zeros(2, 7).shape[-1]),
     "mean over time": lambda h, x: h.cos().mean(1),
     "mean of the channels": lambda h, x: (h.sigmoid() / x.shape[1]).mean(-1, keepdim=True) * h.relu(),
@@ -120,6 +127,19 @@ KNOWN = {
 @pytest.mark.parametrize("name", KNOWN)
 def test_what_stays_the_same_whatever_the_number_is_can_go(name):
     assert exact(Between(KNOWN[name]), TOKENS, OTHERS) == 12
+
+
+BACK = {
+    "the rest": lambda h, x: h.flatten(1).reshape(len(h), -1, h.size(2), h.size(3)),
+    "divided": lambda h, x: (f := h.flatten(1)).unflatten(1, (f.size(1) // (h.size(2) * h.size(3)), *h.shape[2:])),
+    "of the images": lambda h, x: h.flatten(0, 1).unflatten(0, (-1, 12)),
+}
+
+
+@pytest.mark.parametrize("name", BACK)
+def test_flattened_and_back(name):
+    function = BACK[name]
+    assert exact(Images(lambda h, x: function(h, x).relu().mean((2, 3))), IMAGES, OTHER_IMAGES) == 12
 
 
 SUMS = {

@@ -26,6 +26,7 @@ class Net(nn.Module):
             module,
         )
         self.taps, self.bias = nn.Parameter(torch.randn(1, 1, 3, 1)), nn.Parameter(torch.randn(1))
+        self.band, self.shift = nn.Parameter(torch.randn(6, 6, 3)), nn.Parameter(torch.randn(6))
 
     def forward(self, x):
         x = self.a(x)
@@ -72,6 +73,17 @@ PASSING = {
     "Upsample": nn.Upsample(scale_factor=(2, 1)),
     "ReflectionPad2d": nn.ReflectionPad2d((0, 0, 1, 1)),
     "Conv2d": nn.Conv2d(1, 1, (3, 1), padding=(1, 0)),
+    "three at a time": nn.Conv2d(1, 1, 3, padding=1),
+    "three at a time, without a batch": lambda m, x: x + F.conv1d(x[0], m.band, padding=1),
+    "five, and a bias": lambda m, x: F.conv1d(x, m.band, m.shift, padding=2, dilation=2),
+    "as long as before": lambda m, x: F.conv1d(x, m.band, padding="same"),
+    "three, in three": lambda m, x: F.conv3d(x[:, None, :, None], m.taps.mT[..., None, :], padding=(0, 0, 1))[
+        :, 0, :, 0
+    ],
+    "a gate of neighbours": lambda m, x: (
+        x * F.conv1d(x.mean(1, keepdim=True), m.taps[..., 0], m.bias, padding=1).sigmoid()
+    ),
+    "a product of both": lambda m, x: F.conv1d(x.tanh(), m.band, padding=1) * x,
     "ConvTranspose2d": nn.ConvTranspose2d(1, 1, (2, 1), stride=(2, 1)),
 }
 SLIDING = {
@@ -81,7 +93,12 @@ SLIDING = {
     "whole rows": lambda m, x: F.unfold(x[:, None], (1, WIDTH)).transpose(1, 2),
     "Upsample": nn.Upsample(size=(9, WIDTH)),
     "AdaptiveAvgPool2d": nn.AdaptiveAvgPool2d((3, WIDTH)),
-    "three at a time": nn.Conv2d(1, 1, 3, padding=1),
+    "three at a time, not beyond the ends": lambda m, x: F.pad(F.conv1d(x, m.band), (1, 1)),
+    "three at a time, around the ends": nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"),
+    "every other of three": lambda m, x: F.conv1d(x, m.band, padding=1, stride=2).repeat(1, 1, 2),
+    "a window of two": lambda m, x: F.conv1d(x, m.band[..., :2], padding=1)[..., 1:],
+    "three at a time, twice": nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 3, padding=1)),
+    "three at a time of what is not zero": lambda m, x: F.conv1d(x.sigmoid(), m.band, padding=1),
 }
 
 

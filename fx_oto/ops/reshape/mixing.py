@@ -47,7 +47,7 @@ def cut_moves(call: OpCall, p: Propagation, layer: Layer) -> bool | None:
         return False
     if all(isinstance(size, int) and size >= 0 for size in entries_of(node)):  # torch refuses more elements, or fewer
         return False
-    old = [_parts(p, node, source, dim) for dim in range(source.ndim)]
+    old = [_parts(p, _read_by(node), source, dim) for dim in range(source.ndim)]
     sizes = [product(parts) for parts in old]
     known = {name for size in sizes for name in size.powers}
     new = _given(p, node, sizes, known)
@@ -114,12 +114,12 @@ def _moves(inner: Size, length: Size, tails: Sequence[Size], known: set[Any]) ->
     return False
 
 
-def _parts(p: Propagation, node: Node, source: Tensor, dim: int) -> list[Size]:
-    """The size of a dimension: one factor, or three: repeats of all channels, channels, repeats of each."""
+def _parts(p: Propagation, node: Node | None, source: Tensor, dim: int) -> list[Size]:
+    """The size of a dimension of a node's value: one factor, or three: repeats of all channels, channels, of each."""
     size = source.size(dim)
     if not p.is_fixed(source, dim):
-        settled = size in p.sizes.fixed or _is_settled(p, _read_by(node), dim - source.ndim)
-        return [Size(Fraction(size)) if settled else _of_dim(p, _read_by(node), dim)]
+        settled = size in p.sizes.fixed or _is_settled(p, node, dim - source.ndim)
+        return [Size(Fraction(size)) if settled else _of_dim(p, node, dim)]
     layer = next((layer for layer in p.layers(source) if dim in layer.dims), None)
     if layer is None:
         return [Size(Fraction(size))]
@@ -132,7 +132,11 @@ def _parts(p: Propagation, node: Node, source: Tensor, dim: int) -> list[Size]:
     if size % len(whole) or not torch.equal(whole.repeat(size // len(whole)), line):
         return [Size(Fraction(size))]
     copies = ((size // len(whole), _REPEATING), (each, {"repeat_interleave"}))
-    before, after = (_copies(_read_by(node), dim, times, names) for times, names in copies)
+    before, after = (_copies(node, dim, times, names) for times, names in copies)
+    told = _traced(p, node, dim) if node is not None and bool(before.powers) != bool(after.powers) else None
+    each = told and told / (Size(Fraction(channels)) * (after if before.powers else before))
+    if each and each.is_whole():  # of 8 channels that were flattened, H W pixels
+        before, after = (each, after) if before.powers else (before, each)
     return [before, Size(Fraction(channels)), after]
 
 
@@ -163,7 +167,9 @@ def _of_dim(p: Propagation, node: Any, dim: int) -> Size:
     """The size of a dimension; of one that others were flattened into, the product of theirs."""
     key = _of_dim, node, dim
     if key not in p.memo:
-        p.memo[key] = _traced(p, node, dim) or _plain(p, node.meta["val"].size(dim))
+        value = node.meta["val"]
+        told = product(_parts(p, node, value, dim)) if p.is_fixed(value, dim) else _traced(p, node, dim)
+        p.memo[key] = told or _plain(p, value.size(dim))
     found: Size = p.memo[key]
     return found
 
@@ -180,10 +186,7 @@ def _traced(p: Propagation, node: Node, dim: int) -> Size | None:
             whole = math.prod(value.size(one) for one in parts) == size
             return product([_of_dim(p, source, one) for one in parts]) if whole else None
         elif name in _GIVEN:
-            sizes = [
-                Size(Fraction(n)) if p.is_fixed(value, one) else _of_dim(p, source, one)
-                for one, n in enumerate(value.shape)
-            ]
+            sizes = [_of_dim(p, source, one) for one in range(value.ndim)]
             new = _given(p, node, sizes, {symbol for one in sizes for symbol in one.powers})
             return None if new is None else new[dim]
         elif value.ndim != node.meta["val"].ndim or value.size(dim) != size:
@@ -351,7 +354,7 @@ def _read(p: Propagation, entry: Any) -> Size | None:
     node, dim = entry
     value: Any = node.meta["val"]
     if isinstance(value, Tensor):
-        return Size(Fraction(value.shape[dim])) if p.is_fixed(value, dim) else _of_dim(p, node, dim)
+        return _of_dim(p, node, dim)
     return _plain(p, value[dim]) if p.sizes.vary(node) else Size(Fraction(int(value[dim])))
 
 
