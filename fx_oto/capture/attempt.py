@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,8 +20,8 @@ from fx_oto.capture.forms import Forms
 from fx_oto.capture.groups import Group, groups_of, resized
 from fx_oto.capture.memory import Memory
 from fx_oto.capture.names import AnyNames
-from fx_oto.capture.numbers import Origin
 from fx_oto.capture.other_numbers import followed, reads_plain
+from fx_oto.capture.other_sizes import OtherSizes
 from fx_oto.capture.precision import Precision
 from fx_oto.capture.raising import is_same_otherwise, way_after
 from fx_oto.capture.rebuilt import Rebuilt
@@ -280,9 +280,10 @@ class Attempt:
     def _runs_with_number(self, given: tuple[int, float]) -> list[CaptureRun]:
         return replace(self, options=replace(self.options, given=given))._runs(self.inputs)
 
-    def _run_seen_as(self, other: Callable[[int, Origin], int], run: CaptureRun) -> CaptureRun:
+    def _run_seen_as(self, other: OtherSizes, run: CaptureRun) -> CaptureRun:
         """A run again, where code that does not let sizes remember sees other numbers in their place."""
-        return self._run_with(replace(run.options, other_size=other), self.inputs, run.training)
+        options = replace(run.options, other_size=other, hands_others=other.are_handed)
+        return self._run_with(options, self.inputs, run.training)
 
     def _run(self, inputs: ExampleInputs, training: bool) -> CaptureRun:
         run = self._run_without_errors(inputs, training)

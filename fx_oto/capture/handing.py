@@ -122,7 +122,7 @@ class Handing(Branching):
         value = self._bound(value, node, given)
         node.meta["val"] = without_memory(value)
         self.calls[node] = self.fakes.calls
-        tensors = tensor_leaves(value)
+        tensors = tensor_leaves(node.meta["val"])
         if not tensors and isinstance(value, Int | Float | torch.Size):
             node.meta["is_number"] = True
         if torch.is_grad_enabled():

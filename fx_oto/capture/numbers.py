@@ -51,6 +51,10 @@ class Run(Protocol):
         """Whether nothing is captured any more."""
 
     @property
+    def hands_others(self) -> bool:
+        """Whether code that asks for a plain number is given the one that is shown."""
+
+    @property
     def stays_in_graphs(self) -> bool:
         """Whether its numbers are written into a graph as they are, and any other run is told in its place."""
 
@@ -63,7 +67,8 @@ def remembered(run: Run, value: Any, origin: Origin, shown_as: Any = None) -> An
         value: the number.
         origin: how it is computed.
         shown_as: another number, for code that does not let it remember, such as ``range`` and all that is written in
-            C: what comes of that must be the same, or it depends on the number.
+            C, and, where the run ``hands_others``, for code that asks for a plain one: what comes of that must be the
+            same, or it depends on the number.
     """
     kind: Any = type(value)
     if kind not in (int, float):
@@ -103,25 +108,28 @@ class _Remembering:
         run = _told(self, args[-1])
         return answer if run.is_over else run.decided(Origin(function, args), answer)
 
+    def _given(self) -> Any:
+        return shown(self) if self.run.hands_others else self.plain
+
     def _handed(self, given: Any) -> Any:
         if not self.run.is_over:
             self.run.handed_out(self, given)
         return given
 
     def __int__(self) -> int:
-        return int(self._handed(int(shown(self))))
+        return int(self._handed(int(self._given())))
 
     def __float__(self) -> float:
-        return float(self._handed(float(shown(self))))
+        return float(self._handed(float(self._given())))
 
     def __repr__(self) -> str:
-        return repr(self._handed(shown(self)))
+        return repr(self._handed(self._given()))
 
     def __str__(self) -> str:
-        return str(self._handed(shown(self)))
+        return str(self._handed(self._given()))
 
     def __format__(self, spec: str) -> str:
-        return format(self._handed(shown(self)), spec)
+        return format(self._handed(self._given()), spec)
 
     def __copy__(self) -> Any:
         return self
@@ -130,7 +138,7 @@ class _Remembering:
         return self
 
     def __reduce__(self) -> Any:
-        given = shown(self)
+        given = self._given()
         return type(given), (given,)
 
 

@@ -38,10 +38,12 @@ class OtherSizes:
     Args:
         shows: whether code sees another number in the place of a size: of a node, by name, and a dimension.
         change: another number in the place of a size, of which there were so many before.
+        are_handed: whether code that asks for a plain number is given the other one, too.
     """
 
-    def __init__(self, shows: Callable[[_Place], bool], change: Callable[[int, int], int]) -> None:
+    def __init__(self, shows: Callable[[_Place], bool], change: Callable[[int, int], int], are_handed: bool) -> None:
         self._shows, self._change, self._asked = shows, change, dict[Any, int]()
+        self.are_handed = are_handed
 
     def __call__(self, size: int, origin: Origin) -> int:
         """A size, or the number in its place."""
@@ -64,10 +66,10 @@ class Shown:
     ) -> None:
         self._comparisons, self._seen_as = comparisons, seen_as
 
-    def is_same_with_any(self) -> bool:
-        """Whether nothing depends on any."""
-        runs = self._comparisons
-        return not self._given_numbers() and all(self._seen(run, lambda _: True) == (True, None) for run in runs)
+    def is_same_with_any(self, are_handed: bool) -> bool:
+        """Whether nothing depends on any; ``are_handed`` says whether they are for code that asks, too."""
+        seen = (self._seen(run, lambda _: True, are_handed=are_handed) for run in self._comparisons)
+        return not self._given_numbers() and all(one == (True, None) for one in seen)
 
     def unless_known(self, tried: Mapping[Group, tuple[list[CaptureRun], int]]) -> Difference | None:
         """A place that depends on other sizes than those that were tried, or where nobody knows."""
@@ -91,7 +93,7 @@ class Shown:
             for place, *both in _sizes_that_changed(run, other)
             if both == [group.size, size]
         }
-        return self._seen(run, lambda place: place not in known)
+        return self._seen(run, lambda place: place not in known, are_handed=True)
 
     def of_changed(self, group: Group, others: list[CaptureRun]) -> Difference | None:
         """A place that depends on sizes that are others in captures where a size of the inputs is."""
@@ -106,14 +108,14 @@ class Shown:
         return next((node for run in self._comparisons for node in run.graph.nodes if _is_given_numbers(node)), None)
 
     def _seen(
-        self, run: CaptureRun, shows: Callable[[_Place], bool], group: Group = NO_GROUP
+        self, run: CaptureRun, shows: Callable[[_Place], bool], group: Group = NO_GROUP, are_handed: bool = False
     ) -> tuple[bool, Difference | None]:
         """Whether code runs where it sees others in the place of some sizes, and what differs."""
         comparison = self._comparisons[run]
         before = comparison.places
         try:
             for change in _NEAR_AND_FAR:
-                other = self._seen_as(OtherSizes(shows, change), run)
+                other = self._seen_as(OtherSizes(shows, change, are_handed), run)
                 if (found := comparison.with_other(other, group, group.size)) is not None:
                     return True, found
                 comparison.count(other.counted_parts)

@@ -20,7 +20,7 @@ __all__ = ["rejoined"]
 def rejoined(run: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """``cat`` and ``stack`` of all rows of a tensor, in their order, as a graph that does not count them."""
     given = {**dict(zip(("tensors", "dim"), args, strict=False)), **kwargs}
-    rows, dim = given.pop("tensors", None), without_memory(given.pop("dim", 0))
+    rows, dim = without_memory(given.pop("tensors", None)), without_memory(given.pop("dim", 0))
     whole = _whole_of(run, rows) if type(rows) in LISTS and rows and not given and dim == 0 else None
     if whole is None or (whole.ndim < 2 and name_of(func) != "stack"):
         return NotImplemented

@@ -48,6 +48,8 @@ class Options:
         other_number: another number in the place of one that is read from a tensor, to see what becomes of it.
         other_size: another number in the place of a size, for code that does not let it remember, to see what becomes
             of it: see ``remembered``.
+        hands_others: whether code that asks for a plain number is given it as well. It may keep something by that for
+            all of the process.
         reads_plain: whether code is given plain numbers that are read from tensors.
         steered: where what is chosen, and so counted, is to be something else: see ``Steered``.
         given: which of the numbers among the inputs is another one, and which one, to see what becomes of it.
@@ -69,6 +71,7 @@ class Options:
     length: int | None = None
     other_number: Callable[[Any], Any] | None = None
     other_size: Callable[[int, Origin], int] | None = None
+    hands_others: bool = False
     reads_plain: bool = True
     steered: int = 0
     given: tuple[int, float] | None = None
@@ -167,6 +170,11 @@ class Sheet(TorchFunctionMode):
         self._attributes: dict[str, Node] = {}
         self._alive: list[Any] = []
         self._globals = {id(names): names for names in subject.namespaces}
+
+    @property
+    def hands_others(self) -> bool:
+        """See ``numbers.Run``."""
+        return self.options.hands_others
 
     def create(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Node:
         """A node at the end of the graph, with the line in the user's code."""

@@ -187,9 +187,10 @@ class Sizes:
         that may be for sizes that must fit, or one of those that were tried.
         """
         unknown, differ = [*self._untried, *self._near], dict[Group, Difference]()
-        if self._handed and not self._shown.is_same_with_any():
+        asks = self._handed and bool(unknown) and self._may_take_others()
+        if self._handed and not self._shown.is_same_with_any(are_handed=asks):
             known = {group: tried for group, tried in self._tried.items() if group not in self._near}
-            if unknown and self._may_take_others() and (difference := self._shown.unless_known(known)) is not None:
+            if asks and (difference := self._shown.unless_known(known)) is not None:
                 differ |= dict.fromkeys(unknown, difference)
             for group in self._free:
                 if (difference := self._shown.of_changed(group, self._tried[group][0])) is not None:
@@ -296,9 +297,10 @@ class Sizes:
             trial.may_remember = again is None or self._lengths(again) != self._lengths(others)
             if again is not None and trial.may_remember:
                 others, found = again, self._compare(again, group, size)
+        if group not in self._tried or (found is None and size > trial.largest):  # where most is of another size
+            self._tried[group] = others, size
         if found is None:
-            if size > trial.largest:  # where most is of another size
-                trial.largest, self._tried[group] = size, (others, size)
+            trial.largest = max(trial.largest, size)
             decisions = [decision for one in self._comparisons for decision in one.decisions]
             trial.difference = decisions[0] if decisions else trial.difference
             trial.note(decisions)

@@ -72,11 +72,13 @@ class Attributes:
         original: what each was.
         is_over: see ``Run``.
         stays_in_graphs: see ``Run``.
+        hands_others: see ``Run``.
     """
 
     original: dict[Attribute, Any] = field(default_factory=dict)
     is_over: bool = False
     stays_in_graphs: bool = True
+    hands_others: bool = False
 
     def plant(self, model: nn.Module) -> None:
         """Put remembering numbers in the place of plain ones, in all modules whose code is run.

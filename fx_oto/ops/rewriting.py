@@ -148,7 +148,9 @@ def _adjust(edit: Editor, node: Node, adjustment: Adjustment, fold: Fold, worth:
     """Make a node compute over the original count, or add what removed channels contributed."""
     kept = edit.cuts.kept_labels(adjustment.labels)
     share = float(kept.sum()) / len(kept)
-    if adjustment.kind == "share":
+    if rewrite := _BY_KIND.get(adjustment.kind):
+        rewrite(edit, node, adjustment)
+    elif adjustment.kind == "share":
         reductions.share_of_mean(edit, node, share)
     elif adjustment.kind in ("norm", "mean") and node.op == "call_module":
         module = edit.gm.get_submodule(str(node.target))
@@ -160,18 +162,19 @@ def _adjust(edit: Editor, node: Node, adjustment: Adjustment, fold: Fold, worth:
         normalization.layer_norm_over_count(edit, node, len(kept), worth)
     elif adjustment.kind == "mean" and "rms_norm" in op_name(node):
         normalization.rms_norm_over_count(edit, node, worth)
-    elif adjustment.kind == "extreme":
-        reductions.extreme_beside_zero(edit, node)
     elif adjustment.kind == "var":
         reductions.variance_over_share(edit, node, share, worth)
-    elif adjustment.kind == "sizes":
-        sizes.check_sizes(edit, node)
-    elif adjustment.kind == "slide":
-        convolution.slide_over_zeros(edit, node, adjustment.labels)
     elif adjustment.kind == "mean":
         reductions.mean_over_share(edit, node, share, worth)
     else:
         contraction.add_folded(edit, node, fold(node, adjustment))
+
+
+_BY_KIND: dict[str, Callable[[Editor, Node, Adjustment], None]] = {
+    "extreme": lambda edit, node, _: reductions.extreme_beside_zero(edit, node),
+    "sizes": lambda edit, node, _: sizes.check_sizes(edit, node),
+    "slide": lambda edit, node, adjustment: convolution.slide_over_zeros(edit, node, adjustment.labels),
+}
 
 
 def _erase(edit: Editor, stale: set[Node]) -> None:

@@ -127,11 +127,11 @@ def _parts(p: Propagation, node: Node | None, source: Tensor, dim: int) -> list[
     channels = line.unique().numel()
     if channels == size:
         return [Size(Fraction(size))]
-    each = int((line == line[0]).to(torch.int64).cumprod(0).sum())
-    whole = line[: channels * each : each].repeat_interleave(each)
+    run = int((line == line[0]).to(torch.int64).cumprod(0).sum())
+    whole = line[: channels * run : run].repeat_interleave(run)
     if size % len(whole) or not torch.equal(whole.repeat(size // len(whole)), line):
         return [Size(Fraction(size))]
-    copies = ((size // len(whole), _REPEATING), (each, {"repeat_interleave"}))
+    copies = ((size // len(whole), _REPEATING), (run, {"repeat_interleave"}))
     before, after = (_copies(node, dim, times, names) for times, names in copies)
     told = _traced(p, node, dim) if node is not None and bool(before.powers) != bool(after.powers) else None
     each = told and told / (Size(Fraction(channels)) * (after if before.powers else before))
