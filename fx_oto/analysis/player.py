@@ -19,7 +19,7 @@ from fx_oto.analysis.engine import FIXED, Propagation, Rule
 from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer, laid_along
 from fx_oto.analysis.sizes import PLACE, indexed_at
 from fx_oto.analysis.tables import untrained_tables
-from fx_oto.analysis.tape import OpCall, macs_of
+from fx_oto.analysis.tape import OpCall
 from fx_oto.core.errors import FxOtoError
 from fx_oto.core.fx_utils import behind, is_random, op_name, tensor_leaves
 from fx_oto.core.layouts import is_sparse
@@ -206,8 +206,8 @@ class Player(Propagation):
         try:
             self._keep_sparse(call)
             rule(call, self)
-            if macs := macs_of(call):
-                self.work(macs, *self._contracted(call, rule), self._summed(call))
+            if call.macs:
+                self.work(call.macs, *self._contracted(call, rule), self._summed(call))
         except FxOtoError:  # what a user taught does not fit
             raise
         except Exception as error:
