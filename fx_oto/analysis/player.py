@@ -127,12 +127,10 @@ class Player(Propagation):
         # Behind a norm without weights, the channel is not zero though its row is: there the column is driven to zero
         # as well, so that nothing is lost with the channel, whatever it is.
         variable = torch.bincount(roots)[roots] > 1  # what meets nothing is no group
-        for labels in self._consumed:
-            variable[labels] = False
-        for _, labels in (*self._producers, *self._silenced):
-            variable[labels] = True
-        for labels in self._untrained:
-            variable[labels] = False
+        none = torch.zeros(0, dtype=torch.int64)
+        variable[torch.cat([none, *self._consumed])] = False
+        variable[torch.cat([none, *(labels for _, labels in (*self._producers, *self._silenced))])] = True
+        variable[torch.cat([none, *self._untrained])] = False
         return variable
 
     def _reasons(self, roots: Tensor) -> dict[int, Reason]:
