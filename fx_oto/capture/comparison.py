@@ -199,6 +199,7 @@ class _Pass:
         known: Mapping[_Place, Ways],
     ) -> None:
         self._group, self._size, self._known = group, size, known
+        self._is_of_same_size = size == group.size
         self._run, self._other = run, other
         self._twins: dict[Node, Node] = {}
         self._node: Any = None
@@ -292,6 +293,8 @@ class _Pass:
         if isinstance(way, OfHanded):
             return self._is_before(way.event) and bool(way.of(self._pairs[way.event][1]) == right)
         power = self._power(way)
+        if power and self._is_of_same_size:  # of sizes that are only shown otherwise others have told this
+            return True
         return bool(left * self._size**power == right * self._group.size**power)
 
     def _power(self, way: Product) -> int:
@@ -303,8 +306,8 @@ class _Pass:
         found: set[tuple[Any, int, Node]] = set()
         for event, (mine, theirs) in enumerate(self._pairs):
             if mine != theirs and type(mine) in (int, float) and self._is_before(event):
-                of_same_size = self._size == self._group.size  # of another size sizes alone tell what is added
-                way = function_of(left, right, mine, theirs, may_add=of_same_size)
+                # Of another size sizes alone tell what is added.
+                way = function_of(left, right, mine, theirs, may_add=self._is_of_same_size)
                 if way is not None and (*way, self._run.events[event][0]) not in found:
                     found.add((*way, self._run.events[event][0]))
                     yield OfHanded(way[0], event, way[1])

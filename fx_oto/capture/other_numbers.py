@@ -20,7 +20,7 @@ from fx_oto.capture.run import CaptureRun
 from fx_oto.capture.sheet import Options
 from fx_oto.core.context import ExampleInputs
 
-__all__ = ["SAME_SIZE", "followed", "reads_plain"]
+__all__ = ["NO_GROUP", "followed", "reads_plain"]
 
 _Change = Callable[[Any], Any]
 _RunWith = Callable[[Options, ExampleInputs], CaptureRun]
@@ -35,7 +35,7 @@ _ON_OTHER_SIDES: tuple[_Change, ...] = (
     lambda number: 1009 * number + 7,
 )
 # Of a comparison with a capture that is no other in any size.
-SAME_SIZE = (Group((), 1), 1)
+NO_GROUP = Group((), 1)
 
 
 def followed(run: CaptureRun, run_with: _RunWith) -> Comparison | None:
@@ -51,7 +51,7 @@ def followed(run: CaptureRun, run_with: _RunWith) -> Comparison | None:
             other = _with_others(run, run_with, change)
         except NotCapturedError:
             return None
-        if other is not None and comparison.with_other(other, *SAME_SIZE) is not None:
+        if other is not None and comparison.with_other(other, NO_GROUP, NO_GROUP.size) is not None:
             return None
         num_same += other is not None
     if num_same > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
@@ -13,9 +13,7 @@ from fx_oto.analysis.recording import fake_run
 from fx_oto.capture.arguments import Arguments
 from fx_oto.capture.comparison import Comparison, Difference
 from fx_oto.capture.groups import Group, groups_of, resized
-from fx_oto.capture.numbers import Origin
-from fx_oto.capture.other_numbers import SAME_SIZE
-from fx_oto.capture.other_sizes import NEAR_AND_FAR, OtherSizes, is_given_numbers
+from fx_oto.capture.other_sizes import OtherSizes, Shown
 from fx_oto.capture.refusals import NotCapturedError, NotHashedError
 from fx_oto.capture.run import CaptureRun
 from fx_oto.core.context import ExampleInputs, InputSize
@@ -87,19 +85,21 @@ class Sizes:
         model: nn.Module,
         inputs: ExampleInputs,
         again: Callable[[ExampleInputs, list[CaptureRun]], list[CaptureRun]],
-        seen_as: Callable[[Callable[[int, Origin], int], CaptureRun], CaptureRun],
+        seen_as: Callable[[OtherSizes, CaptureRun], CaptureRun],
         comparisons: Mapping[CaptureRun, Comparison],
     ) -> None:
-        self._model, self._inputs, self._again, self._seen_as = model, inputs, again, seen_as
+        self._model, self._inputs, self._again = model, inputs, again
         runs = list(comparisons)
         self._handed = any(run.handed for run in runs)
         self._runs = [run for run in runs if run.handed or not run.is_plain] or runs
         self._names = names_of(model, inputs)
         self._others: dict[Group, list[CaptureRun]] = {}
         self._comparisons = [comparisons[run] for run in self._runs]
+        self._shown = Shown({run: comparisons[run] for run in self._runs}, seen_as)
         self._fixed: list[tuple[Group, Difference]] = []
         self._untried: list[Group] = []
         self._near: list[Group] = []
+        self._free: list[Group] = []
         self._tried: dict[Group, tuple[list[CaptureRun], int]] = {}
         self.larger: dict[Group, int] = {}
         self._decided: dict[InputSize, tuple[Group, dict[str, str]]] = {}
@@ -182,56 +182,32 @@ class Sizes:
     def _with_untried(self, found: list[InputSize]) -> list[InputSize]:
         """And sizes of which no other was taken, as the model wants two inputs to fit: who knows what becomes of them?
 
-        Nor is that known where only near ones were, as windows leave a rest, and are as many as before. Both stay free
-        where code that does not let them remember sees other numbers, and the graph is the same.
+        Nor is that known where only near ones were, as windows leave a rest, and are as many as before. All sizes stay
+        free where code that does not let them remember sees other numbers, and the graph is the same. If it is not,
+        that may be for sizes that must fit, or one of those that were tried.
         """
-        before = [comparison.places for comparison in self._comparisons]
-        difference = self._seen_otherwise() if self._handed and self._may_take_others() else None
-        if difference is None:
-            return [*found, *map(self._told, self._untried)]
-        for comparison, places in zip(self._comparisons, before, strict=True):  # which one number may explain by chance
-            comparison.places = places
-        for group in self._near:
+        unknown, differ = [*self._untried, *self._near], dict[Group, Difference]()
+        if self._handed and not self._shown.is_same_with_any():
+            known = {group: tried for group, tried in self._tried.items() if group not in self._near}
+            if unknown and self._may_take_others() and (difference := self._shown.unless_known(known)) is not None:
+                differ |= dict.fromkeys(unknown, difference)
+            for group in self._free:
+                if (difference := self._shown.of_changed(group, self._tried[group][0])) is not None:
+                    differ[group] = difference
+        for group in differ:
             self.doubts.pop(group, None)
-            found = [one for one in found if one.dims != self._told(group).dims]
-        return [*found, *(self._fix(group, difference) for group in (*self._untried, *self._near))]
+            self.larger.pop(group, None)
+        dims = {self._told(group).dims for group in differ}
+        self.notes = [(one, note) for one, note in self.notes if one.dims not in dims]
+        told = [one for one in found if one.dims not in dims]
+        told += [self._told(group) for group in self._untried if group not in differ]
+        return [*told, *(self._fix(group, difference) for group, difference in differ.items())]
 
     def _may_take_others(self) -> bool:
         """Whether the model may take other sizes where none was tried: two at once, or what goes by numbers."""
         alone = self._untried if len(self._untried) == 1 else []
         others = (resized(self._inputs, {group: size}) for group in alone for size in group.others())
         return len(self._untried) > 1 or bool(self._near) or any(map(self._takes, others))
-
-    def _seen_otherwise(self) -> Difference | None:
-        """A place that depends on plain numbers which are made of sizes, or where that cannot be told."""
-        for run in self._runs:
-            if (node := next(filter(is_given_numbers, run.graph.nodes), None)) is not None:
-                return Difference(node)
-        for at, (run, comparison) in enumerate(zip(self._runs, self._comparisons, strict=True)):
-            known = set(self._sizes_tried(at))
-            for change in NEAR_AND_FAR:
-                try:
-                    other = self._seen_as(OtherSizes(known, change), run)
-                except (NotCapturedError, NotHashedError):
-                    nodes = list(run.graph.nodes)
-                    return Difference(next((node for node in nodes if node.meta.get("is_number")), nodes[-1]))
-                if (difference := comparison.with_other(other, *SAME_SIZE)) is not None:
-                    return difference
-                comparison.count(other.counted_parts)
-        return None
-
-    def _sizes_tried(self, at: int) -> Iterator[tuple[str, int]]:
-        """The nodes of a run, by name, and those dimensions of their values that are as large as a size was tried."""
-        for group, (others, size) in self._tried.items():
-            if group in self._near:
-                continue
-            for mine, theirs in zip(self._runs[at].graph.nodes, others[at].graph.nodes, strict=False):
-                if (mine.op, mine.target) != (theirs.op, theirs.target):
-                    break
-                before, then = mine.meta.get("val"), theirs.meta.get("val")
-                if isinstance(before, Tensor) and isinstance(then, Tensor):
-                    shapes = enumerate(zip(before.shape, then.shape, strict=False))
-                    yield from ((mine.name, dim) for dim, both in shapes if both == (group.size, size))
 
     def _trial(self, group: Group) -> _Trial:
         """Capture at other sizes, until it is known what follows them."""
@@ -259,8 +235,6 @@ class Sizes:
                 self._same(trial, others, group, far)
         if trial.taken is not None and group.size > 1:
             self._look_below(group)
-        if trial.taken is not None and trial.largest < 2 * group.size:
-            self._near.append(group)
         return trial
 
     def _look_below(self, group: Group) -> None:
@@ -322,9 +296,9 @@ class Sizes:
             trial.may_remember = again is None or self._lengths(again) != self._lengths(others)
             if again is not None and trial.may_remember:
                 others, found = again, self._compare(again, group, size)
-        self._tried[group] = others, size
         if found is None:
-            trial.largest = max(trial.largest, size)
+            if size > trial.largest:  # where most is of another size
+                trial.largest, self._tried[group] = size, (others, size)
             decisions = [decision for one in self._comparisons for decision in one.decisions]
             trial.difference = decisions[0] if decisions else trial.difference
             trial.note(decisions)
@@ -367,6 +341,7 @@ class Sizes:
         return told
 
     def _told_of(self, group: Group, trial: _Trial) -> InputSize:
+        (self._free if trial.largest >= 2 * group.size else self._near).append(group)
         told = self._told(group, decided=str(trial.difference or ""))
         if told.decided:
             self._decided[told] = group, trial.checks

@@ -1,6 +1,7 @@
 """Inputs that must fit, such as a sequence and the same shifted by one: no size can be tried alone.
 
-What code makes of such sizes holds at others, or is refused there, however it comes by plain numbers.
+What code makes of such sizes holds at others, or is refused there, however it comes by plain numbers. So does what does
+not show at the sizes that are tried.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ def test_layers_that_split_channels_take_all_sizes():
 
 
 class Framed(nn.Module):
-    """Takes a waveform of ``(1, 4 n)``, whose last samples may be missing, and what is known of its frames, ``(6, n)``."""
+    """Takes waveforms of ``(1, 4 n - 2)``, and what is known of each four samples, ``(6, n)``."""
 
     def __init__(self, number, frames):
         super().__init__()
@@ -200,3 +201,48 @@ def test_of_every_second_image(number, size):
             assert batch != size
             continue
         torch.testing.assert_close(made, model(images))
+
+
+RESTS = {
+    "multiplied": lambda h: int.__mul__(h.shape[1], 2) % 3,
+    "of two": lambda h: [0.5, 2.0][h.shape[1] % 2 :][0],
+    "listed": lambda h: len([0] * h.shape[1]) % 3,
+    "numpy": lambda h: float(np.arange(h.shape[1]).sum() % 4),
+    "counted": lambda h: len(range(h.shape[1])) % 8,
+    "elements": lambda h: h[0].numel() % 3,
+    "written": lambda h: int(f"{h.shape[1]}") % 4,
+}
+TAKEN = {
+    "all": lambda h: h,
+    "every second": lambda h: h[:, ::2],
+    "pooled": lambda h: F.max_pool1d(h.mT, 4, ceil_mode=True).mT,
+    "examples": lambda h: h.mT.mT.transpose(0, 1),
+    "one more": lambda h: torch.cat([h, h[:, :1]], 1),
+    "a third": lambda h: h.tensor_split(3, 1)[0],
+}
+
+
+@pytest.mark.filterwarnings("ignore:the graph takes batches")
+@pytest.mark.parametrize("part", TAKEN.values(), ids=TAKEN)
+@pytest.mark.parametrize("rest", RESTS.values(), ids=RESTS)
+@pytest.mark.parametrize("size", [(3, 6), (4, 9)], ids=str)
+def test_rests_that_are_the_same_at_the_sizes_that_are_tried(rest, part, size):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            h = self.a(x).relu()
+            return self.b(h) * rest(part(h))
+
+    model = Net().eval()
+    gm = fx_oto.prepare(model, torch.randn(*size, 4))
+    for other in ((size[0], 7), (size[0], 11), (size[0], 16), (5, size[1]), (7, size[1]), size):
+        given = torch.randn(*other, 4)
+        try:
+            made = gm(given)
+        except AssertionError:
+            assert other != size
+            continue
+        torch.testing.assert_close(made, model(given))
