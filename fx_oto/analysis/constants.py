@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from fx_oto.analysis.fakes import tensors_in
+from fx_oto.analysis.result_forms import tensors_in
 from fx_oto.analysis.tape import OpCall, Tape
 from fx_oto.analysis.values import Values, storage_of
 from fx_oto.core.fx_utils import op_name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fx_oto.analysis.fakes import is_pointwise
+from fx_oto.analysis.result_forms import is_pointwise
 from fx_oto.analysis.tape import OpCall, Tape
 
 __all__ = ["before_products"]

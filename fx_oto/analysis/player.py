@@ -19,7 +19,7 @@ from fx_oto.analysis.engine import FIXED, Propagation, Rule
 from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer, laid_along
 from fx_oto.analysis.sizes import PLACE, indexed_at
 from fx_oto.analysis.tables import untrained_tables
-from fx_oto.analysis.tape import OpCall, macs_of
+from fx_oto.analysis.tape import OpCall
 from fx_oto.core.errors import FxOtoError
 from fx_oto.core.fx_utils import behind, is_random, op_name, tensor_leaves
 from fx_oto.core.layouts import is_sparse
@@ -127,12 +127,10 @@ class Player(Propagation):
         # Behind a norm without weights, the channel is not zero though its row is: there the column is driven to zero
         # as well, so that nothing is lost with the channel, whatever it is.
         variable = torch.bincount(roots)[roots] > 1  # what meets nothing is no group
-        for labels in self._consumed:
-            variable[labels] = False
-        for _, labels in (*self._producers, *self._silenced):
-            variable[labels] = True
-        for labels in self._untrained:
-            variable[labels] = False
+        none = torch.zeros(0, dtype=torch.int64)
+        variable[torch.cat([none, *self._consumed])] = False
+        variable[torch.cat([none, *(labels for _, labels in (*self._producers, *self._silenced))])] = True
+        variable[torch.cat([none, *self._untrained])] = False
         return variable
 
     def _reasons(self, roots: Tensor) -> dict[int, Reason]:
@@ -206,8 +204,8 @@ class Player(Propagation):
         try:
             self._keep_sparse(call)
             rule(call, self)
-            if macs := macs_of(call):
-                self.work(macs, *self._contracted(call, rule), self._summed(call))
+            if call.macs:
+                self.work(call.macs, *self._contracted(call, rule), self._summed(call))
         except FxOtoError:  # what a user taught does not fit
             raise
         except Exception as error:

@@ -15,8 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from fx_oto.analysis.fakes import Fakes, StandIns, ValuesAskedError, asks_values, tensors_in
+from fx_oto.analysis.fakes import Fakes, StandIns, ValuesAskedError, asks_values
 from fx_oto.analysis.misfits import misfit
+from fx_oto.analysis.result_forms import tensors_in
 from fx_oto.analysis.tape import FUSED, OpCall, Tape, macs_of_all
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.errors import InputError, RuleError

@@ -17,12 +17,12 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from fx_oto.analysis.fakes import tensors_in
+from fx_oto.analysis.result_forms import tensors_in
 from fx_oto.core.fx_utils import bare_name
 from fx_oto.nn.leaves import LeafOp, OpaqueOp
 from fx_oto.nn.recurrence import recurrent_macs
 
-__all__ = ["DIMS", "FUSED", "GROUPED", "OpCall", "Tape", "macs_of", "macs_of_all"]
+__all__ = ["DIMS", "FUSED", "GROUPED", "OpCall", "Tape", "macs_of_all"]
 
 # How operators call what says which dimensions are meant.
 DIMS = {"dim", "dims", "dimension", "dim0", "dim1"}
@@ -88,6 +88,11 @@ class OpCall:
     def inputs(self) -> list[Tensor]:
         """Every tensor among the arguments."""
         return tensors_in((*self.args, *self.kwargs.values()))
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-adds, after ``torch.utils.flop_counter``; 0 for what it does not count."""
+        return _macs(self)
 
     @property
     def out(self) -> Tensor:
@@ -174,8 +179,7 @@ class Tape:
         return macs * self.counted[step] // self._macs_by_step[step]
 
 
-def macs_of(call: OpCall) -> int:
-    """Multiply-adds of one call, after ``torch.utils.flop_counter``; 0 for what it does not count."""
+def _macs(call: OpCall) -> int:
     if isinstance(call.func, LeafOp | OpaqueOp):
         return call.func.macs
     formula = flop_registry.get(call.func._overloadpacket) if hasattr(call.func, "_overloadpacket") else None
@@ -190,7 +194,7 @@ def macs_of(call: OpCall) -> int:
 
 def macs_of_all(calls: Iterable[OpCall]) -> int:
     """Those of recurrences as well, which the rule of dependency analysis counts gate by gate."""
-    return sum(macs_of(call) + recurrent_macs(call.name, call.inputs) for call in calls)
+    return sum(call.macs + recurrent_macs(call.name, call.inputs) for call in calls)
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

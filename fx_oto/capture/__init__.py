@@ -21,8 +21,9 @@ from fx_oto.capture.attempt import Attempt, Captured, FixedByValuesError, analys
 from fx_oto.capture.elsewhere import check_memory, forget_sizes
 from fx_oto.capture.parts import Parts, parts_of
 from fx_oto.capture.refusals import AskedError, NotCapturedError, NotHashedError, RandomError
+from fx_oto.capture.run import seeing_module_calls
 from fx_oto.capture.sheet import Options
-from fx_oto.capture.statements import statement_at
+from fx_oto.capture.statements import failed_line, statement_at
 from fx_oto.capture.subject import Subject
 from fx_oto.capture.whole import LeafTracer, Part, WrappedFunction
 from fx_oto.core.context import Capture, Context, ExampleInputs, Untraced
@@ -102,6 +103,7 @@ def trace(model: nn.Module, example_inputs: Any, *, parts: Parts = ()) -> GraphM
             uncompiled(),
             without_autocast(),
             settled(model),
+            seeing_module_calls(),
         ):
             gm, capture, tape = _capture(model, inputs.copied())  # its code may write into them
     kept = Context.of(model).kept if "fx_oto" in getattr(model, "meta", {}) else {}
@@ -283,7 +285,7 @@ def _answered(error: NotCapturedError, options: Options) -> Options | None:
 
 def _statement(error: NotCapturedError, kind: type | None) -> tuple[type, int] | None:
     """The statement of a ``forward`` in which code could not be captured, if it can be called as a whole."""
-    line = error.lines.get(kind) if kind is not None and not is_torchs(kind) else None
+    line = failed_line(error.trace, kind) if kind is not None and not is_torchs(kind) else None
     begin = None if kind is None or line is None else statement_at(kind, line)
     return None if kind is None or begin is None else (kind, begin)
 

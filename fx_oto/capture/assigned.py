@@ -19,7 +19,7 @@ from fx_oto.nn.modes import IN_PLACE
 
 __all__ = ["Assigned", "tensors_kept"]
 
-_REGISTRIES = frozenset(vars(nn.Module()))
+_REGISTRIES = frozenset(vars(nn.Module()))  # what every module has
 _COPYING = frozenset({"to", "type", "type_as", "float", "double", "cpu", "cuda", "contiguous", "clone", "detach"})
 
 
@@ -40,7 +40,7 @@ class Assigned:
             self._buffers.update(f"{path}.{name}".lstrip(".") for name in module._buffers)
             for owner in (module.__dict__, module._buffers):
                 for name, value in owner.items() if isinstance(owner, dict) else ():
-                    if isinstance(value, Tensor | bool | int | float) and name != "training":
+                    if name not in _REGISTRIES and isinstance(value, Tensor | bool | int | float):
                         self._before[f"{path}.{name}".lstrip(".")] = (owner, name, value)
 
     def write(self, run: Recorder) -> None:

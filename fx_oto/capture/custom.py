@@ -35,10 +35,11 @@ def as_function(custom: type) -> Callable[..., Any]:
     return apply
 
 
-def _subclasses(kind: Any) -> Iterator[Any]:
-    for one in kind.__subclasses__():
-        yield one
-        yield from _subclasses(one)
+def _subclasses(kind: Any) -> list[Any]:
+    found: list[Any] = kind.__subclasses__()
+    for one in found:  # which grows
+        found += one.__subclasses__()
+    return found
 
 
 @contextmanager

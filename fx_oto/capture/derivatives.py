@@ -16,7 +16,7 @@ from torch.autograd.function import FunctionCtx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fx_oto.analysis.fakes import tensors_in
+from fx_oto.analysis.result_forms import tensors_in
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.whole import bound_in
 from fx_oto.core.fx_utils import tensor_leaves

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from types import CodeType
+from functools import cached_property
+from types import CodeType, TracebackType
 from typing import Any, TypeVar
 
 from fx_oto.analysis.fakes import text_of
@@ -86,10 +87,11 @@ class NotCapturedError(TraceError):
     """The model's code does something that a capture has no answer to.
 
     Attributes:
-        parts: the methods of the model's modules, and the functions, in which that happened, outermost first.
+        parts: the methods of the model's modules, and the functions, in which that happened, outermost first; found
+            when they are asked for, as most models that do not take some inputs are not asked.
         where: the place, to be read after what has happened.
         by_values: whether code asked for the numbers in a tensor.
-        lines: where it is in the ``forward`` of the model, and of the classes of its modules.
+        trace: how code came to that place.
         in_training: whether evaluation can be captured as it is.
         selects: whether code does not do the same where nothing was selected.
         raises: whether code raised an error by itself.
@@ -97,15 +99,20 @@ class NotCapturedError(TraceError):
     """
 
     def __init__(
-        self, message: str, parts: Collection[Part | WrappedFunction] = (), where: str = "", by_values: bool = False
+        self, message: str, parts: Iterable[Part | WrappedFunction] = (), where: str = "", by_values: bool = False
     ) -> None:
         super().__init__(message)
-        self.parts, self.where, self.by_values = tuple(parts), where, by_values
+        self._parts, self.where, self.by_values = parts, where, by_values
         self.in_training = False
-        self.lines: dict[type, int] = {}
+        self.trace: TracebackType | None = None
         self.selects = False
         self.raises = False
         self.decision: Decision | None = None
+
+    @cached_property
+    def parts(self) -> tuple[Part | WrappedFunction, ...]:
+        """See the class."""
+        return tuple(self._parts)
 
 
 class RandomError(NotCapturedError):

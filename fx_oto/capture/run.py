@@ -54,7 +54,6 @@ from fx_oto.capture.refusals import (
     told_of,
 )
 from fx_oto.capture.scripted import own_code_of_scripted_functions
-from fx_oto.capture.statements import failed_line
 from fx_oto.capture.subject import depends_on_mode, held_by
 from fx_oto.capture.whole import (
     LeafTracer,
@@ -68,7 +67,7 @@ from fx_oto.nn.checks import name_of_error
 from fx_oto.nn.leaves import LeafOp, leaf_of
 from fx_oto.nn.modules import is_torchs
 
-__all__ = ["CaptureRun"]
+__all__ = ["CaptureRun", "seeing_module_calls"]
 
 _call_of_torchs = nn.Module.__call__
 # What code makes of numbers is new in each call of the model; the graph holds it, and must not write into it.
@@ -76,8 +75,11 @@ _COPYING = {torch.ops.aten.lift_fresh.default: torch.ops.aten.lift_fresh_copy.de
 
 
 @contextmanager
-def _seeing_module_calls() -> Iterator[None]:
-    """Let the run of this thread, if there is one, see each call of a module."""
+def seeing_module_calls() -> Iterator[None]:
+    """Let the runs of this thread see each call of a module.
+
+    Once for all runs: whenever something is set on ``nn.Module``, Python forgets what it knows of all its subclasses.
+    """
 
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         run: CaptureRun | None = getattr(active, "run", None)
@@ -155,7 +157,7 @@ class CaptureRun(Recorder):
             NotHashedError: it uses sizes as keys at a place that is not in ``hashable``.
         """
         caches.empty(self._globals.values())
-        forget_parameters(self.model)
+        forget_parameters(self.model, self.modules)
         dice = Dice(torchs=False)  # from torch's, the graph draws
         self._dice = dice if self.options.watchful else None
         try:
@@ -180,15 +182,14 @@ class CaptureRun(Recorder):
 
     def _surroundings(self) -> Iterator[Any]:
         yield torch.inference_mode(False)
-        yield evaluating(self.model, self.training)
-        yield without_backward_hooks(self.model)
+        yield evaluating(self.model, self.training, self.modules.values())
+        yield without_backward_hooks(self.modules.values())
         yield torch.enable_grad()
         yield one_by_one()
         yield custom_functions(self)
         yield opaque_calls(self)
         yield questions_seen(self)
         yield own_code_of_scripted_functions()
-        yield _seeing_module_calls()
         yield _unchecked_distributions()
         if self.options.watchful:
             yield without_checkers_draws()
@@ -236,11 +237,9 @@ class CaptureRun(Recorder):
         text = told_of(error)
         message = f"{type(self.model).__name__} cannot be captured{where}: {text}"
         by_values = text == ON_VALUES or asks_values(error)
-        parts = tuple(parts_in(error.__traceback__, self.model, CaptureRun.call_module.__code__))
+        parts = parts_in(error.__traceback__, self._names.keys(), CaptureRun.call_module.__code__)
         refusal = NotCapturedError(message, parts, where, by_values)
-        kinds = {type(part.owner) for part in parts if isinstance(part, Part)} | {type(self.model)}
-        found_in = {kind: failed_line(error.__traceback__, kind) for kind in kinds}
-        refusal.lines = {kind: number for kind, number in found_in.items() if number is not None}
+        refusal.trace = error.__traceback__
         self._tell_answers(refusal, error)
         return refusal
 

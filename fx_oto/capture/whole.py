@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from types import CellType, CodeType, FrameType, FunctionType, TracebackType
 from typing import Any
@@ -159,15 +159,17 @@ def _wrapped_functions() -> dict[Any, WrappedFunction]:
     return found
 
 
-def parts_in(trace: TracebackType | None, model: nn.Module, call_module: CodeType) -> Iterator[Part | WrappedFunction]:
+def parts_in(
+    trace: TracebackType | None, modules: Collection[int], call_module: CodeType
+) -> Iterator[Part | WrappedFunction]:
     """The methods and functions in which an error came up, outermost first, but for the model's ``forward``.
 
     Args:
         trace: of the error.
-        model: the model.
+        modules: those of the model, by ``id``.
         call_module: the code by which its modules are called, which knows the module whatever ``forward`` calls it.
     """
-    modules, functions = {id(module) for module in model.modules()}, _wrapped_functions()
+    functions = _wrapped_functions()
     while trace is not None:
         frame, trace = trace.tb_frame, trace.tb_next
         if (function := _function_of(frame) or functions.get(frame.f_code)) is not None:

@@ -104,8 +104,11 @@ def source_line(node: Node) -> str:
 
 def raised_at(error: BaseException) -> str:
     """The line of the user's code that raised an error: ``"path/net.py:12 (x = self.a(x))"``, ``""`` if it was none."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_users(f.filename)]
-    return f"{file_shown(frames[-1].filename)}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
+    frames = [one for one in traceback.walk_tb(error.__traceback__) if is_users(one[0].f_code.co_filename)]
+    if not frames:
+        return ""
+    (last,) = traceback.StackSummary.extract(iter(frames[-1:]))
+    return f"{file_shown(last.filename)}:{last.lineno} ({last.line})"
 
 
 def is_users(path: str) -> bool:
@@ -210,7 +213,8 @@ def with_modes_of(new: GraphModule, old: nn.Module) -> GraphModule:
     """Give a GraphModule the ``training`` flags of the module that it was made from."""
     modes = {name: child.training for name, child in old.named_modules(remove_duplicate=False)}
     for name, child in new.named_modules(remove_duplicate=False):
-        child.training = modes.get(name, old.training)
+        if child.training is not (mode := modes.get(name, old.training)):
+            child.training = mode
     return new
 
 

@@ -6,7 +6,7 @@ import gc
 import random
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import FunctionType, ModuleType
 from typing import Any
@@ -39,12 +39,19 @@ __all__ = [
 
 
 @contextmanager
-def evaluating(module: nn.Module, training: bool = False) -> Iterator[None]:
+def evaluating(
+    module: nn.Module, training: bool = False, children: Iterable[nn.Module] | None = None
+) -> Iterator[None]:
     """Put a module and its children in one mode for a while, then restore each child's own.
 
     In training those stay in evaluation that the module's own ``train`` leaves in it.
+
+    Args:
+        module: the module.
+        training: the mode.
+        children: the module and all inside of it, if they are known already: to walk through takes its time.
     """
-    before = [(child, child.training) for child in module.modules()]
+    before = [(child, child.training) for child in (module.modules() if children is None else children)]
     left = set(left_in_evaluation(module)) if training else set()
     try:
         for child, _ in before:
@@ -135,13 +142,17 @@ def unchanged(
         put_back()
 
 
-def forget_parameters(model: nn.Module) -> None:
+def forget_parameters(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     """Make modules drop what they cached from their parameters in evaluation, as they do when training begins.
+
+    Args:
+        model: the model.
+        modules: it and all inside of it, by name.
 
     Raises:
         InputError: ``train`` and ``eval`` of a module write into its parameters, which are as they were.
     """
-    changing = [(path, one) for path, one in model.named_modules() if type(one).train is not nn.Module.train]
+    changing = [(path, one) for path, one in modules.items() if type(one).train is not nn.Module.train]
     trained = [(parameter, parameter.requires_grad) for parameter in (model.parameters() if changing else ())]
     with evaluating(model, True) if changing else nullcontext():
         for path, module in changing:
@@ -163,9 +174,9 @@ def forget_parameters(model: nn.Module) -> None:
 
 
 @contextmanager
-def without_backward_hooks(model: nn.Module) -> Iterator[None]:
-    """Take backward hooks off the modules for a while: they cannot be called on tensors without gradients."""
-    before = [(module.__dict__, name) for module in model.modules() for name in _BACKWARD if module.__dict__.get(name)]
+def without_backward_hooks(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Take backward hooks off modules for a while: they cannot be called on tensors without gradients."""
+    before = [(module.__dict__, name) for module in modules for name in _BACKWARD if module.__dict__.get(name)]
     hooks = [held[name] for held, name in before]
     try:
         for held, name in before:

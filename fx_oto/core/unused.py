@@ -18,13 +18,16 @@ __all__ = ["may_read", "names_of", "parameters_of_graph", "with_parameters"]
 
 def parameters_of_graph(gm: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that a graph computes with, as ``named_parameters`` does; all of what is no GraphModule."""
-    found = dict(gm.named_parameters())
     if not isinstance(gm, GraphModule):
-        return found
+        return dict(gm.named_parameters())
     read = {str(node.target) for node in gm.graph.nodes if node.op in ("get_attr", "call_module")}
-    names = gm.named_parameters(remove_duplicate=False)
-    held = {id(one) for name, one in names if not read.isdisjoint(_paths(name))}
-    return {name: one for name, one in found.items() if id(one) in held}
+    first: dict[nn.Parameter, str] = {}
+    held: set[nn.Parameter] = set()
+    for name, one in gm.named_parameters(remove_duplicate=False):
+        first.setdefault(one, name)
+        if one not in held and not read.isdisjoint(_paths(name)):
+            held.add(one)
+    return {name: one for one, name in first.items() if one in held}
 
 
 def _paths(name: str) -> Iterable[str]:

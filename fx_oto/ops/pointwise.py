@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,12 +14,12 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fx_oto.analysis.engine import FIXED, Propagation
-from fx_oto.analysis.fakes import tensors_in
 from fx_oto.analysis.labels import UNKNOWN, Layer, align, compress
+from fx_oto.analysis.result_forms import tensors_in
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import behind, is_random, tensor_leaves
 from fx_oto.ops.rows_and_columns import Member, taken_apart
-from fx_oto.ops.slopes import PROBES, functional, note_steep, stand_ins
+from fx_oto.ops.slopes import PROBES, functional, likeness, note_steep, stand_ins
 
 __all__ = ["Operand", "clusters", "combine", "elementwise", "evaluated", "functional", "glu", "join", "known_number"]
 __all__ += ["overwrite", "pointwise", "with_other_sizes"]
@@ -57,7 +58,7 @@ def pointwise(call: OpCall, p: Propagation) -> None:
     """Any elementwise op, under broadcasting."""
     operands = [Operand.of(p, t) for t in call.inputs]
     if any(operand.layers for operand in operands):
-        layers = elementwise(call, p, operands, call.out.ndim, evaluated)
+        layers = elementwise(call, p, operands, call.out.ndim, partial(_evaluated_once, p))
         note_steep(call, p)
         for out in call.outputs:
             p.put(out, layers)
@@ -340,6 +341,13 @@ def evaluated(call: OpCall, values: list[Tensor]) -> Tensor:
             known = _probe(call, [torch.nan_to_num(value) for value in values]) if not unknown.all() else UNKNOWN
             return torch.where(unknown, UNKNOWN, known)
     return _probe(call, values)
+
+
+def _evaluated_once(p: Propagation, call: OpCall, values: list[Tensor]) -> Tensor:
+    key = ("worth", likeness(call, values))
+    if key not in p.memo:
+        p.memo[key] = evaluated(call, values)
+    return cast(Tensor, p.memo[key])
 
 
 def _probe(call: OpCall, values: list[Tensor]) -> Tensor:

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fx_oto.analysis.engine import Propagation
-from fx_oto.analysis.fakes import tensors_in
 from fx_oto.analysis.labels import UNKNOWN, Layer, align
+from fx_oto.analysis.result_forms import tensors_in
 from fx_oto.analysis.tape import OpCall, macs_of_all
 
-__all__ = ["PROBES", "functional", "note_steep", "stand_ins"]
+__all__ = ["PROBES", "functional", "likeness", "note_steep", "stand_ins"]
 
 # Stand-ins for an operand that is not known.
 _PROBES = torch.tensor([-1.3, 0.7, 2.9, -41.0, 33.0], dtype=torch.float64, device="cpu")
@@ -80,11 +80,16 @@ def _is_steep(call: OpCall, p: Propagation, position: int, layer: Layer, among: 
     wide = call.out.ndim
     values = [_beside(p, one, [dim - layer.labels.ndim for dim in layer.dims], wide) for one in call.inputs]
     values[position] = align(layer.removed, wide)
-    said = (str(one.tolist()) for one in values)
-    key = ("steep", call.func, position, among, *map(str, call.numbers), *said)
+    key = ("steep", position, among, likeness(call, values))
     if key not in p.memo:
         p.memo[key] = _gradient_is_steep(call, values, position, among)
     return bool(p.memo[key])
+
+
+def likeness(call: OpCall, values: Sequence[Tensor]) -> str:
+    """What decides what a call makes of values: all it is given, but of tensors their types alone, and the values."""
+    given = tree_map(lambda one: one.dtype if isinstance(one, Tensor) else one, (call.args, call.kwargs))
+    return f"{call.func} {given} {[one.tolist() for one in values]}"
 
 
 def _beside(p: Propagation, other: Tensor, places: Sequence[int], wide: int) -> Tensor:

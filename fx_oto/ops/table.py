@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fx_oto.analysis.engine import Rule
-from fx_oto.analysis.fakes import is_pointwise
+from fx_oto.analysis.result_forms import is_pointwise
 from fx_oto.analysis.tape import GROUPED
 from fx_oto.nn.leaves import OpaqueOp
 from fx_oto.nn.modes import by_mode

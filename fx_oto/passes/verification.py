@@ -305,7 +305,7 @@ class Verification(Analysis):
             torch.set_grad_enabled(reading is not None),
             without_fast_paths(),
         ):
-            with nullcontext() if reading is None else without_backward_hooks(model):
+            with nullcontext() if reading is None else without_backward_hooks(model.modules()):
                 returned = model(*inputs.args, **inputs.kwargs)
                 outputs = tensors_in(returned if of is None else of.left_of_outputs(self.reference, returned))
                 if reading is not None:

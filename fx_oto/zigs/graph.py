@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import torch
 from torch import nn
 
 from fx_oto.core.fx_utils import tensor_names
 from fx_oto.zigs.families import Family, FrozenAxis
 
+if TYPE_CHECKING:
+    import networkx as nx
+
 __all__ = ["coupling_graph"]
 
 
 def coupling_graph(families: Sequence[Family], frozen: Sequence[FrozenAxis], module: nn.Module | None) -> nx.Graph[str]:
     """See ``Partition.to_networkx``."""
+    import networkx as nx  # noqa: PLC0415 - takes long to load, and few draw it
+
     graph: nx.Graph[str] = nx.Graph()
     shapes = {} if module is None else {name: t.shape for name, t in tensor_names(module).items()}
     for family in sorted(families, key=len):

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import networkx as nx
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -27,6 +26,9 @@ from fx_oto.zigs.families import Family, FrozenAxis, shortened, zero_variables
 from fx_oto.zigs.forecast import FRACTIONS, Forecast, forecast
 from fx_oto.zigs.graph import coupling_graph
 from fx_oto.zigs.prices import Price
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 __all__ = ["Partition", "partition"]
 

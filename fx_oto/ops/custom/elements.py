@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fx_oto.analysis.engine import Propagation
-from fx_oto.analysis.fakes import tensors_in
 from fx_oto.analysis.labels import UNKNOWN, ZERO
+from fx_oto.analysis.result_forms import tensors_in
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.errors import RuleError
 from fx_oto.ops import pointwise

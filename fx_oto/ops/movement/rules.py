@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fx_oto.analysis.engine import FIXED, Propagation
-from fx_oto.analysis.fakes import tensors_in
 from fx_oto.analysis.labels import UNKNOWN, Layer, Region, compress, laid_along, zero_stays
+from fx_oto.analysis.result_forms import tensors_in
 from fx_oto.analysis.sizes import PLACE
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import op_name

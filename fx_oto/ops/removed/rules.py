@@ -12,8 +12,8 @@ from torch.fx import Node
 
 from fx_oto.analysis.dependencies import Worth
 from fx_oto.analysis.engine import Propagation
-from fx_oto.analysis.fakes import is_pointwise
 from fx_oto.analysis.labels import Layer, varying
+from fx_oto.analysis.result_forms import is_pointwise
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import op_name, tensor_leaves
 from fx_oto.nn.modes import IN_PLACE

@@ -20,8 +20,8 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from fx_oto.analysis.engine import Propagation
-from fx_oto.analysis.fakes import is_pointwise
 from fx_oto.analysis.labels import Layer
+from fx_oto.analysis.result_forms import is_pointwise
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.fx_utils import op_name
 from fx_oto.ops.reshape.symbols import Size, product, steps_of
