@@ -118,7 +118,8 @@ class Shown:
                 other = self._seen_as(OtherSizes(shows, change, are_handed), run)
                 if (found := comparison.with_other(other, group, group.size)) is not None:
                     return True, found
-                comparison.count(other.counted_parts)
+                if are_handed:  # of sizes that can be tried, others have told how many parts there are
+                    comparison.count(other.counted_parts)
             before = comparison.places
         except (NotCapturedError, NotHashedError):
             return False, None
