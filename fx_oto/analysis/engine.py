@@ -131,9 +131,9 @@ class Propagation:
 
     def _keeps_size(self, value: Tensor, dim: int) -> bool:
         """Whether a dimension is as long in every call: ``is_fixed``, and channels do not lie there several times."""
-        # Of (N, 8, H, W), flattened to (N, 8 H W), each of 8 channels lies there once for each pixel.
-        if not self.is_fixed(value, dim) or self.is_weight(value):
+        if self.is_weight(value) or not self.is_fixed(value, dim):
             return self.is_fixed(value, dim)
+        # Of (N, 8, H, W), flattened to (N, 8 H W), each of 8 channels lies there once for each pixel.
         labels = [layer.labels.movedim(dim, 0).flatten(1)[:, 0] for layer in self.layers(value) if dim in layer.dims]
         return any(len(one.unique()) == len(one) for one in labels)
 

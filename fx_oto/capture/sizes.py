@@ -180,29 +180,35 @@ class Sizes:
         return []
 
     def _with_untried(self, found: list[InputSize]) -> list[InputSize]:
-        """And sizes of which no other was taken, as the model wants two inputs to fit: who knows what becomes of them?
-
-        Nor is that known where only near ones were, as windows leave a rest, and are as many as before. All sizes stay
-        free where code that does not let them remember sees other numbers, and the graph is the same. If it is not,
-        that may be for sizes that must fit, or one of those that were tried.
-        """
-        unknown, differ = [*self._untried, *self._near], dict[Group, Difference]()
-        asks = self._handed and bool(unknown) and self._may_take_others()
-        if self._handed and not self._shown.is_same_with_any(are_handed=asks):
-            known = {group: tried for group, tried in self._tried.items() if group not in self._near}
-            if asks and (difference := self._shown.unless_known(known)) is not None:
-                differ |= dict.fromkeys(unknown, difference)
-            for group in self._free:
-                if (difference := self._shown.of_changed(group, self._tried[group][0])) is not None:
-                    differ[group] = difference
-        for group in differ:
+        """And sizes of which no other was tried; those are fixed of which it shows only now that code goes by them."""
+        depend = self._that_something_depends_on()
+        for group in depend:
             self.doubts.pop(group, None)
             self.larger.pop(group, None)
-        dims = {self._told(group).dims for group in differ}
+        dims = {self._told(group).dims for group in depend}
         self.notes = [(one, note) for one, note in self.notes if one.dims not in dims]
         told = [one for one in found if one.dims not in dims]
-        told += [self._told(group) for group in self._untried if group not in differ]
-        return [*told, *(self._fix(group, difference) for group, difference in differ.items())]
+        told += [self._told(group) for group in self._untried if group not in depend]
+        return [*told, *(self._fix(group, difference) for group, difference in depend.items())]
+
+    def _that_something_depends_on(self) -> dict[Group, Difference]:
+        """Sizes in whose place code that does not let them remember sees other numbers, and then the graph is another.
+
+        Where no other was taken, as the model wants two inputs to fit, nobody knows what becomes of them, nor where
+        only near ones were, as windows leave a rest, and are as many as before. Of the rest, code may make what is the
+        same at those that were tried.
+        """
+        unknown = [*self._untried, *self._near]
+        asks = self._handed and bool(unknown) and self._may_take_others()
+        if not self._handed or self._shown.is_same_with_any(are_handed=asks):
+            return {}
+        known = {group: tried for group, tried in self._tried.items() if group not in self._near}
+        difference = self._shown.unless_known(known) if asks else None
+        depend = {} if difference is None else dict.fromkeys(unknown, difference)
+        for group in self._free:
+            if (difference := self._shown.of_changed(group, self._tried[group][0])) is not None:
+                depend[group] = difference
+        return depend
 
     def _may_take_others(self) -> bool:
         """Whether the model may take other sizes where none was tried: two at once, or what goes by numbers."""
