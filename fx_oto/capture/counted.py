@@ -29,6 +29,7 @@ _BY_ROWS = ("nonzero", "argwhere")  # of which rows are counted; of other functi
 _SPLITTING = ("unbind", "split", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "hsplit", "vsplit", "dsplit")
 
 _SHAPING = ("view", "reshape")
+_SWAPPING = ("transpose", "swapaxes", "swapdims")
 
 _Count = Callable[[int], int]  # of how many there are at most, or were
 # None, few, and more than there are: not at each of these is a number divisible, or equal to another, by chance.
@@ -150,14 +151,22 @@ def may_have_more_parts(node: Node, count: int) -> bool:
 def _size_written_out(node: Node, dim: Any) -> Any:
     """How long what a node reads is along a dimension, where code writes that out as it shapes it; else None."""
     node = node.all_input_nodes[0]
-    is_call = node.op in ("call_function", "call_method") and isinstance(dim, int)
-    given = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], tuple | list) else node.args[1:]
-    if not is_call or dim >= len(given) or dim < -len(given):
+    value = node.meta["val"]
+    if node.op not in ("call_function", "call_method") or not isinstance(dim, int) or not isinstance(value, Tensor):
         return None
-    return (
-        _size_written_out(node, given[dim])
-        if op_name(node) == "permute"
-        else given[dim]
-        if op_name(node) in _SHAPING
-        else None
-    )
+    name, rest, dim = op_name(node), node.args[1:], dim % value.ndim
+    given = rest[0] if len(rest) == 1 and isinstance(rest[0], tuple | list) else rest
+    if name in _SHAPING:
+        return given[dim] if dim < len(given) else None
+    if name == "unflatten":
+        at, sizes = (*rest, None)[:2]
+        first = (
+            at % (value.ndim - len(sizes) + 1) if isinstance(at, int) and isinstance(sizes, tuple | list) else dim + 1
+        )
+        return sizes[dim - first] if first <= dim < first + len(sizes) else None
+    if name == "permute" and len(given) == value.ndim:
+        return _size_written_out(node, given[dim])
+    if name in _SWAPPING and len(rest) == 2 and all(isinstance(one, int) for one in rest):
+        swapped = [one % value.ndim for one in rest]
+        return _size_written_out(node, swapped[1 - swapped.index(dim)] if dim in swapped else dim)
+    return None

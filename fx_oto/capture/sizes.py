@@ -74,7 +74,7 @@ class Sizes:
 
     Attributes:
         found: of each size.
-        doubts: sizes of which smaller ones lead elsewhere, and the least that does not, as far as is known.
+        doubts: sizes of which smaller ones lead elsewhere: the smallest that was tried, and the least that does not.
         notes: what their user should know, each with the size that it is about.
         larger: those of 1 that were captured larger.
         rewritten: whether numbers in the graph have become computations.
@@ -104,7 +104,7 @@ class Sizes:
         self.larger: dict[Group, int] = {}
         self._decided: dict[InputSize, tuple[Group, dict[str, str]]] = {}
         self.notes: list[tuple[InputSize, str]] = []
-        self.doubts: dict[Group, tuple[int, Difference]] = {}
+        self.doubts: dict[Group, tuple[int, int, Difference]] = {}
         found: list[InputSize] = []
         for group in groups_of(inputs):
             found += self._try(group) if self._handed or (group.size == 1 and len(runs) == 1) else [self._told(group)]
@@ -152,7 +152,7 @@ class Sizes:
 
     def doubt(self, groups: Collection[Group]) -> None:
         """Sizes of which the graphs check that they are not too small."""
-        dims = {self._told(group).dims: str(self.doubts[group][1]) for group in groups}
+        dims = {self._told(group).dims: str(self.doubts[group][-1]) for group in groups}
         self.found = tuple(replace(one, decided=one.decided or dims.get(one.dims, "")) for one in self.found)
 
     def _try(self, group: Group) -> list[InputSize]:
@@ -245,16 +245,24 @@ class Sizes:
         return trial
 
     def _look_below(self, group: Group) -> None:
-        """Find out whether code goes another way at 1, and up to where: ``if len(x) == 1`` leaves no trace."""
-        if (others := self._captured(group, 1)) is None or (difference := self._unlike(others, group, 1)) is None:
+        """Find out whether code goes another way at the smallest size that the model takes, and up to where.
+
+        ``if len(x) == 1`` leaves no trace.
+        """
+        for low in sorted({size for size in (1, 2, 3, group.size // 2) if 0 < size < group.size}):
+            if (others := self._captured(group, low)) is not None:
+                break
+        else:
             return
-        low, least = 1, group.size
-        while least - low > 1:
-            size = (low + least) // 2
+        if (difference := self._unlike(others, group, low)) is None:
+            return
+        other, least = low, group.size
+        while least - other > 1:
+            size = (other + least) // 2
             others = self._captured(group, size)
             same = others is not None and self._unlike(others, group, size) is None
-            low, least = (low, size) if same else (size, least)
-        self.doubts[group] = least, difference
+            other, least = (other, size) if same else (size, least)
+        self.doubts[group] = low, least, difference
 
     def _unlike(self, others: list[CaptureRun], group: Group, size: int) -> Difference | None:
         pairs = zip(self._comparisons, others, strict=False)

@@ -132,16 +132,38 @@ def test_images_at_two_scales(number):
     assert found == list(SIZES) if number is FOLLOWED["math.sqrt"] else (3, 5) in found
 
 
-def test_layers_that_split_channels_take_all_sizes():
-    class Attends(Shifted):
-        def forward(self, x, longer):
-            h = self.a(x) + self.a(longer)[:, :-1]
-            batch, length, width = h.shape
-            parts = self.b(h).repeat(1, 1, 3).reshape(batch, length, 3, 2, width // 2).permute(2, 0, 3, 1, 4)
-            q, k, v = parts.unbind(0)
-            return self.c(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width))
+QKV = {  # each of (3, heads, length, width)
+    "reshaped": lambda h, n, w: h.reshape(n, 3, 2, w).permute(1, 2, 0, 3).unbind(0),
+    "unflattened": lambda h, n, w: h.unflatten(-1, (3, 2, w)).permute(1, 2, 0, 3).unbind(0),
+    "unflattened before": lambda h, n, w: [one.transpose(0, 1) for one in h.unflatten(1, (3, 2, w)).unbind(1)],
+    "swapped": lambda h, n, w: h.view(n, 3, 2, w).transpose(0, 2).unbind(-3),
+    "swapped twice": lambda h, n, w: h.view(n, 3, 2, w).swapdims(0, 1).transpose(1, 2).unbind(),
+}
 
-    assert taken(Attends(None).eval(), shifted) == list(SIZES)
+
+@pytest.mark.parametrize("split", QKV.values(), ids=QKV)
+def test_layers_that_split_channels_take_all_sizes_and_can_go(split):
+    class Attends(Shifted):
+        def __init__(self):
+            super().__init__(None)
+            self.b = nn.Linear(8, 24)
+
+        def forward(self, x, longer):
+            h = self.a(x) + self.a(longer)[:-1]
+            length, width = h.shape
+            q, k, v = split(self.b(h), length, width // 2)
+            return self.c(F.scaled_dot_product_attention(q, k, v).transpose(0, 1).reshape(length, width))
+
+    model = Attends().eval()
+    gm = fx_oto.prepare(model, (torch.randn(5, 4), torch.randn(6, 4)))
+    assert "_assert" not in str(gm.graph)  # that there are three
+    fx_oto.partition(gm).zero_(0.5, torch.Generator().manual_seed(0))
+    small = fx_oto.compress(gm)
+    assert small.b.out_features == 12
+    for length in (5, 7, 8, 13):
+        inputs = torch.randn(length, 4), torch.randn(length + 1, 4)
+        for one in (gm, small):
+            torch.testing.assert_close(one(*inputs), model(*inputs))
 
 
 class Framed(nn.Module):

@@ -200,6 +200,45 @@ def test_sizes_below_which_code_goes_another_way_are_refused(least):
             gm(torch.randn(batch, 4, 6))
 
 
+class Windows(nn.Module):
+    """Layers over (batch, length, 6) that take no length of 1, and decide by a number that leaves no trace."""
+
+    def __init__(self, taking, number, bound):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 4)
+        self.taking, self.number, self.bound = taking, number, bound
+
+    def forward(self, x):
+        h = self.last(torch.relu(self.first(x)))
+        y = self.taking(h.transpose(1, 2))
+        return 2 * y if self.number(x[0]) < self.bound else y
+
+
+TAKING = {
+    2: lambda h: nn.functional.pad(h, (1, 1), mode="reflect"),
+    3: lambda h: nn.functional.max_pool1d(h, 3, 1),
+    4: lambda h: h.unfold(2, 4, 1),
+}
+NUMBERS = {
+    "len": len,
+    "parts": lambda x: len(x.unbind()),
+    "a list": lambda x: len([0] * len(x)),
+    "iterated": lambda x: sum(1 for _ in x),
+}
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("smallest", TAKING)
+def test_where_1_is_not_taken_the_smallest_that_is_decides(smallest, number):
+    model = Windows(TAKING[smallest], NUMBERS[number], smallest + 1).eval()
+    gm = fx_oto.prepare(model, torch.randn(2, 8, 6))
+    for length in (smallest + 1, 8, 11):
+        x = torch.randn(2, length, 6)
+        torch.testing.assert_close(gm(x), model(x))
+    with pytest.raises(AssertionError, match="the graph was captured where"):
+        gm(torch.randn(2, smallest, 6))
+
+
 def _told(gm):
     return str(fx_oto.Context.of(gm).capture.sizes[0])
 
