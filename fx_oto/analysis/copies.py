@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from fx_oto.analysis.tape import OpCall
 
-__all__ = ["are_as_many"]
+__all__ = ["are_as_many", "lie_once"]
 
 _ALIKE = ("_to_copy", "clone", "detach", "alias")
+
+
+def lie_once(labels: Iterable[Tensor]) -> bool:
+    """Whether each channel lies once along the first dimension of one of several labels, ``(size, …)``.
+
+    Of ``(N, 8, H, W)``, flattened to ``(N, 8 H W)``, each of 8 lies there once for each pixel.
+    """
+    firsts = (one.reshape(len(one), -1)[:, 0] for one in labels)
+    return any(len(one.unique()) == len(one) for one in firsts)
 
 
 def are_as_many(
@@ -37,9 +46,10 @@ def are_as_many(
                 return True
             source, dim = call.inputs[0], dim - (at < dim)
         elif call.name in _ALIKE or torch.Tag.pointwise in getattr(call.func, "tags", ()):
-            like = (one for one in call.inputs if one.ndim == value.ndim and one.size(dim) == value.size(dim))
-            if (source := next(like, None)) is None:
+            like = [one for one in call.inputs if one.ndim == value.ndim and one.size(dim) == value.size(dim)]
+            if not like:
                 return False
+            source = like[0]
         else:
             return False
         value, call = source, maker(source)

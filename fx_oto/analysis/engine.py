@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 from fx_oto.analysis.atoms import Atoms
 from fx_oto.analysis.closure import Crossing, Grouped, Obligation, Rectangle
 from fx_oto.analysis.constants import Constants
-from fx_oto.analysis.copies import are_as_many
+from fx_oto.analysis.copies import are_as_many, lie_once
 from fx_oto.analysis.dependencies import ADJUSTABLE, Adjustment, NodeValues, Reason, Said, Work, Worth
 from fx_oto.analysis.heads import before_products
 from fx_oto.analysis.labels import ZERO, Layer, Region, laid_along, worth_along
@@ -134,10 +134,8 @@ class Propagation:
         """Whether a dimension is as long in every call: ``is_fixed``, and channels lie there as often."""
         if self.is_weight(value) or not self.is_fixed(value, dim):
             return self.is_fixed(value, dim)
-        # Of (N, 8, H, W), flattened to (N, 8 H W), each of 8 channels lies there once for each pixel.
-        labels = [layer.labels.movedim(dim, 0).flatten(1)[:, 0] for layer in self.layers(value) if dim in layer.dims]
-        once = any(len(one.unique()) == len(one) for one in labels)
-        return once or are_as_many(value, dim, self.maker, self._keeps_size)
+        labels = [layer.labels.movedim(dim, 0) for layer in self.layers(value) if dim in layer.dims]
+        return lie_once(labels) or are_as_many(value, dim, self.maker, self._keeps_size)
 
     @property
     def fx_node(self) -> Node:

@@ -154,19 +154,16 @@ def _size_written_out(node: Node, dim: Any) -> Any:
     value = node.meta["val"]
     if node.op not in ("call_function", "call_method") or not isinstance(dim, int) or not isinstance(value, Tensor):
         return None
-    name, rest, dim = op_name(node), node.args[1:], dim % value.ndim
+    name, dim, rest = op_name(node), dim % value.ndim, list[Any](node.args[1:])
     given = rest[0] if len(rest) == 1 and isinstance(rest[0], tuple | list) else rest
     if name in _SHAPING:
         return given[dim] if dim < len(given) else None
-    if name == "unflatten":
-        at, sizes = (*rest, None)[:2]
-        first = (
-            at % (value.ndim - len(sizes) + 1) if isinstance(at, int) and isinstance(sizes, tuple | list) else dim + 1
-        )
-        return sizes[dim - first] if first <= dim < first + len(sizes) else None
+    if name == "unflatten" and len(rest) == 2 and isinstance(rest[1], tuple | list):
+        first = rest[0] % (value.ndim - len(rest[1]) + 1)
+        return dict(enumerate(rest[1], first)).get(dim)
     if name == "permute" and len(given) == value.ndim:
         return _size_written_out(node, given[dim])
-    if name in _SWAPPING and len(rest) == 2 and all(isinstance(one, int) for one in rest):
+    if name in _SWAPPING and len(rest) == 2:
         swapped = [one % value.ndim for one in rest]
         return _size_written_out(node, swapped[1 - swapped.index(dim)] if dim in swapped else dim)
     return None

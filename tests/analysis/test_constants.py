@@ -38,6 +38,10 @@ def played(compute):
     return player, found, added.meta["val"]
 
 
+def twice(net, x):
+    return torch.cat([net.a(x), net.a(x)], -1)
+
+
 CONSTANT = {
     "a buffer": (lambda net, x: net.buffer, BUFFER),
     "what is computed from a buffer": (lambda net, x: (net.buffer * 2).flip(0), torch.tensor([4.0, 2.0, 6.0])),
@@ -46,6 +50,11 @@ CONSTANT = {
     "a size of a parameter": (lambda net, x: torch.arange(net.a.weight.size(0)), torch.arange(3)),
     "one of several sizes": (lambda net, x: torch.full(net.a.weight.shape[:1], 5), torch.full((3,), 5)),
     "the features of what a layer returns": (lambda net, x: torch.arange(net.a(x).size(-1)), torch.arange(3)),
+    "features that lie twice": (lambda net, x: torch.arange(twice(net, x).size(1))[3:], torch.tensor([3, 4, 5])),
+    "as in tables of angles": (
+        lambda net, x: torch.arange((2 * twice(net, x).cos().unsqueeze(1)).double().size(-1))[3:],
+        torch.tensor([3, 4, 5]),
+    ),
 }
 
 
@@ -60,6 +69,7 @@ OTHERS = {
     "what is computed from an input": lambda net, x: x.sum() * net.buffer,
     "a size of an input": lambda net, x: torch.full((3,), x.size(0)),
     "sizes of an input in a row": lambda net, x: torch.full((3,), x.shape[:1][0]),
+    "features that lie once for each example": lambda net, x: torch.arange(net.a(x).flatten().size(0))[3:],
     "random numbers": lambda net, x: torch.rand(3),
     "memory that nobody has written": lambda net, x: torch.empty(3, dtype=torch.int64) * 0,  # the same in every run
     "a buffer that a call writes into": lambda net, x: net.buffer.add_(1),
