@@ -91,7 +91,7 @@ class Fakes(TorchDispatchMode):
         if found is None:
             if is_fake(tensor):
                 raise RuntimeError("a tensor without numbers was kept from an earlier run, such as by a cache")
-            with torch.inference_mode(False):
+            with torch.inference_mode(False), _DisableTorchFunction():  # a mode may ask for what stands in for it, too
                 found = self.like(tensor, tensor.device)
             self._stand_ins[id(tensor)], self.real[id(found)] = found, tensor
         return found
