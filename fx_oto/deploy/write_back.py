@@ -19,6 +19,7 @@ from fx_oto.core.errors import InputError, MissingResultError, SlicingError
 from fx_oto.core.fx_utils import source_line
 from fx_oto.core.parts import in_parts, plan_of, whole_again
 from fx_oto.core.preserve import Dice
+from fx_oto.deploy.aligning import name_as_analysed
 from fx_oto.deploy.attributes import Attribute, Attributes, Values, set_attributes
 from fx_oto.deploy.calls import CALL, Call, calls_of, watch_calls
 from fx_oto.deploy.comparing import Difference, compared, first_difference, warn_of_unused
@@ -197,12 +198,14 @@ class _Writer:
         self.attributes.plant(twin)
         watch_calls(twin)
         code = trace(twin, self.inputs)
-        known = {node.name for node in code.graph.nodes}
-        lost = [node.meta[ANALYSED] for node in self.small.graph.nodes if node.meta.get(ANALYSED)]
-        if any(name not in known for name in lost):
+        values = Context.of(self.small).get(SlicingPlan).cuts.found.values
+        known = name_as_analysed(code.graph, list(values))
+        names = [node.meta.get(ANALYSED) for node in self.small.graph.nodes]
+        lost = [name for name in names if name is not None and name not in known and values[name]]  # a tensor
+        if lost:
             raise InputError(
                 "this is not the model that was compressed, or a deep copy of it computes something else "
-                f"({next(name for name in lost if name not in known)!r} is not computed any more), as one does whose "
+                f"({lost[0]!r} is not computed any more), as one does whose "
                 "code calls layers in closures, or goes by what an earlier call has left: use the compact graph itself"
             )
         return code

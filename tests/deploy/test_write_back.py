@@ -77,6 +77,25 @@ class Block(nn.Module):
         return f"{type(self).__name__} of {self.last.in_features}"
 
 
+class BlockDropped(nn.Module):
+    """Drops blocks of positions in training, how many its settings say: more of its code's numbers are no one's."""
+
+    def __init__(self, is_plain):
+        super().__init__()
+        self.share, self.scale, self.block, self.is_plain = 0.25, 1.0, 3, is_plain
+        self.mix = nn.Linear(16, 16)
+
+    def forward(self, x):
+        if self.training:
+            batch, length, _ = x.shape
+            rate = self.scale * self.share * length / self.block / (length - self.block + 1)
+            rate = float(rate) if self.is_plain else rate
+            dropped = (torch.rand(batch, 1, length, dtype=x.dtype) < rate).to(x.dtype)
+            kept = 1 - F.max_pool1d(dropped, self.block, 1, self.block // 2).mT
+            x = x * kept * (kept.numel() / (kept.sum() + 1e-7))
+        return self.mix(x)
+
+
 class Convolutions(nn.Module):
     def __init__(self):
         super().__init__()
@@ -90,6 +109,13 @@ class Convolutions(nn.Module):
 
 
 IMAGES = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_code_that_computes_numbers_of_its_settings(is_plain):
+    _, small, result = written(Block(BlockDropped(is_plain)))
+    assert result.inside.mix.out_features == small.inside.mix.out_features == 8
+    assert not report_of(result).graphs
 
 
 def test_torchs_layers_get_the_sizes_of_their_parameters():
