@@ -194,6 +194,7 @@ _REWRITINGS: dict[Handler, str] = {
     sizes.read_count: "numel nelement",
     sizes.read_strides: "stride",
     sizes.use_sizes: "view _unsafe_view reshape unflatten expand broadcast_to view_as reshape_as expand_as",
+    sizes.broadcast: "broadcast_tensors",
     sizes.created: "new new_zeros new_ones new_full new_empty new_tensor",
     sizes.repeated: "repeat tile",
     movement.split: "split chunk tensor_split hsplit vsplit dsplit split_with_sizes unsafe_split unsafe_chunk "

@@ -16,6 +16,7 @@ from fx_oto.ops.editor import Editor
 from fx_oto.ops.reshape.mixing import entries_of, spelled_out
 
 __all__ = [
+    "broadcast",
     "check_sizes",
     "created",
     "read_count",
@@ -164,6 +165,30 @@ def _created(edit: Editor, node: Node, source: Node) -> set[int]:
     old, new = edit.shape(source), edit.shape(node)
     lead = len(new) - len(old)
     return {d for d in range(len(new)) if new[d] > 1 and (d < lead or old[d - lead] == 1)}
+
+
+def broadcast(edit: Editor, node: Node) -> None:
+    """``broadcast_tensors``: each alone, for of those that nothing combines different channels may be left."""
+    given: Any = node.args[0] if isinstance(node.args[0], tuple | list) else node.args
+    if not any(map(edit.cut_dims, given)):
+        return
+    for user in list(node.users):
+        place = user.args[1] if op_name(user) == "getitem" else None
+        if not isinstance(place, int):
+            raise edit.refuse(node, f"it returns several tensors, which {user.name!r} reads at once")
+        with edit.graph.inserting_before(user):
+            shape = user.meta["val"].shape
+            sizes = tuple(
+                _broadcast_size(edit, given[place], given, dim - len(shape), n) for dim, n in enumerate(shape)
+            )
+            edit.put(edit.graph.call_method("expand", (given[place], sizes)), user)
+    edit.substitute(node, ())
+
+
+def _broadcast_size(edit: Editor, source: Node, others: Sequence[Node], dim: int, size: int) -> Any:
+    """How long a dimension, counted from the end, becomes beside others; -1 where it stays as it is."""
+    alike = [one for one in (source, *others) if len(edit.shape(one)) >= -dim and edit.shape(one)[dim] == size]
+    return -1 if alike[0] is source else _size(edit, alike[0], dim + len(edit.shape(alike[0])), False)
 
 
 def check_sizes(edit: Editor, node: Node) -> None:
