@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from fx_oto.analysis.engine import Propagation
-from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer, align, zero_stays
+from fx_oto.analysis.labels import UNKNOWN, ZERO, Layer, align, worth_along, zero_stays
 from fx_oto.analysis.tape import OpCall
 from fx_oto.core.errors import SettingsError
 from fx_oto.core.fx_utils import op_name
@@ -121,7 +121,8 @@ def contract(
     pairs = zip(sides, lifted, strict=True)
     columns = [layer for side, one in pairs if side.weight and can_be_zero(p, side) for layer in one.layers]
     kept, left = len(result), lifted[0]
-    totals = [_sum_out(p, layer, left, columns, kept, foldable, may_wait=weighted) for layer in product]
+    settled = [_settled(p, layer, kept) for layer in product]
+    totals = [_sum_out(p, layer, left, columns, kept, foldable, may_wait=weighted) for layer in settled]
     return [total for total in totals if total is not None]
 
 
@@ -156,6 +157,20 @@ def times(values: list[Tensor]) -> Tensor:
     """A product of removed values; of what is unknown and zero, zero."""
     zero = torch.stack([value == 0 for value in torch.broadcast_tensors(*values)]).any(0)
     return torch.where(zero, ZERO, math.prod(values))
+
+
+def _settled(p: Propagation, layer: Layer, kept: int) -> Layer:
+    """A layer without those of the first dimensions along which all goes together by now.
+
+    Of ``x @ x.mT``, in which x (N, 4, 16) has other channels in each row, each row meets all others.
+    """
+    inside = any(dim >= kept for dim in layer.dims)
+    for dim in layer.dims if inside else ():
+        roots = p.atoms.find(layer.labels)
+        if dim < kept and torch.equal(roots, roots.narrow(dim, 0, 1).expand_as(roots)):
+            rest = [one for one in layer.dims if one != dim]
+            layer = Layer(layer.labels.narrow(dim, 0, 1), worth_along(layer.removed, rest))
+    return layer
 
 
 def _sum_out(

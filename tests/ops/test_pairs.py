@@ -133,3 +133,43 @@ def test_kernels_in_one_line():
     line = Image(lambda m, weights: (weights @ m.weight).view(-1, WIDTH, 3, 3), 6 * WIDTH * 9)
     found = compress_half(line, torch.randn(2, 3, 8, 8))
     assert found.zigs == 6 + 4  # rows of the kernel; of its columns, none
+
+
+class Fields(nn.Module):
+    """Layers of several fields, (batch, 8) each, whose products in pairs are read, as recommenders do."""
+
+    def __init__(self, interact):
+        super().__init__()
+        self.fields = nn.ModuleList(nn.Linear(4, WIDTH) for _ in range(3))
+        self.read, self.interact = nn.Linear(3 + WIDTH, 2), interact
+
+    def forward(self, x):
+        rows = [field(x) for field in self.fields]
+        return self.read(torch.cat([rows[0], self.interact(rows)], 1))
+
+
+def pairs(products):
+    row, column = torch.tril_indices(3, 3, -1)
+    return products[:, row, column]
+
+
+INTERACTIONS = {
+    "stacked": lambda rows: pairs((h := torch.stack(rows, 1)) @ h.mT),
+    "beside each other": lambda rows: pairs((h := torch.cat(rows, 1).view(len(rows[0]), -1, WIDTH)) @ h.mT),
+    "bmm": lambda rows: pairs(torch.bmm(h := torch.stack(rows, 1), h.transpose(1, 2))),
+    "einsum": lambda rows: pairs(torch.einsum("bic,bjc->bij", h := torch.stack(rows, 1), h)),
+    "einsum of others": lambda rows: pairs(
+        torch.einsum("bic,bjc->bij", torch.stack(rows, 1), torch.stack(rows, 1).relu())
+    ),
+    "all": lambda rows: ((h := torch.stack(rows, 1)) @ h.mT).flatten(1)[:, [1, 2, 5]],
+    "one by one": lambda rows: torch.stack([(rows[i] * rows[j]).sum(1) for i, j in ((0, 1), (0, 2), (1, 2))], 1),
+    "of one with the others": lambda rows: torch.cat([torch.stack(rows, 1) @ rows[1][..., None]], 2).squeeze(2),
+}
+
+
+@pytest.mark.parametrize("name", INTERACTIONS)
+def test_fields_lose_the_same(name):
+    torch.manual_seed(0)
+    found = compress_half(Fields(INTERACTIONS[name]), torch.randn(4, 4), others=[torch.randn(7, 4)])
+    assert found.zigs == WIDTH
+    assert all(field.out_features == WIDTH // 2 for field in found.small.fields.children())
