@@ -26,6 +26,7 @@ __all__ = [
     "check_length",
     "check_same",
     "content_of",
+    "is_int",
     "is_none",
     "is_so",
     "keys_in_order",
@@ -50,6 +51,11 @@ def is_none(value: Tensor | None) -> bool:
 def is_so(value: bool, wanted: bool) -> bool:
     """Whether an argument is true, or false, as wanted; as a node of a graph."""
     return bool(value) == wanted
+
+
+def is_int(value: Any) -> bool:
+    """Whether a number is of type ``int``, as a node of a graph."""
+    return isinstance(value, int)
 
 
 def annotate(graph: Graph) -> None:
@@ -157,6 +163,14 @@ def check_same(run: Sheet, node: Node, value: Any, name: str) -> None:
     run.create("call_function", torch._assert, (same, text)).meta["val"] = None
 
 
+def check_given(run: Sheet, node: Node, name: str) -> None:
+    """Let the graph check that an argument is not left out, which many operators take: ``x.sum(None)``."""
+    given = run.create("call_function", operator.is_not, (node, None))
+    given.meta["val"] = True
+    text = f"the graph was captured where {name} was given; trace it on such inputs"
+    run.create("call_function", torch._assert, (given, text)).meta["val"] = None
+
+
 def check_length(run: Sheet, node: Node, count: int, name: str) -> None:
     """Let the graph check that a list or tuple is as long as it was."""
     counted = run.create("call_function", length, (node,))
@@ -218,6 +232,8 @@ class _Binder:
             check_same(self.run, node, value, self.name)
             return value
         if type(value) in (int, float):
+            if node.op == "placeholder" and node.args == (None,):
+                check_given(self.run, node, self.name)
             return self.run.number_given(value, node, self.name)
         made = self._container(value, node)
         if made is not value and not isinstance(made, tuple):

@@ -37,12 +37,14 @@ class Forms:
         ranks: whether that is how many dimensions the inputs have.
         types: with which types it does something else, of tensors by their number among the inputs.
         numbers: which of the numbers among the inputs that are.
+        kinds: of which others it is whether they are whole numbers, of type ``int``.
         orders: arguments of which it is the order in which entries of dictionaries come.
     """
 
     ranks: bool
     types: dict[int, list[torch.dtype]]
     numbers: list[int]
+    kinds: list[int]
     orders: list[str]
 
     @classmethod
@@ -76,13 +78,18 @@ class Forms:
             others = [one for one in others if not (own.is_floating_point and one == torch.int64)]  # bytes are like it
             if told_apart := [one for one in others if differs(_with_type(inputs, number, one))]:
                 types[number] = told_apart
-        numbers = [
-            number
-            for number, (_, value, _) in enumerate(runs[0].numbers_given)
-            if any(_goes_by(runs, unless_refused(with_number, (number, other))) for other in _other_numbers(value))
-        ]
+
+        def with_(number: int, value: float) -> _Runs | None:
+            return unless_refused(with_number, (number, value))
+
+        numbers, kinds = list[int](), list[int]()
+        for number, (_, value, _) in enumerate(runs[0].numbers_given):
+            if any(_goes_by(runs, with_(number, other)) for other in _other_numbers(value)):
+                numbers.append(number)
+            elif (whole := with_(number, round(value))) and _goes_by(whole, with_(number, float(round(value)))):
+                kinds.append(number)
         ranks = runs[0].subject.reads_ranks and any(map(differs, _of_other_ranks(inputs)))
-        return cls(ranks, types, numbers, orders_that_matter(runs, inputs, again))
+        return cls(ranks, types, numbers, kinds, orders_that_matter(runs, inputs, again))
 
     def of_other_types(self, inputs: ExampleInputs) -> Iterator[ExampleInputs]:
         """Inputs with which code does something else: it may cast these, and might as well cast all."""
@@ -91,7 +98,7 @@ class Forms:
 
     def fix(self, run: CaptureRun) -> None:
         """Let the graph of a run check them."""
-        run.fix_forms(self.ranks, self.types, self.numbers)
+        run.fix_forms(self.ranks, self.types, self.numbers, self.kinds)
         run.fix_orders(self.orders)
 
 

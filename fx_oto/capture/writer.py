@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.graph_module import _assign_attr
 from torch.utils._pytree import tree_leaves
 
-from fx_oto.capture.arguments import keys_in_order, sorted_keys
+from fx_oto.capture.arguments import is_int, keys_in_order, sorted_keys
 from fx_oto.capture.calls import LISTS, is_numpys
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.names import CONSTANT
@@ -267,13 +267,20 @@ class Writer(Sheet):
                 found = self._known(self.graph.call_method("size", (source, dim)), size)
                 self._check(found, size, difference.check or text)
 
-    def fix_forms(self, ranks: bool, types: Mapping[int, Collection[torch.dtype]], numbers: Collection[int]) -> None:
+    def fix_forms(
+        self,
+        ranks: bool,
+        types: Mapping[int, Collection[torch.dtype]],
+        numbers: Collection[int],
+        kinds: Collection[int],
+    ) -> None:
         """Let the graph check what its code goes by.
 
         Args:
             ranks: whether that is how many dimensions the inputs have.
             types: with which types it does something else, of tensors by their number among the inputs.
             numbers: those among the inputs that have to be what they were.
+            kinds: those that have to be whole, as they were, or not.
         """
         for number, tensor in enumerate(self.given_tensors()):
             source = self.places.get(id(self.fakes.of(tensor)))
@@ -292,7 +299,14 @@ class Writer(Sheet):
             node, value, name = self.numbers_given[number]
             with self.graph.inserting_before(node.next):
                 self._check(node, value, _captured_where(f"{name} was {value!r}, and {_ELSE} with other numbers"))
-        self.rewritten = self.rewritten or ranks or bool(types or numbers)
+        for number in kinds:
+            node, value, name = self.numbers_given[number]
+            what = f"{name} was of type {type(value).__name__}, and {_ELSE} with another type"
+            with self.graph.inserting_before(node.next):
+                found = self._known(self.graph.call_function(is_int, (node,)), isinstance(value, int))
+                self._check(found, isinstance(value, int), _captured_where(what))
+            found.meta["is_wrapped"] = True
+        self.rewritten = self.rewritten or ranks or bool(types or numbers or kinds)
         self.numbers_given = []
         self.drop_unread_numbers()
 

@@ -238,6 +238,47 @@ def test_numbers_with_a_fraction(function):
         gm(x, 0.9)
 
 
+KINDS = {
+    "asked": lambda model, h, n: h * 2 if isinstance(n, float) else h,
+    "asked for whole numbers": lambda model, h, n: h + h[:, :n].sum(1, True) if isinstance(n, int) else h * n,
+    "of several": lambda model, h, n: h * (2 if isinstance(n, list | tuple | int) else 3),
+    "as a text": lambda model, h, n: h * (2 if "." in str(n) else 3),
+}
+
+
+@pytest.mark.parametrize("first", [2, 2.0, 2.5])
+@pytest.mark.parametrize("name", KINDS)
+def test_whole_numbers_of_which_code_thinks_apart(name, first):
+    model, x = Numbered(KINDS[name]), torch.randn(3, 5)
+    gm = fx_oto.prepare(model, (x, first))
+    taken = []
+    for n in (first, 2, 2.0, 3, 3.0):
+        try:
+            found = gm(x, n)
+        except AssertionError:
+            continue
+        torch.testing.assert_close(found, model(x, n))
+        taken.append(n)
+    assert taken[0] == first
+    assert {type(n) for n in taken} == {type(first)}
+
+
+@pytest.mark.parametrize("first", [2, 0.5, None])
+def test_a_number_that_is_left_out(first):
+    class Net(Numbered):
+        def forward(self, x, n=None):
+            h = super().forward(x, n)
+            return h if n is None else h.clamp(max=n)
+
+    model, x = Net(lambda model, h, n: h), torch.randn(3, 5)
+    gm = fx_oto.prepare(model, (x, first))
+    torch.testing.assert_close(gm(x, first), model(x, first))
+    others = [(1.5,)] if first is None else [(None,), ()]
+    for given in others:
+        with pytest.raises(AssertionError, match="the graph was captured where n was"):
+            gm(x, *given)
+
+
 @pytest.mark.parametrize(
     "given", [lambda n: (7, n), lambda n: [7, n], lambda n: {"steps": n}], ids=["tuple", "list", "dict"]
 )
