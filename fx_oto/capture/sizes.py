@@ -74,7 +74,8 @@ class Sizes:
 
     Attributes:
         found: of each size.
-        doubts: sizes of which smaller ones lead elsewhere: the smallest that was tried, and the least that does not.
+        doubts: sizes of which smaller ones lead elsewhere, the smallest and the largest of those, and the least that
+            does not.
         notes: what their user should know, each with the size that it is about.
         larger: those of 1 that were captured larger.
         rewritten: whether numbers in the graph have become computations.
@@ -104,7 +105,7 @@ class Sizes:
         self.larger: dict[Group, int] = {}
         self._decided: dict[InputSize, tuple[Group, dict[str, str]]] = {}
         self.notes: list[tuple[InputSize, str]] = []
-        self.doubts: dict[Group, tuple[int, int, Difference]] = {}
+        self.doubts: dict[Group, tuple[tuple[int, int], int, Difference]] = {}
         found: list[InputSize] = []
         for group in groups_of(inputs):
             found += self._try(group) if self._handed or (group.size == 1 and len(runs) == 1) else [self._told(group)]
@@ -256,13 +257,15 @@ class Sizes:
             return
         if (difference := self._unlike(others, group, low)) is None:
             return
-        other, least = low, group.size
+        taken, other, least = [low], low, group.size
         while least - other > 1:
             size = (other + least) // 2
             others = self._captured(group, size)
-            same = others is not None and self._unlike(others, group, size) is None
-            other, least = (other, size) if same else (size, least)
-        self.doubts[group] = low, least, difference
+            if others is not None and self._unlike(others, group, size) is None:
+                least = size
+            else:
+                taken, other = [*taken, size] if others is not None else taken, size
+        self.doubts[group] = (low, taken[-1]), least, difference
 
     def _unlike(self, others: list[CaptureRun], group: Group, size: int) -> Difference | None:
         pairs = zip(self._comparisons, others, strict=False)

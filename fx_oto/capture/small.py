@@ -70,7 +70,7 @@ def keep_small_out(
     gm: GraphModule,
     model: nn.Module,
     inputs: ExampleInputs,
-    doubts: Mapping[Group, tuple[int, int, Difference]],
+    doubts: Mapping[Group, tuple[tuple[int, int], int, Difference]],
     both_modes: bool,
     source: Callable[[int], str],
 ) -> set[Group]:
@@ -80,8 +80,8 @@ def keep_small_out(
         gm: the graph.
         model: what it was captured of.
         inputs: the example inputs.
-        doubts: of each size, the smallest that the model takes, the least at which code goes the same way, and what it
-            may decide by.
+        doubts: of each size, the smallest and the largest at which code goes another way, the least at which it does
+            not, and what it may decide by.
         both_modes: whether training is compared as well.
         source: the name of the node that is the input of a number.
 
@@ -89,8 +89,8 @@ def keep_small_out(
         The sizes that are checked now.
     """
     found: set[Group] = set()
-    for group, (smallest, least, difference) in doubts.items():
-        small = [resized(inputs, {group: size}) for size in sorted({smallest, least - 1})]
+    for group, (elsewhere, least, difference) in doubts.items():
+        small = [resized(inputs, {group: size}) for size in sorted(set(elsewhere))]
         modes = (False, True)[: 1 + both_modes]
         wrong = [mode for mode in modes if not all(_is_alike(gm, model, one, mode) for one in small)]
         if wrong:
