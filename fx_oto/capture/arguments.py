@@ -6,7 +6,7 @@ import copy
 import inspect
 import operator
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ __all__ = [
     "check_length",
     "check_same",
     "content_of",
+    "is_given",
     "is_int",
     "is_none",
     "is_so",
@@ -46,6 +47,11 @@ def length(value: Any) -> int:
 def is_none(value: Tensor | None) -> bool:
     """Whether an argument is left out, as a node of a graph."""
     return value is None
+
+
+def is_given(value: Tensor | None) -> bool:
+    """Whether an argument is not left out, as a node of a graph."""
+    return value is not None
 
 
 def is_so(value: bool, wanted: bool) -> bool:
@@ -101,6 +107,13 @@ class Arguments:
                 f"{_remedy(signature, inputs)}"
             ) from error
         return cls(signature, given)
+
+    def left_out(self) -> Iterator[tuple[str, ExampleInputs]]:
+        """Of each argument that is given, and need not be, its name, and the inputs without it."""
+        for name, value in self.given.items():
+            if value is not None and self.signature.parameters[name].default is None:
+                bound = inspect.BoundArguments(self.signature, {**self.given, name: None})
+                yield name, ExampleInputs(bound.args, bound.kwargs)
 
     def bind(self, run: Sheet) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Make the placeholders, then what the graph takes from them.
@@ -161,14 +174,6 @@ def check_same(run: Sheet, node: Node, value: Any, name: str) -> None:
     same.meta["val"], same.meta["is_wrapped"] = True, same.target is not operator.eq
     text = f"the graph was captured where {name} was {value!r}; trace it on such inputs"
     run.create("call_function", torch._assert, (same, text)).meta["val"] = None
-
-
-def check_given(run: Sheet, node: Node, name: str) -> None:
-    """Let the graph check that an argument is not left out, which many operators take: ``x.sum(None)``."""
-    given = run.create("call_function", operator.is_not, (node, None))
-    given.meta["val"] = True
-    text = f"the graph was captured where {name} was given; trace it on such inputs"
-    run.create("call_function", torch._assert, (given, text)).meta["val"] = None
 
 
 def check_length(run: Sheet, node: Node, count: int, name: str) -> None:
@@ -232,8 +237,6 @@ class _Binder:
             check_same(self.run, node, value, self.name)
             return value
         if type(value) in (int, float):
-            if node.op == "placeholder" and node.args == (None,):
-                check_given(self.run, node, self.name)
             return self.run.number_given(value, node, self.name)
         made = self._container(value, node)
         if made is not value and not isinstance(made, tuple):

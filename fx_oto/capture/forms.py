@@ -14,14 +14,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.fx.node import map_arg
 from torch.utils._pytree import tree_map_only
 
+from fx_oto.capture.arguments import Arguments, is_none
 from fx_oto.capture.orders import orders_that_matter
 from fx_oto.capture.refusals import unless_refused
 from fx_oto.capture.run import CaptureRun
 from fx_oto.core.context import ExampleInputs
 from fx_oto.core.fx_utils import behind
 from fx_oto.core.layouts import is_sparse
+from fx_oto.nn.checks import is_check
 
 __all__ = ["Forms"]
 
@@ -38,6 +41,7 @@ class Forms:
         types: with which types it does something else, of tensors by their number among the inputs.
         numbers: which of the numbers among the inputs that are.
         kinds: of which others it is whether they are whole numbers, of type ``int``.
+        given: arguments of which it is whether they are given.
         orders: arguments of which it is the order in which entries of dictionaries come.
     """
 
@@ -45,6 +49,7 @@ class Forms:
     types: dict[int, list[torch.dtype]]
     numbers: list[int]
     kinds: list[int]
+    given: list[str]
     orders: list[str]
 
     @classmethod
@@ -89,7 +94,10 @@ class Forms:
             elif (whole := with_(number, round(value))) and _goes_by(whole, with_(number, float(round(value)))):
                 kinds.append(number)
         ranks = runs[0].subject.reads_ranks and any(map(differs, _of_other_ranks(inputs)))
-        return cls(ranks, types, numbers, kinds, orders_that_matter(runs, inputs, again))
+        left_out = {name: unless_refused(again, one) for name, one in Arguments.of(runs[0].model, inputs).left_out()}
+        spelled = [_spelled(run) for run in runs]
+        named = [name for name, others in left_out.items() if others and list(map(_spelled, others)) != spelled]
+        return cls(ranks, types, numbers, kinds, named, orders_that_matter(runs, inputs, again))
 
     def of_other_types(self, inputs: ExampleInputs) -> Iterator[ExampleInputs]:
         """Inputs with which code does something else: it may cast these, and might as well cast all."""
@@ -98,13 +106,20 @@ class Forms:
 
     def fix(self, run: CaptureRun) -> None:
         """Let the graph of a run check them."""
-        run.fix_forms(self.ranks, self.types, self.numbers, self.kinds)
+        run.fix_forms(self.ranks, self.types, self.numbers, self.kinds, self.given)
         run.fix_orders(self.orders)
 
 
 def _calls(run: CaptureRun) -> list[tuple[str, str]]:
     """What is called, in order; numbers, which matter where they are read, aside."""
     return [(node.op, str(node.target)) for node in run.graph.nodes if not node.meta.get("is_number")]
+
+
+def _spelled(run: CaptureRun) -> list[tuple[str, str, str]]:
+    """The same with what is written out; checks of what is given aside."""
+    nodes = [node for node in run.graph.nodes if not (node.meta.get("is_number") or node.target is is_none)]
+    nodes = [node for node in nodes if not (is_check(node) and getattr(node.args[0], "target", None) is is_none)]
+    return [(node.op, str(node.target), str(map_arg((node.args, node.kwargs), lambda _: None))) for node in nodes]
 
 
 def _asked_for_types(run: CaptureRun) -> Iterator[int]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from fx_oto.capture.arguments import Arguments, is_none, is_so, length, sorted_keys
+from fx_oto.capture.arguments import Arguments, is_given, is_none, is_so, length, sorted_keys
 from fx_oto.capture.refusals import unless_refused
 from fx_oto.capture.run import CaptureRun
 from fx_oto.core.context import ExampleInputs
@@ -117,7 +117,7 @@ def _ends(numbered: dict[Node, int]) -> Counter[int]:
 
 def _in_order(numbered: dict[Node, int]) -> list[int]:
     """What code calls; entries are read, and keys are checked, before it runs."""
-    ours = (sorted_keys, length, is_none, is_so, operator.eq)
+    ours = (sorted_keys, length, is_given, is_none, is_so, operator.eq)
     called = (one for one in numbered.items() if not (one[0].target in ours or is_check(one[0])))
     return [number for node, number in called if not node.meta.get("is_number")]
 

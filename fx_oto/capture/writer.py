@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.graph_module import _assign_attr
 from torch.utils._pytree import tree_leaves
 
-from fx_oto.capture.arguments import is_int, keys_in_order, sorted_keys
+from fx_oto.capture.arguments import is_given, is_int, keys_in_order, sorted_keys
 from fx_oto.capture.calls import LISTS, is_numpys
 from fx_oto.capture.modes import without_modes
 from fx_oto.capture.names import CONSTANT
@@ -273,6 +273,7 @@ class Writer(Sheet):
         types: Mapping[int, Collection[torch.dtype]],
         numbers: Collection[int],
         kinds: Collection[int],
+        given: Collection[str],
     ) -> None:
         """Let the graph check what its code goes by.
 
@@ -281,6 +282,7 @@ class Writer(Sheet):
             types: with which types it does something else, of tensors by their number among the inputs.
             numbers: those among the inputs that have to be what they were.
             kinds: those that have to be whole, as they were, or not.
+            given: arguments that have to be given.
         """
         for number, tensor in enumerate(self.given_tensors()):
             source = self.places.get(id(self.fakes.of(tensor)))
@@ -306,7 +308,13 @@ class Writer(Sheet):
                 found = self._known(self.graph.call_function(is_int, (node,)), isinstance(value, int))
                 self._check(found, isinstance(value, int), _captured_where(what))
             found.meta["is_wrapped"] = True
-        self.rewritten = self.rewritten or ranks or bool(types or numbers or kinds)
+        for node in [one for one in self.graph.nodes if one.op == "placeholder" and one.target in given]:
+            with self.graph.inserting_before(node.next):
+                found = self._known(self.graph.call_function(is_given, (node,)), True)
+                what = f"{node.target} was given, and {_ELSE} without it"
+                self._known(self.graph.call_function(torch._assert, (found, _captured_where(what))), None)
+            found.meta["is_wrapped"] = True
+        self.rewritten = self.rewritten or ranks or bool(types or numbers or kinds or given)
         self.numbers_given = []
         self.drop_unread_numbers()
 

@@ -23,7 +23,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from fx_oto.capture.arguments import is_int, is_none, is_so, keys_in_order, length, sorted_keys
+from fx_oto.capture.arguments import is_given, is_int, is_none, is_so, keys_in_order, length, sorted_keys
 from fx_oto.capture.numbers import is_whole
 from fx_oto.capture.precision import complex_of, limit_of, real_of
 from fx_oto.core.handed import named_op
@@ -48,7 +48,7 @@ _OPERATORS = (
 _MATH = "ceil cos exp floor gcd isqrt lcm log log2 log10 pow prod sin sqrt trunc"
 _BUILTINS = "abs bool complex dict float getattr int len list max min round sum tuple"
 _OURS: tuple[Callable[..., Any], ...] = (
-    *(is_int, is_none, is_so, is_whole, keys_in_order, length, sorted_keys, times_each, times_ratio),
+    *(is_given, is_int, is_none, is_so, is_whole, keys_in_order, length, sorted_keys, times_each, times_ratio),
     *(complex_of, limit_of, real_of),
     *(checks.has_truth, checks.raise_unless),
     *(modes.by_mode, modes.holds_in, modes.written_in),

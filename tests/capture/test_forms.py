@@ -279,6 +279,54 @@ def test_a_number_that_is_left_out(first):
             gm(x, *given)
 
 
+class WithMask(nn.Module):
+    """Between two layers something may be done with a mask, (batch, length, length)."""
+
+    def __init__(self, code):
+        super().__init__()
+        self.first, self.last, self.code = nn.Linear(5, 12), nn.Linear(12, 4), code
+
+    def forward(self, x, mask=None):
+        return self.last(self.code(self.first(x).relu(), mask))
+
+
+attend = nn.functional.scaled_dot_product_attention
+LEFT_OUT = {
+    "attended otherwise": lambda h, mask: attend(h, h, h, mask) * (2 if mask is None else 1),
+    "another branch": lambda h, mask: h if mask is None else attend(h, h, h, mask),
+    "a bound": lambda h, mask: 2 * h if mask is None else h.clamp(max=mask[:, :, :1]),
+    "rows": lambda h, mask: h if mask is None else h[mask[:, :, 0] > 0].sum() + h,
+}
+LEFT_TO_TORCH = {
+    "attended": lambda h, mask: attend(h, h, h, mask),
+    "attended where given": lambda h, mask: attend(h, h, h, attn_mask=mask if mask is not None else None),
+    "not read": lambda h, mask: h,
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_what_code_does_something_else_without_must_be_given(name, training):
+    model, x, mask = WithMask(LEFT_OUT[name]).train(training), torch.randn(2, 3, 5), torch.randn(2, 3, 3)
+    gm = fx_oto.prepare(model, (x, mask))
+    fx_oto.partition(gm).zero_(0.5)
+    for graph in (gm, fx_oto.compress(gm)):
+        torch.testing.assert_close(graph(x, mask), model(x, mask))
+        for given in ((), (None,)):
+            with pytest.raises(AssertionError, match="mask was given, and the model's code does something else"):
+                graph(x, *given)
+
+
+@pytest.mark.parametrize("name", LEFT_TO_TORCH)
+def test_what_code_leaves_to_torch_may_be_left_out(name):
+    model, x, mask = WithMask(LEFT_TO_TORCH[name]), torch.randn(2, 3, 5), torch.randn(2, 3, 3)
+    gm = fx_oto.prepare(model, {"x": x, "mask": mask})
+    fx_oto.partition(gm).zero_(0.5)
+    for graph in (gm, fx_oto.compress(gm)):
+        torch.testing.assert_close(graph(x, mask=mask), model(x, mask))
+        torch.testing.assert_close(graph(x), model(x))
+
+
 @pytest.mark.parametrize(
     "given", [lambda n: (7, n), lambda n: [7, n], lambda n: {"steps": n}], ids=["tuple", "list", "dict"]
 )
