@@ -158,12 +158,12 @@ def _size_written_out(node: Node, dim: Any) -> Any:
     given = rest[0] if len(rest) == 1 and isinstance(rest[0], tuple | list) else rest
     if name in _SHAPING:
         return given[dim] if dim < len(given) else None
-    if name == "unflatten" and len(rest) == 2 and isinstance(rest[1], tuple | list):
+    if name == "unflatten" and len(rest) == 2 and isinstance(rest[0], int) and isinstance(rest[1], tuple | list):
         first = rest[0] % (value.ndim - len(rest[1]) + 1)
         return dict(enumerate(rest[1], first)).get(dim)
     if name == "permute" and len(given) == value.ndim:
         return _size_written_out(node, given[dim])
-    if name in _SWAPPING and len(rest) == 2:
+    if name in _SWAPPING and len(rest) == 2 and all(isinstance(one, int) for one in rest):
         swapped = [one % value.ndim for one in rest]
         return _size_written_out(node, swapped[1 - swapped.index(dim)] if dim in swapped else dim)
     return None

@@ -7,6 +7,7 @@ Numbers of dimensions, types and numbers that were given are plain once C code h
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -91,7 +92,9 @@ class Forms:
         for number, (_, value, _) in enumerate(runs[0].numbers_given):
             if any(_goes_by(runs, with_(number, other)) for other in _other_numbers(value)):
                 numbers.append(number)
-            elif (whole := with_(number, round(value))) and _goes_by(whole, with_(number, float(round(value)))):
+                continue
+            whole = round(value) if math.isfinite(value) else 1
+            if (found := with_(number, whole)) is not None and _goes_by(found, with_(number, float(whole))):
                 kinds.append(number)
         ranks = runs[0].subject.reads_ranks and any(map(differs, _of_other_ranks(inputs)))
         left_out = {name: unless_refused(again, one) for name, one in Arguments.of(runs[0].model, inputs).left_out()}

@@ -229,6 +229,14 @@ def test_a_number_that_the_graph_computes_with_may_be_any(name):
         torch.testing.assert_close(small(x=x, n=n), model(x=x, n=n), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("first", [math.inf, -math.inf, math.nan, 1.5])
+def test_numbers_that_are_not_finite(first):
+    model, x = Numbered(lambda model, h, n: h.masked_fill(h < 0.1, n).softmax(-1)), torch.randn(3, 5)
+    gm = fx_oto.prepare(model, (x, first))
+    for n in (math.inf, -math.inf, math.nan, 2, 0.5):
+        torch.testing.assert_close(gm(x, n), model(x, n), equal_nan=True)
+
+
 @pytest.mark.parametrize("function", [lambda model, h, t: h * math.exp(t), lambda model, h, t: h * int(t * 10)])
 def test_numbers_with_a_fraction(function):
     model, x = Numbered(function), torch.randn(3, 5)
