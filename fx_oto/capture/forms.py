@@ -2,7 +2,8 @@
 
 Code such as ``if x.dim() == 2: x = x[None]`` takes single examples as well, ``if mask.dtype == torch.bool`` masks of
 two kinds, ``for _ in range(steps)`` as many steps as it is told, and ``values()`` of a dictionary come in its order.
-Numbers of dimensions, types and numbers that were given are plain once C code has seen them.
+Numbers of dimensions, types and numbers that were given are plain once C code has seen them, ``isinstance`` and ``is
+None`` tell nobody that they are asked, and operators take ``None`` in the place of masks and bounds.
 """
 
 from __future__ import annotations
@@ -85,22 +86,22 @@ class Forms:
             if told_apart := [one for one in others if differs(_with_type(inputs, number, one))]:
                 types[number] = told_apart
 
-        def with_(number: int, value: float) -> _Runs | None:
+        def runs_with(number: int, value: float) -> _Runs | None:
             return unless_refused(with_number, (number, value))
 
         numbers, kinds = list[int](), list[int]()
         for number, (_, value, _) in enumerate(runs[0].numbers_given):
-            if any(_goes_by(runs, with_(number, other)) for other in _other_numbers(value)):
+            if any(_goes_by(runs, runs_with(number, other)) for other in _other_numbers(value)):
                 numbers.append(number)
                 continue
             whole = round(value) if math.isfinite(value) else 1
-            if (found := with_(number, whole)) is not None and _goes_by(found, with_(number, float(whole))):
+            if (found := runs_with(number, whole)) is not None and _goes_by(found, runs_with(number, float(whole))):
                 kinds.append(number)
         ranks = runs[0].subject.reads_ranks and any(map(differs, _of_other_ranks(inputs)))
-        left_out = {name: unless_refused(again, one) for name, one in Arguments.of(runs[0].model, inputs).left_out()}
+        without = {name: unless_refused(again, one) for name, one in Arguments.of(runs[0].model, inputs).left_out()}
         spelled = [_spelled(run) for run in runs]
-        named = [name for name, others in left_out.items() if others and list(map(_spelled, others)) != spelled]
-        return cls(ranks, types, numbers, kinds, named, orders_that_matter(runs, inputs, again))
+        needed = [name for name, others in without.items() if others and list(map(_spelled, others)) != spelled]
+        return cls(ranks, types, numbers, kinds, needed, orders_that_matter(runs, inputs, again))
 
     def of_other_types(self, inputs: ExampleInputs) -> Iterator[ExampleInputs]:
         """Inputs with which code does something else: it may cast these, and might as well cast all."""

@@ -205,8 +205,8 @@ class _Writer:
         if lost:
             raise InputError(
                 "this is not the model that was compressed, or a deep copy of it computes something else "
-                f"({lost[0]!r} is not computed any more), as one does whose "
-                "code calls layers in closures, or goes by what an earlier call has left: use the compact graph itself"
+                f"({lost[0]!r} is not computed any more), as one does whose code calls layers in closures, or goes by "
+                "what an earlier call has left: use the compact graph itself"
             )
         return code
 
